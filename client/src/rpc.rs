@@ -1,0 +1,1 @@
+//! Requests and answers over long-lived QUIC streams ("lanes"), multiplexed and coalesced.

@@ -1,0 +1,1 @@
+//! Helpers that the scenario and end-to-end tests share.
