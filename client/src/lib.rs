@@ -1,8 +1,12 @@
-//! Client of Quorate, a leaderless key-value cluster.
+//! Client of Quorate, a leaderless key-value cluster. So far: what clients and nodes share.
 
-pub mod codec;
 pub mod ids;
 pub mod options;
+pub mod wire;
+
+pub mod codec;
+pub mod frame;
+pub mod quic;
 pub mod random;
 pub mod rpc;
-pub mod wire;
+pub mod tls;

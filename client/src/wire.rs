@@ -135,11 +135,19 @@ pub enum LayoutCommand {
     },
     /// Forgets what is staged.
     Revert,
-    /// Makes what is staged the layout of this version.
+    /// Makes what is staged the layout of this version. The answer is a report also when only a minority of the members could
+    /// be reached: they have then accepted it for ever, and [`LayoutReport::current`] still has the version before.
     Apply {
         /// Must be the current version plus one: so that what was looked at is what is applied.
         version: LayoutVersion,
     },
+}
+
+impl LayoutCommand {
+    /// Whether it changes anything, be it only what is staged.
+    pub fn changes(&self) -> bool {
+        !matches!(self, Self::Show)
+    }
 }
 
 /// A node's answer.
