@@ -1,0 +1,721 @@
+//! The client: connecting, and carrying one request through its attempts.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::AsyncUdpSocket;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::codec;
+use crate::config;
+use crate::error::{Error, Tried};
+use crate::ids::{LayoutVersion, NodeId};
+use crate::options::{Profile, Quorum, RequestOptions, TIMEOUT_DEFAULT, TIMEOUT_MAX};
+use crate::pool::{Pool, Transport};
+use crate::quic::{self, Link, Seams};
+use crate::random::Random;
+use crate::read::{Cause, Read};
+use crate::request::{Delete, Get, Put, Update};
+use crate::retry::{Budget, End, Kind, Next, Outcome, Plan, Unknown};
+use crate::route::{self, Destination, Order, Routes, Target};
+use crate::rpc::{CallError, class};
+use crate::scan::Scanner;
+use crate::tls::{self, Credentials};
+use crate::value::{IntoChange, IntoValue};
+use crate::wire::{
+    ALPN_CLIENT, Failure, LayoutCommand, Located, NodeStatus, NotApplied, Reply, Request, RequestBody, Response,
+    RouteTable,
+};
+
+/// A connection to a cluster. Clones share everything; it can be used from many tasks at once.
+///
+/// ```no_run
+/// use quorate_client::{Blind, Client, Quorum};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let db = Client::from_config("client.toml")?.connect().await?;
+/// db.put("greeting", "hello", Blind).await?;
+/// let read = db.get("greeting").r(Quorum::All).await?;
+/// assert_eq!(read.one()?, "hello");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    transport: Arc<dyn Transport>,
+    seeds: Vec<Seed>,
+    /// What the seeds' names were last resolved to.
+    seed_addrs: Mutex<Vec<SocketAddr>>,
+    routes: RwLock<Option<Arc<Routes>>>,
+    budget: Mutex<Budget>,
+    random: Random,
+    defaults: Defaults,
+}
+
+/// What requests ask for unless they say otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Defaults {
+    pub(crate) r: Quorum,
+    pub(crate) w: Quorum,
+    pub(crate) strict: bool,
+    pub(crate) timeout: Duration,
+}
+
+impl Client {
+    /// Begins with the nodes to ask first: addresses, or `host:port` texts that are resolved when they are needed.
+    ///
+    /// One reachable seed is enough; the cluster then tells where all the others are.
+    pub fn builder<S: Into<Seed>>(seeds: impl IntoIterator<Item = S>) -> ClientBuilder {
+        ClientBuilder {
+            seeds: seeds.into_iter().map(Into::into).collect(),
+            credentials: None,
+            r: Profile::default().r(),
+            w: Profile::default().w(),
+            strict: Profile::default().strict(),
+            timeout: TIMEOUT_DEFAULT,
+            connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            seams: None,
+            socket: None,
+        }
+    }
+
+    /// Begins with a file as `quorate dev` and `quorate cert client` write it: TOML with `seeds`, the paths `ca`, `cert` and
+    /// `key` (relative to the file), and if wanted `profile` and `timeout_ms`.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] when a file cannot be read or holds something else; the text names the file.
+    pub fn from_config(path: impl AsRef<Path>) -> Result<ClientBuilder, Error> {
+        config::read(path.as_ref())
+    }
+
+    /// Begins with the cluster that `quorate dev` runs on this machine: its file is `client.toml` in the directory
+    /// `QUORATE_DEV_DIR`, or in `quorate/dev` of the user's state directory.
+    ///
+    /// # Errors
+    /// As [`from_config`](Self::from_config); most likely because no such cluster runs.
+    pub fn from_dev() -> Result<ClientBuilder, Error> {
+        let file = config::dev_file()?;
+        if !file.exists() {
+            return Err(Error::misuse(format!("{} is not there: start a cluster with `quorate dev`", file.display())));
+        }
+        config::read(&file)
+    }
+
+    /// Reads a key; await it. A key without a value is [`Error::NotFound`].
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Get {
+        Get::new(self.clone(), key.as_ref())
+    }
+
+    /// Writes a key; await it. It replaces what its cause has seen, and stands as a sibling beside anything else.
+    ///
+    /// Bytes and text are stored as they are; wrap anything else as [`Typed(&value)`](crate::Typed).
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl IntoValue, cause: impl Into<Cause>) -> Put {
+        Put::new(self.clone(), key.as_ref(), value.into_value(), cause.into())
+    }
+
+    /// Deletes what its cause has seen of a key; await it. Values that the cause has not seen stay.
+    ///
+    /// A delete that has seen nothing would delete nothing. So with [`Blind`](crate::Blind) it reads the key first, and deletes
+    /// what that read has seen. A cause that saw no value gives [`Error::NotFound`] without a request.
+    pub fn delete(&self, key: impl AsRef<[u8]>, cause: impl Into<Cause>) -> Delete {
+        Delete::new(self.clone(), key.as_ref(), cause.into())
+    }
+
+    /// Reads a key, lets `change` make a new value of what is there, and writes it; await it. If another writer was faster,
+    /// it does so again, a bounded number of times, and ends in [`Error::Contended`] rather than with a false success.
+    ///
+    /// `change` sees all siblings (none if the key is absent) and must merge them: what it returns replaces them all. It may
+    /// run several times; what it then sees, and what that means for a change that must not be made twice, is said at
+    /// [`Update`].
+    pub fn update<'a, C: IntoChange>(
+        &self,
+        key: impl AsRef<[u8]>,
+        mut change: impl FnMut(&Read) -> C + Send + 'a,
+    ) -> Update<'a> {
+        Update::new(self.clone(), key.as_ref(), Box::new(move |read| change(read).into_change()))
+    }
+
+    /// Reads all keys, partition by partition, page by page.
+    pub fn scan(&self) -> Scanner {
+        Scanner::new(self.clone())
+    }
+
+    /// Where a key lives, as some node sees it.
+    ///
+    /// # Errors
+    /// As every request that changes nothing.
+    pub async fn locate(&self, key: impl AsRef<[u8]>) -> Result<Located, Error> {
+        let key = Bytes::copy_from_slice(key.as_ref());
+        match self.request(RequestBody::Locate { key: key.into() }, RequestOptions::default()).await? {
+            Reply::Located(located) => Ok(located),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the node at an address knows of itself and its peers.
+    ///
+    /// # Errors
+    /// As every request that changes nothing.
+    pub async fn status_at(&self, addr: impl Into<Seed>) -> Result<NodeStatus, Error> {
+        match self.request_at(addr, RequestBody::Status, RequestOptions::default()).await? {
+            Reply::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The members that the client knows of, by its route table; none before a cluster has its first layout.
+    pub fn nodes(&self) -> Vec<(NodeId, SocketAddr)> {
+        self.routes().map(|routes| routes.table().members.clone()).unwrap_or_default()
+    }
+
+    /// The route table that the client goes by, if the cluster has a layout.
+    pub fn route_table(&self) -> Option<RouteTable> {
+        self.routes().map(|routes| routes.table().clone())
+    }
+
+    /// Sends any request to the node that suits it best: for tools.
+    ///
+    /// The body is sent as it is, without the client's default quorums. Requests for a key or a partition go to its
+    /// primaries, others to any node, with the same retries as everything else.
+    ///
+    /// # Errors
+    /// See [`Error`]; what a reply means is for the caller to judge.
+    pub async fn request(&self, body: RequestBody, options: RequestOptions) -> Result<Reply, Error> {
+        self.exchange(body, options.timeout.unwrap_or(self.inner.defaults.timeout), None).await
+    }
+
+    /// Sends any request to one node and no other, be it a member or not: for tools.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request), and [`Error::Misuse`] when the text is not an address or has no such name.
+    pub async fn request_at(
+        &self,
+        addr: impl Into<Seed>,
+        body: RequestBody,
+        options: RequestOptions,
+    ) -> Result<Reply, Error> {
+        let time = options.timeout.unwrap_or(self.inner.defaults.timeout);
+        let seed = addr.into();
+        let addrs = match timeout(time, seed.resolve()).await {
+            Ok(resolved) => resolved?,
+            Err(_) => return Err(Error::misuse(format!("the name in {:?} was not resolved in time", seed.0))),
+        };
+        let targets = addrs.into_iter().map(|addr| Target { node: None, addr }).take(1).collect();
+        self.exchange(body, time, Some(targets)).await
+    }
+
+    /// Ends all connections and waits for a moment until the nodes know. Requests under way fail; dropping the last clone
+    /// does the same without waiting.
+    pub async fn close(self) {
+        self.inner.transport.closed().await;
+    }
+
+    pub(crate) fn defaults(&self) -> Defaults {
+        self.inner.defaults
+    }
+
+    pub(crate) fn random(&self) -> &Random {
+        &self.inner.random
+    }
+
+    pub(crate) fn with_transport(
+        transport: Arc<dyn Transport>,
+        seeds: Vec<Seed>,
+        random: Random,
+        defaults: Defaults,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                transport,
+                seeds,
+                seed_addrs: Mutex::default(),
+                routes: RwLock::default(),
+                budget: Mutex::new(Budget::new(Instant::now())),
+                random,
+                defaults,
+            }),
+        }
+    }
+
+    /// Finds a seed that answers, and gets the first route table if there is one.
+    pub(crate) async fn enter(&self, within: Duration) -> Result<(), Error> {
+        let started = Instant::now();
+        let mut targets = match timeout(within, self.resolve_seeds()).await {
+            Ok(resolved) => resolved?,
+            Err(_) => return Err(Error::misuse("the names of the seeds were not resolved in time")),
+        };
+        route::shuffle(&mut targets, &self.inner.random);
+        let left = within.saturating_sub(started.elapsed());
+        // A seed that is down must not delay those that are up, so all are dialled at once.
+        if let Some(first) = self.inner.transport.first_reachable(&targets, left / 2).await {
+            targets.swap(0, first);
+        }
+        let left = within.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
+        match self.exchange(RequestBody::Route, left, Some(targets)).await {
+            Ok(Reply::Route(table)) => {
+                self.learn(table);
+                Ok(())
+            }
+            Ok(other) => Err(unexpected(&other)),
+            // A cluster without a layout serves no data, but its layout can be made through this client.
+            Err(Error::NotApplied(NotApplied::NotServing { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries a request out: to the given targets, or to those that suit it.
+    pub(crate) async fn exchange(
+        &self,
+        body: RequestBody,
+        time: Duration,
+        only: Option<Vec<Target>>,
+    ) -> Result<Reply, Error> {
+        if time.is_zero() || time > TIMEOUT_MAX {
+            let allowed = TIMEOUT_MAX.as_secs();
+            return Err(Error::misuse(format!("a time-out of {time:?} is not possible, up to {allowed} s are")));
+        }
+        let fixed = only.is_some();
+        let targets = only.unwrap_or_else(|| self.targets(&body));
+        if targets.is_empty() {
+            return Err(Error::NoNodeReachable { tried: Vec::new() });
+        }
+        self.budget(Budget::deposit);
+        let mut plan = Plan::new(kind(&body), targets.len(), Instant::now(), time);
+        let request_id = self.inner.random.u64();
+        let (mut at, mut tried) = (0, Vec::new());
+        loop {
+            let layout = self.routes().map_or(LayoutVersion::NONE, |routes| routes.table().version);
+            // Borrowing the body would need a second type for the wire; its bytes are shared, not copied.
+            let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
+            let slice = plan.slice(Instant::now());
+            let called = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
+            let (outcome, what) = match self.judge(&body, called) {
+                Ok(reply) => return Ok(reply),
+                Err(failed) => failed,
+            };
+            tracing::debug!(request_id, target = %targets[at], what, "attempt failed");
+            tried.push(Tried { node: targets[at].to_string(), what });
+            let jitter = self.inner.random.u64();
+            match self.budget(|budget| plan.after(outcome, Instant::now(), jitter, budget)) {
+                Next::Try { candidate, after } => {
+                    at = candidate;
+                    // Even a sleep of nothing may take a tick of the timer.
+                    if !after.is_zero() {
+                        sleep(after).await;
+                    }
+                }
+                Next::GiveUp => break,
+            }
+        }
+        let end = plan.end(Instant::now());
+        if end == End::Unreachable && !fixed {
+            self.resolve_again();
+        }
+        Err(self.failed(end, &body, tried))
+    }
+
+    /// What an answer, or the lack of one, means.
+    fn judge(&self, body: &RequestBody, called: Result<Bytes, CallError>) -> Result<Reply, (Outcome, String)> {
+        let unknown = |why: String| (Outcome::Unknown(why.clone()), why);
+        let frame = called.map_err(|error| match error {
+            CallError::NotSent(why) => (Outcome::NotSent, why),
+            CallError::Unknown(why) => unknown(why),
+        })?;
+        let response: Response =
+            codec::decode(&frame).map_err(|error| unknown(format!("its answer is not understood: {error}")))?;
+        if let Some(table) = response.table {
+            self.learn(table);
+        }
+        match response.body {
+            Ok(reply) if answers(body, &reply) => Ok(reply),
+            Ok(reply) => Err(unknown(unexpected(&reply).to_string())),
+            Err(Failure::NotApplied(refusal)) => {
+                let what = refusal.to_string();
+                Err((Outcome::Refused(refusal), what))
+            }
+            Err(Failure::Indeterminate { need, acks, why, .. }) => {
+                let what = format!("outcome unknown: {why}");
+                Err((Outcome::Indeterminate(Unknown { need: Some(need), acks, why }), what))
+            }
+        }
+    }
+
+    fn failed(&self, end: End, body: &RequestBody, tried: Vec<Tried>) -> Error {
+        match end {
+            End::Refused(refusal) => refusal.into(),
+            End::NoAnswer(waited) => Error::NoAnswer { waited, tried },
+            End::Unreachable => Error::NoNodeReachable { tried },
+            End::Indeterminate(Unknown { need, acks, why }) => match body {
+                RequestBody::Write(write) => {
+                    let n = self.routes().map(|routes| routes.table().n);
+                    let need = need.or_else(|| Some(write.w?.count(n?)));
+                    Error::Indeterminate { op_id: write.op_id, need, acks, why }
+                }
+                _ => Error::OutcomeUnknown { why },
+            },
+        }
+    }
+
+    /// Whom to ask: the coordinators that the table names, then some seeds, which may know a newer table.
+    fn targets(&self, body: &RequestBody) -> Vec<Target> {
+        let (destination, order) = match body {
+            RequestBody::Write(write) => (Destination::Key(&write.key), Order::Best),
+            RequestBody::Read(read) => (Destination::Key(&read.key), Order::Spread),
+            RequestBody::Locate { key } => (Destination::Key(key), Order::Spread),
+            RequestBody::Scan(scan) => (Destination::Partition(scan.partition), Order::Spread),
+            RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) => (Destination::Any, Order::Spread),
+        };
+        let routes = self.routes();
+        let failing = |addr| self.inner.transport.failing(addr);
+        let mut targets = route::coordinators(routes.as_ref(), destination, order, &self.inner.random, failing);
+        let seeds = self.inner.seed_addrs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut seeds: Vec<Target> = (seeds.into_iter())
+            .filter(|seed| targets.iter().all(|target| target.addr != *seed))
+            .map(|addr| Target { node: None, addr })
+            .collect();
+        route::shuffle(&mut seeds, &self.inner.random);
+        seeds.sort_by_key(|seed| failing(seed.addr));
+        seeds.truncate(if targets.is_empty() { SEEDS_MAX } else { SEEDS_BESIDE_TABLE });
+        targets.extend(seeds);
+        targets
+    }
+
+    /// Takes a route table over if it is newer and well formed.
+    pub(crate) fn learn(&self, table: RouteTable) {
+        if self.routes().is_some_and(|routes| routes.table().version >= table.version) {
+            return;
+        }
+        match Routes::check(table) {
+            Ok(newer) => {
+                let mut routes = self.inner.routes.write().unwrap_or_else(PoisonError::into_inner);
+                if routes.as_ref().is_none_or(|routes| routes.table().version < newer.table().version) {
+                    tracing::debug!(version = %newer.table().version, "new route table");
+                    *routes = Some(Arc::new(newer));
+                }
+            }
+            Err(why) => tracing::warn!(why, "a node sent a malformed route table; it is ignored"),
+        }
+    }
+
+    fn routes(&self) -> Option<Arc<Routes>> {
+        self.inner.routes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn budget<T>(&self, with: impl FnOnce(&mut Budget) -> T) -> T {
+        with(&mut self.inner.budget.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Resolves the seeds and remembers what they mean.
+    async fn resolve_seeds(&self) -> Result<Vec<Target>, Error> {
+        let (mut addrs, mut trouble) = (Vec::new(), None);
+        for seed in &self.inner.seeds {
+            match seed.resolve().await {
+                Ok(more) => addrs.extend(more),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        addrs.sort_unstable();
+        addrs.dedup();
+        addrs.truncate(SEEDS_MAX);
+        match (addrs.is_empty(), trouble) {
+            (true, Some(error)) => return Err(error),
+            (true, None) => return Err(Error::misuse("a client needs at least one seed")),
+            (false, _) => {}
+        }
+        *self.inner.seed_addrs.lock().unwrap_or_else(PoisonError::into_inner) = addrs.clone();
+        Ok(addrs.into_iter().map(|addr| Target { node: None, addr }).collect())
+    }
+
+    /// Nobody could be reached: the names of the seeds may mean other addresses by now. Not waited for.
+    fn resolve_again(&self) {
+        if self.inner.seeds.iter().all(|seed| seed.0.parse::<SocketAddr>().is_ok()) {
+            return;
+        }
+        let client = self.clone();
+        tokio::spawn(async move {
+            // It stays as it was if this fails, and is tried again after the next failure.
+            let _ = timeout(CONNECT_TIMEOUT_DEFAULT, client.resolve_seeds()).await;
+        });
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("seeds", &self.inner.seeds).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.transport.close();
+    }
+}
+
+/// How a client is made; see [`Client::builder`].
+#[must_use = "it does nothing until `connect` is awaited"]
+pub struct ClientBuilder {
+    seeds: Vec<Seed>,
+    credentials: Option<Credentials>,
+    r: Quorum,
+    w: Quorum,
+    strict: bool,
+    timeout: Duration,
+    connect_timeout: Duration,
+    seams: Option<Seams>,
+    socket: Option<Arc<dyn AsyncUdpSocket>>,
+}
+
+impl ClientBuilder {
+    /// The certificate with which the client shows who it is, and the authority that it trusts. There is no client without.
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
+        self
+    }
+
+    /// What requests ask for unless they say otherwise; sets R, W and strictness together.
+    pub fn profile(self, profile: Profile) -> Self {
+        self.r(profile.r()).w(profile.w()).strict(profile.strict())
+    }
+
+    /// How many replicas must answer a read.
+    pub fn r(mut self, r: Quorum) -> Self {
+        self.r = r;
+        self
+    }
+
+    /// How many replicas must hold a write before it is acknowledged.
+    pub fn w(mut self, w: Quorum) -> Self {
+        self.w = w;
+        self
+    }
+
+    /// Whether only primaries count for R and W.
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// How long a request may take, retries included: 1 s if nothing is said, 5 minutes at most.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long [`connect`](Self::connect) may take: 5 s if nothing is said.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Replaces what QUIC and TLS take from the system: for simulations.
+    pub fn seams(mut self, seams: Seams) -> Self {
+        self.seams = Some(seams);
+        self
+    }
+
+    /// Uses this socket instead of binding one: for simulations.
+    pub fn socket(mut self, socket: Arc<dyn AsyncUdpSocket>) -> Self {
+        self.socket = Some(socket);
+        self
+    }
+
+    /// Reaches the cluster through any seed and learns where everything is. A cluster that has no layout yet can be
+    /// connected to as well: that is how it gets one.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] without seeds or credentials, with an expired certificate or impossible defaults;
+    /// [`Error::NoNodeReachable`] when no seed answers.
+    pub async fn connect(self) -> Result<Client, Error> {
+        let seams = self.seams.clone().unwrap_or_else(Seams::system);
+        for seed in &self.seeds {
+            seed.check()?;
+        }
+        if self.seeds.is_empty() {
+            return Err(Error::misuse(
+                "a client needs at least one seed: the address of some node, as in `10.0.0.1:7070`",
+            ));
+        }
+        for (what, time) in [("time-out", self.timeout), ("time-out for connecting", self.connect_timeout)] {
+            if time.is_zero() || time > TIMEOUT_MAX {
+                let allowed = TIMEOUT_MAX.as_secs();
+                return Err(Error::misuse(format!("a {what} of {time:?} is not possible, up to {allowed} s are")));
+            }
+        }
+        if self.r.count(1) == 0 || self.w.count(1) == 0 {
+            return Err(Error::misuse("R and W must be at least 1"));
+        }
+        let Some(credentials) = &self.credentials else {
+            return Err(Error::misuse(
+                "a client needs credentials: `quorate cert client` makes them, `tls::Credentials::from_pem` reads them",
+            ));
+        };
+        credentials.check_validity((seams.wall_clock)()).map_err(|error| Error::misuse(error.to_string()))?;
+        let misuse = |error: &dyn fmt::Display| Error::misuse(error.to_string());
+        let config =
+            tls::client_config(&seams, credentials, ALPN_CLIENT, Link::Client).map_err(|error| misuse(&error))?;
+        let socket = match &self.socket {
+            Some(socket) => socket.clone(),
+            None => quic::bind_system(self.any_address()).map_err(|error| misuse(&error))?,
+        };
+        let endpoint = quic::endpoint(&seams, socket, None).map_err(|error| misuse(&error))?;
+        let pool = Pool::new(endpoint, config, seams.random.fork());
+        let defaults = Defaults { r: self.r, w: self.w, strict: self.strict, timeout: self.timeout };
+        let client = Client::with_transport(Arc::new(pool), self.seeds, seams.random.fork(), defaults);
+        client.enter(self.connect_timeout).await?;
+        Ok(client)
+    }
+
+    /// IPv6 (which reaches IPv4 as well) only where a seed needs it: not every machine has it.
+    fn any_address(&self) -> SocketAddr {
+        let six = self.seeds.iter().any(|seed| seed.0.parse::<SocketAddr>().is_ok_and(|addr| addr.is_ipv6()));
+        let ip: IpAddr = if six { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        SocketAddr::new(ip, 0)
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seeds, r, w, strict, timeout, .. } = self;
+        let mut debug = f.debug_struct("ClientBuilder");
+        debug.field("seeds", seeds).field("r", r).field("w", w).field("strict", strict);
+        debug.field("timeout", timeout).finish_non_exhaustive()
+    }
+}
+
+/// Where to find a node: an address, or `host:port`, of which the name is resolved when it is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seed(String);
+
+impl Seed {
+    fn check(&self) -> Result<(), Error> {
+        let named = |(host, port): (&str, &str)| !host.is_empty() && !host.contains(':') && port.parse::<u16>().is_ok();
+        if self.0.parse::<SocketAddr>().is_ok() || self.0.rsplit_once(':').is_some_and(named) {
+            return Ok(());
+        }
+        Err(Error::misuse(format!(
+            "{:?} is not an address: `host:port`, `1.2.3.4:port` or `[::1]:port` is one",
+            self.0
+        )))
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
+        if let Ok(addr) = self.0.parse() {
+            return Ok(vec![addr]);
+        }
+        self.check()?;
+        let addrs: Vec<_> = match tokio::net::lookup_host(&self.0).await {
+            // A socket for IPv4 cannot reach the others, and there is one unless a seed is an IPv6 address itself.
+            Ok(addrs) => addrs.filter(SocketAddr::is_ipv4).take(SEEDS_MAX).collect(),
+            Err(error) => return Err(Error::misuse(format!("the name in {:?} cannot be resolved: {error}", self.0))),
+        };
+        if addrs.is_empty() {
+            return Err(Error::misuse(format!(
+                "{:?} has no IPv4 address; give an IPv6 address as `[..]:port`",
+                self.0
+            )));
+        }
+        Ok(addrs)
+    }
+}
+
+impl From<&str> for Seed {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<String> for Seed {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&String> for Seed {
+    fn from(text: &String) -> Self {
+        Self(text.clone())
+    }
+}
+
+impl From<SocketAddr> for Seed {
+    fn from(addr: SocketAddr) -> Self {
+        Self(addr.to_string())
+    }
+}
+
+impl fmt::Display for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn kind(body: &RequestBody) -> Kind {
+    match body {
+        RequestBody::Write(_) => Kind::Write,
+        RequestBody::Read(_)
+        | RequestBody::Scan(_)
+        | RequestBody::Route
+        | RequestBody::Locate { .. }
+        | RequestBody::Status
+        | RequestBody::Layout(LayoutCommand::Show) => Kind::Read,
+        RequestBody::Layout(
+            LayoutCommand::StageJoin { .. }
+            | LayoutCommand::StageSettings { .. }
+            | LayoutCommand::Revert
+            | LayoutCommand::Apply { .. },
+        ) => Kind::Command,
+    }
+}
+
+fn class_of(body: &RequestBody) -> u8 {
+    match body {
+        RequestBody::Scan(_) | RequestBody::Layout(_) => class::BULK,
+        RequestBody::Write(_)
+        | RequestBody::Read(_)
+        | RequestBody::Route
+        | RequestBody::Locate { .. }
+        | RequestBody::Status => class::REQUEST,
+    }
+}
+
+fn answers(body: &RequestBody, reply: &Reply) -> bool {
+    matches!(
+        (body, reply),
+        (RequestBody::Write(_), Reply::Written(_))
+            | (RequestBody::Read(_), Reply::Found(_))
+            | (RequestBody::Scan(_), Reply::Scanned(_))
+            | (RequestBody::Route, Reply::Route(_))
+            | (RequestBody::Locate { .. }, Reply::Located(_))
+            | (RequestBody::Status, Reply::Status(_))
+            | (RequestBody::Layout(_), Reply::Layout(_))
+    )
+}
+
+pub(crate) fn unexpected(reply: &Reply) -> Error {
+    let what = match reply {
+        Reply::Written(_) => "a write",
+        Reply::Found(_) => "a read",
+        Reply::Scanned(_) => "a scan",
+        Reply::Route(_) => "a question for routes",
+        Reply::Located(_) => "a question for a key's place",
+        Reply::Status(_) => "a question for its status",
+        Reply::Layout(_) => "a layout command",
+    };
+    Error::Codec { why: format!("the node answered {what}, which was not what it was asked") }
+}
+
+/// How long connecting may take: a cold start with some seeds that are down.
+const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// As many seeds are kept and dialled at once; more do not make it likelier that one is up.
+const SEEDS_MAX: usize = 8;
+
+/// Seeds that are asked after the members of the table: only they can help when all members have moved.
+const SEEDS_BESIDE_TABLE: usize = 2;

@@ -1,0 +1,407 @@
+//! Requests for one key: builders that are awaited.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::sleep;
+
+use crate::client::{Client, unexpected};
+use crate::error::Error;
+use crate::ids::OpId;
+use crate::options::Quorum;
+use crate::pool::BoxFuture;
+use crate::read::{Cause, Context, Known, Read, Written};
+use crate::retry::backoff;
+use crate::value::Change;
+use crate::wire::{self, KEY_LEN_MAX, NotApplied, Reply, RequestBody, VALUE_LEN_MAX};
+
+/// The key and what all requests for one have in common.
+#[derive(Clone)]
+struct Common {
+    client: Client,
+    key: Bytes,
+    r: Quorum,
+    w: Quorum,
+    strict: bool,
+    explain: bool,
+    timeout: Duration,
+}
+
+impl Common {
+    fn new(client: Client, key: &[u8]) -> Self {
+        let defaults = client.defaults();
+        Self {
+            key: Bytes::copy_from_slice(key),
+            r: defaults.r,
+            w: defaults.w,
+            strict: defaults.strict,
+            explain: false,
+            timeout: defaults.timeout,
+            client,
+        }
+    }
+
+    /// A read that may find nothing.
+    async fn read(&self) -> Result<Read, Error> {
+        self.check("R", self.r)?;
+        let body = RequestBody::Read(wire::Read {
+            key: self.key.clone().into(),
+            r: Some(self.r),
+            strict: self.strict,
+            explain: self.explain,
+        });
+        match self.client.exchange(body, self.timeout, None).await? {
+            Reply::Found(found) => Read::new(self.key.clone(), found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn write(&self, value: Option<Bytes>, context: Option<&Context>, op_id: OpId) -> Result<Written, Error> {
+        self.check("W", self.w)?;
+        if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
+            return Err(too_large("value", VALUE_LEN_MAX, len));
+        }
+        let body = RequestBody::Write(wire::Write {
+            key: self.key.clone().into(),
+            value: value.map(Into::into),
+            context: context.map(|context| context.to_bytes().into()),
+            op_id,
+            w: Some(self.w),
+            strict: self.strict,
+            explain: self.explain,
+        });
+        match self.client.exchange(body, self.timeout, None).await? {
+            Reply::Written(written) => Written::new(self.key.clone(), op_id, written),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What any node would refuse, without asking one.
+    fn check(&self, what: &str, quorum: Quorum) -> Result<(), Error> {
+        match self.key.len() {
+            0 => return Err(NotApplied::EmptyKey.into()),
+            1..=KEY_LEN_MAX => {}
+            len => return Err(too_large("key", KEY_LEN_MAX, len)),
+        }
+        if quorum == Quorum::Exactly(0) {
+            return Err(Error::misuse(format!("{what}=0 is not possible, {what} must be at least 1")));
+        }
+        Ok(())
+    }
+
+    fn new_op_id(&self) -> OpId {
+        OpId(self.client.random().u128())
+    }
+}
+
+/// Setters that builders share.
+macro_rules! settings {
+    (r) => {
+        /// How many replicas must answer the read.
+        pub fn r(mut self, r: Quorum) -> Self {
+            self.common.r = r;
+            self
+        }
+    };
+    (w) => {
+        /// How many replicas must hold the write before it is acknowledged.
+        pub fn w(mut self, w: Quorum) -> Self {
+            self.common.w = w;
+            self
+        }
+    };
+    (common) => {
+        /// Only primaries count: see [what each mode promises](crate#what-each-mode-promises).
+        pub fn strict(mut self) -> Self {
+            self.common.strict = true;
+            self
+        }
+
+        /// Fallbacks may stand in for primaries: undoes a client's strict default.
+        pub fn sloppy(mut self) -> Self {
+            self.common.strict = false;
+            self
+        }
+
+        /// How long it may take, retries included: more than nothing, at most 5 minutes.
+        pub fn timeout(mut self, timeout: Duration) -> Self {
+            self.common.timeout = timeout;
+            self
+        }
+    };
+    (explain) => {
+        /// Asks for the evidence: who was asked, in which role, what each said and when.
+        pub fn explain(mut self) -> Self {
+            self.common.explain = true;
+            self
+        }
+    };
+}
+
+/// A read; see [`Client::get`]. Await it.
+#[must_use = "it does nothing until it is awaited"]
+#[derive(Clone)]
+pub struct Get {
+    common: Common,
+}
+
+impl Get {
+    pub(crate) fn new(client: Client, key: &[u8]) -> Self {
+        Self { common: Common::new(client, key) }
+    }
+
+    settings!(r);
+    settings!(common);
+    settings!(explain);
+
+    /// Reads; nothing if the key has no value.
+    ///
+    /// # Errors
+    /// As awaiting it, except [`Error::NotFound`].
+    pub async fn optional(self) -> Result<Option<Read>, Error> {
+        Ok(Some(self.allow_absent().await?).filter(|read| !read.is_absent()))
+    }
+
+    /// Reads; a key without a value gives a [`Read`] without values, which is a good cause for its first put.
+    ///
+    /// # Errors
+    /// As awaiting it, except [`Error::NotFound`].
+    pub async fn allow_absent(self) -> Result<Read, Error> {
+        self.common.read().await
+    }
+}
+
+impl IntoFuture for Get {
+    type Output = Result<Read, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let read = self.allow_absent().await?;
+            if read.is_absent() { Err(read.not_found()) } else { Ok(read) }
+        })
+    }
+}
+
+/// A write; see [`Client::put`]. Await it.
+#[must_use = "it does nothing until it is awaited"]
+#[derive(Clone)]
+pub struct Put {
+    common: Common,
+    value: Result<Bytes, Error>,
+    cause: Cause,
+    op_id: Option<OpId>,
+}
+
+impl Put {
+    pub(crate) fn new(client: Client, key: &[u8], value: Result<Bytes, Error>, cause: Cause) -> Self {
+        Self { common: Common::new(client, key), value, cause, op_id: None }
+    }
+
+    settings!(w);
+    settings!(common);
+    settings!(explain);
+
+    /// Makes this the retry of an [indeterminate](Error::Indeterminate) write: give the same id, the same bytes and the same
+    /// cause, at most five minutes after the first attempt. Without it every put is a new write.
+    pub fn op_id(mut self, op_id: OpId) -> Self {
+        self.op_id = Some(op_id);
+        self
+    }
+}
+
+impl IntoFuture for Put {
+    type Output = Result<Written, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let context = self.cause.context_for(&self.common.key)?;
+            let op_id = self.op_id.unwrap_or_else(|| self.common.new_op_id());
+            self.common.write(Some(self.value?), context, op_id).await
+        })
+    }
+}
+
+/// A delete; see [`Client::delete`]. Await it.
+#[must_use = "it does nothing until it is awaited"]
+#[derive(Clone)]
+pub struct Delete {
+    common: Common,
+    cause: Cause,
+    op_id: Option<OpId>,
+}
+
+impl Delete {
+    pub(crate) fn new(client: Client, key: &[u8], cause: Cause) -> Self {
+        Self { common: Common::new(client, key), cause, op_id: None }
+    }
+
+    settings!(r);
+    settings!(w);
+    settings!(common);
+    settings!(explain);
+
+    /// As [`Put::op_id`]. It needs a cause other than [`Blind`](crate::Blind), since another read may see something else.
+    pub fn op_id(mut self, op_id: OpId) -> Self {
+        self.op_id = Some(op_id);
+        self
+    }
+}
+
+impl IntoFuture for Delete {
+    type Output = Result<Written, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let Self { common, cause, op_id } = self;
+            common.check("W", common.w)?;
+            let seen = match cause.context_for(&common.key)? {
+                Some(context) => {
+                    if let Known::Seen { absent: true, .. } = cause.0 {
+                        let (key, quorum) = (common.key.clone(), Default::default());
+                        return Err(Error::NotFound { key, context: context.clone(), quorum });
+                    }
+                    context.clone()
+                }
+                None if op_id.is_some() => {
+                    return Err(Error::misuse(
+                        "a blind delete cannot be retried with an operation id: it would delete what another read sees",
+                    ));
+                }
+                None => {
+                    let read = common.read().await?;
+                    if read.is_absent() {
+                        return Err(read.not_found());
+                    }
+                    read.context().clone()
+                }
+            };
+            common.write(None, Some(&seen), op_id.unwrap_or_else(|| common.new_op_id())).await
+        })
+    }
+}
+
+/// A bounded read-merge-write; see [`Client::update`]. Await it.
+///
+/// Each round reads the key, runs the function on what is there, and writes its result with that read as the cause. If the
+/// write's reply shows no other value, the update is done. If it shows siblings, another writer was concurrent, and the
+/// next round merges. In that round the function does not see its own earlier result, but in its place what that result
+/// was made from, beside what the other writers left: nothing that anybody wrote is left out, and its change is not made on
+/// top of itself. (Among values that are equal byte by byte it makes no difference which one was its own.) If the earlier
+/// result is gone from the key, somebody who saw it has merged it already, and the update is done.
+///
+/// So under contention the change is made at least once, and mostly just once: a rival may have merged an earlier result
+/// before it was replaced, and then the value that this rival wrote holds the change already. Where that would be wrong,
+/// make the change recognisable (a set of order numbers rather than a sum).
+///
+/// A write whose outcome is unknown is repeated with the same bytes and the same operation id, never made anew; if it stays
+/// unknown, the update ends in [`Error::Indeterminate`].
+///
+/// It gives the receipt of the last write, or nothing if the function decided to [keep](Change::Keep) what is there.
+#[must_use = "it does nothing until it is awaited"]
+pub struct Update<'a> {
+    common: Common,
+    change: ChangeFn<'a>,
+    rounds_max: u32,
+}
+
+/// What an update's function comes to.
+type ChangeFn<'a> = Box<dyn FnMut(&Read) -> Result<Change, Error> + Send + 'a>;
+
+impl<'a> Update<'a> {
+    pub(crate) fn new(client: Client, key: &[u8], change: ChangeFn<'a>) -> Self {
+        Self { common: Common::new(client, key), change, rounds_max: ROUNDS_MAX_DEFAULT }
+    }
+
+    settings!(r);
+    settings!(w);
+
+    /// Only primaries count: see [what each mode promises](crate#what-each-mode-promises).
+    pub fn strict(mut self) -> Self {
+        self.common.strict = true;
+        self
+    }
+
+    /// How long each read and each write of it may take, retries included.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.common.timeout = timeout;
+        self
+    }
+
+    /// How many rounds of read, merge and write are tried, at least one: 8 if nothing is said.
+    pub fn rounds_max(mut self, rounds: u32) -> Self {
+        self.rounds_max = rounds.max(1);
+        self
+    }
+}
+
+impl<'a> IntoFuture for Update<'a> {
+    type Output = Result<Option<Written>, Error>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self { common, mut change, rounds_max } = self;
+        Box::pin(async move {
+            let mut read = common.read().await?;
+            for round in 1..=rounds_max {
+                let value = match change(&read)? {
+                    Change::Keep => return Ok(None),
+                    Change::Put(value) => Some(value),
+                    Change::Delete => None,
+                };
+                let own = u32::from(value.is_some());
+                let written = common.write(value.clone(), Some(read.context()), common.new_op_id()).await?;
+                if written.siblings() <= own {
+                    return Ok(Some(written));
+                }
+                if round == rounds_max {
+                    break;
+                }
+                let random = common.client.random();
+                sleep(backoff(round - 1, random.u64())).await;
+                let now = common.read().await?;
+                match value {
+                    None => read = now,
+                    Some(value) => match without(now.siblings(), &value) {
+                        None => return Ok(Some(written)),
+                        Some(others) if others.is_empty() => return Ok(Some(written)),
+                        Some(others) => {
+                            let merged = read.siblings().iter().cloned().chain(others).collect();
+                            read = now.with_values(merged);
+                        }
+                    },
+                }
+            }
+            Err(Error::Contended { key: common.key, attempts: rounds_max })
+        })
+    }
+}
+
+/// All values but one that equals `own`; nothing if there is none such.
+fn without(values: &[Bytes], own: &Bytes) -> Option<Vec<Bytes>> {
+    let at = values.iter().position(|value| value == own)?;
+    Some(values[..at].iter().chain(&values[at + 1..]).cloned().collect())
+}
+
+fn too_large(what: &str, limit: usize, got: usize) -> Error {
+    NotApplied::TooLarge { what: what.into(), limit: limit as u64, got: got as u64 }.into()
+}
+
+macro_rules! debug_as_request {
+    ($($request:ty),*) => {$(
+        impl fmt::Debug for $request {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($request)).field("key", &self.common.key).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+debug_as_request!(Get, Put, Delete, Update<'_>);
+
+/// With the pauses between them, eight rounds last about a second: enough for some ten writers that compete for one key.
+const ROUNDS_MAX_DEFAULT: u32 = 8;
