@@ -1,0 +1,182 @@
+//! What an operator has staged for the first layout, and the layout that it makes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
+use quorate_client::options::Quorum;
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Layout, LayoutHash, Member};
+
+/// Members and settings that were staged and not applied yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    members: BTreeMap<NodeId, StagedMember>,
+    n: Option<u8>,
+    partitions: Option<u16>,
+    r: Option<u8>,
+    w: Option<u8>,
+}
+
+/// A member that is to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagedMember {
+    /// Its disk, as it said itself.
+    pub disk: DiskId,
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its failure domain.
+    pub zone: String,
+    /// Its share of the data.
+    pub weight: u32,
+}
+
+/// Replicas of each record, if nothing else is staged: the least number of which one may be down while a majority stands.
+pub const DEFAULT_N: u8 = 3;
+/// Partitions, if nothing else is staged: enough to balance some twenty members, few enough to walk over.
+pub const DEFAULT_PARTITIONS: u16 = 1024;
+
+impl Staged {
+    /// Whether nothing is staged.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// How many members are staged.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Stages a member; one that was staged by that name before is replaced.
+    pub fn join(&mut self, node: NodeId, member: StagedMember) {
+        self.members.insert(node, member);
+    }
+
+    /// Stages settings; what is absent stays as it is.
+    pub fn settings(&mut self, n: Option<u8>, partitions: Option<u16>, r: Option<u8>, w: Option<u8>) {
+        self.n = n.or(self.n);
+        self.partitions = partitions.or(self.partitions);
+        self.r = r.or(self.r);
+        self.w = w.or(self.w);
+    }
+
+    /// The first layout that this makes. The floors are a majority of N each unless they were staged.
+    pub fn layout(&self, cluster: ClusterId) -> Layout {
+        let n = self.n.unwrap_or(DEFAULT_N);
+        let majority = Quorum::Majority.count(n);
+        let member = |(node, member): (&NodeId, &StagedMember)| Member {
+            node: *node,
+            disk: member.disk,
+            token_seed: *node,
+            addr: member.addr,
+            zone: member.zone.clone(),
+            weight: member.weight,
+        };
+        Layout {
+            cluster,
+            version: LayoutVersion(1),
+            previous: LayoutHash::default(),
+            members: self.members.iter().map(member).collect(),
+            n,
+            partitions: self.partitions.unwrap_or(DEFAULT_PARTITIONS),
+            r: self.r.unwrap_or(majority),
+            w: self.w.unwrap_or(majority),
+        }
+    }
+}
+
+/// Things about a layout that are possible and deserve a second look.
+pub fn warnings(layout: &Layout) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let (n, count) = (usize::from(layout.n), layout.members.len());
+    if n == 1 && count > 0 {
+        warnings.push("N is 1: there is one copy of each record, and a lost disk loses its share of the data".into());
+    }
+    if n == 2 {
+        warnings
+            .push("N is 2: a majority is both replicas, so that any node that is down stops part of the writes".into());
+    }
+    let zones: BTreeSet<&str> = layout.members.iter().map(|member| member.zone.as_str()).collect();
+    if zones.len() > 1 && zones.len() < n {
+        warnings.push(format!(
+            "there are {} zones and N is {n}: some zones hold several replicas of a record, and may hold a majority",
+            zones.len()
+        ));
+    }
+    let held = usize::from(layout.partitions) * n / count.max(1);
+    if count > n && held < PARTITIONS_HELD_WARN {
+        warnings.push(format!(
+            "a member holds {held} partitions on average: with so few, one more or less is felt; more than {} partitions \
+             would be better, and their number never changes later",
+            layout.partitions
+        ));
+    }
+    warnings
+}
+
+/// Below this, one partition more or less is more than 2 % of a member's load.
+const PARTITIONS_HELD_WARN: usize = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_staged_has_its_default() {
+        let mut staged = Staged::default();
+        assert!(staged.is_empty());
+        staged.join(id(1), member(1, "a"));
+        assert!(!staged.is_empty());
+        let layout = staged.layout(ClusterId(7));
+        assert_eq!((layout.n, layout.partitions, layout.r, layout.w), (3, 1024, 2, 2));
+        assert_eq!(layout.problems().len(), 1, "{:?}", layout.problems());
+        staged.settings(Some(5), None, None, Some(4));
+        staged.settings(None, Some(64), None, None);
+        let layout = staged.layout(ClusterId(7));
+        assert_eq!((layout.n, layout.partitions, layout.r, layout.w), (5, 64, 3, 4));
+    }
+
+    #[test]
+    fn a_later_join_of_a_node_replaces_the_earlier_one() {
+        let mut staged = Staged::default();
+        for (i, zone) in [(2, "a"), (1, "a"), (2, "b")] {
+            staged.join(id(i), member(i, zone));
+        }
+        let layout = staged.layout(ClusterId(7));
+        let members: Vec<(NodeId, &str)> = layout.members.iter().map(|m| (m.node, m.zone.as_str())).collect();
+        assert_eq!(members, [(id(1), "a"), (id(2), "b")]);
+    }
+
+    #[test]
+    fn the_order_of_staging_does_not_change_the_hash() {
+        let (mut one, mut other) = (Staged::default(), Staged::default());
+        for i in 0..4 {
+            one.join(id(i), member(i, "a"));
+            other.join(id(3 - i), member(3 - i, "a"));
+        }
+        assert_eq!(one.layout(ClusterId(7)).hash(), other.layout(ClusterId(7)).hash());
+    }
+
+    #[test]
+    fn what_deserves_a_second_look_is_said() {
+        let mut staged = Staged::default();
+        for i in 0..4 {
+            staged.join(id(i), member(i, ["a", "b"][usize::from(i % 2)]));
+        }
+        assert!(warnings(&staged.layout(ClusterId(7)))[0].contains("there are 2 zones and N is 3"));
+        staged.settings(Some(1), Some(16), None, None);
+        let texts = warnings(&staged.layout(ClusterId(7)));
+        assert_eq!(texts.len(), 2, "{texts:?}");
+        assert!(texts[0].starts_with("N is 1") && texts[1].contains("4 partitions on average"), "{texts:?}");
+    }
+
+    fn id(i: u8) -> NodeId {
+        NodeId::new(&format!("n{i}")).expect("legal")
+    }
+
+    fn member(i: u8, zone: &str) -> StagedMember {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 7000 + u16::from(i)));
+        StagedMember { disk: DiskId(i.into()), addr, zone: zone.into(), weight: 1 }
+    }
+}
