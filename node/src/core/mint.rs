@@ -1,0 +1,129 @@
+//! What one coordinator does to one key when it mints, and one replica when it merges: the decisions, without store or locks.
+//!
+//! The caller holds the key's lock from reading the record until the new one is written, and remembers what was dropped
+//! *after* it is written (rule V6: an operation must never be remembered as superseded while its value is all there is).
+//!
+//! # What retries are guaranteed
+//!
+//! The exhaustive model test in `tests/record_model.rs` holds exactly these sentences. *Remembers* means: has neither
+//! restarted nor lost its copy since, and the operation has not left the bounded memory.
+//!
+//! - No retry, wherever and whenever it arrives, ever loses or replaces another write, and reads show one operation once.
+//! - A replica that has the operation, or remembers that it was superseded, mints nothing for its retry. So a retry at the
+//!   coordinator that minted it and remembers leaves no trace. (A retried delete may take a second dot: what it drops is the
+//!   same.)
+//! - A retry elsewhere, or after the coordinator forgot, may mint a second dot. If the operation had been superseded by then,
+//!   its value shows again beside its successor: never at a replica that remembers, and elsewhere until records have been
+//!   exchanged with a replica that remembers. If every replica that ever saw it superseded has forgotten, it is a sibling
+//!   until a client resolves it. A client therefore retries the same coordinator first, and gives up at half the window.
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::OpId;
+
+use super::record::{Dropped, Record};
+use super::version::{Actor, Context, Dot};
+
+/// Who mints in one partition, and how far it has counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Minter {
+    actor: Actor,
+    counter: u64,
+}
+
+impl Minter {
+    /// A new actor: it has minted nothing. Its incarnation must be freshly drawn (rule V1).
+    pub fn new(actor: Actor) -> Self {
+        Self { actor, counter: 0 }
+    }
+
+    /// Who it is.
+    pub fn actor(&self) -> Actor {
+        self.actor
+    }
+
+    /// Rule V5: whether the writer's context and the record know no later dot of this actor than its own counter.
+    ///
+    /// If they do, somebody else is or was this actor (memory rolled back or cloned, a forged context), and the next dot could
+    /// count as seen before it is minted: the node must draw a new actor.
+    pub fn is_ahead_of(&self, record: &Record, cause: &Context) -> bool {
+        cause.highest(&self.actor) <= self.counter && record.context.highest(&self.actor) <= self.counter
+    }
+
+    /// The next dot. One that is drawn and not used leaves a gap, which is harmless.
+    pub fn next_dot(&mut self) -> Dot {
+        self.counter =
+            self.counter.checked_add(1).expect("2^64 writes to one partition take longer than there is time");
+        Dot { actor: self.actor, counter: self.counter }
+    }
+}
+
+/// A write that was there already (rule V6).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repeated {
+    /// Its dot; the lowest one that is live, or else the one that is remembered.
+    pub dot: Dot,
+    /// What the writer has now seen.
+    pub context: Context,
+}
+
+/// A write that was minted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fresh {
+    /// The record to be written, and then to be sent to the others.
+    pub record: Record,
+    /// What the writer has now seen (rule V4).
+    pub context: Context,
+    /// What is to be remembered once the record is written.
+    pub dropped: Dropped,
+}
+
+/// Rule V6, the coordinator's first look: the operation among the record's siblings, or among those remembered as superseded.
+pub fn repeated(
+    record: &Record,
+    op_id: &OpId,
+    cause: &Context,
+    remembered: impl FnOnce(&OpId) -> Option<Dot>,
+) -> Option<Repeated> {
+    let mut dots = record.dots_of(op_id);
+    if dots.is_empty() {
+        dots.extend(remembered(op_id));
+    }
+    let dot = *dots.first()?;
+    Some(Repeated { dot, context: seen_by_writer(record, op_id, cause, &dots) })
+}
+
+/// Rules V2 and V4: mints `dot` for a write that [`repeated`] does not know.
+pub fn mint(mut record: Record, dot: Dot, op_id: OpId, value: Option<Blob>, cause: &Context) -> Fresh {
+    let dropped = record.mint(dot, op_id, value, cause);
+    let context = seen_by_writer(&record, &op_id, cause, &[dot]);
+    Fresh { record, context, dropped }
+}
+
+/// Rules V3 and V6: takes another replica's record. Returns what is to be remembered once the record is written, and whether
+/// it has to be.
+///
+/// An operation of which one dot has just turned out to be superseded is superseded as a whole: no replica shows what it
+/// remembers.
+pub fn merge(record: &mut Record, other: &Record, remembered: &dyn Fn(&OpId) -> bool) -> (Dropped, bool) {
+    let (mut dropped, mut changed) = record.merge(other, remembered);
+    if !dropped.writes.is_empty() {
+        let superseded: Vec<OpId> = dropped.writes.iter().map(|(_, op_id)| *op_id).collect();
+        let more = record.drop_operations(|op_id| superseded.contains(op_id));
+        changed |= !more.is_empty();
+        dropped.writes.extend(more);
+    }
+    (dropped, changed)
+}
+
+/// Rule V4: the writer has seen its own cause and its own write. Where the record holds nothing else, it may have the record's
+/// context: everything in that was superseded by this write or by something that has itself been superseded.
+fn seen_by_writer(record: &Record, op_id: &OpId, cause: &Context, dots: &[Dot]) -> Context {
+    if record.siblings.values().all(|sibling| sibling.op_id == *op_id) {
+        return record.context.clone();
+    }
+    let mut context = cause.clone();
+    for dot in dots {
+        context.insert(*dot);
+    }
+    context
+}

@@ -1,0 +1,477 @@
+//! Records: what a replica keeps for a key, and how two copies of it become one.
+//!
+//! The dotted causal container of Goncalves, Almeida, Baquero, Fonte, "Concise Server-Wide Causality Management for
+//! Eventually Consistent Data Stores" (2015), in the explicit-dot form:
+//!
+//! ```text
+//! { siblings: dot -> (value, op_id), .. | context: every dot that this record has ever had or been told of }
+//! ```
+//!
+//! A dot that the context covers and that is not among the siblings has been replaced or deleted. Invariant: the context
+//! covers every sibling's dot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use quorate_client::codec::Blob;
+use quorate_client::ids::OpId;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::compact::{Length, Sink, Source};
+use super::version::{Actor, Context, Dot};
+
+/// One of several concurrent values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sibling {
+    /// The value.
+    pub value: Blob,
+    /// The client's name for the write (rule V6).
+    pub op_id: OpId,
+    /// XXH3-64 of the value.
+    pub value_hash: u64,
+}
+
+impl Sibling {
+    /// Hashes the value.
+    pub fn new(value: Blob, op_id: OpId) -> Self {
+        let value_hash = xxh3_64(&value);
+        Self { value, op_id, value_hash }
+    }
+
+    /// What decides between two values of one dot, on every replica alike.
+    fn rank(&self) -> (u64, OpId) {
+        (self.value_hash, self.op_id)
+    }
+}
+
+/// What a replica keeps for a key. No siblings and a context left: a deleted key.
+///
+/// Laws: [`merge`](Self::merge) (with nothing superseded) is commutative, associative and idempotent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The live values by the dots of their writes.
+    pub siblings: BTreeMap<Dot, Sibling>,
+    /// What has been seen of the key; covers at least the siblings.
+    pub context: Context,
+}
+
+/// What one mint or merge dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Writes that are superseded: siblings that are gone now, and siblings of the other side that were not taken.
+    pub writes: Vec<(Dot, OpId)>,
+    /// Dots for which the two sides had different values. Must never happen; the greater value hash was kept.
+    pub incidents: Vec<Dot>,
+}
+
+impl Record {
+    /// Rule V2: drops what `cause` covers, joins `cause` and the new dot into the context, adds the value (none: a delete).
+    ///
+    /// Covering one dot of an operation covers all its dots that are present (rule V6). The caller holds the key's lock and
+    /// has just drawn `dot` from the node's current actor of the partition, which has every dot that it ever minted for this
+    /// key in this record (rule V1); so the context takes it as an entry of the vector.
+    pub fn mint(&mut self, dot: Dot, op_id: OpId, value: Option<Blob>, cause: &Context) -> Dropped {
+        let covered = self.siblings.iter().filter(|(dot, _)| cause.covers(dot));
+        let covered: BTreeSet<OpId> = covered.map(|(_, sibling)| sibling.op_id).collect();
+        let writes = self.drop_operations(|op_id| covered.contains(op_id));
+        self.context.join(cause);
+        self.context.advance(dot.actor, dot.counter);
+        if let Some(value) = value {
+            self.siblings.insert(dot, Sibling::new(value, op_id));
+        }
+        Dropped { writes, incidents: Vec::new() }
+    }
+
+    /// Rule V3: keeps the dots that both have and each dot that the other side's context does not cover; contexts join.
+    ///
+    /// Dots whose operation `superseded` knows are dropped as well (rule V6). Returns what was dropped and whether this record
+    /// changed.
+    pub fn merge(&mut self, other: &Record, superseded: &dyn Fn(&OpId) -> bool) -> (Dropped, bool) {
+        let (mut writes, mut incidents, mut changed) = (BTreeMap::new(), Vec::new(), false);
+        self.siblings.retain(|dot, sibling| {
+            let unknown_there = other.siblings.contains_key(dot) || !other.context.covers(dot);
+            let keep = unknown_there && !superseded(&sibling.op_id);
+            if !keep {
+                writes.insert(*dot, sibling.op_id);
+                changed = true;
+            }
+            keep
+        });
+        for (dot, theirs) in &other.siblings {
+            match self.siblings.get_mut(dot) {
+                Some(ours) if ours.rank() == theirs.rank() => {}
+                Some(ours) => {
+                    incidents.push(*dot);
+                    if theirs.rank() > ours.rank() {
+                        *ours = theirs.clone();
+                        changed = true;
+                    }
+                }
+                None if self.context.covers(dot) || superseded(&theirs.op_id) => {
+                    writes.insert(*dot, theirs.op_id);
+                }
+                None => {
+                    self.siblings.insert(*dot, theirs.clone());
+                    changed = true;
+                }
+            }
+        }
+        changed |= self.context.join(&other.context);
+        (Dropped { writes: writes.into_iter().collect(), incidents }, changed)
+    }
+
+    /// Drops the siblings of some operations; the context goes on covering them.
+    pub(crate) fn drop_operations(&mut self, superseded: impl Fn(&OpId) -> bool) -> Vec<(Dot, OpId)> {
+        let mut writes = Vec::new();
+        self.siblings.retain(|dot, sibling| {
+            let keep = !superseded(&sibling.op_id);
+            if !keep {
+                writes.push((*dot, sibling.op_id));
+            }
+            keep
+        });
+        writes
+    }
+
+    /// The dots that carry this operation, in order (rule V6).
+    pub fn dots_of(&self, op_id: &OpId) -> Vec<Dot> {
+        let of_op = self.siblings.iter().filter(|(_, sibling)| sibling.op_id == *op_id);
+        of_op.map(|(dot, _)| *dot).collect()
+    }
+
+    /// The values as a read shows them: in the order of their dots, those of one operation once.
+    pub fn values(&self) -> Vec<Blob> {
+        let mut shown = BTreeSet::new();
+        let once = self.siblings.values().filter(|sibling| shown.insert(sibling.op_id));
+        once.map(|sibling| sibling.value.clone()).collect()
+    }
+
+    /// How many values a read shows.
+    pub fn value_count(&self) -> usize {
+        match self.siblings.len() {
+            few @ 0..=1 => few,
+            _ => self.siblings.values().map(|sibling| sibling.op_id).collect::<BTreeSet<_>>().len(),
+        }
+    }
+
+    /// 128 bits of (key, dots, operations, value hashes, context): the same on two replicas exactly if they hold the same.
+    /// Digest reads and anti-entropy build on it.
+    pub fn digest(&self, key: &[u8]) -> u128 {
+        let mut hasher = Xxh3::new();
+        hasher.put_number(key.len() as u64);
+        hasher.put(key);
+        self.encode_with(&mut hasher, |hasher, sibling| hasher.put(&sibling.value_hash.to_be_bytes()));
+        hasher.digest128()
+    }
+
+    /// For disk and peers. Equal records are equal bytes; the checksum is the storage layer's.
+    ///
+    /// ```text
+    /// version u8 = 1 | context | siblings
+    ///   index of the dot's actor in the context | counter | operation, 16 bytes | value length | value
+    /// ```
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = Vec::with_capacity(self.encoded_len());
+        bytes.push(RECORD_VERSION);
+        self.encode_with(&mut bytes, |bytes, sibling| {
+            bytes.put_number(sibling.value.len() as u64);
+            bytes.put(&sibling.value);
+        });
+        bytes.into()
+    }
+
+    /// How many bytes [`encode`](Self::encode) makes.
+    pub fn encoded_len(&self) -> usize {
+        let mut length = Length(1);
+        self.encode_with(&mut length, |length, sibling| {
+            length.put_number(sibling.value.len() as u64);
+            length.0 += sibling.value.len();
+        });
+        length.0
+    }
+
+    /// What [`encode`](Self::encode) wrote. Values are slices of `bytes`, not copies.
+    ///
+    /// # Errors
+    /// When the bytes are of an unknown version or anything but the encoding of one record; the text says what is wrong. Any
+    /// bytes may be given; memory use is bounded.
+    pub fn decode(bytes: &Bytes) -> Result<Self, String> {
+        match bytes.first() {
+            None => return Err("the record is empty".into()),
+            Some(&RECORD_VERSION) => {}
+            Some(version) => {
+                return Err(format!("record version {version} is unknown, this node knows {RECORD_VERSION}"));
+            }
+        }
+        let mut source = Source::new(bytes.slice(1..));
+        let context = Context::decode(&mut source)?;
+        let actors = context.actors();
+        let count = source.number("the number of siblings")?;
+        if count > DECODED_SIBLINGS_MAX {
+            return Err(format!("{count} siblings are above the limit of {DECODED_SIBLINGS_MAX}"));
+        }
+        let mut siblings = BTreeMap::new();
+        let mut last = None;
+        for _ in 0..count {
+            let actor = sibling_actor(&actors, source.number("a sibling's actor")?)?;
+            let dot = Dot { actor, counter: source.number("a sibling's counter")? };
+            if last.is_some_and(|last| last >= dot) {
+                return Err(format!("sibling {dot} is out of order"));
+            }
+            if dot.counter == 0 || !context.covers(&dot) {
+                return Err(format!("sibling {dot} is not in the record's context"));
+            }
+            last = Some(dot);
+            let op_id = OpId(u128::from_be_bytes(source.array("an operation")?));
+            let len = source.number("a value's length")?;
+            siblings.insert(dot, Sibling::new(Blob(source.bytes(len, "a value")?), op_id));
+        }
+        source.end()?;
+        Ok(Self { siblings, context })
+    }
+
+    fn encode_with<S: Sink>(&self, sink: &mut S, value: impl Fn(&mut S, &Sibling)) {
+        self.context.encode(sink);
+        let actors = if self.siblings.is_empty() { Vec::new() } else { self.context.actors() };
+        sink.put_number(self.siblings.len() as u64);
+        for (dot, sibling) in &self.siblings {
+            let index = actors.binary_search(&dot.actor).expect("a record's context covers the dots of its siblings");
+            sink.put_number(index as u64);
+            sink.put_number(dot.counter);
+            sink.put(&sibling.op_id.0.to_be_bytes());
+            value(sink, sibling);
+        }
+    }
+}
+
+fn sibling_actor(actors: &[Actor], index: u64) -> Result<Actor, String> {
+    let actor = usize::try_from(index).ok().and_then(|index| actors.get(index)).copied();
+    actor.ok_or_else(|| format!("a sibling names actor {index} of {}", actors.len()))
+}
+
+/// The version of encoded records.
+const RECORD_VERSION: u8 = 1;
+/// The most siblings that are decoded: bounds memory (about 10 MiB beside the values) when the bytes are garbage. Coordinators
+/// mint up to 100, a merge joins those of at most 255.
+const DECODED_SIBLINGS_MAX: u64 = 1 << 16;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::version::tests::{actor, contexts, dot};
+    use super::*;
+
+    pub(crate) fn blob(text: &str) -> Blob {
+        Blob::copy_from(text.as_bytes())
+    }
+
+    const NOTHING: &dyn Fn(&OpId) -> bool = &|_| false;
+
+    fn merged(a: &Record, b: &Record) -> Record {
+        let mut merged = a.clone();
+        let (dropped, changed) = merged.merge(b, NOTHING);
+        assert_eq!(changed, merged != *a, "merge says whether it changed something");
+        assert_eq!(dropped.incidents, []);
+        merged
+    }
+
+    /// Three records that one history of mints and merges on three replicas has reached.
+    fn reachable() -> impl Strategy<Value = [Record; 3]> {
+        vec((0..3usize, 0..3usize, any::<bool>(), any::<bool>(), 0..4u8), 0..14).prop_map(|steps| {
+            let mut replicas = [Record::default(), Record::default(), Record::default()];
+            let mut counter = 0;
+            for (at, from, mint, blind, what) in steps {
+                let other = replicas[from].clone();
+                if mint {
+                    counter += 1;
+                    let cause = if blind { Context::new() } else { other.context };
+                    let value = (what > 0).then(|| blob(&counter.to_string()));
+                    replicas[at].mint(dot(at as u64, counter), OpId(u128::from(counter)), value, &cause);
+                } else {
+                    replicas[at].merge(&other, NOTHING);
+                }
+            }
+            replicas
+        })
+    }
+
+    #[test]
+    fn a_write_replaces_what_its_cause_covers_and_nothing_else() {
+        let mut record = Record::default();
+        record.mint(dot(0, 1), OpId(1), Some(blob("a")), &Context::new());
+        let seen = record.context.clone();
+        record.mint(dot(1, 1), OpId(2), Some(blob("b")), &Context::new());
+        assert_eq!(record.values(), [blob("a"), blob("b")]);
+        let dropped = record.mint(dot(2, 5), OpId(3), Some(blob("c")), &seen);
+        assert_eq!(dropped.writes, [(dot(0, 1), OpId(1))]);
+        assert_eq!(record.values(), [blob("b"), blob("c")]);
+        let dropped = record.mint(dot(2, 9), OpId(4), None, &record.context.clone());
+        assert_eq!(dropped.writes.len(), 2);
+        assert!(record.values().is_empty());
+        assert!(!record.context.is_empty(), "a deleted key keeps its context");
+        assert_eq!(record.context.len(), 3, "one entry an actor, also with gaps in its counters");
+    }
+
+    #[test]
+    fn a_deleted_value_does_not_come_back() {
+        let mut old = Record::default();
+        old.mint(dot(0, 1), OpId(1), Some(blob("a")), &Context::new());
+        let mut deleted = old.clone();
+        deleted.mint(dot(0, 2), OpId(2), None, &old.context);
+        let (dropped, changed) = deleted.merge(&old, NOTHING);
+        assert!(!changed);
+        assert_eq!(dropped.writes, [(dot(0, 1), OpId(1))], "a refused sibling is named");
+        assert!(merged(&old, &deleted).values().is_empty());
+    }
+
+    #[test]
+    fn one_operation_is_shown_once_and_covered_as_one() {
+        let mut record = Record::default();
+        record.mint(dot(0, 1), OpId(1), Some(blob("a")), &Context::new());
+        let seen = record.context.clone();
+        record.mint(dot(1, 1), OpId(1), Some(blob("a")), &Context::new());
+        record.mint(dot(1, 2), OpId(2), Some(blob("b")), &Context::new());
+        assert_eq!((record.values(), record.value_count()), (vec![blob("a"), blob("b")], 2));
+        assert_eq!(record.dots_of(&OpId(1)), [dot(0, 1), dot(1, 1)]);
+        record.mint(dot(2, 1), OpId(3), Some(blob("c")), &seen);
+        assert_eq!(record.dots_of(&OpId(1)), []);
+        assert_eq!(record.value_count(), 2);
+    }
+
+    #[test]
+    fn superseded_operations_are_dropped_from_both_sides() {
+        let one = |at, op_id| {
+            let mut record = Record::default();
+            record.mint(dot(at, 1), OpId(op_id), Some(blob("x")), &Context::new());
+            record
+        };
+        let mut record = one(0, 1);
+        let (dropped, changed) = record.merge(&one(1, 1), &|op_id| *op_id == OpId(1));
+        assert_eq!(dropped.writes, [(dot(0, 1), OpId(1)), (dot(1, 1), OpId(1))]);
+        assert!(changed && record.siblings.is_empty());
+        assert!(record.context.covers(&dot(0, 1)) && record.context.covers(&dot(1, 1)));
+    }
+
+    #[test]
+    fn both_sides_settle_on_one_value_of_an_impossible_dot() {
+        let with = |value| {
+            let mut record = Record::default();
+            record.mint(dot(0, 1), OpId(1), Some(blob(value)), &Context::new());
+            record
+        };
+        let (mut a, mut b) = (with("a"), with("b"));
+        let (here, changed_here) = a.merge(&b, NOTHING);
+        let (there, changed_there) = b.merge(&with("a"), NOTHING);
+        assert_eq!((here.incidents, there.incidents), (vec![dot(0, 1)], vec![dot(0, 1)]));
+        assert_eq!(a, b);
+        assert!(changed_here != changed_there, "exactly one side gave way");
+    }
+
+    #[test]
+    fn decoded_values_are_slices() {
+        let mut record = Record::default();
+        record.mint(dot(0, 1), OpId(1), Some(blob("a value")), &Context::new());
+        let bytes = record.encode();
+        let decoded = Record::decode(&bytes).expect("decodes");
+        assert!(bytes.as_ptr_range().contains(&decoded.values()[0].as_ptr()), "no copy was made");
+    }
+
+    #[test]
+    fn garbage_is_refused_with_a_reason() {
+        let mut record = Record::default();
+        record.mint(dot(0, 1), OpId(1), Some(blob("a")), &Context::new());
+        record.mint(dot(0, 2), OpId(2), Some(blob("b")), &Context::new());
+        let good = record.encode().to_vec();
+        let why = |bytes: Vec<u8>| Record::decode(&bytes.into()).expect_err("refused");
+        assert!(why(vec![]).contains("empty"));
+        assert!(why(vec![2]).contains("version 2"));
+        assert!(why([&good[..], &[0]].concat()).contains("follow"));
+        for len in 1..good.len() {
+            why(good[..len].to_vec());
+        }
+        // One sibling is 1 + 1 + 16 + 1 + 1 bytes; before the two stands their number.
+        let (head, siblings) = good.split_at(good.len() - 40);
+        assert!(why([head, &siblings[20..], &siblings[..20]].concat()).contains("out of order"));
+        let mut uncovered = good.clone();
+        uncovered[good.len() - 19] = 3;
+        assert!(why(uncovered).contains("not in the record's context"));
+        let mut stranger = good.clone();
+        stranger[good.len() - 20] = 1;
+        assert!(why(stranger).contains("actor 1 of 1"));
+        let mut many = head[..head.len() - 1].to_vec();
+        many.put_number(u64::MAX);
+        assert!(why(many).contains("above the limit"));
+    }
+
+    #[test]
+    fn digests_tell_keys_values_and_contexts_apart() {
+        let with = |value: Option<&str>, counter| {
+            let mut record = Record::default();
+            record.mint(dot(0, counter), OpId(1), value.map(blob), &Context::new());
+            record
+        };
+        let a = with(Some("a"), 1);
+        assert_eq!(a.digest(b"k"), with(Some("a"), 1).digest(b"k"));
+        for (other, key) in
+            [(&a, b"l"), (&with(Some("b"), 1), b"k"), (&with(Some("a"), 2), b"k"), (&with(None, 1), b"k")]
+        {
+            assert_ne!(a.digest(b"k"), other.digest(key));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merge_is_commutative_associative_and_idempotent([a, b, c] in reachable()) {
+            prop_assert_eq!(merged(&a, &b), merged(&b, &a));
+            prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
+            prop_assert_eq!(&merged(&a, &a), &a);
+            prop_assert_eq!(&merged(&merged(&a, &b), &b), &merged(&a, &b));
+        }
+
+        #[test]
+        fn reachable_records_keep_their_invariants(records in reachable()) {
+            for record in records {
+                let entries = record.context.len();
+                prop_assert!(record.siblings.keys().all(|dot| record.context.covers(dot)));
+                prop_assert!(entries <= 3, "one entry an actor, not {}", entries);
+                prop_assert_eq!(record.values().len(), record.value_count());
+            }
+        }
+
+        #[test]
+        fn records_come_back_from_their_bytes(records in reachable(), context in contexts()) {
+            for mut record in records {
+                record.context.join(&context);
+                let bytes = record.encode();
+                prop_assert_eq!(bytes.len(), record.encoded_len());
+                prop_assert_eq!(Record::decode(&bytes), Ok(record));
+            }
+        }
+
+        #[test]
+        fn any_bytes_decode_to_themselves_or_are_refused(
+            mut bytes in vec(prop_oneof![0..4u8, any::<u8>()], 0..60),
+            at in any::<prop::sample::Index>(),
+            to: u8,
+            records in reachable(),
+        ) {
+            bytes.insert(0, RECORD_VERSION);
+            let mut damaged = records[0].encode().to_vec();
+            let at = at.index(damaged.len());
+            damaged[at] = to;
+            for bytes in [bytes, damaged] {
+                if let Ok(record) = Record::decode(&bytes.clone().into()) {
+                    prop_assert_eq!(record.encode(), bytes::Bytes::from(bytes));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn actors_of_one_node_are_told_apart() {
+        assert_ne!(actor(0), actor(3));
+        assert_eq!(actor(0).node, actor(3).node);
+    }
+}
