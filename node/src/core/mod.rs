@@ -9,3 +9,7 @@ pub mod ring;
 pub mod staging;
 pub mod version;
 
+pub mod get;
+pub mod put;
+pub mod quorum;
+pub mod scan;

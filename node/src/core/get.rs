@@ -1,0 +1,464 @@
+//! One read quorum, as a state machine: of a key's record, or of a page of a partition.
+//!
+//! It asks the R best primaries, one more when one of them fails, and one more each time that the answer is late (a hedge).
+//! The first R answers decide. What arrives later serves the verdict on who is stale, and nothing else.
+//!
+//! Invariants: no replica is asked twice; there is exactly one reply and it comes before `Finished`; only answers of primaries
+//! can say that a key is absent, and a replica that refuses or fails never counts as one that holds nothing. The machine
+//! reads no clock and sends nothing: inputs are `on_*`, what to do comes back as [`GetAction`]s. Every question that it asks
+//! must be answered in the end ([`Get::on_answer`], [`Get::on_failed`], ..), so every call needs a deadline.
+
+use quorate_client::ids::NodeId;
+use quorate_client::wire::{Acks, Asked, NotApplied, Role};
+
+use super::quorum::{Said, Status, Tally};
+use super::record::Record;
+
+/// What the driver has to do next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GetAction {
+    /// Ask this replica.
+    Ask(NodeId),
+    /// Come back with [`Get::on_late`] and this token after the hedge delay, unless `Finished` came before.
+    HedgeAfterDelay(u32),
+    /// Answer the client: from [`Get::decisive`], or with this refusal.
+    Reply(Result<(), NotApplied>),
+    /// Everybody who was asked has answered: nothing will happen any more.
+    Finished,
+}
+
+/// A read that collects answers of type `T`.
+#[derive(Debug, Clone)]
+pub struct Get<T> {
+    tally: Tally,
+    /// Primaries that were not asked yet, best last.
+    spare: Vec<NodeId>,
+    answers: Vec<(NodeId, T)>,
+    /// How many of `answers` made the decision.
+    decisive: usize,
+    replied: bool,
+    decided_by: Option<NodeId>,
+    /// Grows with every hedge, so that a timer that was overtaken is known as such.
+    token: u32,
+    hedges: u32,
+}
+
+impl<T> Get<T> {
+    /// A read of `need` of the primaries, which are given best first: itself, then by who is up and near.
+    ///
+    /// Times are microseconds since the start of the request.
+    pub fn start(primaries: &[NodeId], need: u8, strict: bool, at_us: u64) -> (Self, Vec<GetAction>) {
+        let tally = Tally::new(primaries, need, strict);
+        let spare = primaries.iter().rev().copied().collect();
+        let answers = Vec::with_capacity(primaries.len());
+        let mut get =
+            Self { tally, spare, answers, decisive: 0, replied: false, decided_by: None, token: 0, hedges: 0 };
+        let mut actions: Vec<GetAction> = (0..need).filter_map(|_| get.ask_next(at_us)).collect();
+        actions.extend(get.hedge_later());
+        (get, actions)
+    }
+
+    /// A replica gave its record or page. Those that were not asked, or have answered, are ignored.
+    pub fn on_answer(&mut self, node: NodeId, answer: T, said: Said, at_us: u64) -> Vec<GetAction> {
+        if self.tally.awaited(node).is_none() {
+            return Vec::new();
+        }
+        self.tally.ack(node, said, at_us);
+        self.answers.push((node, answer));
+        if !self.replied {
+            self.decisive = self.answers.len();
+        }
+        let mut actions = Vec::new();
+        if !self.replied && self.tally.status() == Status::Met {
+            self.decided_by = Some(node);
+            actions.push(self.reply(Ok(())));
+        }
+        actions.extend(self.finished());
+        actions
+    }
+
+    /// A replica holds nothing of the key. From a fallback this is no answer.
+    pub fn on_absent(&mut self, node: NodeId, empty: T, at_us: u64) -> Vec<GetAction> {
+        match self.tally.awaited(node) {
+            Some(Role::Primary) => self.on_answer(node, empty, Said::Absent, at_us),
+            Some(Role::Fallback) => self.without(node, Said::NoInfo, at_us),
+            None => Vec::new(),
+        }
+    }
+
+    /// A replica refused, could not be asked, or its deadline has passed: the next one is asked.
+    pub fn on_failed(&mut self, node: NodeId, why: String, at_us: u64) -> Vec<GetAction> {
+        self.without(node, Said::Failed(why), at_us)
+    }
+
+    /// The hedge delay is over. A token that is not the newest is ignored.
+    pub fn on_late(&mut self, token: u32, at_us: u64) -> Vec<GetAction> {
+        if self.replied || token != self.token {
+            return Vec::new();
+        }
+        let Some(ask) = self.ask_next(at_us) else { return Vec::new() };
+        self.hedges += 1;
+        [ask].into_iter().chain(self.hedge_later()).collect()
+    }
+
+    /// The time for an answer has run out.
+    pub fn on_deadline(&mut self) -> Vec<GetAction> {
+        if self.replied {
+            return Vec::new();
+        }
+        let (need, had) = (self.tally.need(), self.tally.acks().total());
+        let refusal = NotApplied::TimedOut { need, had, why: self.tally.why() };
+        [self.reply(Err(refusal))].into_iter().chain(self.finished()).collect()
+    }
+
+    /// The answers that made the decision, in the order in which they came.
+    pub fn decisive(&self) -> &[(NodeId, T)] {
+        &self.answers[..self.decisive]
+    }
+
+    /// The same, to be taken apart.
+    pub fn into_decisive(mut self) -> Vec<(NodeId, T)> {
+        self.answers.truncate(self.decisive);
+        self.answers
+    }
+
+    /// All answers, late ones included, in the order in which they came.
+    pub fn answers(&self) -> &[(NodeId, T)] {
+        &self.answers
+    }
+
+    /// How many answers are needed.
+    pub fn need(&self) -> u8 {
+        self.tally.need()
+    }
+
+    /// Who has answered; fixed once the reply was made.
+    pub fn acks(&self) -> Acks {
+        self.tally.acks()
+    }
+
+    /// Whether the reply was made.
+    pub fn is_replied(&self) -> bool {
+        self.replied
+    }
+
+    /// Whose answer completed the quorum.
+    pub fn decided_by(&self) -> Option<NodeId> {
+        self.decided_by
+    }
+
+    /// How many were asked because others were late.
+    pub fn hedges(&self) -> u32 {
+        self.hedges
+    }
+
+    /// Every question so far, for evidence.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.tally.asked()
+    }
+
+    fn without(&mut self, node: NodeId, said: Said, at_us: u64) -> Vec<GetAction> {
+        if !self.tally.fail(node, said, at_us) {
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        if !self.replied && self.tally.status() == Status::Impossible {
+            let (need, alive) = (self.tally.need(), self.tally.possible());
+            actions.push(self.reply(Err(NotApplied::Unavailable { need, alive, why: self.tally.why() })));
+        } else if !self.replied {
+            actions.extend(self.ask_next(at_us));
+        }
+        actions.extend(self.finished());
+        actions
+    }
+
+    fn ask_next(&mut self, at_us: u64) -> Option<GetAction> {
+        let node = self.spare.pop()?;
+        assert!(self.tally.ask(node, at_us), "a spare primary was not asked before");
+        Some(GetAction::Ask(node))
+    }
+
+    fn hedge_later(&mut self) -> Option<GetAction> {
+        self.token += 1;
+        (!self.spare.is_empty()).then_some(GetAction::HedgeAfterDelay(self.token))
+    }
+
+    fn reply(&mut self, outcome: Result<(), NotApplied>) -> GetAction {
+        assert!(!std::mem::replace(&mut self.replied, true), "a read is answered once");
+        self.tally.close();
+        GetAction::Reply(outcome)
+    }
+
+    fn finished(&self) -> Option<GetAction> {
+        (self.replied && !self.tally.is_waiting()).then_some(GetAction::Finished)
+    }
+}
+
+impl Get<Record> {
+    /// What the quorum holds: the join of the decisive answers.
+    pub fn merged(&self) -> Record {
+        merge(self.decisive())
+    }
+
+    /// The replicas whose record lacks something that another answer has, late ones included.
+    pub fn stale(&self) -> Vec<NodeId> {
+        if self.answers.windows(2).all(|pair| pair[0].1 == pair[1].1) {
+            return Vec::new();
+        }
+        let merged = merge(&self.answers);
+        self.answers.iter().filter(|(_, record)| *record != merged).map(|(node, _)| *node).collect()
+    }
+}
+
+/// Merges records (V3); equal ones, the common case, cost a comparison.
+fn merge(answers: &[(NodeId, Record)]) -> Record {
+    let Some(((_, first), others)) = answers.split_first() else { return Record::default() };
+    let mut merged = first.clone();
+    for (_, record) in others.iter().filter(|(_, record)| record != first) {
+        // Only a replica knows which operations were superseded there; the join of answers is what they say.
+        merged.merge(record, &|_| false);
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+    use quorate_client::codec::Blob;
+    use quorate_client::ids::OpId;
+
+    use super::super::record::Sibling;
+    use super::super::version::{Actor, Context, Dot};
+    use super::*;
+
+    fn nodes() -> [NodeId; 3] {
+        ["a", "b", "c"].map(|name| NodeId::new(name).expect("a legal name"))
+    }
+
+    fn start(need: u8) -> Get<u8> {
+        Get::start(&nodes(), need, false, 0).0
+    }
+
+    fn answer(get: &mut Get<u8>, node: NodeId) -> Vec<GetAction> {
+        get.on_answer(node, 1, Said::Values(1), 1)
+    }
+
+    #[test]
+    fn the_r_best_primaries_are_asked_and_a_hedge_is_armed_while_there_are_more() {
+        let [a, b, c] = nodes();
+        let (_, actions) = Get::<u8>::start(&[c, a, b], 2, false, 0);
+        assert_eq!(actions, [GetAction::Ask(c), GetAction::Ask(a), GetAction::HedgeAfterDelay(1)]);
+        let (_, actions) = Get::<u8>::start(&[c, a, b], 3, false, 0);
+        assert_eq!(actions, [GetAction::Ask(c), GetAction::Ask(a), GetAction::Ask(b)]);
+    }
+
+    #[test]
+    fn a_failure_asks_the_next_and_too_many_are_unavailable_with_both_numbers() {
+        let [a, b, c] = nodes();
+        let mut get = start(2);
+        assert_eq!(get.on_failed(b, "quarantined".into(), 1), [GetAction::Ask(c)]);
+        let actions = get.on_failed(a, "refused".into(), 2);
+        let why = "a: refused, b: quarantined, c: no answer yet".into();
+        assert_eq!(actions, [GetAction::Reply(Err(NotApplied::Unavailable { need: 2, alive: 1, why }))]);
+        assert_eq!(answer(&mut get, c), [GetAction::Finished]);
+        assert_eq!(get.decisive().len(), 0, "what comes after the refusal makes no answer of it");
+    }
+
+    #[test]
+    fn a_late_answer_asks_one_more_and_an_overtaken_timer_nobody() {
+        let [a, b, c] = nodes();
+        let mut get: Get<u8> = Get::start(&nodes(), 1, false, 0).0;
+        assert_eq!(get.on_late(0, 1), []);
+        assert_eq!(get.on_late(1, 1), [GetAction::Ask(b), GetAction::HedgeAfterDelay(2)]);
+        assert_eq!(get.on_late(1, 2), [], "that timer has fired");
+        assert_eq!(get.on_late(2, 3), [GetAction::Ask(c)], "there is nobody left to hedge with");
+        assert_eq!(get.on_late(3, 4), []);
+        assert_eq!(get.hedges(), 2);
+        assert_eq!(answer(&mut get, c), [GetAction::Reply(Ok(()))]);
+        assert_eq!(get.decided_by(), Some(c));
+        assert_eq!(answer(&mut get, a), []);
+        assert_eq!(answer(&mut get, b), [GetAction::Finished]);
+        assert_eq!((get.decisive().len(), get.answers().len()), (1, 3));
+    }
+
+    #[test]
+    fn a_deadline_tells_how_many_had_answered() {
+        let [a, ..] = nodes();
+        let mut get = start(2);
+        answer(&mut get, a);
+        let why = "b: no answer yet".into();
+        let refusal = NotApplied::TimedOut { need: 2, had: 1, why };
+        assert_eq!(get.on_deadline(), [GetAction::Reply(Err(refusal))]);
+        assert_eq!(get.on_deadline(), []);
+    }
+
+    #[test]
+    fn a_fallback_never_speaks_of_absence() {
+        let [a, b, _] = nodes();
+        let f = NodeId::new("f").expect("legal");
+        let mut get: Get<u8> = Get::start(&[a, b], 2, false, 0).0;
+        assert!(get.tally.ask_fallback(f, b, 1));
+        assert_eq!(get.on_absent(f, 0, 2), []);
+        assert_eq!(get.acks().total(), 0);
+        assert_eq!(get.asked()[2].said, "no information");
+        assert_eq!(get.on_absent(a, 0, 3), []);
+        assert_eq!(get.on_absent(b, 0, 3), [GetAction::Reply(Ok(())), GetAction::Finished]);
+        assert_eq!(get.asked()[0].said, "absent");
+    }
+
+    fn dot(counter: u64) -> Dot {
+        Dot { actor: Actor { node: nodes()[0], incarnation: 1 }, counter }
+    }
+
+    fn record(live: &[u64], seen: &[u64]) -> Record {
+        let mut context = Context::new();
+        for counter in live.iter().chain(seen) {
+            context.insert(dot(*counter));
+        }
+        let sibling = |counter: &u64| {
+            let value = Blob(Bytes::from(counter.to_string()));
+            (dot(*counter), Sibling { value, op_id: OpId((*counter).into()), value_hash: *counter })
+        };
+        Record { siblings: live.iter().map(sibling).collect(), context }
+    }
+
+    #[test]
+    fn the_answer_is_the_join_of_the_quorum_and_stale_are_those_who_lack_some_of_it() {
+        let [a, b, c] = nodes();
+        let mut get = Get::start(&nodes(), 2, false, 0).0;
+        get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
+        assert_eq!(get.stale(), []);
+        get.on_absent(b, Record::default(), 1);
+        assert_eq!(get.merged(), record(&[1], &[]), "absence does not win over a value");
+        assert_eq!(get.stale(), [b]);
+        let mut get = Get::start(&nodes(), 2, false, 0).0;
+        get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
+        get.on_late(1, 2);
+        get.on_answer(b, record(&[2], &[]), Said::Values(1), 3);
+        assert_eq!(get.merged(), record(&[1, 2], &[]), "concurrent values are siblings");
+        get.on_answer(c, record(&[3], &[1, 2]), Said::Values(1), 4);
+        assert_eq!(get.merged(), record(&[1, 2], &[]), "a late answer is not merged into the reply");
+        assert_eq!(get.stale(), [a, b], "but into the verdict");
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Event {
+        Answer(usize),
+        Fail(usize),
+        Late,
+        Overtaken,
+        Deadline,
+    }
+
+    /// What a read must do, written down from the specification alone.
+    #[derive(Debug, Clone, PartialEq)]
+    struct Oracle {
+        /// How many of the list were asked; it is asked from the front.
+        asked: usize,
+        answers: [Option<bool>; 3],
+        reply: Option<bool>,
+    }
+
+    impl Oracle {
+        fn count(&self, answer: bool) -> usize {
+            self.answers.iter().filter(|given| **given == Some(answer)).count()
+        }
+
+        fn step(&mut self, event: Event, r: usize) {
+            let mut more = false;
+            match event {
+                Event::Answer(node) if node < self.asked => _ = self.answers[node].get_or_insert(true),
+                Event::Fail(node) if node < self.asked && self.answers[node].is_none() => {
+                    self.answers[node] = Some(false);
+                    more = true;
+                }
+                Event::Late => more = true,
+                Event::Answer(_) | Event::Fail(_) | Event::Overtaken | Event::Deadline => {}
+            }
+            if self.reply.is_some() {
+                return;
+            }
+            if self.count(true) >= r {
+                self.reply = Some(true);
+            } else if self.count(false) > 3 - r || event == Event::Deadline {
+                self.reply = Some(false);
+            } else if more {
+                self.asked = (self.asked + 1).min(3);
+            }
+        }
+
+        fn finished(&self) -> bool {
+            self.reply.is_some() && self.answers[..self.asked].iter().all(Option::is_some)
+        }
+    }
+
+    /// All sequences of answers, doubles, contradictions, answers of those who were not asked, timers and deadlines, up to
+    /// six long, then whatever is open fails as its call's deadline makes it.
+    #[test]
+    fn every_order_of_answers_failures_and_timers_ends_as_the_specification_says() {
+        for r in 1..=3u8 {
+            let (get, actions) = Get::start(&nodes(), r, false, 0);
+            let asked: Vec<_> = nodes()[..r.into()].iter().copied().map(GetAction::Ask).collect();
+            assert_eq!(actions[..r.into()], asked);
+            let oracle = Oracle { asked: r.into(), answers: [None; 3], reply: None };
+            descend(&get, &oracle, r, &BTreeSet::from_iter(nodes()[..r.into()].iter().copied()), 6);
+        }
+    }
+
+    fn descend(get: &Get<u8>, oracle: &Oracle, r: u8, asked: &BTreeSet<NodeId>, depth: usize) {
+        if oracle.finished() {
+            return;
+        }
+        let events = [
+            Event::Answer(0),
+            Event::Answer(1),
+            Event::Answer(2),
+            Event::Fail(0),
+            Event::Fail(1),
+            Event::Fail(2),
+            Event::Late,
+            Event::Overtaken,
+            Event::Deadline,
+        ];
+        let open = || {
+            let unanswered = oracle.answers[..oracle.asked].iter().position(Option::is_none);
+            vec![unanswered.map_or(Event::Deadline, Event::Fail)]
+        };
+        for event in if depth > 0 { events.to_vec() } else { open() } {
+            let (mut get, mut oracle, mut asked, before) = (get.clone(), oracle.clone(), asked.clone(), oracle);
+            oracle.step(event, r.into());
+            let actions = match event {
+                Event::Answer(node) => get.on_answer(nodes()[node], node as u8, Said::Values(1), 1),
+                Event::Fail(node) => get.on_failed(nodes()[node], "refused".into(), 1),
+                Event::Late => get.on_late(get.token, 1),
+                Event::Overtaken => get.on_late(get.token - 1, 1),
+                Event::Deadline => get.on_deadline(),
+            };
+            for action in &actions {
+                match action {
+                    GetAction::Ask(node) => assert!(asked.insert(*node), "{node} was asked twice"),
+                    GetAction::HedgeAfterDelay(token) => assert_eq!(*token, get.token),
+                    GetAction::Finished => assert!(oracle.finished()),
+                    GetAction::Reply(outcome) => {
+                        assert_eq!(before.reply, None, "one reply");
+                        assert_eq!(Some(outcome.is_ok()), oracle.reply, "{event:?} {oracle:?}");
+                        let distinct: BTreeSet<_> = get.decisive().iter().map(|(node, _)| *node).collect();
+                        assert_eq!(distinct.len(), get.decisive().len());
+                        assert_eq!(outcome.is_ok(), distinct.len() >= r.into());
+                        assert!(distinct.is_subset(&asked));
+                    }
+                }
+            }
+            let replied = actions.iter().any(|action| matches!(action, GetAction::Reply(_)));
+            assert_eq!(replied, before.reply.is_none() && oracle.reply.is_some(), "{event:?} {oracle:?}");
+            assert_eq!(actions.contains(&GetAction::Finished), oracle.finished(), "{event:?} {oracle:?}");
+            assert_eq!(asked.len(), oracle.asked, "{event:?} {oracle:?}");
+            assert_eq!(get.answers().len(), oracle.count(true));
+            // Events that change nothing cost two, so that room is left for those that do.
+            let cost = if oracle == *before { 2 } else { 1 };
+            descend(&get, &oracle, r, &asked, depth.saturating_sub(cost));
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Quorum arithmetic: what was asked of whom, what they said, and whether the quorum is met, possible or impossible.
+//!
+//! A quorum is a **matching**: every counted acknowledgement has a node of its own *and* a primary slot of its own.
+//!
+//! ```text
+//!   slot 0   slot 1   slot 2        A, B, C are the primaries; F stands in for B.
+//!     A        B        C           F and a late B are one acknowledgement, not two;
+//!              F                    so are two acknowledgements of A.
+//! ```
+//!
+//! What never counts: an acknowledgement of a node that was not asked, a second one of the same node, one after a failure
+//! of the same node, and everything that arrives after the request was decided ([`Tally::close`]).
+
+use std::fmt;
+
+use quorate_client::ids::NodeId;
+use quorate_client::options::Quorum;
+use quorate_client::wire::{Acks, Asked, NotApplied, Role};
+
+/// The count that a quorum means with `n` replicas.
+///
+/// # Errors
+/// [`NotApplied::QuorumImpossible`] when it is 0 or above `n`; `what` is `R` or `W`.
+pub fn required(what: &str, quorum: Quorum, n: u8) -> Result<u8, NotApplied> {
+    match quorum.count(n) {
+        count if (1..=n).contains(&count) => Ok(count),
+        asked => Err(NotApplied::QuorumImpossible { what: what.into(), asked, n }),
+    }
+}
+
+/// The questions of one request and what became of them.
+///
+/// Times are microseconds since the start of the request; they serve evidence only and decide nothing.
+#[derive(Debug, Clone)]
+pub struct Tally {
+    need: u8,
+    /// Only primaries count.
+    strict: bool,
+    /// How many primary slots there are.
+    slots: usize,
+    /// The primaries in slot order, then one seat for every question to a fallback.
+    seats: Vec<Seat>,
+    /// The order in which seats were asked, for evidence.
+    order: Vec<usize>,
+    closed: bool,
+}
+
+/// Whether a quorum can still be met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Enough have acknowledged.
+    Met,
+    /// Not yet, but those that have not failed would be enough.
+    Possible,
+    /// Too many have failed.
+    Impossible,
+}
+
+/// What a replica said, as evidence shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// It holds the write.
+    Ack {
+        /// After a sync to its disk.
+        synced: bool,
+        /// It did not hold it before.
+        changed: bool,
+    },
+    /// It holds so many values of the key; 0 of a deleted key.
+    Values(usize),
+    /// It is an owner of the key and holds nothing for it.
+    Absent,
+    /// It gave so many records of a page.
+    Page(usize),
+    /// It is no owner and has nothing to say, which is not absence.
+    NoInfo,
+    /// It refused, failed or could not be asked.
+    Failed(String),
+}
+
+#[derive(Debug, Clone)]
+struct Seat {
+    node: NodeId,
+    slot: usize,
+    role: Role,
+    state: State,
+    sent_us: u64,
+    answered_us: u64,
+    said: Option<Said>,
+    /// It raised the count of the quorum when it arrived.
+    counted: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Not asked yet.
+    Idle,
+    Asked,
+    Acked,
+    Failed,
+    /// Acknowledged after the request was decided.
+    Late,
+}
+
+impl Tally {
+    /// A tally over the primaries of a key, of whom nobody has been asked yet.
+    ///
+    /// # Panics
+    /// When `need` is 0 or above the number of primaries: [`required`] comes first.
+    pub fn new(primaries: &[NodeId], need: u8, strict: bool) -> Self {
+        assert!(need >= 1, "a quorum of nobody is refused before a tally is made");
+        assert!(usize::from(need) <= primaries.len(), "a quorum above N is refused before a tally is made");
+        let seat = |(slot, node): (usize, &NodeId)| Seat::new(*node, slot, Role::Primary);
+        let seats: Vec<Seat> = primaries.iter().enumerate().map(seat).collect();
+        let doubled = seats.iter().any(|seat| seats[..seat.slot].iter().any(|before| before.node == seat.node));
+        assert!(!doubled, "a node is one primary of a key");
+        Self { need, strict, slots: primaries.len(), order: Vec::with_capacity(seats.len()), seats, closed: false }
+    }
+
+    /// How many acknowledgements are needed.
+    pub fn need(&self) -> u8 {
+        self.need
+    }
+
+    /// Notes that a primary is asked now. Returns false, and changes nothing, if it was asked before or is no primary.
+    pub fn ask(&mut self, primary: NodeId, at_us: u64) -> bool {
+        let idle = |seat: &Seat| seat.node == primary && seat.role == Role::Primary && seat.state == State::Idle;
+        let Some(index) = self.seats.iter().position(idle) else { return false };
+        self.seats[index].state = State::Asked;
+        self.seats[index].sent_us = at_us;
+        self.order.push(index);
+        true
+    }
+
+    /// Notes that a fallback is asked now to stand in for a primary; one fallback may stand in for several.
+    ///
+    /// Returns false, and changes nothing, if it was asked that before, is a primary itself, or `instead_of` is none.
+    pub fn ask_fallback(&mut self, fallback: NodeId, instead_of: NodeId, at_us: u64) -> bool {
+        let primaries = &self.seats[..self.slots];
+        let Some(slot) = primaries.iter().position(|seat| seat.node == instead_of) else { return false };
+        let fallbacks = &self.seats[self.slots..];
+        if primaries.iter().any(|seat| seat.node == fallback)
+            || fallbacks.iter().any(|seat| seat.node == fallback && seat.slot == slot)
+        {
+            return false;
+        }
+        let mut seat = Seat::new(fallback, slot, Role::Fallback);
+        seat.state = State::Asked;
+        seat.sent_us = at_us;
+        self.order.push(self.seats.len());
+        self.seats.push(seat);
+        true
+    }
+
+    /// The role in which a node was asked; nothing if it was not, or has answered.
+    pub fn awaited(&self, node: NodeId) -> Option<Role> {
+        self.seats.iter().find(|seat| seat.node == node && seat.state == State::Asked).map(|seat| seat.role)
+    }
+
+    /// Notes an acknowledgement. Returns whether it raised the count; see the module's text for what does not.
+    pub fn ack(&mut self, node: NodeId, said: Said, at_us: u64) -> bool {
+        let before = self.acks().total();
+        let state = if self.closed { State::Late } else { State::Acked };
+        self.answer(node, state, said, at_us);
+        let counted = self.acks().total() > before;
+        if counted && let Some(seat) = self.seats.iter_mut().find(|seat| seat.node == node) {
+            seat.counted = true;
+        }
+        counted
+    }
+
+    /// Notes that a node that was asked will not acknowledge. Returns whether that was news.
+    pub fn fail(&mut self, node: NodeId, said: Said, at_us: u64) -> bool {
+        self.answer(node, State::Failed, said, at_us)
+    }
+
+    /// The request is decided: what arrives from now on is noted and counts for nothing.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Whether the quorum is met, possible or impossible.
+    pub fn status(&self) -> Status {
+        if self.acks().total() >= self.need {
+            Status::Met
+        } else if self.possible() >= self.need {
+            Status::Possible
+        } else {
+            Status::Impossible
+        }
+    }
+
+    /// The matching of those that have acknowledged.
+    pub fn acks(&self) -> Acks {
+        self.matching(|state| state == State::Acked)
+    }
+
+    /// The most acknowledgements that there can be: of all that have not failed, asked or not.
+    pub fn possible(&self) -> u8 {
+        self.matching(|state| matches!(state, State::Idle | State::Asked | State::Acked)).total()
+    }
+
+    /// Whether somebody who was asked has not answered.
+    pub fn is_waiting(&self) -> bool {
+        self.seats.iter().any(|seat| seat.state == State::Asked)
+    }
+
+    /// Every question in the order in which it was asked, for evidence.
+    pub fn asked(&self) -> Vec<Asked> {
+        let asked = |index: &usize| {
+            let seat = &self.seats[*index];
+            Asked {
+                node: seat.node,
+                role: seat.role,
+                sent_us: seat.sent_us,
+                answered_us: seat.said.is_some().then_some(seat.answered_us),
+                said: seat.said.as_ref().map_or_else(|| NO_ANSWER.into(), Said::to_string),
+                counted: seat.counted,
+            }
+        };
+        self.order.iter().map(asked).collect()
+    }
+
+    /// Who has not acknowledged and why, for people: `n2: connection refused, n3: no answer yet`.
+    pub fn why(&self) -> String {
+        let mut text = String::new();
+        for seat in &self.seats {
+            let said = match (seat.state, &seat.said) {
+                (State::Acked | State::Late | State::Idle, _) => continue,
+                (State::Failed, Some(said)) => said.to_string(),
+                (State::Failed | State::Asked, _) => NO_ANSWER.into(),
+            };
+            let comma = if text.is_empty() { "" } else { ", " };
+            text.push_str(&format!("{comma}{}: {said}", seat.node));
+        }
+        text
+    }
+
+    /// Moves the seats of a node that is awaited; returns whether there were any.
+    fn answer(&mut self, node: NodeId, state: State, said: Said, at_us: u64) -> bool {
+        let mut news = false;
+        for seat in self.seats.iter_mut().filter(|seat| seat.node == node && seat.state == State::Asked) {
+            seat.state = state;
+            seat.answered_us = at_us;
+            seat.said = Some(said.clone());
+            news = true;
+        }
+        news
+    }
+
+    /// The largest matching of nodes to slots over the seats in the states that `counts` takes.
+    ///
+    /// A primary fits its own slot only, so that all of them are in some largest matching; fallbacks are matched to the
+    /// slots that are left, by augmenting paths.
+    fn matching(&self, counts: impl Fn(State) -> bool) -> Acks {
+        let (primaries, fallbacks) = self.seats.split_at(self.slots);
+        let primary = primaries.iter().filter(|seat| counts(seat.state)).count();
+        if self.strict || fallbacks.is_empty() {
+            return Acks { primary: primary as u8, fallback: 0 };
+        }
+        let edges: Vec<(NodeId, usize)> = fallbacks
+            .iter()
+            .filter(|seat| counts(seat.state) && !counts(primaries[seat.slot].state))
+            .map(|seat| (seat.node, seat.slot))
+            .collect();
+        let mut holders: Vec<Option<NodeId>> = vec![None; self.slots];
+        let mut fallback = 0;
+        for (index, (node, _)) in edges.iter().enumerate() {
+            let first = edges[..index].iter().all(|(before, _)| before != node);
+            if first && augment(&edges, *node, &mut holders, &mut vec![false; self.slots]) {
+                fallback += 1;
+            }
+        }
+        Acks { primary: primary as u8, fallback }
+    }
+}
+
+impl Seat {
+    fn new(node: NodeId, slot: usize, role: Role) -> Self {
+        Self { node, slot, role, state: State::Idle, sent_us: 0, answered_us: 0, said: None, counted: false }
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ack { synced, changed } => {
+                f.write_str(if *changed { "ack" } else { "ack, held it already" })?;
+                f.write_str(if *synced { "" } else { ", not synced" })
+            }
+            Self::Values(0) => f.write_str("deleted"),
+            Self::Values(1) => f.write_str("1 value"),
+            Self::Values(count) => write!(f, "{count} values"),
+            Self::Absent => f.write_str("absent"),
+            Self::Page(count) => write!(f, "{count} records"),
+            Self::NoInfo => f.write_str("no information"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+const NO_ANSWER: &str = "no answer yet";
+
+/// Gives `node` a slot, moving others to slots of theirs that are free; returns whether that was possible (Kuhn 1955).
+fn augment(edges: &[(NodeId, usize)], node: NodeId, holders: &mut [Option<NodeId>], tried: &mut [bool]) -> bool {
+    for (_, slot) in edges.iter().filter(|(fallback, _)| *fallback == node) {
+        if std::mem::replace(&mut tried[*slot], true) {
+            continue;
+        }
+        let free = match holders[*slot] {
+            None => true,
+            Some(holder) => augment(edges, holder, holders, tried),
+        };
+        if free {
+            holders[*slot] = Some(node);
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACK: Said = Said::Ack { synced: true, changed: true };
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).expect("a legal name")
+    }
+
+    fn failed() -> Said {
+        Said::Failed("refused".into())
+    }
+
+    fn asked(primaries: &[NodeId], need: u8) -> Tally {
+        let mut tally = Tally::new(primaries, need, false);
+        for primary in primaries {
+            assert!(tally.ask(*primary, 0));
+        }
+        tally
+    }
+
+    #[test]
+    fn counts_of_zero_or_above_n_are_refused_with_both_numbers() {
+        for n in 1..=5 {
+            for count in 0..=6 {
+                let required = required("W", Quorum::Exactly(count), n);
+                let refused = NotApplied::QuorumImpossible { what: "W".into(), asked: count, n };
+                assert_eq!(required, if count == 0 || count > n { Err(refused) } else { Ok(count) });
+            }
+        }
+        assert_eq!(required("R", Quorum::Majority, 5), Ok(3));
+    }
+
+    #[test]
+    fn a_fallback_and_the_late_primary_it_stood_in_for_are_one_slot() {
+        let (a, b, c, f) = (node("a"), node("b"), node("c"), node("f"));
+        let mut tally = asked(&[a, b, c], 2);
+        assert!(tally.ask_fallback(f, b, 5));
+        assert!(tally.ack(f, ACK, 6), "the stand-in counts");
+        assert_eq!(tally.acks(), Acks { primary: 0, fallback: 1 });
+        assert!(!tally.ack(b, ACK, 7), "its primary adds nothing");
+        assert_eq!(tally.acks(), Acks { primary: 1, fallback: 0 }, "and takes the slot over");
+        assert_eq!(tally.status(), Status::Possible);
+        assert!(tally.ack(c, ACK, 8));
+        assert_eq!(tally.status(), Status::Met);
+    }
+
+    #[test]
+    fn one_fallback_for_two_primaries_counts_once_and_moves_to_where_it_is_needed() {
+        let (a, b, c, f, g) = (node("a"), node("b"), node("c"), node("f"), node("g"));
+        let mut tally = asked(&[a, b, c], 3);
+        assert!(tally.ask_fallback(f, b, 1) && tally.ask_fallback(f, c, 1) && tally.ask_fallback(g, b, 1));
+        assert!(tally.ack(f, ACK, 2));
+        assert_eq!(tally.acks().total(), 1, "distinct nodes");
+        assert!(tally.ack(g, ACK, 3), "f moves to c's slot, so that g has b's");
+        assert_eq!(tally.acks(), Acks { primary: 0, fallback: 2 });
+        assert!(tally.ack(a, ACK, 4));
+        assert_eq!(tally.status(), Status::Met);
+    }
+
+    #[test]
+    fn a_strict_tally_counts_primaries_only() {
+        let (a, b, f) = (node("a"), node("b"), node("f"));
+        let mut tally = Tally::new(&[a, b], 2, true);
+        assert!(tally.ask(a, 0) && tally.ask(b, 0) && tally.ask_fallback(f, b, 0));
+        assert!(tally.ack(a, ACK, 1) && !tally.ack(f, ACK, 1));
+        assert!(tally.fail(b, failed(), 2));
+        assert_eq!(tally.status(), Status::Impossible);
+    }
+
+    #[test]
+    fn strangers_doubles_and_those_who_were_not_asked_count_for_nothing() {
+        let (a, b) = (node("a"), node("b"));
+        let mut tally = Tally::new(&[a, b], 2, false);
+        assert!(!tally.ack(a, ACK, 0), "not asked yet");
+        assert!(!tally.ack(node("x"), ACK, 0) && !tally.fail(node("x"), failed(), 0));
+        assert!(tally.ask(a, 0) && !tally.ask(a, 0) && !tally.ask(node("x"), 0));
+        assert!(!tally.ask_fallback(b, a, 0), "a primary stands in for nobody");
+        assert!(!tally.ask_fallback(node("f"), node("x"), 0), "nobody stands in for a stranger");
+        assert!(tally.ack(a, ACK, 1) && !tally.ack(a, ACK, 2));
+        assert!(!tally.fail(a, failed(), 3), "an acknowledgement is not taken back");
+        assert_eq!(tally.acks().total(), 1);
+    }
+
+    #[test]
+    fn what_arrives_after_the_decision_is_noted_and_not_counted() {
+        let (a, b) = (node("a"), node("b"));
+        let mut tally = asked(&[a, b], 1);
+        assert!(tally.ack(a, ACK, 3));
+        tally.close();
+        assert!(!tally.ack(b, ACK, 9));
+        assert_eq!(tally.acks().total(), 1);
+        assert!(!tally.is_waiting());
+        let evidence = tally.asked();
+        assert_eq!((evidence[1].answered_us, evidence[1].counted, evidence[1].said.as_str()), (Some(9), false, "ack"));
+        assert!(evidence[0].counted);
+    }
+
+    #[test]
+    fn the_reason_names_who_failed_and_who_is_awaited() {
+        let (a, b, c) = (node("a"), node("b"), node("c"));
+        let mut tally = asked(&[a, b, c], 3);
+        tally.ack(a, ACK, 1);
+        tally.fail(b, failed(), 1);
+        assert_eq!(tally.why(), "b: refused, c: no answer yet");
+    }
+
+    /// Every sequence of four answers of two primaries and two fallbacks (one for each slot, or both for the first),
+    /// against the definition: the largest set of acknowledgements with distinct nodes and distinct slots.
+    #[test]
+    fn every_order_of_answers_agrees_with_the_definition_of_a_matching() {
+        let nodes = [node("a"), node("b"), node("f"), node("g")];
+        for (slot_of_g, need) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
+            let edges = [(0, 0), (1, 1), (2, 0), (3, slot_of_g)];
+            let mut tally = asked(&nodes[..2], need);
+            assert!(tally.ask_fallback(nodes[2], nodes[0], 0));
+            assert!(tally.ask_fallback(nodes[3], nodes[slot_of_g], 0));
+            descend(&tally, &nodes, &edges, [None; 4], 4);
+        }
+    }
+
+    fn descend(
+        tally: &Tally,
+        nodes: &[NodeId; 4],
+        edges: &[(usize, usize); 4],
+        answers: [Option<bool>; 4],
+        depth: usize,
+    ) {
+        let largest = |counts: &dyn Fn(Option<bool>) -> bool| {
+            let matching = |chosen: &u32| {
+                let chosen: Vec<_> = (0..4).filter(|edge| chosen & (1 << edge) != 0).map(|edge| edges[edge]).collect();
+                let slots: std::collections::BTreeSet<_> = chosen.iter().map(|(_, slot)| slot).collect();
+                let all_count = chosen.iter().all(|(node, _)| counts(answers[*node]));
+                (all_count && slots.len() == chosen.len()).then_some(chosen.len() as u8)
+            };
+            (0..16).filter_map(|chosen| matching(&chosen)).max().expect("the empty matching")
+        };
+        let acked = largest(&|answer| answer == Some(true));
+        let possible = largest(&|answer| answer != Some(false));
+        assert_eq!(tally.acks().total(), acked, "{answers:?}");
+        assert_eq!(tally.possible(), possible, "{answers:?}");
+        let status = match () {
+            () if acked >= tally.need() => Status::Met,
+            () if possible >= tally.need() => Status::Possible,
+            () => Status::Impossible,
+        };
+        assert_eq!(tally.status(), status, "{answers:?}");
+        if depth == 0 {
+            return;
+        }
+        for (index, node) in nodes.iter().enumerate() {
+            for ack in [true, false] {
+                let mut next = tally.clone();
+                let mut answers = answers;
+                let news = answers[index].is_none();
+                answers[index].get_or_insert(ack);
+                if ack {
+                    assert!(news || !next.ack(*node, ACK, 0));
+                    next.ack(*node, ACK, 0);
+                } else {
+                    assert_eq!(next.fail(*node, failed(), 0), news);
+                }
+                descend(&next, nodes, edges, answers, depth - 1);
+            }
+        }
+    }
+}

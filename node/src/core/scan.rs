@@ -1,0 +1,233 @@
+//! Merging the pages that R replicas gave of one partition.
+//!
+//! A page says: these are all my records between `after` and my last key (or, when it is done, the partition's end). So only
+//! what *every* page covers has been read from R replicas, and only that is emitted:
+//!
+//! ```text
+//!   after                              horizon
+//!     |  k1   k2        k4   k5           |         first page, full: ends at k5
+//!     |  k1        k3   k4   k5   k6      |         second page, full: ends at k6
+//!     |  k1        k3                     |         third page, done: covers everything
+//!        └───── emitted ──────┘  k6 comes with the next page, which begins after k5
+//! ```
+//!
+//! Order is (key hash, key), the order on disk. A deleted key is left out and still moves the cursor, so that a partition of
+//! tombstones ends. The cursor is the last key that was covered; clients treat it as opaque bytes.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::key_hash;
+
+use super::record::Record;
+
+/// A place in a partition: hash, then key.
+type Position = (u64, Blob);
+
+/// One replica's page, known to be in order.
+#[derive(Debug, Clone)]
+pub struct Page {
+    entries: Vec<(Position, Record)>,
+    done: bool,
+}
+
+/// What R pages say together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MergedPage {
+    /// Live records in order, each the join of what all R replicas hold.
+    pub entries: Vec<(Blob, Record)>,
+    /// Where the next page begins; nothing at the partition's end.
+    pub next: Option<Blob>,
+}
+
+impl Page {
+    /// A page as a replica gave it.
+    ///
+    /// # Errors
+    /// When its keys are out of order or not after `after`, or when it is neither done nor holds anything: a scan would
+    /// then skip records, or never end.
+    pub fn new(entries: Vec<(Blob, Record)>, done: bool, after: Option<&Blob>) -> Result<Self, String> {
+        let entries: Vec<(Position, Record)> =
+            entries.into_iter().map(|(key, record)| ((key_hash(&key), key), record)).collect();
+        let after = after.map(|key| (key_hash(key), key.clone()));
+        let ordered = entries.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        match entries.first() {
+            None if !done => Err("an empty page that is not the last".into()),
+            Some((first, _)) if !ordered || after.is_some_and(|after| *first <= after) => {
+                Err("a page that is out of order".into())
+            }
+            _ => Ok(Self { entries, done }),
+        }
+    }
+
+    /// How many records it has, deleted ones included.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Up to where it covers its replica's records; nothing: to the end.
+    fn horizon(&self) -> Option<&Position> {
+        if self.done { None } else { self.entries.last().map(|(position, _)| position) }
+    }
+}
+
+/// Merges pages that begin at the same place. At most `limit` live records are emitted, and no more once their values have
+/// passed `bytes_max`; one is always emitted if there is one, so that a scan goes on.
+pub fn merge_pages(pages: Vec<Page>, limit: usize, bytes_max: usize) -> MergedPage {
+    assert!(limit > 0, "a page of nothing would never end");
+    let horizon = pages.iter().filter_map(Page::horizon).min().cloned();
+    let covered = |position: &Position| horizon.as_ref().is_none_or(|horizon| position <= horizon);
+    let mut merged: BTreeMap<Position, Record> = BTreeMap::new();
+    for (position, record) in pages.into_iter().flat_map(|page| page.entries) {
+        if !covered(&position) {
+            continue;
+        }
+        match merged.entry(position) {
+            Entry::Vacant(entry) => _ = entry.insert(record),
+            Entry::Occupied(mut entry) if *entry.get() != record => _ = entry.get_mut().merge(&record, &|_| false),
+            Entry::Occupied(_) => {}
+        }
+    }
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    let mut last = None;
+    for ((_, key), record) in merged {
+        let live = !record.siblings.is_empty();
+        if live && (entries.len() == limit || (bytes >= bytes_max && !entries.is_empty())) {
+            return MergedPage { entries, next: last };
+        }
+        last = Some(key.clone());
+        if live {
+            bytes += key.len() + record.siblings.values().map(|sibling| sibling.value.len()).sum::<usize>();
+            entries.push((key, record));
+        }
+    }
+    MergedPage { entries, next: horizon.map(|(_, key)| key) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use quorate_client::ids::{NodeId, OpId};
+
+    use super::super::record::Sibling;
+    use super::super::version::{Actor, Context, Dot};
+    use super::*;
+
+    fn record(counter: u64, live: bool) -> Record {
+        let dot = Dot { actor: Actor { node: NodeId::new("a").expect("legal"), incarnation: 1 }, counter };
+        let mut context = Context::new();
+        context.insert(dot);
+        let value = Blob(Bytes::from_static(b"0123456789"));
+        let sibling = Sibling { value, op_id: OpId(counter.into()), value_hash: counter };
+        Record { siblings: live.then_some((dot, sibling)).into_iter().collect(), context }
+    }
+
+    /// Ten keys in the order of their hashes.
+    fn keys() -> Vec<Blob> {
+        let mut keys: Vec<Blob> = (0..10).map(|i| Blob(Bytes::from(format!("key {i}")))).collect();
+        keys.sort_by_key(|key| (key_hash(key), key.clone()));
+        keys
+    }
+
+    fn page(which: &[usize], done: bool) -> Page {
+        let keys = keys();
+        let entries = which.iter().map(|index| (keys[*index].clone(), record(*index as u64 + 1, true))).collect();
+        Page::new(entries, done, None).expect("in order")
+    }
+
+    fn emitted(merged: &MergedPage) -> Vec<usize> {
+        let index = |key: &Blob| keys().iter().position(|known| known == key).expect("one of the ten");
+        merged.entries.iter().map(|(key, _)| index(key)).collect()
+    }
+
+    #[test]
+    fn only_what_every_page_covers_is_emitted() {
+        let merged = merge_pages(vec![page(&[0, 1, 3, 4], false), page(&[0, 2, 3, 4, 5], false)], 100, 1 << 20);
+        assert_eq!(emitted(&merged), [0, 1, 2, 3, 4]);
+        assert_eq!(merged.next, Some(keys()[4].clone()));
+        let merged = merge_pages(vec![page(&[0, 1], false), page(&[], true)], 100, 1 << 20);
+        assert_eq!(emitted(&merged), [0, 1], "a page that is done covers everything");
+        assert_eq!(merged.next, Some(keys()[1].clone()));
+        let merged = merge_pages(vec![page(&[0, 1], true), page(&[9], true)], 100, 1 << 20);
+        assert_eq!((emitted(&merged), merged.next), (vec![0, 1, 9], None));
+    }
+
+    #[test]
+    fn deleted_keys_are_left_out_and_move_the_cursor() {
+        let keys = keys();
+        let dead = |which: &[usize]| {
+            which.iter().map(|index| (keys[*index].clone(), record(*index as u64 + 1, false))).collect::<Vec<_>>()
+        };
+        let full = Page::new(dead(&[0, 1, 2]), false, None).expect("in order");
+        let merged = merge_pages(vec![full.clone(), page(&[0, 1, 2], true)], 1, 1);
+        assert_eq!((merged.entries.len(), merged.next), (0, Some(keys[2].clone())), "deletes win where they are known");
+        let last = Page::new(dead(&[4]), true, Some(&keys[2])).expect("in order");
+        assert_eq!(merge_pages(vec![last], 1, 1), MergedPage { entries: vec![], next: None });
+    }
+
+    #[test]
+    fn limits_end_a_page_before_the_next_live_record() {
+        let merged = merge_pages(vec![page(&[0, 1, 2], true), page(&[3, 4], true)], 2, 1 << 20);
+        assert_eq!((emitted(&merged), merged.next), (vec![0, 1], Some(keys()[1].clone())));
+        let merged = merge_pages(vec![page(&[0, 1, 2], true)], 100, 20);
+        assert_eq!((emitted(&merged), merged.next), (vec![0, 1], Some(keys()[1].clone())), "15 bytes each");
+        let merged = merge_pages(vec![page(&[5], true)], 1, 0);
+        assert_eq!((emitted(&merged), merged.next), (vec![5], None), "one record always fits");
+    }
+
+    #[test]
+    fn pages_that_would_skip_or_never_end_are_refused() {
+        let keys = keys();
+        let entry = |index: usize| (keys[index].clone(), record(1, true));
+        assert!(Page::new(vec![], false, None).is_err());
+        assert!(Page::new(vec![entry(1), entry(0)], false, None).is_err());
+        assert!(Page::new(vec![entry(1), entry(1)], true, None).is_err());
+        assert!(Page::new(vec![entry(1), entry(2)], true, Some(&keys[1])).is_err());
+        assert!(Page::new(vec![entry(2)], true, Some(&keys[1])).is_ok());
+    }
+
+    proptest! {
+        /// Whatever each replica holds and wherever its pages end, a scan by cursor shows every key that is live in
+        /// the join of all replicas once, in order, and nothing else.
+        #[test]
+        fn a_scan_by_cursor_sees_every_live_key_once(
+            held in proptest::collection::vec(proptest::collection::vec(0u8..3, 10), 1..4),
+            sizes in proptest::collection::vec(1usize..5, 4),
+            limit in 1usize..6,
+        ) {
+            let keys = keys();
+            let mut after: Option<usize> = None;
+            let mut seen = Vec::new();
+            for round in 0.. {
+                prop_assert!(round <= 10, "every page moves the cursor");
+                let from = after.map_or(0, |index| index + 1);
+                let pages = held.iter().enumerate().map(|(replica, held)| {
+                    let size = sizes[(replica + round) % sizes.len()];
+                    let mut entries: Vec<_> = (from..10)
+                        .filter(|index| held[*index] > 0)
+                        .map(|index| (keys[index].clone(), record(index as u64 + 1, held[index] == 1)))
+                        .collect();
+                    let done = entries.len() <= size;
+                    entries.truncate(size);
+                    Page::new(entries, done, after.map(|index| &keys[index])).expect("in order")
+                });
+                let merged = merge_pages(pages.collect(), limit, 1 << 20);
+                prop_assert!(merged.entries.len() <= limit);
+                seen.extend(emitted(&merged));
+                let Some(next) = merged.next else { break };
+                after = keys.iter().position(|key| *key == next);
+            }
+            let live = |index: &usize| {
+                held.iter().any(|held| held[*index] == 1) && held.iter().all(|held| held[*index] != 2)
+            };
+            prop_assert_eq!(seen, (0..10).filter(live).collect::<Vec<_>>());
+        }
+    }
+}
