@@ -4,3 +4,5 @@
 //! they are and who owns what, how requests are run, and what is around it.
 
 pub mod core;
+
+pub mod store;

@@ -1,0 +1,290 @@
+//! Where blocking storage calls run: on threads of their own, or on the caller's task in a simulation.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+
+/// Where blocking calls run.
+#[derive(Debug, Clone)]
+pub enum Executor {
+    /// On the caller's task (simulation).
+    Inline,
+    /// On a task of its own, after as long as this says: a simulation's slow disk.
+    Slow(Latency),
+    /// On threads of its own.
+    Threads(Threads),
+}
+
+impl Executor {
+    /// Starts `count` threads (at least one). They end when the last clone is dropped, after the jobs that were accepted.
+    ///
+    /// # Panics
+    /// When the system refuses to start a thread.
+    pub fn threads(count: usize) -> Self {
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), closed: false }),
+            filled: Condvar::new(),
+            places: Arc::new(Semaphore::new(QUEUE_MAX)),
+        });
+        let workers = (0..count.max(1))
+            .map(|number| {
+                let shared = Arc::clone(&shared);
+                thread::Builder::new()
+                    .name(format!("quorate-store-{number}"))
+                    .spawn(move || shared.work())
+                    .expect("the system lets the process start its storage threads")
+            })
+            .collect();
+        Self::Threads(Threads { pool: Arc::new(Pool { shared, workers: Mutex::new(workers) }) })
+    }
+
+    /// Runs a blocking job and returns its result. Waits while the queue is full. A panic in the job resurfaces here.
+    ///
+    /// A job that has been accepted runs to its end also when the returned future is dropped: a write whose caller has gone
+    /// may have been applied.
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let threads = match self {
+            Self::Inline => return job(),
+            Self::Slow(latency) => return latency.run(job).await,
+            Self::Threads(threads) => threads,
+        };
+        let shared = &threads.pool.shared;
+        let place =
+            Arc::clone(&shared.places).acquire_owned().await.expect("the semaphore of the queue is never closed");
+        let (reply, result) = oneshot::channel();
+        shared.push(Box::new(move || {
+            // The place is one in the queue, not one at a thread, so it is free as soon as the job has left the queue.
+            drop(place);
+            // A caller that has gone does not want the result.
+            let _ = reply.send(catch_unwind(AssertUnwindSafe(job)));
+        }));
+        match result.await.expect("a job that was accepted is run, and replies") {
+            Ok(value) => value,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+}
+
+/// How long each call takes, asked anew for each.
+#[derive(Clone)]
+pub struct Latency(pub Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Latency {
+    async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let latency = (self.0)();
+        if latency.is_zero() {
+            return job();
+        }
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(latency).await;
+            job()
+        });
+        match task.await {
+            Ok(value) => value,
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            // The runtime ends, and this future with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl fmt::Debug for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Latency")
+    }
+}
+
+/// A pool of storage threads.
+#[derive(Clone)]
+pub struct Threads {
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Threads")
+    }
+}
+
+struct Pool {
+    shared: Arc<Shared>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.filled.notify_all();
+        let workers = self.workers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for worker in workers.drain(..) {
+            // A job may hold the last clone of its own executor; a thread cannot wait for its own end.
+            if worker.thread().id() != thread::current().id() {
+                // Jobs' panics are caught, so a thread ends in order.
+                let _ = worker.join();
+            }
+        }
+    }
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+    places: Arc<Semaphore>,
+}
+
+struct Queue {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Shared {
+    fn push(&self, job: Job) {
+        self.lock().jobs.push_back(job);
+        self.filled.notify_one();
+    }
+
+    fn work(&self) {
+        let mut queue = self.lock();
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                job();
+                queue = self.lock();
+            } else if queue.closed {
+                return;
+            } else {
+                queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // No code that can panic runs under the lock.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Jobs that wait for a thread. At 20 us an insert this is 20 ms of work for one thread: enough to ride out a stall of the
+/// engine, and small enough that a request which waits here still meets its deadline. Beyond it callers wait in order.
+const QUEUE_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn jobs_run_on_named_threads_and_inline_ones_on_the_caller() {
+        let name = || thread::current().name().map(str::to_owned);
+        let here = name();
+        assert_eq!(Executor::Inline.run(name).await, here);
+        let elsewhere = Executor::threads(2).run(name).await.expect("a name");
+        assert!(elsewhere.starts_with("quorate-store-"), "{elsewhere}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_jobs_take_their_time_and_outlive_their_callers() {
+        let slow = Executor::Slow(Latency(Arc::new(|| Duration::from_secs(3))));
+        let begun = tokio::time::Instant::now();
+        assert_eq!(slow.run(|| 7).await, 7);
+        assert_eq!(begun.elapsed(), Duration::from_secs(3));
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let job = slow.run(move || counted.fetch_add(1, Ordering::SeqCst));
+        tokio::time::timeout(Duration::from_secs(1), job).await.expect_err("it takes longer");
+        assert_eq!(runs.load(Ordering::SeqCst), 0);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_job_resurfaces_at_its_caller_and_spares_the_threads() {
+        let executor = Executor::threads(1);
+        let caller = executor.clone();
+        let panicked = tokio::spawn(async move { caller.run(|| panic!("on purpose")).await }).await;
+        let panic = panicked.expect_err("the job panicked").into_panic();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"on purpose"));
+        assert_eq!(executor.run(|| 7).await, 7);
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded_and_callers_wait() {
+        let executor = Executor::threads(1);
+        let (open, gate) = mpsc::sync_channel::<()>(1);
+        let blocked = executor.clone();
+        let blocked = tokio::spawn(async move { blocked.run(move || gate.recv().is_ok()).await });
+        let done = Arc::new(AtomicUsize::new(0));
+        let jobs: Vec<_> = (0..QUEUE_MAX + 10)
+            .map(|_| {
+                let (executor, done) = (executor.clone(), Arc::clone(&done));
+                tokio::spawn(async move { executor.run(move || done.fetch_add(1, Ordering::SeqCst)).await })
+            })
+            .collect();
+        let Executor::Threads(threads) = &executor else { unreachable!("made with threads") };
+        while threads.pool.shared.places.available_permits() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(threads.pool.shared.lock().jobs.len() <= QUEUE_MAX);
+        assert_eq!(done.load(Ordering::SeqCst), 0);
+        open.send(()).expect("the job waits");
+        assert!(blocked.await.expect("no panic"));
+        for job in jobs {
+            job.await.expect("no panic");
+        }
+        assert_eq!(done.load(Ordering::SeqCst), QUEUE_MAX + 10);
+    }
+
+    #[tokio::test]
+    async fn dropping_the_executor_ends_its_threads_after_what_was_accepted() {
+        let executor = Executor::threads(3);
+        let held = Arc::new(());
+        let job_holds = Arc::clone(&held);
+        let mut run = Box::pin(executor.run(move || {
+            thread::sleep(Duration::from_millis(30));
+            drop(job_holds);
+        }));
+        assert!(futures_poll_once(&mut run).is_none());
+        drop(run);
+        let Executor::Threads(threads) = &executor else { unreachable!("made with threads") };
+        let shared = Arc::downgrade(&threads.pool.shared);
+        drop(executor);
+        assert_eq!(Arc::strong_count(&held), 1, "the accepted job has run though its caller had gone");
+        assert_eq!(shared.strong_count(), 0, "the threads have ended");
+    }
+
+    #[tokio::test]
+    async fn the_last_clone_may_be_dropped_on_one_of_its_threads() {
+        let executor = Executor::threads(1);
+        let clone = executor.clone();
+        let (open, gate) = mpsc::sync_channel::<()>(1);
+        let (tell, told) = mpsc::sync_channel::<()>(1);
+        let mut run = Box::pin(executor.run(move || {
+            let _ = gate.recv();
+            drop(clone);
+            let _ = tell.send(());
+        }));
+        assert!(futures_poll_once(&mut run).is_none());
+        drop(run);
+        drop(executor);
+        open.send(()).expect("the job waits");
+        told.recv_timeout(Duration::from_secs(10)).expect("no deadlock");
+    }
+
+    fn futures_poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        }
+    }
+}

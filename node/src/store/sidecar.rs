@@ -1,0 +1,195 @@
+//! A small readable file beside the engine's: whose data this is, and what must be found in the engine.
+//!
+//! sled may open a damaged log without a word and find nothing in it (measured: a log cut to half opened with 0 of 20,000
+//! keys), so the knowledge that there was data has to live outside. What damage takes from sled is always the end of its
+//! log. So the sidecar counts **stamps**: a number that is written into the engine and synced, and only then noted here. An
+//! engine whose stamp is behind the sidecar's has lost its end, and with it everything that came after that stamp.
+//!
+//! The file is replaced as a whole: written beside, synced, renamed, directory synced.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use quorate_client::ids::{ClusterId, DiskId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+
+/// The file's name inside a data directory.
+pub const FILE_NAME: &str = "quorate.json";
+
+/// What the sidecar says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// The format of this file and of the directory: [`FORMAT`].
+    pub format: u32,
+    /// The cluster that the node is of.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// This data directory.
+    pub disk: DiskId,
+    /// Starts so far.
+    pub boot: u64,
+    /// The last stop was in order, with everything synced.
+    pub clean: bool,
+    /// Set, durably, before the first record is inserted; taken back only by a clean stop with no record left.
+    pub has_data: bool,
+    /// The engine holds at least this stamp. 0: the engine's files have not been completely made yet.
+    pub stamp: u64,
+    /// How many records there were when the stamp was made.
+    pub records: u64,
+    /// Why the data is not to be trusted; once set the engine's files are not touched any more.
+    pub quarantined: Option<String>,
+}
+
+/// The version of the directory's format that this code writes, and the only one that it reads.
+pub const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    #[serde(flatten)]
+    content: Content,
+    /// CRC32C over the content as compact JSON, in hex.
+    checksum: String,
+}
+
+impl Document {
+    fn new(content: Content) -> Self {
+        let compact = serde_json::to_vec(&content).expect("numbers, texts and booleans have a JSON form");
+        Self { content, checksum: format!("{:08x}", crc32c::crc32c(&compact)) }
+    }
+}
+
+/// Where the sidecar of a data directory is.
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join(FILE_NAME)
+}
+
+/// Reads the sidecar of a data directory; `None` when there is none.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when there is a file that is not a whole sidecar, [`StoreError::Io`] when it is of a newer
+/// format or cannot be read.
+pub fn read(dir: &Path) -> Result<Option<Content>, StoreError> {
+    let path = path(dir);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::from_io(&format!("reading {}", path.display()), &error)),
+    };
+    let damaged = |how: &str| {
+        StoreError::Corrupt(format!(
+            "{} {how}, so nobody can say whose data this is: restore the file from a copy, or move the whole directory away to \
+             begin with an empty disk",
+            path.display()
+        ))
+    };
+    // The format comes first: a newer one may have other fields, and that is no damage.
+    let document: serde_json::Value = serde_json::from_slice(&text).map_err(|_| damaged("is not JSON"))?;
+    match document.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format > u64::from(FORMAT) => {
+            return Err(StoreError::Io(format!(
+                "{} has format {format}; this version reads up to {FORMAT}: start a newer version of quorate",
+                path.display()
+            )));
+        }
+        Some(_) | None => {}
+    }
+    let document: Document =
+        serde_json::from_value(document).map_err(|error| damaged(&format!("is damaged ({error})")))?;
+    let found = document.checksum.clone();
+    let expected = Document::new(document.content.clone()).checksum;
+    if found != expected {
+        return Err(damaged(&format!("fails its checksum ({found}, computed {expected})")));
+    }
+    Ok(Some(document.content))
+}
+
+/// Replaces the sidecar, durably: when it returns, the new content survives a power cut; after an error or a crash either the
+/// old or the new one is there, whole.
+///
+/// # Errors
+/// [`StoreError::Full`] or [`StoreError::Io`].
+pub fn write(dir: &Path, content: &Content) -> Result<(), StoreError> {
+    let path = path(dir);
+    let mut text = serde_json::to_vec_pretty(&Document::new(content.clone()))
+        .expect("numbers, texts and booleans have a JSON form");
+    text.push(b'\n');
+    let beside = dir.join(concat!("quorate.json", ".new"));
+    let replace = || -> io::Result<()> {
+        let mut file = File::create(&beside)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&beside, &path)?;
+        sync_dir(dir)
+    };
+    replace().map_err(|error| StoreError::from_io(&format!("writing {}", path.display()), &error))
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content() -> Content {
+        Content {
+            format: FORMAT,
+            cluster: ClusterId(1),
+            node: NodeId::new("n1").expect("legal"),
+            disk: DiskId(2),
+            boot: 3,
+            clean: true,
+            has_data: true,
+            stamp: 4,
+            records: 5,
+            quarantined: None,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(read(dir.path()).expect("no file is no error"), None);
+        for quarantined in [None, Some("a \"reason\"\nof two lines".to_owned())] {
+            let content = Content { quarantined, ..content() };
+            write(dir.path(), &content).expect("room");
+            assert_eq!(read(dir.path()).expect("whole"), Some(content));
+        }
+    }
+
+    #[test]
+    fn any_changed_or_missing_byte_is_noticed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        write(dir.path(), &content()).expect("room");
+        let whole = fs::read(path(dir.path())).expect("written");
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(path(dir.path()), &changed).expect("room");
+            match read(dir.path()) {
+                Err(StoreError::Corrupt(_)) => {}
+                // Changed white space is no damage, and a changed format number is a newer format.
+                Ok(Some(read)) => assert_eq!(read, content(), "byte {at}"),
+                Err(StoreError::Io(text)) => assert!(text.contains("format"), "{text}"),
+                other => panic!("byte {at}: {other:?}"),
+            }
+            fs::write(path(dir.path()), &whole[..at]).expect("room");
+            let cut = read(dir.path());
+            assert!(matches!(cut, Err(StoreError::Corrupt(_))) || at + 1 == whole.len(), "cut to {at}: {cut:?}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_named_and_is_not_called_damage() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(path(dir.path()), br#"{"format": 2, "other": "fields"}"#).expect("room");
+        let error = read(dir.path()).expect_err("newer").to_string();
+        assert!(error.contains("format 2") && error.contains("reads up to 1"), "{error}");
+    }
+}
