@@ -1,1 +1,4 @@
 //! Helpers that the scenario and end-to-end tests share.
+
+#[path = "kill_nine_values.rs"]
+pub mod kill_nine;

@@ -5,4 +5,10 @@
 
 pub mod core;
 
+pub mod env;
 pub mod store;
+
+pub mod peer_wire;
+pub mod peers;
+
+pub mod cert;

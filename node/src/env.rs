@@ -1,0 +1,57 @@
+//! Everything that a node takes from outside: sockets, time, randomness, storage. In production the system's; in a
+//! simulation the simulator's. The node reads no clock, no entropy and no thread but these (and tokio's time and tasks).
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use quorate_client::quic::{self, Seams};
+
+use crate::store::{Executor, Opened, StoreError};
+
+/// A future on the heap, for seams that are values.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Opens a UDP socket: tokio's in production, the simulated network's in a simulation.
+pub type BindUdp = Arc<dyn Fn(SocketAddr) -> BoxFuture<io::Result<Arc<dyn quinn::AsyncUdpSocket>>> + Send + Sync>;
+
+/// Opens the node's data; called once, when the node starts.
+pub type OpenStore = Arc<dyn Fn() -> Result<Opened, StoreError> + Send + Sync>;
+
+/// What a node takes from outside.
+#[derive(Clone)]
+pub struct Env {
+    /// What QUIC and TLS take: timers, randomness, crypto and the wall clock (for the validity of certificates and for
+    /// timestamps only).
+    pub seams: Seams,
+    /// Opens the node's one UDP socket.
+    pub bind_udp: BindUdp,
+    /// Opens the node's store.
+    pub open_store: OpenStore,
+    /// Where blocking storage calls run: threads in production, inline in a simulation.
+    pub executor: Executor,
+}
+
+impl Env {
+    /// The production values around a store.
+    pub fn system(open_store: OpenStore) -> Self {
+        Self {
+            seams: Seams::system(),
+            bind_udp: Arc::new(|addr| Box::pin(async move { quic::bind_system(addr) })),
+            open_store,
+            executor: Executor::threads(STORAGE_THREADS),
+        }
+    }
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Env")
+    }
+}
+
+/// One thread may be in a sync, which takes milliseconds, while others insert; sled gains nothing from more.
+const STORAGE_THREADS: usize = 3;

@@ -1,0 +1,154 @@
+//! What nodes say to each other; a compatibility promise of its own, beside that of [`quorate_client::wire`].
+//!
+//! A message is one frame of a lane, as between clients and nodes. Every question about data names the layout versions that
+//! it is made under, and a replica refuses what it may no longer serve.
+
+use std::net::SocketAddr;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
+use quorate_client::wire;
+use serde::{Deserialize, Serialize};
+
+use crate::core::layout::{Layout, LayoutHash};
+
+/// The application protocol that nodes ask for in the TLS handshake; it takes a node's certificate.
+pub const ALPN_PEER: &[u8] = b"quorate-peer/1";
+
+/// Classes of lanes. Each has a budget of its own, so that replication never waits behind forwarded requests: those wait for
+/// replication, and would otherwise wait for themselves.
+pub mod class {
+    /// Hellos and layouts.
+    pub const CONTROL: u8 = 0;
+    /// Merging and fetching single records: whoever serves these never waits for a peer.
+    pub const REPLICATE: u8 = 1;
+    /// Clients' requests, passed on to a primary.
+    pub const FORWARD: u8 = 2;
+    /// Pages of records.
+    pub const BULK: u8 = 3;
+}
+
+/// The first thing that is said on a connection, by both ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The cluster; the certificate must say the same.
+    pub cluster: ClusterId,
+    /// The node; the certificate must say the same.
+    pub node: NodeId,
+    /// Its data directory.
+    pub disk: DiskId,
+    /// How often it has started on this disk.
+    pub boot: u64,
+    /// Where others reach it.
+    pub addr: SocketAddr,
+    /// The layout in force for it; 0 if there is none.
+    pub layout: LayoutVersion,
+    /// The hash of the version 1 that it has accepted, if any. Two nodes with different ones have nothing to say to each other.
+    pub first_layout: Option<LayoutHash>,
+    /// The release that it runs, for people.
+    pub release: String,
+}
+
+/// The live layout versions that a question about data names, both ends included (rule L1 of the layout change). As long as
+/// version 1 is the only one, both ends are 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Label {
+    /// The oldest version whose owners are asked.
+    pub low: LayoutVersion,
+    /// The newest one; a replica that knows a newer one refuses.
+    pub high: LayoutVersion,
+}
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerRequest {
+    /// Of the client's request that caused it; 0 if none did.
+    pub request_id: u64,
+    /// What is asked.
+    pub body: PeerBody,
+}
+
+/// What a node can ask of another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PeerBody {
+    /// Introduces itself; answered with [`PeerReply::Hello`].
+    Hello(Hello),
+    /// To merge a record, and to acknowledge when it is durable.
+    Replicate {
+        /// See [`Label`].
+        label: Label,
+        /// The key.
+        key: Blob,
+        /// The record, as [`crate::core::record::Record::encode`] makes it.
+        record: Blob,
+    },
+    /// The record of a key.
+    Fetch {
+        /// See [`Label`].
+        label: Label,
+        /// The key.
+        key: Blob,
+    },
+    /// One page of a partition's records, in the order of (key hash, key).
+    FetchRange {
+        /// See [`Label`].
+        label: Label,
+        /// The partition.
+        partition: Partition,
+        /// The last key of the page before.
+        after: Option<Blob>,
+        /// At most so many records; the page is bounded in bytes as well.
+        limit: u32,
+    },
+    /// To run a client's request. It is never passed on again.
+    Forward {
+        /// The request.
+        request: wire::Request,
+    },
+    /// To accept the first layout durably, once and for ever (rule L14).
+    AcceptFirstLayout {
+        /// The layout.
+        layout: Layout,
+    },
+    /// Which first layout it has accepted.
+    LayoutState,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PeerReply {
+    /// To [`PeerBody::Hello`].
+    Hello(Hello),
+    /// To [`PeerBody::Replicate`]: the record is merged.
+    Replicated {
+        /// It survives a power cut (false in the durability mode `interval`).
+        synced: bool,
+        /// The merge changed something.
+        changed: bool,
+    },
+    /// To [`PeerBody::Fetch`].
+    Fetched {
+        /// The encoded record; nothing if this primary has never heard of the key.
+        record: Option<Blob>,
+    },
+    /// To [`PeerBody::FetchRange`].
+    Range {
+        /// Keys and encoded records.
+        entries: Vec<(Blob, Blob)>,
+        /// There is nothing after them.
+        done: bool,
+    },
+    /// To [`PeerBody::Forward`].
+    Forwarded(wire::Response),
+    /// To [`PeerBody::AcceptFirstLayout`]: it is durable here.
+    FirstLayoutAccepted,
+    /// To [`PeerBody::LayoutState`].
+    LayoutState {
+        /// What it has accepted.
+        accepted: Option<Layout>,
+        /// It knows that a majority of the named members has accepted the same.
+        chosen: bool,
+    },
+    /// Nothing was acknowledged, and why. What was asked for may have been done in part: a merge whose sync failed.
+    Refused(wire::NotApplied),
+}

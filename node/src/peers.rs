@@ -1,0 +1,740 @@
+//! Connections to the other nodes: dialed on demand and for ever, adopted when they dial us, used both ways.
+//!
+//! A connection begins with a [`Hello`] in each direction; until then nothing else is answered. Whoever dialed it, requests
+//! and gossip then go both ways. When two nodes dial each other at the same time, both connections work; both ends prefer
+//! the one that the node with the smaller name dialed, and the other one is closed once it is idle.
+//!
+//! A peer that cannot be reached costs its callers nothing: only the first dial is waited for. A failed one sets off a
+//! back-off with jitter, and until a further one has succeeded calls fail at once, certainly not sent. Peers that [`Peers::keep_connected`] names are redialed for ever, also after a clean
+//! close.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, Endpoint};
+use quorate_client::codec;
+use quorate_client::ids::{ClusterId, NodeId};
+use quorate_client::quic::widen_for_peer;
+use quorate_client::random::Random;
+use quorate_client::rpc::{self, CallError, ClassLimits, Lanes, LanesConfig, ServeLimits, close};
+use quorate_client::tls::{self, Subject, explain_connection_error};
+use quorate_client::wire::NotApplied;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use crate::env::BoxFuture;
+use crate::peer_wire::{ALPN_PEER, Hello, PeerBody, PeerReply, PeerRequest, class};
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// No byte of it was sent: definitely not applied.
+    #[error("{0}")]
+    NotSent(String),
+    /// It was sent and the connection broke or the deadline passed: it may have been applied.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// Carries out what peers ask for: who asks, what, and how long it waits for the answer.
+pub type PeerHandler = Arc<dyn Fn(NodeId, PeerRequest, Duration) -> BoxFuture<PeerReply> + Send + Sync>;
+
+/// Whether to talk to a peer, by what it says of itself; the text is for the peer's operator.
+pub type HelloCheck = Arc<dyn Fn(&Hello) -> Result<(), String> + Send + Sync>;
+
+/// What the pool needs from the node.
+pub struct PeersConfig {
+    /// This node.
+    pub me: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Dials; shared with the accepting side, so that all of a node's traffic goes by one port.
+    pub endpoint: Endpoint,
+    /// Of [`tls::client_config`] with [`ALPN_PEER`] and [`quorate_client::quic::Link::Peer`].
+    pub dial: quinn::ClientConfig,
+    /// For the back-off's jitter.
+    pub random: Random,
+    /// What this node says of itself, fresh for each connection.
+    pub hello: Arc<dyn Fn() -> Hello + Send + Sync>,
+    /// Whether to talk to a peer (its layout may contradict ours). Name and cluster have been checked.
+    pub check: HelloCheck,
+    /// Where gossip datagrams go; they are dropped when it is full.
+    pub datagrams: mpsc::Sender<(NodeId, Bytes)>,
+}
+
+impl fmt::Debug for PeersConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeersConfig").field("me", &self.me).field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// How the connection to a peer stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerLink {
+    /// Where it listens, if that is known.
+    pub addr: Option<SocketAddr>,
+    /// What it said when the connection began; nothing without a connection.
+    pub hello: Option<Hello>,
+    /// The smoothed round trip; nothing without a connection.
+    pub rtt: Option<Duration>,
+    /// Why the last connection or attempt ended; empty if none has.
+    pub last_error: String,
+    /// When the next attempt may be made; nothing with a connection, or if it may be made now.
+    pub next_try_in: Option<Duration>,
+}
+
+/// The pool. Clones share it.
+#[derive(Clone)]
+pub struct Peers(Arc<Shared>);
+
+impl Peers {
+    /// Starts the pool, without a connection yet. Must be called within the runtime that the endpoint runs in.
+    pub fn start(config: PeersConfig) -> Self {
+        let shared = Arc::new(Shared {
+            endpoint: Mutex::new(Some(config.endpoint.clone())),
+            handler: Mutex::new(None),
+            state: Mutex::new(State { peers: BTreeMap::new(), keep: BTreeSet::new(), stopped: false }),
+            changes: watch::Sender::new(0),
+            tasks: Mutex::new(JoinSet::new()),
+            me: config.me,
+            cluster: config.cluster,
+            dial: config.dial,
+            random: config.random,
+            hello: config.hello,
+            check: config.check,
+            datagrams: config.datagrams,
+        });
+        shared.spawn(shared.clone().keep_connected());
+        Self(shared)
+    }
+
+    /// Sets who carries out the requests of peers. Until then they are refused. A second call changes nothing.
+    pub fn set_handler(&self, handler: PeerHandler) {
+        lock(&self.0.handler).get_or_insert(handler);
+    }
+
+    /// One call. Dials if there is no connection and no back-off is running; `timeout` bounds everything.
+    ///
+    /// # Errors
+    /// See [`PeerError`]; the difference is exact.
+    pub async fn call(
+        &self,
+        to: NodeId,
+        class: u8,
+        request_id: u64,
+        body: PeerBody,
+        timeout: Duration,
+    ) -> Result<PeerReply, PeerError> {
+        let deadline = Instant::now() + timeout;
+        let lanes = self.0.connect(to, deadline).await?;
+        let request = codec::encode(&PeerRequest { request_id, body });
+        let left = deadline.saturating_duration_since(Instant::now());
+        let reply = lanes.call(class, request, left).await.map_err(|error| match error {
+            CallError::NotSent(why) => PeerError::NotSent(format!("{to}: {why}")),
+            CallError::Unknown(why) => PeerError::Unknown(format!("{to}: {why}")),
+        })?;
+        codec::decode(&reply)
+            .map_err(|error| PeerError::Unknown(format!("{to}: its answer is not understood: {error}")))
+    }
+
+    /// The connection's smoothed round trip, if there is one: for ordering reads.
+    pub fn rtt(&self, to: NodeId) -> Option<Duration> {
+        self.0.state().link(self.0.me, to).map(|link| link.lanes.connection().rtt())
+    }
+
+    /// Whether there is a connection, over which hellos were exchanged.
+    pub fn connected(&self, to: NodeId) -> bool {
+        self.0.state().link(self.0.me, to).is_some()
+    }
+
+    /// Whether there is no connection and none will be tried for a while: a call would fail at once.
+    pub fn backing_off(&self, to: NodeId) -> bool {
+        let state = self.0.state();
+        let waits = |peer: &Peer| peer.next_try.is_some_and(|at| at > Instant::now());
+        state.link(self.0.me, to).is_none() && state.peers.get(&to).is_some_and(waits)
+    }
+
+    /// A gossip datagram; dropped when there is no connection (a dial starts).
+    pub fn send_datagram(&self, to: NodeId, data: Bytes) {
+        let mut state = self.0.state();
+        if let Some(link) = state.link(self.0.me, to) {
+            let connection = link.lanes.connection().clone();
+            drop(state);
+            let len = data.len();
+            if let Err(error) = connection.send_datagram(data) {
+                tracing::debug!(peer = %to, len, "a datagram was not sent: {error}");
+            }
+        } else if state.may_dial(to, Instant::now()) {
+            self.0.start_dial(&mut state, to);
+        }
+    }
+
+    /// Tells where a node listens. A node itself knows better: what it says in its hello replaces this.
+    pub fn learn(&self, node: NodeId, addr: SocketAddr) {
+        let mut state = self.0.state();
+        if node == self.0.me || (state.peers.len() >= PEERS_MAX && !state.peers.contains_key(&node)) {
+            return;
+        }
+        let peer = state.peers.entry(node).or_default();
+        if peer.links.is_empty() && peer.addr != Some(addr) {
+            peer.addr = Some(addr);
+            // The failures were another address's.
+            (peer.failures, peer.next_try) = (0, None);
+            drop(state);
+            self.0.changed();
+        }
+    }
+
+    /// Names the peers to be connected to at all times; replaces what was named before.
+    pub fn keep_connected(&self, nodes: BTreeSet<NodeId>) {
+        self.0.state().keep = nodes;
+        self.0.changed();
+    }
+
+    /// Connects to whatever node of the cluster listens at an address, and asks who it is. The connection is kept, and the
+    /// node is known from then on. Also answers for this node itself.
+    ///
+    /// # Errors
+    /// Why there is no answer; nothing was changed anywhere.
+    pub async fn hello_at(&self, addr: SocketAddr, timeout: Duration) -> Result<Hello, PeerError> {
+        let failed = |why: String| PeerError::NotSent(format!("{addr}: {why}"));
+        let (told, hello) = oneshot::channel();
+        let shared = self.0.clone();
+        self.0.spawn(async move {
+            match shared.dial(addr, tls::ANY_NODE).await {
+                Ok((node, connection)) => shared.run(node, connection, Some(told)).await,
+                Err(why) => drop(told.send(Err(why))),
+            }
+        });
+        match tokio::time::timeout(timeout, hello).await {
+            Ok(Ok(result)) => result.map_err(failed),
+            Ok(Err(_)) => Err(failed("this node is stopping".into())),
+            Err(_) => Err(failed(format!("no answer within {timeout:?}"))),
+        }
+    }
+
+    /// Takes over a connection that a peer has dialed: the accepting code hands over every one that speaks [`ALPN_PEER`].
+    /// One whose certificate is not a node's is closed.
+    pub fn adopt(&self, connection: Connection) {
+        assert_eq!(
+            tls::alpn(&connection),
+            ALPN_PEER,
+            "only connections that speak the peers' protocol are handed over"
+        );
+        match self.0.peer_of(&connection) {
+            Ok(node) => {
+                widen_for_peer(&connection);
+                self.0.spawn(self.0.clone().adopted(node, connection));
+            }
+            Err(why) => {
+                tracing::warn!(from = %connection.remote_address(), "a peer connection was refused: {why}");
+                connection.close(close::REFUSED, why.as_bytes());
+            }
+        }
+    }
+
+    /// Every peer that is known.
+    pub fn status(&self) -> BTreeMap<NodeId, PeerLink> {
+        let (state, now) = (self.0.state(), Instant::now());
+        let link_of = |node, peer: &Peer| {
+            let link = state.link(self.0.me, node);
+            let next_try = peer.next_try.filter(|at| link.is_none() && *at > now);
+            PeerLink {
+                addr: peer.addr,
+                hello: link.map(|link| link.hello.clone()),
+                rtt: link.map(|link| link.lanes.connection().rtt()),
+                last_error: peer.last_error.clone(),
+                next_try_in: next_try.map(|at| at - now),
+            }
+        };
+        state.peers.iter().map(|(node, peer)| (*node, link_of(*node, peer))).collect()
+    }
+
+    /// Closes every connection and ends every task at once. Calls fail from then on.
+    pub fn shutdown(&self) {
+        let peers = {
+            let mut state = self.0.state();
+            state.stopped = true;
+            std::mem::take(&mut state.peers)
+        };
+        for link in peers.values().flat_map(|peer| &peer.links) {
+            link.lanes.connection().close(close::SHUTDOWN, format!("{} is stopping", self.0.me).as_bytes());
+        }
+        lock(&self.0.tasks).abort_all();
+        lock(&self.0.endpoint).take();
+        lock(&self.0.handler).take();
+        self.0.changed();
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Peers({})", self.0.me)
+    }
+}
+
+/// How long a handshake may take: a living peer needs two round trips.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the exchange of hellos may take after it.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The wait after the first failure; doubled with each further one. Jitter takes off up to half of it.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// The longest wait: what a peer that has come back is unreachable for at most, beside a handshake.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// A connection that held for so long was a good one: the back-off begins anew after it.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// How often a connection that this node dialed looks whether a better one has made it needless.
+const RETIRE_EVERY: Duration = Duration::from_secs(5);
+
+/// Connections to one peer: one each way, and the ones that replace them.
+const LINKS_MAX: usize = 4;
+
+/// Peers that are known; ten times the size of cluster that the design is made for.
+const PEERS_MAX: usize = 1024;
+
+/// What a peer may have under way here, on one connection, by class. Records travel whole, and the largest legal one (100
+/// siblings of 1 MiB) is above 100 MiB; clients' requests are at most 2 MiB, layouts far less.
+fn limits() -> ServeLimits {
+    let mut classes = vec![ClassLimits { request_max: 0, in_flight_max: 0 }; 4];
+    classes[usize::from(class::CONTROL)] = ClassLimits { request_max: 4 << 20, in_flight_max: 256 };
+    classes[usize::from(class::REPLICATE)] = ClassLimits { request_max: 112 << 20, in_flight_max: 8192 };
+    classes[usize::from(class::FORWARD)] = ClassLimits { request_max: 4 << 20, in_flight_max: 4096 };
+    classes[usize::from(class::BULK)] = ClassLimits { request_max: 112 << 20, in_flight_max: 1024 };
+    ServeLimits { classes }
+}
+
+struct Shared {
+    me: NodeId,
+    cluster: ClusterId,
+    /// Taken away at shutdown, because a socket stays bound as long as somebody holds its endpoint.
+    endpoint: Mutex<Option<Endpoint>>,
+    dial: quinn::ClientConfig,
+    random: Random,
+    hello: Arc<dyn Fn() -> Hello + Send + Sync>,
+    check: HelloCheck,
+    datagrams: mpsc::Sender<(NodeId, Bytes)>,
+    /// Reaches the node's services, which reach the pool: whoever ends the pool must open this ring.
+    handler: Mutex<Option<PeerHandler>>,
+    state: Mutex<State>,
+    /// Counted up with every change of `state` that somebody may wait for.
+    changes: watch::Sender<u64>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct State {
+    peers: BTreeMap<NodeId, Peer>,
+    keep: BTreeSet<NodeId>,
+    stopped: bool,
+}
+
+#[derive(Default)]
+struct Peer {
+    addr: Option<SocketAddr>,
+    /// Open connections with hellos exchanged, oldest first.
+    links: Vec<Link>,
+    dialing: bool,
+    /// In a row.
+    failures: u32,
+    next_try: Option<Instant>,
+    last_error: String,
+}
+
+#[derive(Clone)]
+struct Link {
+    lanes: Lanes,
+    dialed: bool,
+    hello: Hello,
+    since: Instant,
+}
+
+impl State {
+    /// The connection to use: one that the node with the smaller name dialed, and of those the newest.
+    fn link(&self, me: NodeId, to: NodeId) -> Option<&Link> {
+        let links = self.peers.get(&to)?.links.iter().enumerate();
+        let open = links.filter(|(_, link)| link.lanes.connection().close_reason().is_none());
+        open.max_by_key(|(age, link)| (link.dialed == (me < to), *age)).map(|(_, link)| link)
+    }
+
+    fn may_dial(&self, to: NodeId, now: Instant) -> bool {
+        let free = |peer: &Peer| !peer.dialing && peer.addr.is_some() && peer.next_try.is_none_or(|at| at <= now);
+        !self.stopped && self.peers.get(&to).is_some_and(free)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// The lanes to a peer, dialed if need be.
+    async fn connect(self: &Arc<Self>, to: NodeId, deadline: Instant) -> Result<Lanes, PeerError> {
+        let not_sent = |why: String| PeerError::NotSent(format!("{to}: {why}"));
+        let mut dialed = false;
+        loop {
+            let mut changes = {
+                let mut state = self.state();
+                if let Some(link) = state.link(self.me, to) {
+                    return Ok(link.lanes.clone());
+                }
+                if state.stopped {
+                    return Err(not_sent("this node is stopping".into()));
+                }
+                let (now, changes) = (Instant::now(), self.changes.subscribe());
+                let addr = match state.peers.get(&to) {
+                    Some(Peer { addr: Some(addr), .. }) => *addr,
+                    _ => return Err(not_sent("it is not known where it listens".into())),
+                };
+                if state.may_dial(to, now) && !dialed {
+                    self.start_dial(&mut state, to);
+                    dialed = true;
+                }
+                // Whoever waits for a dial that follows on a failed one would mostly wait in vain, and long.
+                let peer = &state.peers[&to];
+                if !peer.dialing || peer.failures > 0 {
+                    let (error, wait) = (&peer.last_error, peer.next_try.map(|at| at.saturating_duration_since(now)));
+                    let next = match wait {
+                        Some(wait) if !peer.dialing => format!("next try in {} ms", wait.as_millis()),
+                        _ => "it is being dialed again".into(),
+                    };
+                    return Err(not_sent(format!("no connection to {addr}: {error}; {next}")));
+                }
+                changes
+            };
+            // The sender lives as long as this pool.
+            if timeout_at(deadline, changes.changed()).await.is_err() {
+                return Err(not_sent("the connection did not come about in time".into()));
+            }
+        }
+    }
+
+    fn start_dial(self: &Arc<Self>, state: &mut State, to: NodeId) {
+        let Some(peer) = state.peers.get_mut(&to) else { return };
+        let Some(addr) = peer.addr else { return };
+        peer.dialing = true;
+        let shared = self.clone();
+        self.spawn(async move {
+            match shared.dial(addr, &tls::node_name(to, shared.cluster)).await {
+                Ok((node, connection)) => {
+                    let (told, hello) = oneshot::channel();
+                    let outcome = async {
+                        if let Ok(Err(why)) = hello.await {
+                            shared.failed(to, why);
+                        }
+                    };
+                    tokio::join!(shared.clone().run(node, connection, Some(told)), outcome);
+                }
+                Err(why) => shared.failed(to, why),
+            }
+        });
+    }
+
+    fn failed(&self, to: NodeId, why: String) {
+        let mut state = self.state();
+        let Some(peer) = state.peers.get_mut(&to) else { return };
+        peer.dialing = false;
+        peer.failures = peer.failures.saturating_add(1);
+        peer.next_try = Some(Instant::now() + self.backoff(peer.failures));
+        if peer.last_error != why {
+            tracing::info!(peer = %to, "not connected: {why}");
+        }
+        peer.last_error = why;
+        drop(state);
+        self.changed();
+    }
+
+    fn backoff(&self, failures: u32) -> Duration {
+        let whole = BACKOFF_MAX.min(BACKOFF_MIN * (1 << failures.saturating_sub(1).min(10)));
+        whole - Duration::from_micros(self.random.below(whole.as_micros() as u64 / 2))
+    }
+
+    /// A handshake with whoever is at an address.
+    async fn dial(&self, addr: SocketAddr, name: &str) -> Result<(NodeId, Connection), String> {
+        let endpoint = lock(&self.endpoint).clone().ok_or("this node is stopping")?;
+        let connecting =
+            endpoint.connect_with(self.dial.clone(), addr, name).map_err(|error| format!("cannot dial: {error}"))?;
+        drop(endpoint);
+        match timeout(DIAL_TIMEOUT, connecting).await {
+            Ok(Ok(connection)) => Ok((self.peer_of(&connection)?, connection)),
+            Ok(Err(error)) => Err(explain_connection_error(&error)),
+            Err(_) => Err(format!("no answer to the handshake within {DIAL_TIMEOUT:?}")),
+        }
+    }
+
+    fn peer_of(&self, connection: &Connection) -> Result<NodeId, String> {
+        match tls::peer_subject(connection) {
+            Ok(Subject::Node { cluster, node }) if cluster == self.cluster => Ok(node),
+            Ok(other) => Err(format!("{other} is not a node of the cluster {}", self.cluster)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The life of a connection that this node has dialed. `told` gets the other end's hello, or why there is none.
+    async fn run(
+        self: Arc<Self>,
+        node: NodeId,
+        connection: Connection,
+        told: Option<oneshot::Sender<Result<Hello, String>>>,
+    ) {
+        let lanes = Lanes::new(connection.clone(), LanesConfig::default());
+        let (ready, service) = self.service(node, &lanes, true);
+        let _serving = Serving::start(&self, node, &connection, service);
+        let greeted = self.greet(node, &lanes).await;
+        match &greeted {
+            Ok(hello) => {
+                self.register(
+                    node,
+                    Link { lanes: lanes.clone(), dialed: true, hello: hello.clone(), since: Instant::now() },
+                );
+                ready.send_replace(true);
+            }
+            Err(why) => connection.close(close::REFUSED, why.as_bytes()),
+        }
+        let failed = greeted.is_err();
+        if let Some(told) = told {
+            // Fails only when nobody waits any more.
+            let _ = told.send(greeted);
+        }
+        if failed {
+            return;
+        }
+        let error = loop {
+            match timeout(RETIRE_EVERY, connection.closed()).await {
+                Ok(error) => break error,
+                Err(_) => {
+                    let better = |link: &Link| link.lanes.connection().stable_id() != connection.stable_id();
+                    let needless = node == self.me || self.state().link(self.me, node).is_some_and(better);
+                    if needless && lanes.in_flight() == 0 {
+                        connection.close(close::DONE, b"another connection is preferred");
+                    }
+                }
+            }
+        };
+        self.unregister(node, &connection, &explain_connection_error(&error));
+    }
+
+    /// The life of a connection that a peer has dialed.
+    async fn adopted(self: Arc<Self>, node: NodeId, connection: Connection) {
+        let lanes = Lanes::new(connection.clone(), LanesConfig::default());
+        let (ready, service) = self.service(node, &lanes, false);
+        let _serving = Serving::start(&self, node, &connection, service);
+        let greeted = timeout(HELLO_TIMEOUT, ready.subscribe().wait_for(|ready| *ready)).await.is_ok();
+        if !greeted {
+            connection.close(close::REFUSED, b"no acceptable hello came");
+            return;
+        }
+        let error = connection.closed().await;
+        self.unregister(node, &connection, &explain_connection_error(&error));
+    }
+
+    fn service(self: &Arc<Self>, node: NodeId, lanes: &Lanes, dialed: bool) -> (watch::Sender<bool>, Service) {
+        let ready = watch::Sender::new(false);
+        (ready.clone(), Service { shared: self.clone(), node, lanes: lanes.clone(), dialed, ready })
+    }
+
+    /// Says who this node is and hears who the other one is.
+    async fn greet(&self, node: NodeId, lanes: &Lanes) -> Result<Hello, String> {
+        let request = codec::encode(&PeerRequest { request_id: 0, body: PeerBody::Hello((self.hello)()) });
+        let reply = lanes.call(class::CONTROL, request, HELLO_TIMEOUT).await.map_err(|error| error.to_string())?;
+        match codec::decode::<PeerReply>(&reply) {
+            Ok(PeerReply::Hello(hello)) => self.check_hello(node, &hello).map(|()| hello),
+            Ok(PeerReply::Refused(why)) => Err(format!("it refuses this node: {why}")),
+            Ok(_) => Err("it answered something else to a hello".into()),
+            Err(error) => Err(format!("its hello is not understood: {error}")),
+        }
+    }
+
+    fn check_hello(&self, node: NodeId, hello: &Hello) -> Result<(), String> {
+        if hello.node != node {
+            return Err(format!("its certificate names it {node}, it calls itself {}", hello.node));
+        }
+        if hello.cluster != self.cluster {
+            return Err(format!("it is of cluster {}, this node is of {}", hello.cluster, self.cluster));
+        }
+        (self.check)(hello)
+    }
+
+    fn register(&self, node: NodeId, link: Link) {
+        let mut state = self.state();
+        if state.stopped || (state.peers.len() >= PEERS_MAX && !state.peers.contains_key(&node)) {
+            link.lanes.connection().close(close::SHUTDOWN, b"no room, or stopping");
+            return;
+        }
+        if node == self.me {
+            return;
+        }
+        let peer = state.peers.entry(node).or_default();
+        peer.dialing &= !link.dialed;
+        // What an earlier life of the peer left behind is dead, though the idle time-out has not noticed yet.
+        let (live, mut gone): (Vec<Link>, Vec<Link>) =
+            std::mem::take(&mut peer.links).into_iter().partition(|old| old.hello.boot >= link.hello.boot);
+        peer.links = live;
+        if peer.links.len() >= LINKS_MAX {
+            gone.push(peer.links.remove(0));
+        }
+        peer.addr = Some(link.hello.addr);
+        let first = peer.links.is_empty();
+        let dialed = link.dialed;
+        peer.links.push(link);
+        drop(state);
+        for link in gone {
+            link.lanes.connection().close(close::DONE, b"replaced by a newer connection");
+        }
+        if first {
+            tracing::info!(peer = %node, dialed, "connected");
+        }
+        self.changed();
+    }
+
+    fn unregister(&self, node: NodeId, connection: &Connection, why: &str) {
+        let mut state = self.state();
+        let stopped = state.stopped;
+        let Some(peer) = state.peers.get_mut(&node) else { return };
+        let ours = |link: &Link| link.lanes.connection().stable_id() == connection.stable_id();
+        let Some(at) = peer.links.iter().position(ours) else { return };
+        let steady = peer.links.remove(at).since.elapsed() >= STEADY;
+        if stopped || !peer.links.is_empty() {
+            return;
+        }
+        tracing::info!(peer = %node, "connection lost: {why}");
+        peer.last_error = format!("the connection was lost: {why}");
+        peer.failures = if steady { 0 } else { peer.failures.saturating_add(1) };
+        peer.next_try = Some(Instant::now() + self.backoff(peer.failures));
+        drop(state);
+        self.changed();
+    }
+
+    /// Dials whoever is to be connected and is not.
+    async fn keep_connected(self: Arc<Self>) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let wake = {
+                let (mut state, now) = (self.state(), Instant::now());
+                if state.stopped {
+                    return;
+                }
+                let missing: Vec<NodeId> =
+                    state.keep.iter().copied().filter(|node| state.link(self.me, *node).is_none()).collect();
+                for node in &missing {
+                    if state.may_dial(*node, now) {
+                        self.start_dial(&mut state, *node);
+                    }
+                }
+                let waiting = missing.iter().filter_map(|node| state.peers.get(node)).filter(|peer| !peer.dialing);
+                waiting.filter_map(|peer| peer.next_try).min()
+            };
+            // Without anybody to wait for, only a change can give work.
+            let Some(wake) = wake else {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+}
+
+/// The tasks that serve one connection; they end with it.
+struct Serving {
+    _tasks: JoinSet<()>,
+}
+
+impl Serving {
+    fn start(shared: &Arc<Shared>, node: NodeId, connection: &Connection, service: Service) -> Self {
+        let mut tasks = JoinSet::new();
+        let served = connection.clone();
+        tasks.spawn(async move {
+            let why = rpc::serve(served, service, limits()).await;
+            tracing::debug!(peer = %node, "no longer served: {why}");
+        });
+        let (gossip, datagrams) = (connection.clone(), shared.datagrams.clone());
+        tasks.spawn(async move {
+            while let Ok(data) = gossip.read_datagram().await {
+                // Gossip repeats itself: what does not fit in is dropped.
+                let _ = datagrams.try_send((node, data));
+            }
+        });
+        Self { _tasks: tasks }
+    }
+}
+
+/// Answers the requests that come over one connection.
+#[derive(Clone)]
+struct Service {
+    shared: Arc<Shared>,
+    node: NodeId,
+    lanes: Lanes,
+    dialed: bool,
+    /// Becomes true when hellos were exchanged.
+    ready: watch::Sender<bool>,
+}
+
+impl rpc::Handler for Service {
+    async fn handle(&self, _class: u8, body: Bytes, timeout: Duration) -> Bytes {
+        let reply = match codec::decode::<PeerRequest>(&body) {
+            Ok(PeerRequest { body: PeerBody::Hello(hello), .. }) => self.greeted(hello),
+            Ok(request) => {
+                // The other end may hear our hello and go on before we have heard its one.
+                let begun = Instant::now();
+                // Fails only when the sender is gone, and this is one.
+                let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+                let handler = lock(&self.shared.handler).clone();
+                match handler {
+                    Some(handler) => handler(self.node, request, timeout.saturating_sub(begun.elapsed())).await,
+                    None => PeerReply::Refused(NotApplied::NotServing {
+                        node: self.shared.me,
+                        why: "it is starting".into(),
+                    }),
+                }
+            }
+            Err(error) => PeerReply::Refused(NotApplied::Unsupported { why: error.to_string() }),
+        };
+        codec::encode(&reply)
+    }
+}
+
+impl Service {
+    fn greeted(&self, hello: Hello) -> PeerReply {
+        if let Err(why) = self.shared.check_hello(self.node, &hello) {
+            tracing::warn!(peer = %self.node, "a hello was refused: {why}");
+            return PeerReply::Refused(NotApplied::Refused { why });
+        }
+        if !self.dialed && !self.ready.send_replace(true) {
+            let (lanes, since) = (self.lanes.clone(), Instant::now());
+            self.shared.register(self.node, Link { lanes, dialed: false, hello, since });
+        }
+        PeerReply::Hello((self.shared.hello)())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+#[cfg(test)]
+mod tests;
