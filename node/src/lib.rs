@@ -11,4 +11,6 @@ pub mod store;
 pub mod peer_wire;
 pub mod peers;
 
+pub mod membership;
+
 pub mod cert;

@@ -1,0 +1,290 @@
+//! Who is reachable: SWIM's opinion, over the peers' QUIC connections as datagrams.
+//!
+//! It is local and fickle, and nothing but a hint: who owns what is the layout's affair, requests have deadlines of their own
+//! and peers their own back-off. A one-way partition, for one, raises no "down" at all, because the others vouch for both ends.
+//!
+//! One task owns the protocol, which is a value without I/O (`swim`); one more for each join seed asks who listens there and has the task announce itself.
+
+mod digests;
+mod identity;
+mod swim;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_client::ids::{LayoutVersion, NodeId};
+use quorate_client::random::Random;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, info, trace, warn};
+
+pub use self::identity::Identity;
+use self::swim::Swim;
+use crate::peers::Peers;
+
+/// A peer, as it is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerState {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// The debounced verdict: a "down" has stood for a second, an "up" may be held back for a node that flaps.
+    pub up: bool,
+    /// Since when that has been published.
+    pub since: Instant,
+}
+
+/// Everyone that was ever up, itself included (always up). A peer that has been down for a day is forgotten.
+pub type Liveness = BTreeMap<NodeId, PeerState>;
+
+/// The layout that every node says it holds: version, and a digest of that layout. Hearsay; a reason to go and ask.
+pub type LayoutDigests = BTreeMap<NodeId, (LayoutVersion, u64)>;
+
+/// What membership needs.
+#[derive(Debug)]
+pub struct Parts {
+    /// This node, in this life.
+    pub me: Identity,
+    /// Carries datagrams and dials.
+    pub peers: Peers,
+    /// Datagrams that arrived, with the name that the sender's certificate binds.
+    pub datagrams: mpsc::Receiver<(NodeId, Bytes)>,
+    /// Where to look for others. This node's own address may be among them.
+    pub seeds: Vec<SocketAddr>,
+    /// Seeds the protocol's choices.
+    pub random: Random,
+}
+
+/// A handle on the running membership. It ends with [`leave`](Self::leave), or when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    liveness: watch::Receiver<Arc<Liveness>>,
+    digests: watch::Receiver<Arc<LayoutDigests>>,
+    announce: Arc<watch::Sender<Option<(LayoutVersion, u64)>>>,
+    leave: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Membership {
+    /// Starts its tasks on the current runtime.
+    pub fn start(parts: Parts) -> Self {
+        let now = Instant::now();
+        let swim = Swim::new(parts.me, parts.random.array(), now);
+        let (liveness_tx, liveness) = watch::channel(swim.liveness().clone());
+        let (digests_tx, digests) = watch::channel(Arc::default());
+        let (announce, announced) = watch::channel(None);
+        let (leave, leaving) = mpsc::channel(1);
+        let (hello_tx, hellos) = mpsc::channel(HELLOS_MAX);
+        let mut seekers = JoinSet::new();
+        let seeds: Vec<_> = parts.seeds.into_iter().filter(|seed| *seed != parts.me.addr).collect();
+        if seeds.len() > SEEDS_MAX {
+            warn!("{} join seeds are given, the first {SEEDS_MAX} are used", seeds.len());
+        }
+        for addr in seeds.into_iter().take(SEEDS_MAX) {
+            let seeker = Seeker {
+                addr,
+                me: parts.me.node,
+                peers: parts.peers.clone(),
+                found: hello_tx.clone(),
+                liveness: liveness.clone(),
+                random: parts.random.fork(),
+            };
+            seekers.spawn(seeker.run());
+        }
+        let driver = Driver {
+            swim,
+            peers: parts.peers,
+            datagrams: parts.datagrams,
+            hellos,
+            announced,
+            leaving,
+            liveness: liveness_tx,
+            digests: digests_tx,
+            _hellos_open: hello_tx,
+            _seekers: seekers,
+        };
+        tokio::spawn(driver.run());
+        Self { liveness, digests, announce: Arc::new(announce), leave }
+    }
+
+    /// Who is up.
+    pub fn liveness(&self) -> watch::Receiver<Arc<Liveness>> {
+        self.liveness.clone()
+    }
+
+    /// Which layout the others say they hold (and this node, once it has announced one).
+    pub fn layout_digests(&self) -> watch::Receiver<Arc<LayoutDigests>> {
+        self.digests.clone()
+    }
+
+    /// Tells the others which layout this node holds, from now on and also those who come later.
+    pub fn announce_layout(&self, version: LayoutVersion, digest: u64) {
+        self.announce.send_replace(Some((version, digest)));
+    }
+
+    /// Tells others that this node goes and ends the tasks. The datagrams are with the connections when it returns: close
+    /// these gracefully. Calling it again does nothing.
+    pub async fn leave(&self) {
+        let (done, left) = oneshot::channel();
+        if self.leave.send(done).await.is_ok() {
+            // An error means that the task ended by itself, which is what was asked for.
+            let _ = left.await;
+        }
+    }
+}
+
+/// The task that owns the protocol.
+struct Driver {
+    swim: Swim,
+    peers: Peers,
+    datagrams: mpsc::Receiver<(NodeId, Bytes)>,
+    hellos: mpsc::Receiver<Identity>,
+    announced: watch::Receiver<Option<(LayoutVersion, u64)>>,
+    leaving: mpsc::Receiver<oneshot::Sender<()>>,
+    liveness: watch::Sender<Arc<Liveness>>,
+    digests: watch::Sender<Arc<LayoutDigests>>,
+    /// Keeps `hellos` open when there is no seed.
+    _hellos_open: mpsc::Sender<Identity>,
+    /// Ends the seekers with this task.
+    _seekers: JoinSet<()>,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        loop {
+            self.flush();
+            let timeout = self.swim.poll_timeout();
+            tokio::select! {
+                biased;
+                request = self.leaving.recv() => {
+                    self.swim.leave(Instant::now());
+                    self.flush();
+                    info!("left the gossip");
+                    if let Some(done) = request {
+                        // Nobody waits for it if the caller gave up.
+                        let _ = done.send(());
+                    }
+                    return;
+                }
+                () = sleep_until(timeout.unwrap_or_else(Instant::now)), if timeout.is_some() => {
+                    self.swim.handle_timeout(Instant::now());
+                }
+                Ok(()) = self.announced.changed() => {
+                    if let Some((version, digest)) = *self.announced.borrow_and_update() {
+                        self.swim.announce_layout(version, digest, Instant::now());
+                    }
+                }
+                Some(peer) = self.hellos.recv() => self.swim.announce_to(peer, Instant::now()),
+                Some((from, data)) = self.datagrams.recv() => {
+                    if let Err(refused) = self.swim.handle_data(from, &data, Instant::now()) {
+                        debug!(%from, len = data.len(), %refused, "dropped a gossip datagram");
+                    }
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some((node, addr)) = self.swim.poll_learned() {
+            self.peers.learn(node, addr);
+        }
+        while let Some((to, data)) = self.swim.poll_send() {
+            self.peers.send_datagram(to, data);
+        }
+        if let Some(liveness) = self.swim.poll_liveness(Instant::now()) {
+            for (node, state) in liveness.iter() {
+                if self.liveness.borrow().get(node).map(|before| before.up) != Some(state.up) {
+                    info!(%node, addr = %state.addr, up = state.up, "a peer's state changed");
+                }
+            }
+            self.liveness.send_replace(liveness);
+        }
+        if let Some(digests) = self.swim.poll_digests() {
+            self.digests.send_replace(Arc::new(digests));
+        }
+    }
+}
+
+/// Asks who listens at a seed, for ever: with back-off while this node is alone, rarely else, so that halves of a cluster
+/// that never met or forgot each other find together. A seed that is up already is not asked.
+struct Seeker {
+    addr: SocketAddr,
+    me: NodeId,
+    peers: Peers,
+    found: mpsc::Sender<Identity>,
+    liveness: watch::Receiver<Arc<Liveness>>,
+    random: Random,
+}
+
+impl Seeker {
+    async fn run(mut self) {
+        let mut backoff = SEEK_BACKOFF_MIN;
+        loop {
+            if !self.is_up() {
+                self.seek().await;
+            }
+            let company = self.company();
+            let pause = if company { SEEK_EVERY } else { backoff };
+            // Half of the pause is random, so that nodes that were started together do not ask together.
+            let pause = pause / 2 + Duration::from_micros(self.random.below(pause.as_micros() as u64 / 2 + 1));
+            backoff = if company { SEEK_BACKOFF_MIN } else { (backoff * 2).min(SEEK_BACKOFF_MAX) };
+            self.wait(pause, company).await;
+        }
+    }
+
+    async fn seek(&self) {
+        match self.peers.hello_at(self.addr, SEEK_TIMEOUT).await {
+            Ok(hello) if hello.node == self.me => trace!(addr = %self.addr, "the seed is this node itself"),
+            Ok(hello) => {
+                let peer = Identity::new(hello.node, hello.addr, hello.boot);
+                // The driver is gone: so is this task, in a moment.
+                let _ = self.found.send(peer).await;
+            }
+            Err(error) => debug!(addr = %self.addr, %error, "nobody answers at the seed"),
+        }
+    }
+
+    /// Waits, but no longer than it takes to fall from company into loneliness.
+    async fn wait(&mut self, pause: Duration, company: bool) {
+        let deadline = Instant::now() + pause;
+        while let Ok(changed) =
+            timeout(deadline.saturating_duration_since(Instant::now()), self.liveness.changed()).await
+        {
+            if changed.is_err() {
+                // The driver is gone and takes this task with it.
+                sleep(SEEK_EVERY).await;
+            }
+            if company && !self.company() {
+                return;
+            }
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        let liveness = self.liveness.borrow();
+        liveness.iter().any(|(node, state)| *node != self.me && state.up && state.addr == self.addr)
+    }
+
+    fn company(&self) -> bool {
+        self.liveness.borrow().iter().any(|(node, state)| *node != self.me && state.up)
+    }
+}
+
+/// The most peers that a node gossips with; more are refused with a warning. Far above the 100 members that the ring is
+/// built for, and small enough that a scan of all takes microseconds.
+pub const PEERS_MAX: usize = 1000;
+/// More seeds than this find nobody whom these do not find.
+const SEEDS_MAX: usize = 64;
+/// Every seeker has one answer on its way at most.
+const HELLOS_MAX: usize = SEEDS_MAX;
+/// A handshake takes two round trips; three seconds are plenty also for a node under load.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(3);
+/// The first pause while alone. Nodes that are started together are there a moment later.
+const SEEK_BACKOFF_MIN: Duration = Duration::from_millis(250);
+/// The longest pause while alone: how late a node may notice that its seed has come up.
+const SEEK_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// With company a seed that is not up is asked so often.
+const SEEK_EVERY: Duration = Duration::from_secs(60);
