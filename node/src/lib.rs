@@ -11,6 +11,17 @@ pub mod store;
 pub mod peer_wire;
 pub mod peers;
 
+pub mod layouts;
 pub mod membership;
 
+pub mod coordinator;
+pub mod replica;
+pub(crate) mod replica_service;
+
+pub mod node;
+pub(crate) mod server;
+pub(crate) mod status;
+
 pub mod cert;
+pub mod http;
+pub mod metrics;

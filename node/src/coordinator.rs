@@ -1,0 +1,445 @@
+//! Runs client requests for data: checks them, forwards what belongs to others, and drives the state machines of
+//! [`crate::core::put`] and [`crate::core::get`] over the own replica and the peers.
+//!
+//! A request is coordinated by a primary of its key. A node that is none forwards it, once: to the best primary it can
+//! reach, to another one only if no byte of it was sent (or, for a read, if it failed), so that a write never has two
+//! coordinators after an ambiguous failure.
+//!
+//! Modules in reading order: `write` and `read` drive one request each, `calls` holds the questions in flight,
+//! `background` what goes on after the reply, `stats` the counters.
+
+mod background;
+mod calls;
+mod read;
+mod stats;
+mod write;
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
+use quorate_client::options::Quorum;
+use quorate_client::wire::{
+    Acks, Asked, CONTEXT_LEN_MAX, Evidence, Failure, KEY_LEN_MAX, Located, Located1, NotApplied, QuorumReport, Reply,
+    Request, RequestBody, Response, VALUE_LEN_MAX,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use self::background::Background;
+pub(crate) use self::read::SCAN_LIMIT_MAX;
+pub(crate) use self::stats::RequestStats;
+use crate::core::version::Context;
+use crate::layouts::{Current, Layouts};
+use crate::membership::{Liveness, Membership};
+use crate::peer_wire::{PeerBody, PeerReply, class};
+use crate::peers::{PeerError, Peers};
+use crate::replica::Replica;
+
+/// What a coordinator is made of.
+#[derive(Debug)]
+pub(crate) struct CoordinatorParts {
+    pub(crate) me: NodeId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) layouts: Layouts,
+    pub(crate) membership: Membership,
+    pub(crate) replica: Replica,
+    pub(crate) peers: Peers,
+    pub(crate) defaults: Defaults,
+}
+
+/// The quorums of requests that name none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Defaults {
+    pub(crate) r: Quorum,
+    pub(crate) w: Quorum,
+}
+
+/// Where a request came from, which decides whether it may be forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From a client: may be forwarded once.
+    Client,
+    /// Forwarded by a peer: never forwarded again.
+    Peer(NodeId),
+}
+
+/// Runs requests for data on one node. Clones are the same coordinator.
+#[derive(Debug, Clone)]
+pub(crate) struct Coordinator(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    me: NodeId,
+    cluster: ClusterId,
+    layouts: Layouts,
+    liveness: watch::Receiver<Arc<Liveness>>,
+    replica: Replica,
+    peers: Peers,
+    defaults: Defaults,
+    background: Background,
+    stats: RequestStats,
+}
+
+/// One request on this node: when it came, how long it may take, and where its key lives.
+#[derive(Debug, Clone)]
+struct Turn {
+    request_id: u64,
+    origin: Origin,
+    start: Instant,
+    /// When this node answers at the latest: before its client, or the node that forwarded it, gives up.
+    deadline: Instant,
+    current: Arc<Current>,
+    partition: Partition,
+}
+
+impl Coordinator {
+    pub(crate) fn new(parts: CoordinatorParts) -> Self {
+        let CoordinatorParts { me, cluster, layouts, membership, replica, peers, defaults } = parts;
+        let liveness = membership.liveness();
+        let (background, stats) = (Background::new(), RequestStats::default());
+        Self(Arc::new(Inner { me, cluster, layouts, liveness, replica, peers, defaults, background, stats }))
+    }
+
+    /// Runs a request for data: a write, a read, a scan or a question where a key lives.
+    ///
+    /// `timeout` is what is left for the whole request where it came from; the answer is made somewhat earlier, so that it
+    /// arrives before that. Dropping the future does not stop a write.
+    ///
+    /// # Errors
+    /// [`Failure::NotApplied`] of everything that was refused before a mint, [`Failure::Indeterminate`] of a write after it.
+    pub(crate) async fn handle(&self, request: &Request, timeout: Duration, origin: Origin) -> Result<Reply, Failure> {
+        let id = request.request_id;
+        let span = match origin {
+            Origin::Client => tracing::debug_span!("request", id = %format_args!("{id:016x}")),
+            Origin::Peer(by) => tracing::debug_span!("request", id = %format_args!("{id:016x}"), forwarded_by = %by),
+        };
+        self.run(request, timeout, origin).instrument(span).await
+    }
+
+    /// Where a key lives, as this node knows it.
+    ///
+    /// # Errors
+    /// When the key is not legal, or there is no layout.
+    pub(crate) fn locate(&self, key: &Blob) -> Result<Located, NotApplied> {
+        check_key(key)?;
+        let current = self.0.current()?;
+        let partition = current.ring.partition_of(key);
+        let liveness = self.0.liveness.borrow().clone();
+        let place = |node: &NodeId| {
+            let member = current.layout.member(*node)?;
+            let state = liveness.get(node);
+            let addr = state.map_or(member.addr, |state| state.addr);
+            let up = *node == self.0.me || state.is_some_and(|state| state.up);
+            Some(Located1 { node: *node, addr, zone: member.zone.clone(), up })
+        };
+        Ok(Located {
+            hash: key_hash(key),
+            partition,
+            layout: current.layout.version,
+            preference: current.ring.preference_list(partition).iter().filter_map(place).collect(),
+            n: current.ring.n(),
+        })
+    }
+
+    /// Counters of what this node has coordinated, refused and forwarded.
+    pub(crate) fn stats(&self) -> &RequestStats {
+        &self.0.stats
+    }
+
+    /// Takes no more writes, gives what is running or goes on after its reply so much time, then ends it.
+    pub(crate) async fn shutdown(&self, grace: Duration) {
+        self.0.background.shutdown(grace).await;
+    }
+
+    async fn run(&self, request: &Request, timeout: Duration, origin: Origin) -> Result<Reply, Failure> {
+        let start = Instant::now();
+        let deadline = start + timeout.saturating_sub((timeout / HOP_MARGIN_SHARE).min(HOP_MARGIN_MAX));
+        if let Origin::Peer(_) = origin {
+            self.0.stats.forwarded_in.add(1);
+        }
+        let turn = |current: Arc<Current>, partition| Turn {
+            request_id: request.request_id,
+            origin,
+            start,
+            deadline,
+            current,
+            partition,
+        };
+        match &request.body {
+            RequestBody::Write(write) => {
+                let planned = self.0.plan_write(write).map(|plan| {
+                    let partition = plan.current.ring.partition_of(&write.key);
+                    (turn(plan.current, partition), plan.w, plan.cause)
+                });
+                let (turn, w, cause) = planned.inspect_err(|_| self.0.stats.puts_not_applied.add(1))?;
+                if !self.0.is_primary(&turn) {
+                    let need = w.count(turn.current.ring.n());
+                    return self.0.forward(request, &turn, need, Some(write.op_id)).await;
+                }
+                write::coordinate(&self.0, turn, write, w, cause).await
+            }
+            RequestBody::Read(read) => {
+                let planned = check_key(&read.key).and_then(|()| {
+                    let current = self.0.current()?;
+                    let need = self.0.read_quorum(read.r, &current)?;
+                    let partition = current.ring.partition_of(&read.key);
+                    Ok((turn(current, partition), need))
+                });
+                let (turn, need) = planned.inspect_err(|_| self.0.stats.gets_failed.add(1))?;
+                if !self.0.is_primary(&turn) {
+                    return self.0.forward(request, &turn, need, None).await;
+                }
+                read::coordinate_read(&self.0, &turn, read, need).await.map_err(Failure::from)
+            }
+            RequestBody::Scan(scan) => {
+                let planned = self.0.current().and_then(|current| {
+                    read::check_scan(scan, &current)?;
+                    let need = self.0.read_quorum(scan.r, &current)?;
+                    Ok((turn(current, scan.partition), need))
+                });
+                let (turn, need) = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
+                if !self.0.is_primary(&turn) {
+                    return self.0.forward(request, &turn, need, None).await;
+                }
+                read::coordinate_scan(&self.0, &turn, scan, need).await.map_err(Failure::from)
+            }
+            RequestBody::Locate { key } => Ok(Reply::Located(self.locate(key)?)),
+            RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) => {
+                let why = "only requests for data are coordinated or forwarded: write, read, scan, locate";
+                Err(NotApplied::Unsupported { why: why.into() }.into())
+            }
+        }
+    }
+}
+
+/// What the checks of a write leave.
+struct WritePlan {
+    current: Arc<Current>,
+    w: Quorum,
+    cause: Context,
+}
+
+impl Inner {
+    /// # Errors
+    /// When this node has no layout.
+    fn current(&self) -> Result<Arc<Current>, NotApplied> {
+        self.layouts.current().ok_or_else(|| {
+            let why = self.layouts.not_serving().unwrap_or_else(|| "there is no layout yet".into());
+            NotApplied::NotServing { node: self.me, why }
+        })
+    }
+
+    /// Everything that can be refused before anything happens.
+    fn plan_write(&self, write: &quorate_client::wire::Write) -> Result<WritePlan, NotApplied> {
+        check_key(&write.key)?;
+        check_len("value", VALUE_LEN_MAX, write.value.as_ref().map_or(0, |value| value.len()))?;
+        check_len("context", CONTEXT_LEN_MAX, write.context.as_ref().map_or(0, |context| context.len()))?;
+        let current = self.current()?;
+        let w = write.w.unwrap_or(self.defaults.w);
+        crate::core::quorum::required("W", w, current.ring.n())?;
+        let cause = match &write.context {
+            None => Context::new(),
+            Some(sealed) => {
+                let opened = Context::open(sealed, self.cluster, &write.key);
+                opened.map_err(|why| NotApplied::BadContext { why })?
+            }
+        };
+        Ok(WritePlan { current, w, cause })
+    }
+
+    fn read_quorum(&self, r: Option<Quorum>, current: &Current) -> Result<u8, NotApplied> {
+        crate::core::quorum::required("R", r.unwrap_or(self.defaults.r), current.ring.n())
+    }
+
+    fn is_primary(&self, turn: &Turn) -> bool {
+        turn.primaries().contains(&self.me)
+    }
+
+    /// Whether a node may be there, as far as the failure detector and the back-off of connections know. Nobody is ruled out
+    /// only because gossip has not told of it yet.
+    fn is_reachable(&self, node: NodeId) -> bool {
+        node == self.me
+            || (self.liveness.borrow().get(&node).is_none_or(|state| state.up) && !self.peers.backing_off(node))
+    }
+
+    /// The primaries of a request, best first: this node, then those that are up, then by round trip and preference.
+    fn nearest_primaries(&self, turn: &Turn) -> Vec<NodeId> {
+        let mut nearest = turn.primaries().to_vec();
+        nearest.sort_by_cached_key(|node| {
+            let rtt = self.peers.rtt(*node).unwrap_or(Duration::MAX);
+            (*node != self.me, Reverse(self.is_reachable(*node)), rtt)
+        });
+        nearest
+    }
+
+    /// Hands a request to a primary. `op_id` is there for a write.
+    async fn forward(&self, request: &Request, turn: &Turn, need: u8, op_id: Option<OpId>) -> Result<Reply, Failure> {
+        if let Origin::Peer(by) = turn.origin {
+            let why = format!(
+                "{by} forwarded a request for partition {}, of which it is no primary in layout {}",
+                turn.partition, turn.current.layout.version
+            );
+            return Err(NotApplied::NotServing { node: self.me, why }.into());
+        }
+        self.stats.forwards.add(1);
+        let primaries = self.nearest_primaries(turn);
+        let mut why = String::new();
+        for (tried, primary) in primaries.iter().copied().enumerate() {
+            let left = turn.left();
+            if left.is_zero() {
+                break;
+            }
+            // A write has one chance once a byte of it was sent; a read keeps time for the others.
+            let share = if op_id.is_some() { left } else { left / (primaries.len() - tried) as u32 };
+            let body = PeerBody::Forward { request: request.clone() };
+            let called = self.peers.call(primary, class::FORWARD, turn.request_id, body, share).await;
+            let (failed, ambiguous) = match called {
+                Ok(PeerReply::Forwarded(Response { body: Err(Failure::NotApplied(refusal)), .. }))
+                | Ok(PeerReply::Refused(refusal)) => {
+                    if !is_of_one_node(&refusal) {
+                        return Err(refusal.into());
+                    }
+                    (plain(&refusal), false)
+                }
+                Ok(PeerReply::Forwarded(Response { body, .. })) => return body,
+                Ok(_) => ("an answer to another question".into(), true),
+                Err(PeerError::NotSent(why)) => (why, false),
+                Err(PeerError::Unknown(why)) => (why, true),
+            };
+            tracing::debug!(%primary, why = %failed, "forwarding failed");
+            let comma = if why.is_empty() { "" } else { ", " };
+            why.push_str(&format!("{comma}{primary}: {failed}"));
+            if let (Some(op_id), true) = (op_id, ambiguous) {
+                return Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why });
+            }
+        }
+        Err(match turn.left().is_zero() {
+            true => NotApplied::TimedOut { need, had: 0, why },
+            false => NotApplied::Unavailable { need, alive: 0, why },
+        }
+        .into())
+    }
+
+    fn report(&self, turn: &Turn, need: u8, acks: Acks, floor: u8) -> QuorumReport {
+        let layout = turn.current.layout.version;
+        QuorumReport { need, acks, degraded: acks.fallback > 0, below_floor: need < floor, layout }
+    }
+
+    fn evidence(
+        &self,
+        turn: &Turn,
+        asked: Vec<Asked>,
+        decided_by: Option<NodeId>,
+        dots: Vec<String>,
+    ) -> Option<Box<Evidence>> {
+        Some(Box::new(Evidence {
+            coordinator: self.me,
+            forwarded_by: match turn.origin {
+                Origin::Client => None,
+                Origin::Peer(by) => Some(by),
+            },
+            partition: turn.partition,
+            preference: turn.current.ring.preference_list(turn.partition),
+            n: turn.current.ring.n(),
+            asked,
+            decided_by,
+            dots,
+            took_us: turn.at_us(),
+        }))
+    }
+}
+
+impl Turn {
+    fn primaries(&self) -> &[NodeId] {
+        self.current.ring.primaries(self.partition)
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Microseconds since the request came.
+    fn at_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A node answers an eighth of the time, but at most 20 ms, before its asker gives up: enough for the way back in one
+/// data centre, little enough that two hops leave three quarters of a short timeout.
+const HOP_MARGIN_SHARE: u32 = 8;
+const HOP_MARGIN_MAX: Duration = Duration::from_millis(20);
+
+/// # Errors
+/// When a key is empty or too long.
+pub(crate) fn check_key(key: &[u8]) -> Result<(), NotApplied> {
+    if key.is_empty() {
+        return Err(NotApplied::EmptyKey);
+    }
+    check_len("key", KEY_LEN_MAX, key.len())
+}
+
+fn check_len(what: &str, limit: usize, got: usize) -> Result<(), NotApplied> {
+    if got <= limit {
+        return Ok(());
+    }
+    Err(NotApplied::TooLarge { what: what.into(), limit: limit as u64, got: got as u64 })
+}
+
+/// Whether a refusal says something of the node that refused, so that another one may well serve the request.
+fn is_of_one_node(refusal: &NotApplied) -> bool {
+    match refusal {
+        NotApplied::NotServing { .. } | NotApplied::Storage { .. } | NotApplied::StaleLayout { .. } => true,
+        NotApplied::Unavailable { .. }
+        | NotApplied::TimedOut { .. }
+        | NotApplied::Overloaded { .. }
+        | NotApplied::TooLarge { .. }
+        | NotApplied::EmptyKey
+        | NotApplied::QuorumImpossible { .. }
+        | NotApplied::BadContext { .. }
+        | NotApplied::TooManySiblings { .. }
+        | NotApplied::Forbidden { .. }
+        | NotApplied::Unsupported { .. }
+        | NotApplied::Refused { .. } => false,
+    }
+}
+
+/// A refusal inside a longer text, which says itself whether anything was changed.
+fn plain(refusal: &NotApplied) -> String {
+    let text = refusal.to_string();
+    text.strip_suffix("; nothing was changed").map(str::to_owned).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_beyond_their_limits_are_refused_with_both_numbers() {
+        assert_eq!(check_key(b""), Err(NotApplied::EmptyKey));
+        assert_eq!(check_key(&[0; KEY_LEN_MAX]), Ok(()));
+        let refusal = NotApplied::TooLarge { what: "key".into(), limit: 1024, got: 1025 };
+        assert_eq!(check_key(&[0; KEY_LEN_MAX + 1]), Err(refusal));
+        assert_eq!(check_len("value", VALUE_LEN_MAX, VALUE_LEN_MAX), Ok(()));
+        assert!(check_len("value", VALUE_LEN_MAX, VALUE_LEN_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_reason_inside_an_indeterminate_outcome_does_not_claim_that_nothing_was_changed() {
+        let node = NodeId::new("n1").expect("legal");
+        let text = plain(&NotApplied::Storage { node, why: "disk full".into() });
+        assert_eq!(text, "storage failed on n1: disk full");
+        assert_eq!(plain(&NotApplied::Overloaded { retry_after_ms: 5 }), "overloaded: try again in 5 ms");
+    }
+
+    #[test]
+    fn a_request_is_not_given_to_the_next_primary_after_a_refusal_of_the_request_itself() {
+        let node = NodeId::new("n1").expect("legal");
+        assert!(is_of_one_node(&NotApplied::NotServing { node, why: "quarantined".into() }));
+        assert!(!is_of_one_node(&NotApplied::EmptyKey));
+        assert!(!is_of_one_node(&NotApplied::Overloaded { retry_after_ms: 5 }), "load is not passed round");
+    }
+}

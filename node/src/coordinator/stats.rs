@@ -1,0 +1,76 @@
+//! Counters of requests. A request counts its outcome where it was coordinated or refused; forwarding has counters of its own.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::metrics::Sample;
+
+/// What one node's coordinator has done since it started.
+#[derive(Debug, Default)]
+pub(crate) struct RequestStats {
+    pub(super) puts_ok: Counter,
+    pub(super) puts_not_applied: Counter,
+    pub(super) puts_indeterminate: Counter,
+    pub(super) gets_ok: Counter,
+    pub(super) gets_failed: Counter,
+    pub(super) scans_ok: Counter,
+    pub(super) scans_failed: Counter,
+    pub(super) hedges: Counter,
+    pub(super) stale_replicas: Counter,
+    pub(super) forwards: Counter,
+    pub(super) forwarded_in: Counter,
+}
+
+/// Only grows.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+impl RequestStats {
+    /// All counters, in a fixed order.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        [
+            ("puts_ok", "Writes and deletes that W replicas acknowledged", &self.puts_ok),
+            (
+                "puts_not_applied",
+                "Writes and deletes that were refused before anything happened",
+                &self.puts_not_applied,
+            ),
+            ("puts_indeterminate", "Writes and deletes whose outcome is unknown", &self.puts_indeterminate),
+            ("gets_ok", "Reads that R replicas answered, of present and absent keys", &self.gets_ok),
+            ("gets_failed", "Reads that too few replicas answered", &self.gets_failed),
+            ("scans_ok", "Pages of scans", &self.scans_ok),
+            ("scans_failed", "Pages of scans that too few replicas answered", &self.scans_failed),
+            ("hedges", "Reads that asked one more replica because one was late", &self.hedges),
+            ("stale_replicas", "Replicas that a read found to be behind", &self.stale_replicas),
+            ("forwards", "Requests passed on to a primary", &self.forwards),
+            ("forwarded_in", "Requests that another node passed on to this one", &self.forwarded_in),
+        ]
+        .into_iter()
+        .map(|(name, help, counter)| Sample::counter(name, help, counter.0.load(Ordering::Relaxed)))
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_counter_has_a_name_of_its_own() {
+        let stats = RequestStats::default();
+        stats.hedges.add(2);
+        stats.hedges.add(1);
+        let snapshot = stats.samples();
+        assert_eq!(snapshot.iter().map(|sample| sample.name).collect::<BTreeSet<_>>().len(), snapshot.len());
+        let counted: Vec<_> =
+            snapshot.iter().filter(|sample| sample.value > 0).map(|sample| (sample.name, sample.value)).collect();
+        assert_eq!(counted, [("hedges", 3)]);
+    }
+}

@@ -1,0 +1,263 @@
+//! Drives one [`Put`]: mint, replicate, wait, reply, go on.
+//!
+//! All of it runs in a task of its own, so that a client that goes away does not leave a write half-replicated.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::{LayoutVersion, NodeId};
+use quorate_client::options::Quorum;
+use quorate_client::wire::{Acks, CONTEXT_LEN_WARN, Failure, NotApplied, Reply, Write, Written};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::sleep_until;
+use tracing::Instrument;
+
+use super::calls::Calls;
+use super::{Inner, Turn, plain};
+use crate::core::put::{Put, PutAction};
+use crate::core::record::Record;
+use crate::core::version::{Context, Dot};
+use crate::peer_wire::{Label, PeerBody, PeerReply, class};
+use crate::replica::{MintError, Minted};
+use crate::store::Ticket;
+
+/// Runs a write of which this node is a primary.
+pub(super) async fn coordinate(
+    inner: &Arc<Inner>,
+    turn: Turn,
+    write: &Write,
+    w: Quorum,
+    cause: Context,
+) -> Result<Reply, Failure> {
+    let put = Put::new(inner.me, write.op_id, turn.primaries(), w, write.strict, |node| inner.is_reachable(node));
+    let put = match put {
+        Ok(put) if !turn.left().is_zero() => put,
+        Ok(put) => {
+            inner.stats.puts_not_applied.add(1);
+            let why = "its time was over before it began".into();
+            return Err(NotApplied::TimedOut { need: put.need(), had: 0, why }.into());
+        }
+        Err(refusal) => {
+            inner.stats.puts_not_applied.add(1);
+            return Err(refusal.into());
+        }
+    };
+    let (need, op_id) = (put.need(), write.op_id);
+    let (reply, replied) = oneshot::channel();
+    let driver = Driver {
+        inner: inner.clone(),
+        turn,
+        explain: write.explain,
+        put,
+        minted: None,
+        calls: Calls::new(),
+        reply: Some(reply),
+        held: None,
+        permit: None,
+        on_time: true,
+        finished: false,
+    };
+    let task = driver.run(write.clone(), cause).instrument(tracing::Span::current());
+    if !inner.background.spawn(task) {
+        inner.stats.puts_not_applied.add(1);
+        return Err(NotApplied::NotServing { node: inner.me, why: "it is shutting down".into() }.into());
+    }
+    replied.await.unwrap_or_else(|_| {
+        let why = format!("{}: the write was cut off by a shutdown", inner.me);
+        Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why })
+    })
+}
+
+/// What a primary said: whether after a sync and whether it was news to it, or why not.
+type Outcome = Result<(bool, bool), String>;
+
+struct Driver {
+    inner: Arc<Inner>,
+    turn: Turn,
+    explain: bool,
+    put: Put,
+    minted: Option<Kept>,
+    calls: Calls<(NodeId, Outcome)>,
+    reply: Option<oneshot::Sender<Result<Reply, Failure>>>,
+    /// A reply that waits because too many writes go on after theirs.
+    held: Option<Result<Reply, Failure>>,
+    permit: Option<OwnedSemaphorePermit>,
+    /// The deadline has not passed.
+    on_time: bool,
+    finished: bool,
+}
+
+/// What is left of [`Minted`] for replication and the reply.
+struct Kept {
+    /// The same bytes for every primary.
+    body: PeerBody,
+    dot: Dot,
+    context: Blob,
+    siblings: u32,
+    replaced: u32,
+    repeated: bool,
+    ticket: Option<Ticket>,
+}
+
+impl Driver {
+    async fn run(mut self, write: Write, cause: Context) {
+        let inner = self.inner.clone();
+        let mut deadline = pin!(sleep_until(self.turn.deadline));
+        // The mint is never cut off: whether it took place must be known before anything else is done.
+        let Write { key, value, op_id, .. } = write;
+        {
+            let mut mint = pin!(inner.replica.mint(self.turn.partition, &key, op_id, value, cause));
+            let minted = loop {
+                tokio::select! {
+                    biased;
+                    minted = &mut mint => break minted,
+                    () = &mut deadline, if self.on_time => {
+                        self.on_time = false;
+                        let actions = self.put.on_deadline();
+                        self.perform(actions);
+                    }
+                }
+            };
+            let actions = match minted {
+                Ok(minted) => {
+                    self.minted = Some(self.keep(&key, minted));
+                    self.put.on_minted(self.turn.at_us())
+                }
+                Err(MintError::NotApplied(refusal)) => self.put.on_mint_refused(refusal),
+                Err(MintError::Unknown(why)) => self.put.on_mint_unknown(why),
+            };
+            self.perform(actions);
+        }
+        while !self.finished {
+            let actions = tokio::select! {
+                biased;
+                Some((node, outcome)) = self.calls.next() => match outcome {
+                    Ok((synced, changed)) => self.put.on_ack(node, synced, changed, self.turn.at_us()),
+                    Err(why) => {
+                        tracing::debug!(%node, %why, "a replica did not take a write");
+                        self.put.on_failed(node, why, self.turn.at_us())
+                    }
+                },
+                permit = inner.background.permit(), if self.held.is_some() => {
+                    self.permit = Some(permit);
+                    self.send_held();
+                    continue;
+                }
+                () = &mut deadline, if self.on_time => {
+                    self.on_time = false;
+                    self.send_held();
+                    self.put.on_deadline()
+                }
+            };
+            self.perform(actions);
+        }
+        self.send_held();
+    }
+
+    fn perform(&mut self, actions: Vec<PutAction>) {
+        for action in actions {
+            match action {
+                PutAction::Replicate(to) => self.replicate(to),
+                PutAction::AwaitDurable => {
+                    let minted = self.minted.as_mut().expect("it is asked for after the mint");
+                    let ticket = minted.ticket.take().expect("it is asked for once");
+                    let (me, changed) = (self.inner.me, !minted.repeated);
+                    self.calls.push(async move {
+                        let durable = ticket.durable().await;
+                        (me, durable.map(|synced| (synced, changed)).map_err(|error| error.to_string()))
+                    });
+                }
+                PutAction::Reply(outcome) => {
+                    let reply = self.reply(outcome);
+                    self.held = Some(reply);
+                }
+                PutAction::Finished => self.finished = true,
+            }
+        }
+        if self.held.is_some() {
+            self.permit = self.inner.background.try_permit();
+            // Past its deadline the client has felt the wait; from then on the deadlines of the calls are the bound.
+            if self.permit.is_some() || !self.on_time {
+                self.send_held();
+            }
+        }
+    }
+
+    /// Starts sending the record to a primary. The call's time does not end with the request's: a short timeout is the
+    /// client's wish for an early answer and no reason to leave a replica without the write.
+    fn replicate(&mut self, to: NodeId) {
+        let minted = self.minted.as_ref().expect("replication follows the mint");
+        let (inner, body, request_id) = (self.inner.clone(), minted.body.clone(), self.turn.request_id);
+        let timeout = self.turn.left().max(REPLICATE_TIMEOUT_MIN);
+        self.calls.push(async move {
+            let outcome = match inner.peers.call(to, class::REPLICATE, request_id, body, timeout).await {
+                Ok(PeerReply::Replicated { synced, changed }) => Ok((synced, changed)),
+                Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
+                Ok(_) => Err("an answer to another question".into()),
+                Err(error) => Err(error.to_string()),
+            };
+            (to, outcome)
+        });
+    }
+
+    fn keep(&self, key: &Blob, minted: Minted) -> Kept {
+        let Minted { dot, record, context, replaced, repeated, ticket } = minted;
+        let version = self.turn.current.layout.version;
+        let body = PeerBody::Replicate { label: label(version), key: key.clone(), record: Blob(record.encode()) };
+        let context = Blob(context.seal(self.inner.cluster, key));
+        Kept { body, dot, context, siblings: live_values(&record), replaced, repeated, ticket: Some(ticket) }
+    }
+
+    /// The client's answer, and its place in the counters.
+    fn reply(&self, outcome: Result<(), Failure>) -> Result<Reply, Failure> {
+        let stats = &self.inner.stats;
+        match outcome {
+            Ok(()) => stats.puts_ok.add(1),
+            Err(Failure::NotApplied(_)) => stats.puts_not_applied.add(1),
+            Err(Failure::Indeterminate { .. }) => stats.puts_indeterminate.add(1),
+        }
+        outcome?;
+        let minted = self.minted.as_ref().expect("a write is acknowledged after its mint");
+        let dots = || vec![minted.dot.to_string()];
+        let evidence = || self.inner.evidence(&self.turn, self.put.asked(), self.put.decided_by(), dots());
+        Ok(Reply::Written(Written {
+            context: minted.context.clone(),
+            siblings: minted.siblings,
+            replaced: minted.replaced,
+            synced: self.put.is_synced(),
+            context_large: minted.context.len() > CONTEXT_LEN_WARN,
+            quorum: self.inner.report(&self.turn, self.put.need(), self.put.acks(), self.turn.current.layout.w),
+            evidence: if self.explain { evidence() } else { None },
+        }))
+    }
+
+    fn send_held(&mut self) {
+        if let Some(held) = self.held.take()
+            && let Some(reply) = self.reply.take()
+        {
+            // The client may have gone; the write goes on all the same.
+            let _ = reply.send(held);
+        }
+    }
+}
+
+/// A replica is given at least so long, whatever the client's timeout: a garbage collection or a disk's stall long.
+const REPLICATE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// The label of a write or read under one layout.
+pub(super) fn label(version: LayoutVersion) -> Label {
+    Label { low: version, high: version }
+}
+
+/// How many values a reader would see: dots of one operation are one value (V6).
+fn live_values(record: &Record) -> u32 {
+    if record.siblings.len() < 2 {
+        return record.siblings.len() as u32;
+    }
+    let mut operations: Vec<_> = record.siblings.values().map(|sibling| sibling.op_id).collect();
+    operations.sort_unstable();
+    operations.dedup();
+    u32::try_from(operations.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,428 @@
+//! A node: puts the parts together, and takes them apart again.
+//!
+//! ```text
+//!   clients --\                         /-- replica --- store (committer: durable)
+//!              server --- coordinator --
+//!   peers ----/     \                   \-- peers ----> other nodes
+//!                    layouts, membership (who owns what, who is up)
+//! ```
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quinn::Endpoint;
+use quorate_client::ids::{LayoutVersion, NodeId};
+use quorate_client::options::Quorum;
+use quorate_client::quic::{self, Link};
+use quorate_client::tls::{self, Credentials, Subject};
+use quorate_client::wire::{ALPN_CLIENT, NodeStatus};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+use tracing::{error, info, warn};
+
+use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
+use crate::env::Env;
+use crate::http::Watched;
+use crate::layouts::Layouts;
+use crate::membership::{self, Membership};
+use crate::metrics::{Metrics, Sample};
+use crate::peer_wire::{ALPN_PEER, Hello};
+use crate::peers::{Peers, PeersConfig};
+use crate::replica::Replica;
+use crate::replica_service::ReplicaService;
+use crate::server::{self, Admission, Services};
+use crate::status::Status;
+use crate::store::{Committer, Durability, Store, StoreError};
+
+/// What makes one node differ from another.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its name; the certificate must be this node's.
+    pub node: NodeId,
+    /// Where it listens (UDP).
+    pub listen: SocketAddr,
+    /// Where others reach it, if that is not `listen`. Needed when `listen` is a wildcard address.
+    pub advertise: Option<SocketAddr>,
+    /// Nodes to look for when it starts; one that lives is enough.
+    pub join: Vec<SocketAddr>,
+    /// Certificate, key and authority.
+    pub credentials: Credentials,
+    /// When a write is acknowledged.
+    pub durability: Durability,
+    /// How often the mode [`Durability::Interval`] syncs.
+    pub sync_interval: Duration,
+}
+
+/// A running node. Dropping it is a crash: its tasks end where they stand and nothing is marked as clean.
+pub struct Node {
+    id: NodeId,
+    addr: SocketAddr,
+    endpoint: Endpoint,
+    peers: Peers,
+    known: KnownLayouts,
+    layouts: Layouts,
+    membership: Membership,
+    coordinator: Coordinator,
+    store: Arc<dyn Store>,
+    status: Status,
+    metrics: Metrics,
+    fatal: watch::Receiver<Option<String>>,
+    tasks: Tasks,
+}
+
+impl Node {
+    /// Opens the store, binds the port and begins to serve.
+    ///
+    /// # Errors
+    /// When a part of the configuration is wrong, the store is not to be had, or the port is taken. A quarantined store is
+    /// no error: the node runs, shows itself, and serves no data.
+    pub async fn start(config: NodeConfig, env: Env) -> Result<Self, StartError> {
+        let me = config.node;
+        let cluster = config.credentials.cluster();
+        match config.credentials.subject() {
+            Subject::Node { node, .. } if *node == me => {}
+            other => {
+                return Err(StartError(format!(
+                    "the certificate is {other}'s, not node {me}'s: issue one with `quorate cert node {me}`"
+                )));
+            }
+        }
+        let advertise = config.advertise.unwrap_or(config.listen);
+        if advertise.ip().is_unspecified() {
+            return Err(StartError(format!(
+                "others cannot reach {advertise}: set `advertise` to an address of this machine"
+            )));
+        }
+        config.credentials.check_validity((env.seams.wall_clock)()).map_err(|error| StartError(error.to_string()))?;
+
+        let open = Arc::clone(&env.open_store);
+        let opened = env.executor.run(move || open()).await?;
+        let (store, identity) = (opened.store, opened.identity);
+        let quarantined: Option<Arc<str>> = opened.quarantined.map(Into::into);
+        if let Some(why) = &quarantined {
+            error!(node = %me, "QUARANTINED, no data is served: {why}");
+        }
+
+        let socket = (env.bind_udp)(config.listen)
+            .await
+            .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
+        let tls_error = |error: tls::TlsError| StartError(error.to_string());
+        let accepting =
+            tls::server_config(&env.seams, &config.credentials, &[ALPN_PEER, ALPN_CLIENT]).map_err(tls_error)?;
+        let dial = tls::client_config(&env.seams, &config.credentials, ALPN_PEER, Link::Peer).map_err(tls_error)?;
+        let endpoint = quic::endpoint(&env.seams, socket, Some(accepting))
+            .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
+        let listening = endpoint.local_addr().map_err(|error| StartError(error.to_string()))?;
+        let addr =
+            SocketAddr::new(advertise.ip(), if advertise.port() == 0 { listening.port() } else { advertise.port() });
+
+        let metrics = Metrics::new();
+        let (fatal_tx, fatal) = watch::channel(None);
+        let failed = Arc::new(move |why: String| {
+            error!("a sync failed, this node must end: {why}");
+            fatal_tx.send_replace(Some(why));
+        });
+        let committer =
+            Committer::start(Arc::clone(&store), env.executor.clone(), config.durability, config.sync_interval, failed);
+        let random = &env.seams.random;
+        let replica = Replica::new(me, Arc::clone(&store), env.executor.clone(), committer, random.fork());
+
+        let (datagrams_tx, datagrams) = mpsc::channel(DATAGRAMS_MAX);
+        // Peers ask for layouts in their handshakes, and layouts talk to peers.
+        let known = KnownLayouts::default();
+        let hello = {
+            let (known, identity) = (known.clone(), identity.clone());
+            Arc::new(move || Hello {
+                cluster,
+                node: me,
+                disk: identity.disk,
+                boot: identity.boot,
+                addr,
+                layout: known
+                    .get()
+                    .and_then(|layouts| layouts.current())
+                    .map_or(LayoutVersion::NONE, |current| current.layout.version),
+                first_layout: known.get().and_then(|layouts| layouts.accepted_first()),
+                release: env!("CARGO_PKG_VERSION").into(),
+            })
+        };
+        let check = {
+            let known = known.clone();
+            Arc::new(move |hello: &Hello| {
+                match known.get().and_then(|layouts| layouts.first_hash_conflicts(hello.first_layout)) {
+                    Some(conflict) => Err(conflict),
+                    None => Ok(()),
+                }
+            })
+        };
+        let peers = Peers::start(PeersConfig {
+            me,
+            endpoint: endpoint.clone(),
+            cluster,
+            dial,
+            random: random.fork(),
+            hello,
+            check,
+            datagrams: datagrams_tx,
+        });
+        let membership = Membership::start(membership::Parts {
+            me: membership::Identity::new(me, addr, identity.boot),
+            peers: peers.clone(),
+            datagrams,
+            seeds: config.join.clone(),
+            random: random.fork(),
+        });
+        let layouts = Layouts::start(
+            Arc::clone(&store),
+            env.executor.clone(),
+            (me, identity.disk, cluster),
+            peers.clone(),
+            membership.clone(),
+            random.fork(),
+        )
+        .await?;
+        known.set(Some(layouts.clone()));
+
+        let coordinator = Coordinator::new(CoordinatorParts {
+            me,
+            cluster,
+            layouts: layouts.clone(),
+            membership: membership.clone(),
+            replica: replica.clone(),
+            peers: peers.clone(),
+            defaults: Defaults { r: Quorum::Majority, w: Quorum::Majority },
+        });
+        let status = Status {
+            cluster,
+            identity,
+            started: Instant::now(),
+            durability: durability_name(config.durability),
+            store: Arc::clone(&store),
+            layouts: layouts.clone(),
+            membership: membership.clone(),
+            metrics: metrics.clone(),
+            quarantined: quarantined.clone(),
+        };
+        let admission = Admission::new();
+        watch_parts(&metrics, &status, &admission, &replica, &coordinator);
+        let services = Services {
+            me,
+            replica_service: ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone()),
+            coordinator: coordinator.clone(),
+            layouts: layouts.clone(),
+            status: status.clone(),
+            metrics: metrics.clone(),
+            admission,
+            quarantined,
+        };
+        peers.set_handler({
+            let services = services.clone();
+            Arc::new(move |from, request, timeout| {
+                let services = services.clone();
+                Box::pin(async move { services.answer_peer(from, request, timeout).await })
+            })
+        });
+        let accepting = tokio::spawn(server::accept(endpoint.clone(), services, peers.clone()));
+        let learning = tokio::spawn(follow_layouts(me, layouts.clone(), replica, peers.clone(), membership.clone()));
+        info!(node = %me, %addr, %cluster, "listening");
+        Ok(Self {
+            id: me,
+            addr,
+            endpoint,
+            peers,
+            known,
+            layouts,
+            membership,
+            coordinator,
+            store,
+            status,
+            metrics,
+            fatal,
+            tasks: Tasks(vec![accepting.abort_handle(), learning.abort_handle()]),
+        })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Where others reach it.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// What it knows of itself and its peers.
+    pub fn status(&self) -> NodeStatus {
+        self.status.report()
+    }
+
+    /// What [`crate::http`] shows of it.
+    pub fn watched(&self) -> Watched {
+        let status = self.status.clone();
+        Watched { metrics: self.metrics.clone(), ready: Arc::new(move || status.not_serving().map_or(Ok(()), Err)) }
+    }
+
+    /// Waits until the node cannot go on, and says why: a sync failed, so that nobody knows what is on its disk. The
+    /// process must end; the next start finds out.
+    pub async fn stopped(&self) -> String {
+        let mut fatal = self.fatal.clone();
+        let why = fatal.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            // Nobody is left who could report a failure.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends it: tells the others, closes the connections, syncs, and marks the store as cleanly closed.
+    ///
+    /// # Errors
+    /// When the last sync failed: everything that was acknowledged was synced before (but for the mode `interval`).
+    pub async fn shutdown(&self, limit: Duration) -> Result<(), StoreError> {
+        let farewell = async {
+            self.coordinator.shutdown(limit / 2).await;
+            self.membership.leave().await;
+            self.endpoint.close(0u32.into(), b"the node is shutting down");
+            self.endpoint.wait_idle().await;
+        };
+        if timeout(limit, farewell).await.is_err() {
+            warn!("peers were not told of the shutdown within {limit:?}; they will notice");
+        }
+        self.release();
+        self.store.close()
+    }
+
+    /// Ends the tasks and opens the rings of references: the pool's handler reaches the services, which reach the pool, and its
+    /// handshakes reach the layouts, which reach it too. Without this neither the port nor the store would ever come free.
+    fn release(&self) {
+        self.tasks.abort();
+        self.layouts.shutdown();
+        self.peers.shutdown();
+        self.known.set(None);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({} at {})", self.id, self.addr)
+    }
+}
+
+/// Why a node does not start.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+impl From<StoreError> for StartError {
+    fn from(error: StoreError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The layouts, as far as there are any yet.
+#[derive(Clone, Default)]
+struct KnownLayouts(Arc<Mutex<Option<Layouts>>>);
+
+impl KnownLayouts {
+    fn get(&self) -> Option<Layouts> {
+        self.0.lock().expect("nothing panics while it is locked").clone()
+    }
+
+    fn set(&self, layouts: Option<Layouts>) {
+        *self.0.lock().expect("nothing panics while it is locked") = layouts;
+    }
+}
+
+/// Ends its tasks when it is dropped.
+#[derive(Debug)]
+struct Tasks(Vec<AbortHandle>);
+
+impl Tasks {
+    fn abort(&self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+/// Passes on what follows from the layout in force: how many partitions there are, whom to stay connected to, and what gossip
+/// tells the others.
+async fn follow_layouts(me: NodeId, layouts: Layouts, replica: Replica, peers: Peers, membership: Membership) {
+    let mut layouts = layouts.watch();
+    loop {
+        if let Some(current) = layouts.borrow_and_update().clone() {
+            replica.set_partitions(current.layout.partitions);
+            let others = current.layout.members.iter().map(|member| member.node).filter(|node| *node != me);
+            peers.keep_connected(others.collect());
+            for member in &current.layout.members {
+                peers.learn(member.node, member.addr);
+            }
+            let digest = u64::from_be_bytes(*current.hash.0.first_chunk().expect("a hash has 32 bytes"));
+            membership.announce_layout(current.layout.version, digest);
+        }
+        if layouts.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn durability_name(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Always => "always",
+        Durability::Group => "group",
+        Durability::Interval => "interval",
+    }
+}
+
+/// Has the registry read every part's own counters.
+fn watch_parts(
+    metrics: &Metrics,
+    status: &Status,
+    admission: &Admission,
+    replica: &Replica,
+    coordinator: &Coordinator,
+) {
+    let admission = admission.clone();
+    metrics.source(move || admission.samples());
+    let replica = replica.clone();
+    metrics.source(move || replica.stats().samples());
+    let requests = coordinator.clone();
+    metrics.source(move || requests.stats().samples());
+    let (store, layouts, membership) = (Arc::clone(&status.store), status.layouts.clone(), status.membership.clone());
+    let quarantined = status.quarantined.is_some();
+    metrics.source(move || {
+        let stats = store.stats();
+        let up = membership.liveness().borrow().values().filter(|peer| peer.up).count();
+        let version = layouts.current().map_or(0, |current| current.layout.version.0);
+        vec![
+            Sample::gauge("store_records", "Records in the store, an estimate", stats.records_estimate),
+            Sample::gauge("store_disk_bytes", "Bytes of the store on disk", stats.disk_bytes),
+            Sample::gauge(
+                "store_quarantined",
+                "1 if the store is quarantined and no data is served",
+                quarantined.into(),
+            ),
+            Sample::gauge("nodes_up", "Nodes that are believed to be up, this one included", up as u64),
+            Sample::gauge("layout_version", "Version of the layout in force, 0 if there is none", version),
+        ]
+    });
+}
+
+/// Gossip datagrams that wait for membership; more are dropped, gossip repeats itself.
+const DATAGRAMS_MAX: usize = 256;

@@ -1,0 +1,650 @@
+//! The only writer of the store: mints dots, merges records, and remembers what it must for rules V1, V5 and V6.
+//!
+//! Each key's read-merge-insert runs as one job of the [`Executor`] under one of [`STRIPES`] locks. The job owns the lock: a
+//! request that is given up in the middle leaves neither a half-done job nor an unlocked one behind. No lock is held while
+//! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
+//!
+//! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_client::codec::Blob;
+use quorate_client::ids::{NodeId, OpId, Partition, key_hash};
+use quorate_client::random::Random;
+use quorate_client::wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::core::mint::{self, Minter};
+use crate::core::record::{Dropped, Record};
+use crate::core::version::{Actor, Context, Dot};
+use crate::metrics::Sample;
+use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
+
+/// One node's records. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Replica(Arc<Inner>);
+
+/// A write that was minted and inserted (not yet durable).
+#[derive(Debug)]
+pub struct Minted {
+    /// Its name.
+    pub dot: Dot,
+    /// The merged record, to be sent to the others.
+    pub record: Record,
+    /// What the writer has now seen (rule V4).
+    pub context: Context,
+    /// How many live values it replaced here; 0 if it is repeated.
+    pub replaced: u32,
+    /// The operation was there already (rule V6): nothing new was minted.
+    pub repeated: bool,
+    /// What its acknowledgement has to wait for.
+    pub ticket: Ticket,
+}
+
+/// Why there is no [`Minted`].
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum MintError {
+    /// Before the mint: nothing was changed.
+    #[error(transparent)]
+    NotApplied(#[from] NotApplied),
+    /// The insert was tried and failed: it may be there. The actor was given up.
+    #[error("the write was minted, its insert failed and may or may not be there: {0}")]
+    Unknown(String),
+}
+
+/// A record that was merged (not yet durable).
+#[derive(Debug)]
+pub struct Merged {
+    /// The merge changed what was there.
+    pub changed: bool,
+    /// What its acknowledgement has to wait for; also when nothing changed.
+    pub ticket: Ticket,
+}
+
+/// What a replica has done since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReplicaStats {
+    /// Writes that were minted here.
+    pub minted: u64,
+    /// Writes that were there already (rule V6).
+    pub repeated: u64,
+    /// Merges that changed a record.
+    pub merged: u64,
+    /// Merges that changed nothing.
+    pub unchanged: u64,
+    /// Actors that were drawn: one for each partition that is written to, and one after each loss.
+    pub actors: u64,
+    /// Superseded operations that are remembered now.
+    pub operations: u64,
+    /// Superseded operations that were forgotten before their time, for want of room.
+    pub operations_evicted: u64,
+    /// Records that were found to be corrupt (each once until it is replaced).
+    pub corrupt: u64,
+    /// Dots for which two replicas had different values. Must be 0.
+    pub incidents: u64,
+}
+
+impl ReplicaStats {
+    /// For the node's metrics.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::counter("writes_minted", "Writes that got their dot here", self.minted),
+            Sample::counter("writes_repeated", "Writes that were there already, by their operation id", self.repeated),
+            Sample::counter("merges_changed", "Merges that changed a record", self.merged),
+            Sample::counter("merges_unchanged", "Merges that changed nothing", self.unchanged),
+            Sample::counter(
+                "actors_drawn",
+                "Actors drawn: one a partition, and one after each loss in it",
+                self.actors,
+            ),
+            Sample::gauge("operations_remembered", "Superseded operations that are remembered", self.operations),
+            Sample::counter(
+                "operations_evicted",
+                "Superseded operations forgotten for want of room",
+                self.operations_evicted,
+            ),
+            Sample::counter("records_corrupt", "Records that failed their checksum", self.corrupt),
+            Sample::counter("incidents", "Dots with two different values; must be 0", self.incidents),
+        ]
+    }
+}
+
+impl Replica {
+    /// Serves the records of `store`. The number of partitions is told later, see [`set_partitions`](Self::set_partitions).
+    pub fn new(node: NodeId, store: Arc<dyn Store>, executor: Executor, committer: Committer, random: Random) -> Self {
+        Self(Arc::new(Inner {
+            node,
+            store,
+            executor,
+            committer,
+            random,
+            partitions: AtomicU16::new(0),
+            stripes: (0..STRIPES).map(|_| Arc::default()).collect(),
+            minters: Mutex::default(),
+            operations: Mutex::default(),
+            corrupt: Mutex::default(),
+            counters: Counters::default(),
+        }))
+    }
+
+    /// Tells how many partitions there are; the layout knows, and the number never changes.
+    pub fn set_partitions(&self, partitions: u16) {
+        let before = self.0.partitions.swap(partitions, Ordering::Relaxed);
+        assert!(before == 0 || before == partitions, "Q never changes, but went from {before} to {partitions}");
+    }
+
+    /// Mints the dot of a write (rules V2, V4, V5, V6) and inserts the merged record. No value: a delete.
+    ///
+    /// The operation must name this very write: key, value and cause are the same in every retry.
+    ///
+    /// # Errors
+    /// [`MintError::NotApplied`] for everything that is refused beforehand: limits, a corrupt record, a store that cannot be
+    /// read, a full disk that left the record as it was. [`MintError::Unknown`] if the insert failed in any other way.
+    pub async fn mint(
+        &self,
+        partition: Partition,
+        key: &Blob,
+        op_id: OpId,
+        value: Option<Blob>,
+        cause: Context,
+    ) -> Result<Minted, MintError> {
+        check_key(key)?;
+        check_len("value", value.as_ref().map_or(0, |value| value.len()), VALUE_LEN_MAX)?;
+        let write = Write { partition, key: key.clone(), op_id, value, cause };
+        self.locked(key, move |inner, now| inner.mint(write, now)).await
+    }
+
+    /// Merges another replica's record (rules V3, V6). Never refused for its size.
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] if the store failed. A merge may be repeated at any time, so that it does not matter whether a
+    /// failed insert is there.
+    pub async fn merge(&self, partition: Partition, key: &Blob, record: Record) -> Result<Merged, NotApplied> {
+        check_key(key)?;
+        let key_owned = key.clone();
+        self.locked(key, move |inner, now| inner.merge(partition, &key_owned, &record, now)).await
+    }
+
+    /// The record of a key, or nothing if this replica has never heard of it. A deleted key has a record.
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] if the store failed or the record is corrupt: that is never said to be absent.
+    pub async fn read(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
+        check_key(key)?;
+        let inner = &self.0;
+        match (inner.stored(key), inner.partitions.load(Ordering::Relaxed)) {
+            (Ok(record), _) => Ok(record),
+            (Err(Unreadable::Failed(why)), _) => Err(inner.failed(why)),
+            // Whoever mints or merges knows the partition, looks again and gives up the actor.
+            (Err(Unreadable::Corrupt(why)), 0) => Err(inner.refused_corrupt(&why)),
+            // Under the lock, so that no merge is just replacing it.
+            (Err(Unreadable::Corrupt(_)), partitions) => {
+                let key_owned = key.clone();
+                let partition = Partition::of(key_hash(key), partitions);
+                self.locked(key, move |inner, _| inner.read_or_refuse(partition, &key_owned)).await
+            }
+        }
+    }
+
+    /// A page of a partition, in (hash, key) order after the key `after`: keys and records, and whether it was the last page.
+    /// A page ends at `limit` records or when it passes [`PAGE_BYTES`].
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] if the store failed or a record is corrupt, [`NotApplied::NotServing`] before the layout is
+    /// known.
+    pub async fn range(
+        &self,
+        partition: Partition,
+        after: Option<&Blob>,
+        limit: usize,
+    ) -> Result<(Vec<(Blob, Record)>, bool), NotApplied> {
+        let inner = &self.0;
+        let partitions = inner.partitions.load(Ordering::Relaxed);
+        if partition.0 >= partitions {
+            let why = match partitions {
+                0 => "there is no layout yet".to_owned(),
+                _ => format!("partition {partition} is not one of the {partitions}"),
+            };
+            return Err(NotApplied::NotServing { node: inner.node, why });
+        }
+        let first = partition.first_hash(partitions).to_be_bytes().to_vec();
+        let end = (partition.0 + 1 < partitions)
+            .then(|| Partition(partition.0 + 1).first_hash(partitions).to_be_bytes().to_vec());
+        let from = match after {
+            // The smallest key that is larger.
+            Some(key) => [&data_key(key)[..], &[0]].concat().max(first),
+            None => first,
+        };
+        if end.as_ref().is_some_and(|end| from >= *end) {
+            return Ok((Vec::new(), true));
+        }
+        let job = inner.clone();
+        let page = move || job.page(partition, &from, end.as_deref(), limit.max(1));
+        inner.executor.run(page).await
+    }
+
+    /// Rule V1, to be called *before* records of a partition are deleted or known to be lost in any way other than by `mint`
+    /// and `merge`: its actor mints no more, and what is remembered of its operations goes with the records.
+    pub fn give_up_actor(&self, partition: Partition) {
+        self.0.draw_new_actor(partition);
+        lock(&self.0.operations).forget_partition(partition);
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> ReplicaStats {
+        let counters = &self.0.counters;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let operations = lock(&self.0.operations);
+        ReplicaStats {
+            minted: count(&counters.minted),
+            repeated: count(&counters.repeated),
+            merged: count(&counters.merged),
+            unchanged: count(&counters.unchanged),
+            actors: count(&counters.actors),
+            operations: operations.known.len() as u64,
+            operations_evicted: operations.evicted,
+            corrupt: count(&counters.corrupt),
+            incidents: count(&counters.incidents),
+        }
+    }
+
+    /// Runs a job under the key's lock. The job has the lock, so that both end together, also if nobody waits any longer.
+    async fn locked<T, F>(&self, key: &Blob, job: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce(&Inner, Instant) -> T + Send + 'static,
+    {
+        let stripe = key_hash(key) % STRIPES as u64;
+        let lock: OwnedMutexGuard<()> = self.0.stripes[stripe as usize].clone().lock_owned().await;
+        // A storage thread has no runtime, whose clock may be a simulation's.
+        let now = Instant::now();
+        let inner = self.0.clone();
+        self.0
+            .executor
+            .run(move || {
+                let done = job(&inner, now);
+                drop(lock);
+                done
+            })
+            .await
+    }
+}
+
+struct Inner {
+    node: NodeId,
+    store: Arc<dyn Store>,
+    executor: Executor,
+    committer: Committer,
+    random: Random,
+    partitions: AtomicU16,
+    stripes: Vec<Arc<tokio::sync::Mutex<()>>>,
+    /// The current actor of each partition that was written to; at most 65,536.
+    minters: Mutex<BTreeMap<Partition, Minter>>,
+    operations: Mutex<Operations>,
+    /// Corrupt records that were seen already: the actor is given up once for each, not at every look.
+    corrupt: Mutex<BTreeSet<(Partition, u128)>>,
+    counters: Counters,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("node", &self.node).field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+struct Write {
+    partition: Partition,
+    key: Blob,
+    op_id: OpId,
+    value: Option<Blob>,
+    cause: Context,
+}
+
+enum Unreadable {
+    Corrupt(String),
+    Failed(String),
+}
+
+impl Inner {
+    fn mint(&self, write: Write, now: Instant) -> Result<Minted, MintError> {
+        let Write { partition, key, op_id, value, cause } = write;
+        self.assert_partition(partition, &key);
+        let held = self.read_or_refuse(partition, &key)?.unwrap_or_default();
+        let of_key = Operations::of_key(partition, &key);
+        let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now);
+        if let Some(repeated) = mint::repeated(&held, &op_id, &cause, remembered) {
+            count(&self.counters.repeated, 1);
+            return Ok(Minted {
+                dot: repeated.dot,
+                record: held,
+                context: repeated.context,
+                replaced: 0,
+                repeated: true,
+                ticket: self.committer.ticket_unchanged(),
+            });
+        }
+        let (siblings, len) = (held.value_count(), held.encoded_len());
+        let before = held.context.clone();
+        let dot = self.next_dot(partition, &held, &cause);
+        let fresh = mint::mint(held, dot, op_id, value, &cause);
+        if fresh.record.value_count() > SIBLINGS_MAX.max(siblings) {
+            let refused = NotApplied::TooManySiblings { got: siblings as u32, limit: SIBLINGS_MAX as u32 };
+            return Err(refused.into());
+        }
+        let (context_len, record_len) = (fresh.record.context.sealed_len(), fresh.record.encoded_len());
+        check_len("context", context_len.max(fresh.context.sealed_len()), CONTEXT_LEN_MAX)?;
+        // Whoever makes a record smaller that merges have made too large is welcome.
+        check_len("record", record_len, RECORD_LEN_MAX.max(len))?;
+
+        let doubt = InDoubt { inner: self, partition };
+        match self.store.insert(Tree::Data, &data_key(&key), &fresh.record.encode()) {
+            Ok(()) => doubt.settled(),
+            Err(error @ StoreError::Full(_)) if self.still_holds(&key, &before) => {
+                return Err(self.failed(error.to_string()).into());
+            }
+            Err(error) => return Err(MintError::Unknown(error.to_string())),
+        }
+        let replaced = fresh.dropped.writes.iter().map(|(_, op_id)| op_id).collect::<BTreeSet<_>>().len();
+        self.remember(of_key, fresh.dropped, now);
+        count(&self.counters.minted, 1);
+        Ok(Minted {
+            dot,
+            record: fresh.record,
+            context: fresh.context,
+            replaced: replaced as u32,
+            repeated: false,
+            ticket: self.committer.ticket(),
+        })
+    }
+
+    fn merge(&self, partition: Partition, key: &Blob, other: &Record, now: Instant) -> Result<Merged, NotApplied> {
+        self.assert_partition(partition, key);
+        let mut corrupt = false;
+        let mut record = match self.stored(key) {
+            Ok(record) => record.unwrap_or_default(),
+            Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
+            Err(Unreadable::Corrupt(why)) => {
+                self.found_corrupt(partition, key, &why);
+                corrupt = true;
+                Record::default()
+            }
+        };
+        let of_key = Operations::of_key(partition, key);
+        let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now).is_some();
+        let (dropped, changed) = mint::merge(&mut record, other, &remembered);
+        if changed || corrupt {
+            let doubt = InDoubt { inner: self, partition };
+            match self.store.insert(Tree::Data, &data_key(key), &record.encode()) {
+                Ok(()) => doubt.settled(),
+                Err(error) => return Err(self.failed(format!("{error} (the merge can be repeated)"))),
+            }
+        }
+        if corrupt {
+            lock(&self.corrupt).remove(&of_key);
+        }
+        self.remember(of_key, dropped, now);
+        let wrote = changed || corrupt;
+        count(if wrote { &self.counters.merged } else { &self.counters.unchanged }, 1);
+        let ticket = if wrote { self.committer.ticket() } else { self.committer.ticket_unchanged() };
+        Ok(Merged { changed: wrote, ticket })
+    }
+
+    fn page(
+        &self,
+        partition: Partition,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<(Vec<(Blob, Record)>, bool), NotApplied> {
+        let entries = match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
+            Ok(entries) => entries,
+            Err(StoreError::Corrupt(why)) => {
+                // Which key it is turns out when somebody reads it; the actor is given up now, once.
+                return Err(self.found_corrupt(partition, &[], &why));
+            }
+            Err(error) => return Err(self.failed(error.to_string())),
+        };
+        let bytes: usize = entries.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let last = entries.len() < limit && bytes < PAGE_BYTES;
+        let decode = |(key, value): (Bytes, Bytes)| {
+            let key = Blob(key.slice(HASH_LEN.min(key.len())..));
+            match Record::decode(&value) {
+                Ok(record) => Ok((key, record)),
+                Err(why) => Err(self.found_corrupt(partition, &key, &why)),
+            }
+        };
+        Ok((entries.into_iter().map(decode).collect::<Result<_, _>>()?, last))
+    }
+
+    fn stored(&self, key: &[u8]) -> Result<Option<Record>, Unreadable> {
+        match self.store.get(Tree::Data, &data_key(key)) {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => Record::decode(&bytes).map(Some).map_err(Unreadable::Corrupt),
+            Err(StoreError::Corrupt(why)) => Err(Unreadable::Corrupt(why)),
+            Err(error) => Err(Unreadable::Failed(error.to_string())),
+        }
+    }
+
+    /// Whether a failed insert has left the record as it was. Each mint changes the context.
+    fn still_holds(&self, key: &[u8], before: &Context) -> bool {
+        self.stored(key).is_ok_and(|record| record.unwrap_or_default().context == *before)
+    }
+
+    fn read_or_refuse(&self, partition: Partition, key: &[u8]) -> Result<Option<Record>, NotApplied> {
+        self.stored(key).map_err(|unreadable| match unreadable {
+            Unreadable::Corrupt(why) => self.found_corrupt(partition, key, &why),
+            Unreadable::Failed(why) => self.failed(why),
+        })
+    }
+
+    /// A record is lost (rule V1). Its operations are forgotten with it; the rest of the partition is as it was.
+    fn found_corrupt(&self, partition: Partition, key: &[u8], why: &str) -> NotApplied {
+        let of_key = Operations::of_key(partition, key);
+        let mut corrupt = lock(&self.corrupt);
+        if !corrupt.contains(&of_key) {
+            if corrupt.len() < CORRUPT_MAX {
+                corrupt.insert(of_key);
+            }
+            self.draw_new_actor(partition);
+            lock(&self.operations).forget_key(of_key);
+            count(&self.counters.corrupt, 1);
+            tracing::error!(node = %self.node, %partition, why, "a record is corrupt; a merge from another replica will replace it");
+        }
+        self.refused_corrupt(why)
+    }
+
+    fn refused_corrupt(&self, why: &str) -> NotApplied {
+        self.failed(format!("a record is corrupt here and waits for another replica's copy ({why})"))
+    }
+
+    /// Actors are given up by partition, so that both sides must mean the same one.
+    fn assert_partition(&self, partition: Partition, key: &[u8]) {
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        assert!(partitions == 0 || Partition::of(key_hash(key), partitions) == partition, "a key of another partition");
+    }
+
+    fn failed(&self, why: String) -> NotApplied {
+        NotApplied::Storage { node: self.node, why }
+    }
+
+    fn draw_new_actor(&self, partition: Partition) {
+        lock(&self.minters).remove(&partition);
+    }
+
+    fn next_dot(&self, partition: Partition, held: &Record, cause: &Context) -> Dot {
+        let mut minters = lock(&self.minters);
+        let draw = || {
+            count(&self.counters.actors, 1);
+            Minter::new(Actor { node: self.node, incarnation: self.random.u64() })
+        };
+        let minter = minters.entry(partition).or_insert_with(draw);
+        if !minter.is_ahead_of(held, cause) {
+            tracing::warn!(node = %self.node, %partition, actor = %minter.actor(),
+                "a context knows dots of this actor that it never minted; a new actor takes over");
+            *minter = draw();
+        }
+        minter.next_dot()
+    }
+
+    /// Only after the data is written (rule V6).
+    fn remember(&self, of_key: (Partition, u128), dropped: Dropped, now: Instant) {
+        if !dropped.writes.is_empty() {
+            let mut operations = lock(&self.operations);
+            for (dot, op_id) in dropped.writes {
+                operations.remember(of_key, op_id, dot, now);
+            }
+        }
+        if !dropped.incidents.is_empty() {
+            count(&self.counters.incidents, dropped.incidents.len() as u64);
+            tracing::error!(node = %self.node, dots = ?dropped.incidents, "two values have the same dot; one of them is lost");
+        }
+    }
+}
+
+/// An insert that has begun: the actor is given up unless it is known how it ended, also when the engine panics.
+struct InDoubt<'a> {
+    inner: &'a Inner,
+    partition: Partition,
+}
+
+impl InDoubt<'_> {
+    fn settled(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for InDoubt<'_> {
+    fn drop(&mut self) {
+        self.inner.draw_new_actor(self.partition);
+    }
+}
+
+/// Superseded operations and their dots (rule V6), for [`OPERATION_WINDOW`] each, oldest out first.
+#[derive(Debug, Default)]
+struct Operations {
+    known: BTreeMap<(Partition, u128, OpId), Remembered>,
+    /// In the order in which they were remembered. What was forgotten in between is skipped by its number.
+    order: VecDeque<(u64, (Partition, u128, OpId))>,
+    next: u64,
+    evicted: u64,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    dot: Dot,
+    until: Instant,
+    number: u64,
+}
+
+impl Operations {
+    fn of_key(partition: Partition, key: &[u8]) -> (Partition, u128) {
+        (partition, xxh3_128(key))
+    }
+
+    fn dot_of(&self, (partition, key): (Partition, u128), op_id: &OpId, now: Instant) -> Option<Dot> {
+        let remembered = self.known.get(&(partition, key, *op_id))?;
+        (now < remembered.until).then_some(remembered.dot)
+    }
+
+    fn remember(&mut self, (partition, key): (Partition, u128), op_id: OpId, dot: Dot, now: Instant) {
+        let entry = (partition, key, op_id);
+        if self.known.get(&entry).is_some_and(|known| now < known.until) {
+            return;
+        }
+        let number = self.next;
+        self.next += 1;
+        self.known.insert(entry, Remembered { dot, until: now + OPERATION_WINDOW, number });
+        self.order.push_back((number, entry));
+        while let Some((number, oldest)) = self.order.front() {
+            let current = self.known.get(oldest).filter(|known| known.number == *number);
+            let expired = current.is_none_or(|known| known.until <= now);
+            if !expired && self.order.len() <= OPERATIONS_MAX {
+                break;
+            }
+            if current.is_some() {
+                self.evicted += u64::from(!expired);
+                self.known.remove(oldest);
+            }
+            self.order.pop_front();
+        }
+    }
+
+    fn forget_key(&mut self, (partition, key): (Partition, u128)) {
+        self.forget((partition, key, OpId(0)), (partition, key, OpId(u128::MAX)));
+    }
+
+    fn forget_partition(&mut self, partition: Partition) {
+        self.forget((partition, 0, OpId(0)), (partition, u128::MAX, OpId(u128::MAX)));
+    }
+
+    fn forget(&mut self, from: (Partition, u128, OpId), to: (Partition, u128, OpId)) {
+        let entries: Vec<_> = self.known.range(from..=to).map(|(entry, _)| *entry).collect();
+        for entry in entries {
+            self.known.remove(&entry);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    minted: AtomicU64,
+    repeated: AtomicU64,
+    merged: AtomicU64,
+    unchanged: AtomicU64,
+    actors: AtomicU64,
+    corrupt: AtomicU64,
+    incidents: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+fn check_key(key: &[u8]) -> Result<(), NotApplied> {
+    if key.is_empty() {
+        return Err(NotApplied::EmptyKey);
+    }
+    check_len("key", key.len(), KEY_LEN_MAX)
+}
+
+fn check_len(what: &str, got: usize, limit: usize) -> Result<(), NotApplied> {
+    if got <= limit {
+        return Ok(());
+    }
+    Err(NotApplied::TooLarge { what: what.into(), limit: limit as u64, got: got as u64 })
+}
+
+/// Where a record lies in [`Tree::Data`].
+fn data_key(key: &[u8]) -> Vec<u8> {
+    [&key_hash(key).to_be_bytes()[..], key].concat()
+}
+
+/// The key's hash before the key.
+const HASH_LEN: usize = 8;
+/// Locks that keys share by their hash: far more than there are requests in flight on few keys, and 64 KiB in all.
+const STRIPES: usize = 1024;
+/// A write that would make a record longer is refused: it has to fit a peer's frame of 32 MiB, also after some merges.
+const RECORD_LEN_MAX: usize = 16 << 20;
+/// A page of a partition ends when it passes this; one record more still fits a peer's frame of 32 MiB.
+pub const PAGE_BYTES: usize = 4 << 20;
+/// How long a superseded operation is remembered. Clients give up at half of it.
+const OPERATION_WINDOW: Duration = Duration::from_secs(600);
+/// How many superseded operations are remembered: about 60 MB. That is the whole window at 430 overwrites a second, and 26
+/// seconds at 10,000, when a client's retries end after about a second by default.
+const OPERATIONS_MAX: usize = 1 << 18;
+/// How many corrupt records are known one by one; beyond it the actor is given up at each look.
+const CORRUPT_MAX: usize = 4096;
+
+#[cfg(test)]
+#[path = "replica_test.rs"]
+mod tests;

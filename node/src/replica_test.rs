@@ -1,0 +1,392 @@
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::store::{Durability, Stats};
+
+/// A map that fails when it is told to.
+#[derive(Debug, Default)]
+struct Flaky {
+    map: Mutex<BTreeMap<Vec<u8>, Bytes>>,
+    corrupt: Mutex<BTreeSet<Vec<u8>>>,
+    full: AtomicBool,
+    /// The insert happens and is said to have failed.
+    failing: AtomicBool,
+}
+
+impl Store for Flaky {
+    fn get(&self, _: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match lock(&self.corrupt).contains(key) {
+            true => Err(StoreError::Corrupt("its checksum is wrong".into())),
+            false => Ok(lock(&self.map).get(key).cloned()),
+        }
+    }
+
+    fn insert(&self, _: Tree, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::Full("no space left".into()));
+        }
+        lock(&self.corrupt).remove(key);
+        lock(&self.map).insert(key.to_vec(), Bytes::copy_from_slice(value));
+        match self.failing.load(Ordering::Relaxed) {
+            true => Err(StoreError::Io("the disk has gone".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn remove(&self, _: Tree, key: &[u8]) -> Result<(), StoreError> {
+        lock(&self.map).remove(key);
+        Ok(())
+    }
+
+    fn scan(
+        &self,
+        _: Tree,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let map = lock(&self.map);
+        let mut bytes = 0;
+        let mut page = Vec::new();
+        for (key, value) in map.range(from.to_vec()..) {
+            if page.len() == limit || bytes >= bytes_max || to.is_some_and(|to| key.as_slice() >= to) {
+                break;
+            }
+            bytes += key.len() + value.len();
+            page.push((Bytes::copy_from_slice(key), value.clone()));
+        }
+        Ok(page)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
+}
+
+struct Setup {
+    store: Arc<Flaky>,
+    replica: Replica,
+}
+
+fn setup(node: &str, executor: Executor) -> Setup {
+    let store = Arc::new(Flaky::default());
+    let fatal = Arc::new(|why| panic!("{why}"));
+    let interval = Duration::from_millis(100);
+    let committer = Committer::start(store.clone(), executor.clone(), Durability::Always, interval, fatal);
+    let node = NodeId::new(node).expect("legal");
+    let replica = Replica::new(node, store.clone(), executor, committer, Random::from_seed(7));
+    Setup { store, replica }
+}
+
+fn inline() -> Setup {
+    setup("n1", Executor::Inline)
+}
+
+fn key(text: &str) -> Blob {
+    Blob::copy_from(text.as_bytes())
+}
+
+/// The only one where a test tells how many there are.
+const P: Partition = Partition(0);
+
+impl Setup {
+    async fn put(&self, op: u128, value: &str, cause: &Context) -> Result<Minted, MintError> {
+        self.replica.mint(P, &key("k"), OpId(op), Some(key(value)), cause.clone()).await
+    }
+
+    async fn values(&self) -> Vec<Blob> {
+        self.replica.read(&key("k")).await.expect("readable").expect("there").values()
+    }
+}
+
+fn storage_error(error: MintError) -> String {
+    match error {
+        MintError::NotApplied(NotApplied::Storage { why, .. }) => why,
+        other => panic!("not a refusal by the store: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_write_is_read_and_replaced_by_one_that_has_seen_it() {
+    let one = inline();
+    assert_eq!(one.replica.read(&key("k")).await.expect("readable"), None);
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    assert!(a.ticket.durable().await.expect("synced"));
+    assert_eq!((a.dot.counter, a.replaced, a.repeated), (1, 0, false));
+    let b = one.put(2, "b", &a.context).await.expect("minted");
+    assert_eq!((b.dot.counter, b.replaced), (2, 1));
+    assert_eq!(one.values().await, [key("b")]);
+    let gone = one.replica.mint(P, &key("k"), OpId(3), None, b.context).await.expect("deleted");
+    assert_eq!(gone.replaced, 1);
+    let record = one.replica.read(&key("k")).await.expect("readable").expect("a deleted key has a record");
+    assert!(record.values().is_empty() && !record.context.is_empty());
+}
+
+#[tokio::test]
+async fn a_blind_writer_is_not_told_of_siblings_that_it_has_not_seen() {
+    let one = inline();
+    one.put(1, "a", &Context::new()).await.expect("minted");
+    let b = one.put(2, "b", &Context::new()).await.expect("minted");
+    one.put(3, "c", &b.context).await.expect("minted");
+    assert_eq!(one.values().await, [key("a"), key("c")]);
+}
+
+#[tokio::test]
+async fn retries_find_their_write_among_siblings_and_among_the_superseded() {
+    let one = inline();
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    let again = one.put(1, "a", &Context::new()).await.expect("known");
+    assert!(again.repeated);
+    assert_eq!((again.dot, &again.context), (a.dot, &a.context));
+    one.put(2, "b", &a.context).await.expect("minted");
+    let late = one.put(1, "a", &Context::new()).await.expect("known");
+    assert_eq!((late.repeated, late.dot, late.record.values()), (true, a.dot, vec![key("b")]));
+    assert_eq!(one.values().await, [key("b")]);
+    let stats = one.replica.stats();
+    assert_eq!((stats.minted, stats.repeated, stats.operations, stats.actors), (2, 2, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn superseded_operations_are_forgotten_after_the_window() {
+    let one = inline();
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    one.put(2, "b", &a.context).await.expect("minted");
+    tokio::time::advance(OPERATION_WINDOW - Duration::from_secs(1)).await;
+    assert!(one.put(1, "a", &Context::new()).await.expect("known").repeated);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(!one.put(1, "a", &Context::new()).await.expect("minted anew").repeated);
+}
+
+#[tokio::test]
+async fn a_merge_drops_what_was_superseded_here() {
+    let (one, two) = (inline(), setup("n2", Executor::Inline));
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    one.put(2, "b", &a.context).await.expect("minted");
+    let elsewhere = two.put(1, "a", &Context::new()).await.expect("minted a second time");
+    let merged = one.replica.merge(P, &key("k"), elsewhere.record.clone()).await.expect("merged");
+    assert!(merged.changed, "the context is news");
+    let again = one.replica.merge(P, &key("k"), elsewhere.record).await.expect("merged");
+    assert!(!again.changed);
+    assert_eq!(one.values().await, [key("b")]);
+    assert_eq!((one.replica.stats().merged, one.replica.stats().unchanged), (1, 1));
+}
+
+#[tokio::test]
+async fn a_context_above_the_own_counter_makes_a_new_actor() {
+    let one = inline();
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    let mut forged = a.context.clone();
+    forged.advance(a.dot.actor, 5);
+    let b = one.put(2, "b", &forged).await.expect("minted");
+    assert_ne!(a.dot.actor, b.dot.actor);
+    assert_eq!(b.dot.counter, 1);
+    let mut poisoned = Record::default();
+    poisoned.context.advance(b.dot.actor, 9);
+    one.replica.merge(P, &key("k"), poisoned).await.expect("merged");
+    let c = one.put(3, "c", &Context::new()).await.expect("minted");
+    assert_ne!(b.dot.actor, c.dot.actor);
+}
+
+#[tokio::test]
+async fn limits_are_checked_before_the_mint_and_change_nothing() {
+    let one = inline();
+    let mint = async |name: &Blob, value: Vec<u8>, cause: Context| {
+        one.replica.mint(P, name, OpId(1), Some(Blob(value.into())), cause).await.expect_err("refused")
+    };
+    let too_large = |error: MintError| match error {
+        MintError::NotApplied(NotApplied::TooLarge { what, .. }) => what,
+        other => panic!("{other:?}"),
+    };
+    let empty = mint(&key(""), vec![], Context::new()).await;
+    assert_eq!(empty, MintError::NotApplied(NotApplied::EmptyKey));
+    let long = Blob(vec![0; KEY_LEN_MAX + 1].into());
+    assert_eq!(too_large(mint(&long, vec![], Context::new()).await), "key");
+    assert_eq!(too_large(mint(&key("k"), vec![0; VALUE_LEN_MAX + 1], Context::new()).await), "value");
+    let mut wide = Context::new();
+    for incarnation in 0..7000 {
+        wide.advance(Actor { node: NodeId::new("n9").expect("legal"), incarnation }, 1);
+    }
+    assert_eq!(too_large(mint(&key("k"), vec![], wide).await), "context");
+    assert_eq!(one.replica.read(&key("k")).await.expect("readable"), None);
+    assert_eq!(one.replica.stats().minted, 0);
+}
+
+#[tokio::test]
+async fn siblings_and_bytes_of_a_record_are_bounded_but_can_be_resolved() {
+    let one = inline();
+    let large = Blob(vec![0; VALUE_LEN_MAX].into());
+    let mut minted = 0;
+    let refused = loop {
+        match one.replica.mint(P, &key("k"), OpId(minted), Some(large.clone()), Context::new()).await {
+            Ok(_) => minted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(minted, 15, "16 MiB and what is around the values");
+    assert!(matches!(refused, MintError::NotApplied(NotApplied::TooLarge { what, .. }) if what == "record"));
+    let record = one.replica.read(&key("k")).await.expect("readable").expect("there");
+    let resolved = one.put(99, "resolved", &record.context).await.expect("a smaller record is welcome");
+    assert_eq!(resolved.replaced, 15);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_a_refusal_and_a_failing_one_leaves_the_outcome_open() {
+    let one = inline();
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    one.store.full.store(true, Ordering::Relaxed);
+    assert!(storage_error(one.put(2, "b", &a.context).await.expect_err("full")).contains("disk is full"));
+    assert_eq!(one.values().await, [key("a")]);
+    assert!(!one.replica.merge(P, &key("k"), a.record.clone()).await.expect("nothing to write").changed);
+    one.store.full.store(false, Ordering::Relaxed);
+    assert_eq!(one.replica.stats().operations, 0, "what was not written was not superseded");
+
+    one.store.failing.store(true, Ordering::Relaxed);
+    let unknown = one.put(3, "c", &a.context).await.expect_err("failing");
+    assert!(matches!(unknown, MintError::Unknown(why) if why.contains("the disk has gone")));
+    one.store.failing.store(false, Ordering::Relaxed);
+    let d = one.put(4, "d", &Context::new()).await.expect("minted");
+    assert_ne!(d.dot.actor, a.dot.actor, "the actor was given up");
+}
+
+#[tokio::test]
+async fn a_corrupt_record_is_refused_until_a_merge_replaces_it() {
+    for garbage in [false, true] {
+        let (one, two) = (inline(), setup("n2", Executor::Inline));
+        one.replica.set_partitions(1);
+        let a = one.put(1, "a", &Context::new()).await.expect("minted");
+        let b = one.put(2, "b", &a.context).await.expect("minted");
+        two.replica.merge(P, &key("k"), b.record).await.expect("merged");
+        let at = data_key(b"k");
+        match garbage {
+            true => drop(lock(&one.store.map).insert(at, Bytes::from_static(b"\x01garbage"))),
+            false => drop(lock(&one.store.corrupt).insert(at)),
+        }
+        for _ in 0..3 {
+            let error = one.replica.read(&key("k")).await.expect_err("never absent");
+            assert!(error.to_string().contains("corrupt"), "{error}");
+            storage_error(one.put(3, "c", &Context::new()).await.expect_err("refused"));
+        }
+        assert_eq!((one.replica.stats().corrupt, one.replica.stats().operations), (1, 0));
+        let copy = two.replica.read(&key("k")).await.expect("readable").expect("there");
+        assert!(one.replica.merge(P, &key("k"), copy).await.expect("merged").changed);
+        assert_eq!(one.values().await, [key("b")]);
+        let c = one.put(3, "c", &Context::new()).await.expect("minted");
+        assert_ne!(c.dot.actor, a.dot.actor, "the actor was given up");
+    }
+}
+
+#[tokio::test]
+async fn a_given_up_actor_and_its_memory_do_not_come_back() {
+    let one = inline();
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    one.put(2, "b", &a.context).await.expect("minted");
+    one.replica.give_up_actor(Partition(4));
+    assert_eq!(one.replica.stats().operations, 1, "that was another partition");
+    one.replica.give_up_actor(P);
+    assert_eq!(one.replica.stats().operations, 0);
+    let c = one.put(3, "c", &Context::new()).await.expect("minted");
+    assert_ne!(c.dot.actor, a.dot.actor);
+    assert_eq!(c.dot.counter, 1);
+}
+
+#[tokio::test]
+async fn partitions_are_read_page_by_page() {
+    let one = inline();
+    assert!(matches!(one.replica.range(P, None, 10).await, Err(NotApplied::NotServing { .. })));
+    let partitions = 4;
+    one.replica.set_partitions(partitions);
+    let mut expected: BTreeMap<Partition, Vec<(u64, Blob)>> = BTreeMap::new();
+    for number in 0..100u128 {
+        let name = key(&format!("key {number}"));
+        let hash = key_hash(&name);
+        let partition = Partition::of(hash, partitions);
+        let minted = one.replica.mint(partition, &name, OpId(number), Some(name.clone()), Context::new()).await;
+        assert!(!minted.expect("minted").repeated);
+        expected.entry(partition).or_default().push((hash, name));
+    }
+    for (partition, mut expected) in expected {
+        expected.sort();
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let (page, last) = one.replica.range(partition, after.as_ref(), 7).await.expect("readable");
+            assert!(page.len() <= 7);
+            assert!(page.iter().all(|(name, record)| record.values() == [name.clone()]));
+            found.extend(page.into_iter().map(|(name, _)| (key_hash(&name), name)));
+            after = found.last().map(|(_, name)| name.clone());
+            if last {
+                break;
+            }
+        }
+        assert_eq!(found, expected);
+    }
+    assert!(one.replica.range(Partition(4), None, 1).await.is_err(), "there are four");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_hundred_blind_writers_at_once_make_a_hundred_siblings() {
+    let one = Arc::new(setup("n1", Executor::threads(3)));
+    let writers: Vec<_> = (0..SIBLINGS_MAX as u128 + 20)
+        .map(|op| {
+            let one = one.clone();
+            tokio::spawn(async move { one.put(op, &op.to_string(), &Context::new()).await.map(|minted| minted.dot) })
+        })
+        .collect();
+    let mut dots = BTreeSet::new();
+    let mut refused = 0;
+    for writer in writers {
+        match writer.await.expect("no panic") {
+            Ok(dot) => assert!(dots.insert(dot), "{dot} was given twice"),
+            Err(MintError::NotApplied(NotApplied::TooManySiblings { got: 100, limit: 100 })) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!((dots.len(), refused), (SIBLINGS_MAX, 20));
+    let record = one.replica.read(&key("k")).await.expect("readable").expect("there");
+    assert_eq!(record.siblings.keys().copied().collect::<BTreeSet<_>>(), dots);
+    assert_eq!(record.context.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn requests_that_are_given_up_do_not_break_the_lock() {
+    let one = Arc::new(setup("n1", Executor::threads(3)));
+    let given_up: Vec<_> = (0..50)
+        .map(|op| {
+            let one = one.clone();
+            let put = async move { one.put(op, "x", &Context::new()).await.map(drop) };
+            tokio::spawn(tokio::time::timeout(Duration::from_micros(op as u64 * 5), put))
+        })
+        .collect();
+    for task in given_up {
+        let _ = task.await.expect("no panic");
+    }
+    let last = one.put(1000, "last", &Context::new()).await.expect("minted");
+    let record = one.replica.read(&key("k")).await.expect("readable").expect("there");
+    assert!(record.siblings.contains_key(&last.dot));
+    let minted = one.replica.stats().minted;
+    assert_eq!(record.siblings.len() as u64, minted, "each mint that began is there exactly once");
+}
+
+#[test]
+fn remembered_operations_are_bounded_and_the_oldest_go_first() {
+    let mut operations = Operations::default();
+    let (of_key, now) = ((P, 1), Instant::now());
+    let dot = Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter: 1 };
+    for op in 0..OPERATIONS_MAX as u128 + 3 {
+        operations.remember(of_key, OpId(op), dot, now);
+    }
+    assert_eq!(
+        (operations.known.len(), operations.order.len(), operations.evicted),
+        (OPERATIONS_MAX, OPERATIONS_MAX, 3)
+    );
+    assert_eq!(operations.dot_of(of_key, &OpId(2), now), None);
+    assert_eq!(operations.dot_of(of_key, &OpId(3), now), Some(dot));
+    assert_eq!(operations.dot_of((P, 2), &OpId(3), now), None, "another key's");
+    operations.forget_key(of_key);
+    operations.remember(of_key, OpId(3), dot, now + OPERATION_WINDOW);
+    assert_eq!((operations.known.len(), operations.order.len(), operations.evicted), (1, 1, 3));
+}

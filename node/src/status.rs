@@ -1,0 +1,109 @@
+//! What a node tells of itself and of its peers: the answer to `quorate status`.
+
+use std::sync::Arc;
+
+use quorate_client::ids::{ClusterId, NodeId, Partition};
+use quorate_client::wire::{NodeStatus, PeerStatus};
+use tokio::time::Instant;
+
+use crate::layouts::Layouts;
+use crate::membership::Membership;
+use crate::metrics::Metrics;
+use crate::store::{Identity, Store};
+
+/// Makes reports. Clones share everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Status {
+    pub(crate) cluster: ClusterId,
+    pub(crate) identity: Identity,
+    pub(crate) started: Instant,
+    pub(crate) durability: &'static str,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) layouts: Layouts,
+    pub(crate) membership: Membership,
+    pub(crate) metrics: Metrics,
+    pub(crate) quarantined: Option<Arc<str>>,
+}
+
+impl Status {
+    /// Why this node does not serve data, if it does not.
+    pub(crate) fn not_serving(&self) -> Option<String> {
+        match &self.quarantined {
+            Some(why) => Some(why.to_string()),
+            None => self.layouts.not_serving(),
+        }
+    }
+
+    /// The report.
+    pub(crate) fn report(&self) -> NodeStatus {
+        let current = self.layouts.current();
+        let liveness = Arc::clone(&self.membership.liveness().borrow());
+        let held = Arc::clone(&self.membership.layout_digests().borrow());
+        let now = Instant::now();
+        let me = self.identity.node;
+        let up = |node: NodeId| node == me || liveness.get(&node).is_some_and(|peer| peer.up);
+
+        let mut names: Vec<NodeId> = liveness.keys().copied().collect();
+        names.extend(current.iter().flat_map(|current| current.layout.members.iter().map(|member| member.node)));
+        names.push(me);
+        names.sort_unstable();
+        names.dedup();
+        let peers = names
+            .into_iter()
+            .filter_map(|node| {
+                let member = current.as_ref().and_then(|current| current.layout.member(node));
+                let seen = liveness.get(&node);
+                let primaries = match (&current, member) {
+                    (Some(current), Some(_)) => current.ring.owned_by(node).len() as u32,
+                    _ => 0,
+                };
+                Some(PeerStatus {
+                    node,
+                    addr: seen.map(|peer| peer.addr).or(member.map(|member| member.addr))?,
+                    member: member.is_some(),
+                    zone: member.map(|member| member.zone.clone()).unwrap_or_default(),
+                    weight: member.map_or(0, |member| member.weight),
+                    primaries,
+                    up: up(node),
+                    since_ms: seen.map_or(0, |peer| now.saturating_duration_since(peer.since).as_millis() as u64),
+                    layout: match (node == me, &current) {
+                        (true, Some(current)) => Some(current.layout.version),
+                        _ => held.get(&node).map(|(version, _)| *version),
+                    },
+                })
+            })
+            .collect();
+
+        let mut reachable = Vec::new();
+        if let Some(current) = &current {
+            reachable = vec![0; usize::from(current.layout.n) + 1];
+            for partition in 0..current.layout.partitions {
+                let primaries = current.ring.primaries(Partition(partition));
+                reachable[primaries.iter().filter(|node| up(**node)).count()] += 1;
+            }
+        }
+
+        let stats = self.store.stats();
+        let layout = current.as_ref().map(|current| &current.layout);
+        NodeStatus {
+            node: me,
+            cluster: self.cluster,
+            disk: self.identity.disk,
+            release: env!("CARGO_PKG_VERSION").into(),
+            uptime_ms: now.saturating_duration_since(self.started).as_millis() as u64,
+            storage: format!("{}, {}", stats.engine, self.durability),
+            records: stats.records_estimate,
+            disk_bytes: stats.disk_bytes,
+            not_serving: self.not_serving(),
+            layout: layout.map(|layout| layout.version).unwrap_or_default(),
+            layout_hash: current.as_ref().map(|current| current.hash.to_string()[..16].to_owned()).unwrap_or_default(),
+            n: layout.map_or(0, |layout| layout.n),
+            r: layout.map_or(0, |layout| layout.r),
+            w: layout.map_or(0, |layout| layout.w),
+            partitions: layout.map_or(0, |layout| layout.partitions),
+            peers,
+            reachable,
+            counters: self.metrics.snapshot(),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! A node that is gone holds nothing: neither its port nor its store.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use quorate_client::ids::{ClusterId, DiskId, NodeId};
+use quorate_client::quic::Seams;
+use quorate_client::tls::Credentials;
+use quorate_node::cert::{Ca, VALIDITY};
+use quorate_node::env::Env;
+use quorate_node::node::{Node, NodeConfig};
+use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store};
+
+/// How a node ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Shutdown,
+    Drop,
+    /// The runtime goes first, as in `quorate dev kill`.
+    Runtime,
+}
+
+#[test]
+fn a_node_that_is_gone_holds_neither_port_nor_store() {
+    for end in [End::Shutdown, End::Drop, End::Runtime] {
+        let store: Arc<Mutex<Option<Weak<dyn Store>>>> = Arc::default();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("starts");
+        let node = runtime.block_on(start(Arc::clone(&store)));
+        let addr = node.addr();
+        match end {
+            End::Shutdown => runtime.block_on(node.shutdown(Duration::from_secs(5))).expect("syncs"),
+            End::Drop => {}
+            End::Runtime => runtime.shutdown_background(),
+        }
+        drop(node);
+        let weak = store.lock().expect("not poisoned").clone().expect("the store was opened");
+        let free = || weak.upgrade().is_none() && std::net::UdpSocket::bind(addr).is_ok();
+        let waits = (0..200).find(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            free()
+        });
+        assert!(
+            waits.is_some(),
+            "{end:?}: 10 s later the store has {} holders and the port is {}",
+            weak.strong_count(),
+            if std::net::UdpSocket::bind(addr).is_ok() { "free" } else { "taken" }
+        );
+    }
+}
+
+async fn start(opened: Arc<Mutex<Option<Weak<dyn Store>>>>) -> Node {
+    let seams = Seams::system();
+    let now = (seams.wall_clock)();
+    let ca = Ca::make(&seams.random, ClusterId(7), now, VALIDITY).expect("makes a CA");
+    let node = NodeId::new("n1").expect("legal");
+    let issued = ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues");
+    let credentials =
+        Credentials::from_pem(issued.ca.as_bytes(), issued.certificate.as_bytes(), issued.key.as_bytes()).expect("fit");
+    let config = NodeConfig {
+        node,
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        advertise: None,
+        join: Vec::new(),
+        credentials,
+        durability: Durability::Group,
+        sync_interval: Duration::from_millis(100),
+    };
+    let open = move || {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        *opened.lock().expect("not poisoned") = Some(Arc::downgrade(&store));
+        let identity = Identity { cluster: ClusterId(7), node, disk: DiskId(1), boot: 1, clean: true };
+        Ok(Opened { store, identity, quarantined: None })
+    };
+    Node::start(config, Env::system(Arc::new(open))).await.expect("starts")
+}
