@@ -23,5 +23,6 @@ pub(crate) mod server;
 pub(crate) mod status;
 
 pub mod cert;
+pub mod config;
 pub mod http;
 pub mod metrics;

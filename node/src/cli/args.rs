@@ -1,0 +1,836 @@
+//! The command line: every command, its flags, and the words that explain them.
+//!
+//! What a flag means is parsed here (`--r 0` never gets further); where a value comes from when its flag is absent is
+//! decided in [`super::settings`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use quorate_client::ids::NodeId;
+use quorate_client::options::Quorum;
+use quorate_node::config::{DurabilityName, Endpoint, LogFilter, LogFormat};
+
+/// Parses the whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "quorate",
+    version,
+    about = "A leaderless key-value cluster that is always writable and never lies about an answer.",
+    help_template = TOP_HELP,
+    max_term_width = 100,
+    arg_required_else_help = true,
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Dev(DevArgs),
+    Put(PutArgs),
+    Get(GetArgs),
+    Del(DelArgs),
+    Import(ImportArgs),
+    Export(ExportArgs),
+    Status(StatusArgs),
+    #[command(subcommand)]
+    Node(NodeCommand),
+    Locate(LocateArgs),
+    #[command(subcommand)]
+    Layout(LayoutCommand),
+    Server(Box<ServerArgs>),
+    #[command(subcommand)]
+    Cert(CertCommand),
+    Bench(Box<BenchArgs>),
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    Completions(CompletionsArgs),
+}
+
+/// How to find the cluster, how long to wait, and how to print.
+#[derive(Debug, Default, Clone, Args)]
+#[command(next_help_heading = "Connection and output")]
+pub(crate) struct Common {
+    /// Nodes to ask first, comma separated [env: QUORATE_SEEDS]
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) seeds: Vec<Endpoint>,
+    /// The cluster's CA certificate, PEM [env: QUORATE_CA]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// This client's certificate, PEM [env: QUORATE_CERT]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The private key of --cert, PEM [env: QUORATE_KEY]
+    #[arg(id = "tls-key", long = "key", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Give up on a request after this time: 500ms, 2s, 1m [env: QUORATE_TIMEOUT_MS] [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    pub(crate) timeout: Option<Duration>,
+    /// A client configuration file to use before the user's own [env: QUORATE_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// `text` for people, `json` for programs [env: QUORATE_OUTPUT] [default: text]
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) output: Option<OutputFormat>,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// Tables and raw values.
+    Text,
+    /// One JSON object with a `schema` field.
+    Json,
+}
+
+/// How many replicas a read needs.
+#[derive(Debug, Default, Clone, Args)]
+pub(crate) struct ReadQuorum {
+    /// Replicas that must answer a read: one, majority, all or a number [env: QUORATE_R] [default: majority]
+    #[arg(long, value_name = "R")]
+    pub(crate) r: Option<Quorum>,
+}
+
+/// How many replicas a write needs.
+#[derive(Debug, Default, Clone, Args)]
+pub(crate) struct WriteQuorum {
+    /// Replicas that must hold a write: one, majority, all or a number [env: QUORATE_W] [default: majority]
+    #[arg(long, value_name = "W")]
+    pub(crate) w: Option<Quorum>,
+}
+
+/// Read the value of a key
+///
+/// Prints the exact bytes of the value; a newline is added only on a terminal. When concurrent writes have left several
+/// values (siblings), all of them are listed and the exit code is 6.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate get greeting
+  quorate get greeting --explain            which replicas answered, and when
+  quorate get photo > photo.jpg             exact bytes
+  quorate get cart -o json | jq .context    what a later put or del names as its cause
+
+Exit codes: 0 found, 3 not found, 4 unavailable, 6 siblings (listed)")]
+pub(crate) struct GetArgs {
+    /// The key, 1 to 1024 bytes
+    #[arg(value_name = "KEY", value_parser = parse_key)]
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+    /// Only the key's owners count for R, stand-ins do not
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Print the context instead of the value: what `put --context` and `del --context` take
+    #[arg(long)]
+    pub(crate) context: bool,
+    /// Show who was asked, who answered when, and what decided (on stderr, or in the JSON)
+    #[arg(long)]
+    pub(crate) explain: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Write a value to a key
+///
+/// Without --context or --blind the key is read first, and the write replaces what the read saw: an overwrite, as one
+/// expects. A write of somebody else in between is never lost; it stays beside this one as a sibling (exit code 6).
+/// Prints the new context, which a later put or del can name as its cause.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate put greeting hello
+  quorate put photo @photo.jpg              the bytes of a file
+  date | quorate put now -                  the bytes of stdin
+  quorate put handle @@alice                the text `@alice`
+  quorate put cart \"$MERGED\" --context \"$(quorate get cart --context)\"
+
+Exit codes: 0 written, 4 unavailable (nothing was changed), 5 outcome unknown, 6 written beside siblings")]
+pub(crate) struct PutArgs {
+    /// The key, 1 to 1024 bytes
+    #[arg(value_name = "KEY", value_parser = parse_key)]
+    pub(crate) key: String,
+    /// The value: text, `@FILE`, `-` for stdin; `@@text` is text that begins with @
+    #[arg(value_name = "VALUE", allow_negative_numbers = true)]
+    pub(crate) value: String,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+    #[command(flatten)]
+    pub(crate) write: WriteQuorum,
+    /// Only the key's owners count for R and W, stand-ins do not
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Replace exactly what this context has seen; do not read first
+    #[arg(long, value_name = "CONTEXT", conflicts_with = "blind")]
+    pub(crate) context: Option<String>,
+    /// Write without having looked: replaces nothing, and becomes a sibling of what is there
+    #[arg(long)]
+    pub(crate) blind: bool,
+    /// Show who was asked, who answered when, and what decided (on stderr, or in the JSON)
+    #[arg(long)]
+    pub(crate) explain: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Delete a key
+///
+/// Without --context the key is read first, and what the read saw is deleted. Values that were written at the same time
+/// by somebody else stay (exit code 6).
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate del greeting
+  quorate del cart --context \"$(quorate get cart --context)\"
+
+Exit codes: 0 deleted, 3 there was nothing to delete, 4 unavailable (nothing was changed), 5 outcome unknown,
+            6 deleted, but concurrent values stay")]
+pub(crate) struct DelArgs {
+    /// The key, 1 to 1024 bytes
+    #[arg(value_name = "KEY", value_parser = parse_key)]
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+    #[command(flatten)]
+    pub(crate) write: WriteQuorum,
+    /// Only the key's owners count for R and W, stand-ins do not
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Delete exactly what this context has seen; do not read first
+    #[arg(long, value_name = "CONTEXT")]
+    pub(crate) context: Option<String>,
+    /// Show who was asked, who answered when, and what decided (on stderr, or in the JSON)
+    #[arg(long)]
+    pub(crate) explain: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Write the records of an NDJSON file
+///
+/// Each line is {"key": "..", "value": ".."} with UTF-8 strings, or key_b64 and value_b64 for bytes. A key is read first
+/// and written only when its value differs, so that a broken import is simply run again. Failed writes are retried with
+/// the same operation id: a node that dies on the way does no harm.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate import words.ndjson
+  zcat words.ndjson.gz | quorate import -
+  quorate import words.ndjson --blind       faster, for keys that are not there yet
+
+Exit codes: 0 all lines are in, 1 some failed (they are listed)")]
+pub(crate) struct ImportArgs {
+    /// The file, or `-` for stdin
+    #[arg(value_name = "FILE")]
+    pub(crate) file: String,
+    /// Write without reading first; repeating the import is harmless, but keys that hold other values get siblings
+    #[arg(long)]
+    pub(crate) blind: bool,
+    /// Records in flight
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) concurrency: u16,
+    /// Keep retrying a failed record for this time
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+    pub(crate) retry_for: Duration,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+    #[command(flatten)]
+    pub(crate) write: WriteQuorum,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// What an export does with a key that has several values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SiblingPolicy {
+    /// Leave the key out, name it, and end with exit code 6; everything else is exported
+    Report,
+    /// Write all of them in one line: {"key": .., "values": [..]}
+    All,
+}
+
+/// Write all records as NDJSON
+///
+/// The lines are what `import` reads. A file appears under its name only when it is complete. It is no snapshot: a write
+/// that happens during the export may or may not be in it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate export backup.ndjson --sort
+  quorate export | wc -l
+
+Exit codes: 0 all records are out, 6 some keys have siblings (see --siblings)")]
+pub(crate) struct ExportArgs {
+    /// The file, or `-` for stdout
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub(crate) file: String,
+    /// Order the lines by key (through temporary files when they are too many for memory)
+    #[arg(long)]
+    pub(crate) sort: bool,
+    /// What to do with a key that has several values
+    #[arg(long, value_name = "POLICY", default_value = "report")]
+    pub(crate) siblings: SiblingPolicy,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Show the state of the cluster
+///
+/// As one node sees it: its layout, who is up, and whether every partition has its replicas.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate status
+  quorate status --check                    exit code 7 unless everything is well
+
+Exit codes: 0 answered, 4 no node answers, 7 degraded (with --check)")]
+pub(crate) struct StatusArgs {
+    /// End with exit code 7 if a member is down or a partition lacks a replica
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Ask this node instead of any seed
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) on: Option<Endpoint>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Look at the nodes
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List all nodes, each asked for its own state
+    #[command(after_help = "Examples:\n  quorate node ls\n  quorate node ls -o json | jq '.nodes[].node'")]
+    Ls(NodeLsArgs),
+}
+
+/// `node ls`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeLsArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Show where a key lives
+///
+/// Its hash, its partition, and all members in the order in which the ring offers it to them: the first N are its owners.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  quorate locate greeting")]
+pub(crate) struct LocateArgs {
+    /// The key, 1 to 1024 bytes
+    #[arg(value_name = "KEY", value_parser = parse_key)]
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Show and change who owns what
+///
+/// Changes are staged on one node, looked at, and applied under the version that was looked at. All layout commands go to
+/// the first seed, or to the node named with --on. They need an administrator's certificate.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  quorate layout stage join n1=10.0.0.1:7400 n2=10.0.0.2:7400 n3=10.0.0.3:7400
+  quorate layout show
+  quorate layout apply --version 1")]
+pub(crate) enum LayoutCommand {
+    /// Show the layout, what is staged, and what stands against applying it
+    Show(LayoutArgs),
+    /// Stage a change
+    #[command(subcommand)]
+    Stage(StageCommand),
+    /// Forget what is staged
+    Revert(LayoutArgs),
+    /// Make what is staged the cluster's layout
+    #[command(after_help = "Examples:\n  quorate layout apply --version 1")]
+    Apply {
+        /// The version that `layout show` announced: what was looked at is what is applied
+        #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
+        version: u64,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+}
+
+/// What every layout command takes.
+#[derive(Debug, Args)]
+pub(crate) struct LayoutArgs {
+    /// The node on which changes are staged [default: the first seed]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) on: Option<Endpoint>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// `layout stage ..`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StageCommand {
+    /// Stage nodes as members; each must be running and reachable
+    #[command(after_help = "\
+Examples:
+  quorate layout stage join n1=10.0.0.1:7400
+  quorate layout stage join n4=10.0.0.4:7400 --zone rack-2 --weight 2")]
+    Join {
+        /// Name and address, as the node itself has them
+        #[arg(required = true, value_name = "NODE=HOST:PORT")]
+        members: Vec<Member>,
+        /// Failure domain: replicas go to different zones while there are any
+        #[arg(long, default_value = "default", value_parser = parse_zone)]
+        zone: String,
+        /// Share of the data, relative to the other members
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        weight: u32,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+    /// Stage N, the number of partitions, and the floors of the first layout
+    #[command(after_help = "Examples:\n  quorate layout stage settings --replicas 5 --floor-r 2 --floor-w 4")]
+    Settings {
+        /// N: replicas of each record
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..), required_unless_present_any = ["partitions", "floor_r", "floor_w"])]
+        replicas: Option<u8>,
+        /// Q: how many partitions the hash space is cut into; it never changes later
+        #[arg(long, value_name = "Q", value_parser = clap::value_parser!(u16).range(1..=32768))]
+        partitions: Option<u16>,
+        /// Reads with at least this R are promised across layout changes
+        #[arg(long, value_name = "R", value_parser = clap::value_parser!(u8).range(1..))]
+        floor_r: Option<u8>,
+        /// Writes with at least this W are promised across layout changes
+        #[arg(long, value_name = "W", value_parser = clap::value_parser!(u8).range(1..))]
+        floor_w: Option<u8>,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+}
+
+/// `NODE=HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// The node's name.
+    pub(crate) node: NodeId,
+    /// Where it listens.
+    pub(crate) addr: Endpoint,
+}
+
+impl FromStr for Member {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (node, addr) =
+            text.split_once('=').ok_or_else(|| format!("{text:?} is no member: write n1=10.0.0.1:7400"))?;
+        Ok(Self {
+            node: node.parse().map_err(|error: quorate_client::ids::InvalidId| error.to_string())?,
+            addr: addr.parse()?,
+        })
+    }
+}
+
+/// Run a cluster on this machine, to try things out
+///
+/// Several nodes in one process, with certificates of their own that are thrown away at the end, and with data in memory
+/// (or in --persist DIR). The other commands find it without configuration. Ctrl-C ends it.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  quorate dev                               three nodes, data in memory
+  quorate dev -n 5 --persist ./data         five nodes that keep their data
+  quorate dev kill n2                       from another terminal: n2 dies on the spot
+  quorate dev start n2                      and comes back"
+)]
+pub(crate) struct DevArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<DevCommand>,
+    /// How many nodes [default: 3, or as many as --persist DIR has]
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub(crate) nodes: Option<u8>,
+    /// Keep data and certificates in this directory, and go on with what is in it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) persist: Option<PathBuf>,
+    /// Node k listens on 127.0.0.1, UDP port BASE + k [default: 7400, or what --persist DIR has]
+    #[arg(long, value_name = "BASE", value_parser = clap::value_parser!(u16).range(1024..=65500))]
+    pub(crate) base_port: Option<u16>,
+    /// Serve health and metrics of node k over HTTP on TCP port BASE + k
+    #[arg(long)]
+    pub(crate) http: bool,
+}
+
+/// What can be said to a running `quorate dev`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DevCommand {
+    /// End a node on the spot, as a crash would
+    Kill {
+        /// Its name, such as n2
+        #[arg(value_name = "NODE")]
+        node: NodeId,
+    },
+    /// Start a node that was killed
+    Start {
+        /// Its name, such as n2
+        #[arg(value_name = "NODE")]
+        node: NodeId,
+    },
+    /// List its nodes and whether they run
+    Status {
+        /// `text` for people, `json` for programs
+        #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+        output: OutputFormat,
+    },
+    /// End all nodes
+    Stop,
+}
+
+/// Run one node
+///
+/// Ends cleanly on SIGTERM and Ctrl-C. Every setting of the file can be given as a flag, which then counts instead.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A configuration file:
+  node = \"n1\"
+  listen = \"10.0.0.1:7400\"
+  join = [\"10.0.0.2:7400\", \"10.0.0.3:7400\"]
+  data_dir = \"data\"            # relative paths are relative to this file
+  durability = \"group\"         # always, group or interval (then also sync_interval_ms)
+  http = \"127.0.0.1:7480\"      # /livez /readyz /metrics
+  [tls]
+  ca = \"ca.pem\"
+  cert = \"n1.pem\"
+  key = \"n1.key\"
+  [log]
+  format = \"pretty\"            # or json
+  level = \"info\"
+
+Examples:
+  quorate server --config n1.toml
+  quorate server --config n1.toml --durability always --log-level debug")]
+pub(crate) struct ServerArgs {
+    /// The configuration file, TOML [env: QUORATE_SERVER_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// This node's name, the one in its certificate [env: QUORATE_NODE]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<NodeId>,
+    /// UDP address to listen on [env: QUORATE_LISTEN]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Address under which the other nodes and the clients reach this one [env: QUORATE_ADVERTISE]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) advertise: Option<SocketAddr>,
+    /// Nodes to meet, comma separated [env: QUORATE_JOIN]
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) join: Vec<Endpoint>,
+    /// Where the data is [env: QUORATE_DATA_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// When a write is acknowledged: always, group or interval [env: QUORATE_DURABILITY]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) durability: Option<DurabilityName>,
+    /// Time between syncs with --durability interval [env: QUORATE_SYNC_INTERVAL_MS]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) sync_interval: Option<Duration>,
+    /// TCP address for health and metrics [env: QUORATE_HTTP]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// The cluster's CA certificate, PEM [env: QUORATE_CA]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// This node's certificate, PEM [env: QUORATE_CERT]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The private key of --cert, PEM [env: QUORATE_KEY]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Log as `pretty` text or `json` [env: QUORATE_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate_node=debug [env: QUORATE_LOG_LEVEL]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogFilter>,
+}
+
+/// Make a cluster's certificates
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  quorate cert init                         the cluster's CA: certs/ca.pem and certs/ca.key
+  quorate cert node n1                      for `quorate server`: certs/n1.pem and certs/n1.key
+  quorate cert client alice                 for clients: certs/alice.pem and certs/alice.key
+  quorate cert client root --admin          may also change the layout")]
+pub(crate) enum CertCommand {
+    /// Make a new cluster: its id and its certificate authority
+    Init(CertArgs),
+    /// Make a node's certificate
+    Node {
+        /// The node's name
+        #[arg(value_name = "NAME")]
+        node: NodeId,
+        #[command(flatten)]
+        args: CertArgs,
+    },
+    /// Make a client's certificate
+    Client {
+        /// The client's name: 1 to 31 lower-case letters, digits and `-`
+        #[arg(value_name = "NAME")]
+        name: NodeId,
+        /// It may also change the layout
+        #[arg(long)]
+        admin: bool,
+        #[command(flatten)]
+        args: CertArgs,
+    },
+}
+
+/// What every cert command takes.
+#[derive(Debug, Args)]
+pub(crate) struct CertArgs {
+    /// The directory of ca.pem and ca.key, where new files go as well
+    #[arg(long, value_name = "DIR", default_value = "certs")]
+    pub(crate) dir: PathBuf,
+    /// For how long the certificate is valid [default: 10 years for the CA, 1 year for the others]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub(crate) days: Option<u32>,
+    /// `text` for people, `json` for programs
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: OutputFormat,
+}
+
+/// How a benchmark offers load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchMode {
+    /// Each client sends its next request when the last is answered
+    Closed,
+    /// Requests are due at a fixed rate, and latency counts from when they were due
+    Open,
+}
+
+/// How a benchmark picks keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyDistribution {
+    /// All keys alike
+    Uniform,
+    /// Few keys often, most keys seldom
+    Zipfian,
+}
+
+/// Measure a cluster
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate bench                             64 clients, half reads, 1 KiB values
+  quorate bench --mode open --rate 2000 --read-ratio 0.9 --distribution zipfian
+  quorate bench --echo -o json              beside a bare QUIC request-reply echo")]
+pub(crate) struct BenchArgs {
+    /// How load is offered
+    #[arg(long, default_value = "closed")]
+    pub(crate) mode: BenchMode,
+    /// Requests a second, with --mode open
+    #[arg(long, value_name = "RATE", required_if_eq("mode", "open"), value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) rate: Option<u32>,
+    /// Concurrent clients
+    #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) clients: u16,
+    /// For how long
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    pub(crate) duration: Duration,
+    /// Bytes of each value
+    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    pub(crate) value_size: u32,
+    /// Distinct keys
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) keys: u64,
+    /// Share of reads, 0 to 1
+    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = parse_ratio)]
+    pub(crate) read_ratio: f64,
+    /// How keys are picked
+    #[arg(long, default_value = "uniform")]
+    pub(crate) distribution: KeyDistribution,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+    #[command(flatten)]
+    pub(crate) write: WriteQuorum,
+    /// Measure a bare QUIC request-reply echo on this machine as well
+    #[arg(long)]
+    pub(crate) echo: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Look at this client's configuration
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show the settings that commands use
+    #[command(after_help = "\
+A client configuration file, $XDG_CONFIG_HOME/quorate/config.toml:
+  seeds = [\"10.0.0.1:7400\", \"10.0.0.2:7400\"]
+  ca = \"ca.pem\"                # relative paths are relative to this file
+  cert = \"alice.pem\"
+  key = \"alice.key\"
+  r = \"majority\"
+  w = \"majority\"
+  timeout_ms = 1000
+  output = \"text\"
+
+Each setting is taken from the first of: its flag, its QUORATE_* variable, --config, the user's file, a running
+`quorate dev`, its default.
+
+Examples:
+  quorate config show --origin              where each value comes from")]
+    Show(ConfigShowArgs),
+}
+
+/// `config show`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigShowArgs {
+    /// Also show where each value comes from
+    #[arg(long)]
+    pub(crate) origin: bool,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+    #[command(flatten)]
+    pub(crate) write: WriteQuorum,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate completions bash > ~/.local/share/bash-completion/completions/quorate
+  quorate completions zsh > \"${fpath[1]}/_quorate\"
+  quorate completions fish > ~/.config/fish/completions/quorate.fish")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Parses a time with a unit: `250ms`, `2s`, `1m`; also 0.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write 250ms, 2s or 1m");
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(|| format!("{text:?} lacks a unit: write {text}ms or {text}s"))?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" | "min" => 60_000,
+        _ => return Err(wrong()),
+    };
+    let ms = number
+        .checked_mul(unit_ms)
+        .filter(|ms| *ms <= TIME_MAX_MS)
+        .ok_or_else(|| format!("{text:?} is more than a day"))?;
+    Ok(Duration::from_millis(ms))
+}
+
+/// A day: longer waits of a command line tool are mistakes.
+const TIME_MAX_MS: u64 = 24 * 3_600_000;
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_time(text)? {
+        Duration::ZERO => Err("a timeout of 0 lets no request succeed".to_owned()),
+        time => Ok(time),
+    }
+}
+
+fn parse_key(text: &str) -> Result<String, String> {
+    let limit = quorate_client::wire::KEY_LEN_MAX;
+    match text.len() {
+        0 => Err(format!("the key is empty, it needs 1 to {limit} bytes")),
+        got if got > limit => Err(format!("the key has {got} bytes, at most {limit} are allowed")),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+fn parse_zone(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 63 || !text.chars().all(legal) {
+        return Err(format!("{text:?} is no zone: 1 to 63 letters, digits, '-', '_' and '.'"));
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+        _ => Err(format!("{text:?} is no share: a number from 0 to 1")),
+    }
+}
+
+/// The page that `quorate --help` shows. The commands are grouped by hand; a test sees to it that none is left out.
+const TOP_HELP: &str = "\
+{about}
+
+Usage: {usage}
+
+Try it:
+  dev          Run a cluster on this machine, to try things out
+
+Data:
+  put          Write a value to a key
+  get          Read the value of a key
+  del          Delete a key
+  import       Write the records of an NDJSON file
+  export       Write all records as NDJSON
+
+The cluster:
+  status       Show the state of the cluster
+  node         Look at the nodes
+  locate       Show where a key lives
+  layout       Show and change who owns what
+  bench        Measure a cluster
+
+Running nodes:
+  cert         Make a cluster's certificates
+  server       Run one node
+
+This tool:
+  config       Look at this client's configuration
+  completions  Print a completion script for a shell
+  help         Print this page, or the help of a command
+
+Options:
+{options}
+
+First steps:
+  quorate dev                               in one terminal
+  quorate put greeting hello                in another
+  quorate get greeting --explain
+  quorate dev kill n2 && quorate get greeting
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 key not found, 4 unavailable (nothing was changed),
+            5 timed out (outcome unknown), 6 siblings or version conflict, 7 degraded (checks only)
+";
+
+impl FromStr for OutputFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{text:?} is no output format: text or json")),
+        }
+    }
+}
+
+impl std::fmt::Display for OutputFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}

@@ -1,0 +1,222 @@
+//! The commands' way to the cluster: the client crate, with the wire's own types.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_client::Client;
+use quorate_client::codec::Blob;
+use quorate_client::error::Error;
+use quorate_client::ids::OpId;
+use quorate_client::options::RequestOptions;
+use quorate_client::random::Random;
+use quorate_client::read::Context;
+use quorate_client::tls::Credentials;
+use quorate_client::wire::{
+    Found, LayoutCommand, LayoutReport, Located, NodeStatus, Read, Reply, RequestBody, Scan, Scanned, Write, Written,
+};
+use quorate_node::config::Endpoint;
+
+use super::failure::{Failure, Outcome};
+use super::settings::Settings;
+use super::wall_clock;
+
+/// A connected cluster. Clones share the connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    client: Client,
+    seeds: Vec<SocketAddr>,
+    timeout: Duration,
+    random: Random,
+}
+
+impl Cluster {
+    /// Reads the certificates, resolves the seeds, and connects.
+    pub(crate) async fn connect(settings: &Settings) -> Outcome<Self> {
+        let wanted = settings.connection()?;
+        let credentials = credentials(wanted.ca, wanted.cert, wanted.key)?;
+        let mut seeds = Vec::new();
+        for seed in wanted.seeds {
+            seeds.extend(resolve(seed).await?);
+        }
+        Self::open(seeds, credentials, settings.timeout.value).await
+    }
+
+    /// Connects to the first of these addresses that answers.
+    pub(crate) async fn open(seeds: Vec<SocketAddr>, credentials: Credentials, timeout: Duration) -> Outcome<Self> {
+        let client = Client::builder(seeds.clone())
+            .credentials(credentials)
+            .timeout(timeout)
+            .connect_timeout(timeout.max(CONNECT_TIME_MIN))
+            .connect()
+            .await?;
+        Ok(Self { client, seeds, timeout, random: Random::from_os() })
+    }
+
+    /// The client itself.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The address of the first seed: where layout changes are staged.
+    pub(crate) fn first_seed(&self) -> SocketAddr {
+        *self
+            .seeds
+            .first()
+            .expect("a legal list of seeds names at least one, and each resolved to at least one address")
+    }
+
+    /// A name for a new write.
+    pub(crate) fn op_id(&self) -> OpId {
+        OpId(self.random.u128())
+    }
+
+    /// Reads a key.
+    pub(crate) async fn read(&self, read: Read) -> Result<Found, Error> {
+        match self.request(RequestBody::Read(read)).await? {
+            Reply::Found(found) => Ok(found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Writes or deletes a key.
+    pub(crate) async fn write(&self, write: Write) -> Result<Written, Error> {
+        match self.request(RequestBody::Write(write)).await? {
+            Reply::Written(written) => Ok(written),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One page of a partition. A page reads many records, so that it gets more time than a request for one.
+    pub(crate) async fn scan(&self, scan: Scan) -> Result<Scanned, Error> {
+        let options = RequestOptions::default().timeout(self.timeout.max(SCAN_TIMEOUT_MIN));
+        match self.client.request(RequestBody::Scan(scan), options).await? {
+            Reply::Scanned(scanned) => Ok(scanned),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Where a key lives.
+    pub(crate) async fn locate(&self, key: &str) -> Result<Located, Error> {
+        match self.request(RequestBody::Locate { key: blob(key) }).await? {
+            Reply::Located(located) => Ok(located),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What some node knows of the cluster.
+    pub(crate) async fn status(&self) -> Result<NodeStatus, Error> {
+        match self.request(RequestBody::Status).await? {
+            Reply::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the node at this address knows of the cluster.
+    pub(crate) async fn status_at(&self, addr: SocketAddr) -> Result<NodeStatus, Error> {
+        match self.client.request_at(addr, RequestBody::Status, self.options()).await? {
+            Reply::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Shows or changes the layout at the node with this address. A change is stored on disks of several nodes, so that it
+    /// gets more time than a request for a key.
+    pub(crate) async fn layout_at(&self, addr: SocketAddr, command: LayoutCommand) -> Result<LayoutReport, Error> {
+        let options = RequestOptions::default().timeout(self.timeout.max(LAYOUT_TIMEOUT_MIN));
+        match self.client.request_at(addr, RequestBody::Layout(command), options).await? {
+            Reply::Layout(report) => Ok(*report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn request(&self, body: RequestBody) -> Result<Reply, Error> {
+        self.client.request(body, self.options()).await
+    }
+
+    fn options(&self) -> RequestOptions {
+        RequestOptions::default().timeout(self.timeout)
+    }
+}
+
+/// A text as the wire has it.
+pub(crate) fn blob(text: &str) -> Blob {
+    Blob(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// A context as people and scripts pass it around.
+pub(crate) fn context_text(context: &Blob) -> Outcome<String> {
+    Context::from_bytes(context.0.clone()).map(|context| context.to_string()).map_err(|error| {
+        Failure::new(format!("a node sent a context that is none: {error}"), "compare the releases: `quorate node ls`")
+    })
+}
+
+/// What a `--context` holds.
+pub(crate) fn parse_context(text: &str) -> Outcome<Blob> {
+    match text.trim().parse::<Context>() {
+        Ok(context) => Ok(Blob(context.to_bytes())),
+        Err(error) => Err(Failure::usage(
+            format!("--context: {error}"),
+            "take it from `quorate get KEY --context` or from the output of `quorate put`",
+        )),
+    }
+}
+
+/// Reads and checks the three PEM files.
+pub(crate) fn credentials(ca: &Path, cert: &Path, key: &Path) -> Outcome<Credentials> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file("read", path, &error));
+    let credentials = Credentials::from_pem(&read(ca)?, &read(cert)?, &read(key)?).map_err(|error| {
+        Failure::usage(
+            format!("the certificates do not fit ({}, {}, {}): {error}", ca.display(), cert.display(), key.display()),
+            "all three must come from one `quorate cert init`; `quorate config show --origin` shows what was used",
+        )
+    })?;
+    credentials.check_validity(wall_clock()).map_err(|error| {
+        Failure::new(
+            format!("{}: {error}", cert.display()),
+            "make a new one with `quorate cert`, and check this machine's clock",
+        )
+    })?;
+    Ok(credentials)
+}
+
+/// The addresses of an endpoint.
+pub(crate) async fn resolve(endpoint: &Endpoint) -> Outcome<Vec<SocketAddr>> {
+    if let Some(addr) = endpoint.as_addr() {
+        return Ok(vec![addr]);
+    }
+    let found = tokio::net::lookup_host((endpoint.host(), endpoint.port())).await;
+    let why = match found.map(Iterator::collect::<Vec<_>>) {
+        Ok(addrs) if !addrs.is_empty() => return Ok(addrs),
+        Ok(_) => "it has no address".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Failure {
+        exit: super::failure::Exit::Unavailable,
+        retryable: true,
+        ..Failure::new(format!("cannot resolve {endpoint}: {why}"), "check the name, or use an IP address")
+    })
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    let what = match reply {
+        Reply::Written(_) => "a write",
+        Reply::Found(_) => "a read",
+        Reply::Scanned(_) => "a scan",
+        Reply::Route(_) => "a route request",
+        Reply::Located(_) => "a locate request",
+        Reply::Status(_) => "a status request",
+        Reply::Layout(_) => "a layout command",
+    };
+    Error::Codec { why: format!("a node answered as if it had been asked for {what}; compare the releases") }
+}
+
+/// The least time that connecting gets: a handshake is more work than a request, for a busy machine as well.
+const CONNECT_TIME_MIN: Duration = Duration::from_secs(2);
+
+/// The least time that a page of a scan gets.
+const SCAN_TIMEOUT_MIN: Duration = Duration::from_secs(10);
+
+/// The least time that a layout command gets.
+const LAYOUT_TIMEOUT_MIN: Duration = Duration::from_secs(10);

@@ -1,0 +1,323 @@
+//! What can go wrong with a command: the message, the exit code, and the next thing to try.
+//!
+//! The exit codes are a promise to scripts. This is the only place that maps anything to one:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed in a way that has no code of its own |
+//! | 2 | the command as it was given cannot work: wrong usage, a limit, an impossible quorum, a foreign context |
+//! | 3 | the key is not there (`get` and `del`) |
+//! | 4 | unavailable: **nothing was applied** and the same command may work later; also a read that timed out |
+//! | 5 | timed out: **the outcome of the write is unknown** |
+//! | 6 | siblings, or a write that met a concurrent one |
+//! | 7 | degraded (`status --check`) |
+//! | 130 | ended by a signal |
+//! | 141 | the reader of stdout went away, as a death by SIGPIPE would say |
+
+use std::io;
+use std::process::ExitCode;
+
+use quorate_client::error::Error;
+use quorate_client::wire::NotApplied;
+use quorate_node::config::layers::ConfigError;
+use serde::Serialize;
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done.
+    Done,
+    /// Failed in a way that has no code of its own.
+    Failed,
+    /// The command as it was given cannot work.
+    Usage,
+    /// The key is not there.
+    NotFound,
+    /// Nothing was applied, and trying again may help.
+    Unavailable,
+    /// The outcome of the write is unknown.
+    Unknown,
+    /// Siblings, or a concurrent write.
+    Siblings,
+    /// Something is not as it should be.
+    Degraded,
+    /// Ended by a signal.
+    Interrupted,
+    /// The reader of stdout went away.
+    BrokenPipe,
+}
+
+impl Exit {
+    /// The number.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Unavailable => 4,
+            Self::Unknown => 5,
+            Self::Siblings => 6,
+            Self::Degraded => 7,
+            Self::Interrupted => 130,
+            Self::BrokenPipe => 141,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// How the process ends.
+    pub(crate) exit: Exit,
+    /// What happened: what was needed, what was had, whether anything was changed.
+    pub(crate) message: String,
+    /// The next thing to try.
+    pub(crate) hint: String,
+    /// The same command may succeed when it is simply repeated.
+    pub(crate) retryable: bool,
+}
+
+/// As every command returns it.
+pub(crate) type Outcome<T = Exit> = Result<T, Failure>;
+
+impl Failure {
+    /// A failure without a code of its own.
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { exit: Exit::Failed, message: message.into(), hint: hint.into(), retryable: false }
+    }
+
+    /// The command as it was given cannot work.
+    pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, ..Self::new(message, hint) }
+    }
+
+    /// A file or directory could not be read or written.
+    pub(crate) fn file(doing: &str, path: &std::path::Path, error: &io::Error) -> Self {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => "check the path",
+            io::ErrorKind::PermissionDenied => "check the permissions",
+            io::ErrorKind::StorageFull => "make room on the disk",
+            _ => "check the path and its permissions",
+        };
+        Self::new(format!("cannot {doing} {}: {error}", path.display()), hint)
+    }
+
+    /// As programs read it.
+    pub(crate) fn as_json(&self) -> impl Serialize {
+        #[derive(Serialize)]
+        struct Json<'a> {
+            schema: &'static str,
+            error: &'a str,
+            hint: &'a str,
+            exit_code: u8,
+            retryable: bool,
+            may_have_applied: bool,
+        }
+        Json {
+            schema: "quorate.error.v1",
+            error: &self.message,
+            hint: &self.hint,
+            exit_code: self.exit.code(),
+            retryable: self.retryable,
+            may_have_applied: self.exit == Exit::Unknown,
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let hint = error.to_do().unwrap_or("correct the value").to_owned();
+        Self::usage(error.to_string(), hint)
+    }
+}
+
+/// Only stdout is written with bare `?` on an [`io::Error`]; files go through [`Failure::file`].
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self { exit: Exit::BrokenPipe, ..Self::new("the reader of stdout went away", "read all of it") };
+        }
+        Self::new(
+            format!("cannot write to stdout: {error}"),
+            "check where the output goes, and whether that disk is full",
+        )
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let retryable = error.is_retryable();
+        let (exit, message, hint) = match error {
+            Error::NotApplied(refusal) => {
+                let (exit, hint) = of_refusal(&refusal);
+                (exit, refusal.to_string(), hint.to_owned())
+            }
+            Error::Indeterminate { op_id, need, acks, why } => (
+                Exit::Unknown,
+                match need {
+                    Some(need) => format!(
+                        "timed out, the outcome of the write is unknown: {need} acknowledgements were needed, {} arrived in time ({why}); \
+                         operation {op_id}",
+                        acks.total()
+                    ),
+                    None => format!("timed out, the outcome of the write is unknown ({why}); operation {op_id}"),
+                },
+                "read the key and look: the write may be there, or may still appear; or allow more time with --timeout".to_owned(),
+            ),
+            error @ Error::NotFound { .. } => (Exit::NotFound, error.to_string(), "check the key's spelling".to_owned()),
+            error @ Error::Siblings { .. } => (Exit::Siblings, error.to_string(), SIBLINGS_HINT.to_owned()),
+            error @ Error::Contended { .. } => (Exit::Siblings, error.to_string(), SIBLINGS_HINT.to_owned()),
+            error @ Error::OutcomeUnknown { .. } => (
+                Exit::Unknown,
+                error.to_string(),
+                "look at `quorate layout show`: it may have been carried out; repeating it does no harm".to_owned(),
+            ),
+            error @ Error::NoNodeReachable { .. } => (
+                Exit::Unavailable,
+                error.to_string(),
+                "is the cluster running? `quorate dev` starts one here; `quorate config show --origin` shows what was used".to_owned(),
+            ),
+            error @ Error::NoAnswer { .. } => (
+                Exit::Unavailable,
+                error.to_string(),
+                "try again, allow more time with --timeout, or look at `quorate status`".to_owned(),
+            ),
+            error @ Error::Misuse { .. } => (Exit::Usage, error.to_string(), "see --help".to_owned()),
+            error @ (Error::Aborted { .. } | Error::Codec { .. }) => {
+                (Exit::Failed, error.to_string(), "look at the value".to_owned())
+            }
+            other => (Exit::Failed, other.to_string(), "look at `quorate status`".to_owned()),
+        };
+        Self { exit, message, hint, retryable }
+    }
+}
+
+/// Refusals differ in what helps. All of them leave everything as it was.
+fn of_refusal(refusal: &NotApplied) -> (Exit, &'static str) {
+    match refusal {
+        NotApplied::Unavailable { .. } => {
+            (Exit::Unavailable, "try again, ask for fewer replicas (--r, --w), or look at `quorate status`")
+        }
+        NotApplied::TimedOut { .. } => {
+            (Exit::Unavailable, "try again, allow more time (--timeout), or look at `quorate status`")
+        }
+        NotApplied::Overloaded { .. } => (Exit::Unavailable, "try again a little later, with fewer requests at a time"),
+        NotApplied::StaleLayout { .. } => (Exit::Unavailable, "try again: the layout is changing"),
+        NotApplied::NotServing { .. } => (
+            Exit::Unavailable,
+            "look at `quorate status`; a new cluster needs a layout first: `quorate layout stage join --help`",
+        ),
+        NotApplied::TooLarge { .. } => (Exit::Usage, "make it smaller, or divide it among several keys"),
+        NotApplied::EmptyKey => (Exit::Usage, "name a key"),
+        NotApplied::QuorumImpossible { .. } => (Exit::Usage, "ask for no more replicas than there are (--r, --w)"),
+        NotApplied::BadContext { .. } => {
+            (Exit::Usage, "take the context of a fresh read of this very key: quorate get KEY --context")
+        }
+        NotApplied::TooManySiblings { .. } => (Exit::Siblings, SIBLINGS_HINT),
+        NotApplied::Forbidden { .. } => (
+            Exit::Failed,
+            "use a certificate that allows it: `quorate cert client NAME --admin` makes an administrator's",
+        ),
+        NotApplied::Unsupported { .. } => {
+            (Exit::Failed, "compare the releases: `quorate --version`, `quorate node ls`")
+        }
+        NotApplied::Refused { .. } => (Exit::Failed, "do what it says, and look at `quorate layout show`"),
+        NotApplied::Storage { .. } => (Exit::Failed, "look at that node's disk and log"),
+    }
+}
+
+/// What to do about siblings.
+pub(crate) const SIBLINGS_HINT: &str =
+    "merge the values into one and write it with: quorate put KEY MERGED --context \"$(quorate get KEY --context)\"";
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use quorate_client::error::Tried;
+    use quorate_client::ids::{LayoutVersion, NodeId, OpId};
+    use quorate_client::read::Context;
+    use quorate_client::wire::{Acks, QuorumReport};
+
+    use super::*;
+
+    fn node() -> NodeId {
+        NodeId::new("n1").expect("legal")
+    }
+
+    #[test]
+    fn every_refusal_has_an_exit_code_and_a_next_thing_to_try() {
+        let why = || "why".to_owned();
+        for (refusal, code) in [
+            (NotApplied::Unavailable { need: 2, alive: 1, why: why() }, 4),
+            (NotApplied::TimedOut { need: 2, had: 1, why: why() }, 4),
+            (NotApplied::Overloaded { retry_after_ms: 5 }, 4),
+            (NotApplied::StaleLayout { need: LayoutVersion(2), had: LayoutVersion(1) }, 4),
+            (NotApplied::NotServing { node: node(), why: why() }, 4),
+            (NotApplied::TooLarge { what: "value".into(), limit: 1, got: 2 }, 2),
+            (NotApplied::EmptyKey, 2),
+            (NotApplied::QuorumImpossible { what: "W".into(), asked: 5, n: 3 }, 2),
+            (NotApplied::BadContext { why: why() }, 2),
+            (NotApplied::TooManySiblings { got: 100, limit: 100 }, 6),
+            (NotApplied::Forbidden { why: why() }, 1),
+            (NotApplied::Unsupported { why: why() }, 1),
+            (NotApplied::Refused { why: why() }, 1),
+            (NotApplied::Storage { node: node(), why: why() }, 1),
+        ] {
+            let failure = Failure::from(Error::NotApplied(refusal.clone()));
+            assert_eq!(failure.exit.code(), code, "{refusal:?}");
+            assert!(!failure.hint.is_empty(), "{refusal:?}");
+            assert_eq!(failure.message, refusal.to_string());
+        }
+    }
+
+    #[test]
+    fn every_error_of_the_client_has_an_exit_code_and_a_next_thing_to_try() {
+        let key = || Bytes::from_static(b"k");
+        let context = || Context::from_bytes(&b"c"[..]).expect("legal");
+        let tried = || vec![Tried { node: "127.0.0.1:1".into(), what: "refused".into() }];
+        for (error, code) in [
+            (Error::Indeterminate { op_id: OpId(1), need: Some(2), acks: Acks::default(), why: "late".into() }, 5),
+            (Error::Indeterminate { op_id: OpId(1), need: None, acks: Acks::default(), why: "late".into() }, 5),
+            (Error::NotFound { key: key(), context: context(), quorum: QuorumReport::default() }, 3),
+            (Error::Siblings { key: key(), count: 2, context: context() }, 6),
+            (Error::Contended { key: key(), attempts: 3 }, 6),
+            (Error::Aborted { why: "no".into() }, 1),
+            (Error::Codec { why: "no".into() }, 1),
+            (Error::NoNodeReachable { tried: tried() }, 4),
+            (Error::NoAnswer { waited: std::time::Duration::from_secs(1), tried: tried() }, 4),
+            (Error::Misuse { why: "no".into() }, 2),
+        ] {
+            let (retryable, text) = (error.is_retryable(), format!("{error:?}"));
+            let unknown = matches!(error, Error::Indeterminate { .. });
+            let failure = Failure::from(error);
+            assert_eq!(failure.exit.code(), code, "{text}");
+            assert!(!failure.hint.is_empty(), "{text}");
+            assert_eq!(failure.retryable, retryable, "{text}");
+            let json = serde_json::to_value(failure.as_json()).expect("plain data");
+            assert_eq!(json["may_have_applied"], unknown, "{text}");
+            assert_eq!(json["exit_code"], code);
+        }
+    }
+
+    #[test]
+    fn only_an_unknown_outcome_ends_with_five() {
+        // A read that times out has changed nothing: a script may repeat it blindly, which code 5 would forbid.
+        let read = Failure::from(Error::NotApplied(NotApplied::TimedOut { need: 2, had: 1, why: String::new() }));
+        assert_ne!(read.exit, Exit::Unknown);
+    }
+
+    #[test]
+    fn a_closed_pipe_ends_quietly_as_sigpipe_would() {
+        let failure = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(failure.exit.code(), 141);
+        assert_eq!(Failure::from(io::Error::other("disk")).exit, Exit::Failed);
+    }
+}

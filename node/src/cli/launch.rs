@@ -1,0 +1,96 @@
+//! The one place where the binary starts a [`Node`]: for `server` and for `dev`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use quorate_client::ids::{DiskId, NodeId};
+use quorate_client::random::Random;
+use quorate_node::env::{Env, OpenStore};
+use quorate_node::http;
+use quorate_node::node::{Node, NodeConfig};
+use quorate_node::store::{self, Identity, MemoryStore, Opened, SledOptions};
+use tokio::net::TcpListener;
+
+use super::failure::{Failure, Outcome};
+
+/// A node and what it needs from this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    /// The node.
+    pub(crate) config: NodeConfig,
+    /// Where health and metrics are shown.
+    pub(crate) http: Option<SocketAddr>,
+    /// Where its data is.
+    pub(crate) data: Data,
+}
+
+/// Where a node's data is.
+#[derive(Debug, Clone)]
+pub(crate) enum Data {
+    /// In memory; every start of a node with a clone of the same disk finds what the one before has left.
+    Memory(MemoryDisk),
+    /// On sled, in this directory.
+    Directory(PathBuf),
+}
+
+/// A disk that lives as long as the process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MemoryDisk(Arc<Mutex<Option<(MemoryStore, Identity)>>>);
+
+impl MemoryDisk {
+    fn open(&self, config: &NodeConfig, random: &Random) -> Opened {
+        let mut disk = self.0.lock().expect("nothing panics while the disk is locked");
+        let (store, identity) = disk.get_or_insert_with(|| {
+            let identity = Identity {
+                cluster: config.credentials.cluster(),
+                node: config.node,
+                disk: DiskId(random.u128()),
+                boot: 0,
+                clean: true,
+            };
+            (MemoryStore::new(), identity)
+        });
+        identity.boot += 1;
+        Opened { store: Arc::new(store.clone()), identity: identity.clone(), quarantined: None }
+    }
+}
+
+impl Launch {
+    /// Its name.
+    pub(crate) fn node(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// Starts it on the current runtime, with the system's sockets, clock and entropy.
+    pub(crate) async fn start(self) -> Outcome<Node> {
+        let failure = |error: &dyn std::fmt::Display, hint: &str| {
+            Failure::new(format!("{} cannot start: {error}", self.config.node), hint)
+        };
+        let listener = match self.http {
+            Some(addr) => Some(TcpListener::bind(addr).await.map_err(|error| {
+                failure(&format!("HTTP on {addr}: {error}"), "choose another `http` address, or stop what runs there")
+            })?),
+            None => None,
+        };
+        let node = Node::start(self.config.clone(), Env::system(self.open_store())).await.map_err(|error| {
+            failure(&error, "if the address or the directory is in use, another node runs: stop it, or choose another")
+        })?;
+        if let Some(listener) = listener {
+            // It ends with the runtime, as the node's own tasks do.
+            tokio::spawn(http::serve(listener, node.watched()));
+        }
+        Ok(node)
+    }
+
+    fn open_store(&self) -> OpenStore {
+        let Self { config, data, .. } = self.clone();
+        let random = Random::from_os();
+        Arc::new(move || match &data {
+            Data::Memory(disk) => Ok(disk.open(&config, &random)),
+            Data::Directory(dir) => {
+                store::open(dir, config.credentials.cluster(), config.node, &random, &SledOptions::default())
+            }
+        })
+    }
+}

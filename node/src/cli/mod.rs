@@ -1,0 +1,190 @@
+//! The command line: from arguments to an exit code.
+//!
+//! In reading order: what can be said ([`args`]), where settings come from ([`settings`]), how results go out
+//! ([`output`]) and how things fail ([`failure`]), the way to the cluster ([`connection`]), and then the commands.
+
+pub(crate) mod args;
+pub(crate) mod failure;
+pub(crate) mod output;
+pub(crate) mod settings;
+
+pub(crate) mod connection;
+
+mod cluster;
+mod export;
+mod import;
+mod key_value;
+mod layout;
+mod ndjson;
+mod value;
+
+mod cert;
+mod dev;
+mod launch;
+mod log;
+mod server;
+
+mod bench;
+mod echo;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::{CommandFactory, Parser};
+use quorate_client::options::Quorum;
+use quorate_node::config::{LogConfig, LogFormat};
+
+use self::args::{Cli, Command, Common, ConfigCommand, NodeCommand, OutputFormat};
+use self::failure::{Exit, Failure, Outcome};
+use self::output::Output;
+use self::settings::{Settings, Surroundings};
+
+/// Runs the command that the process was started with.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and versions come this way as well, with code 0. A closed pipe is nobody's loss here.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    let (output, outcome) = run(cli.command);
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output.failure(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(command: Command) -> (Output, Outcome) {
+    let text = Output::new(OutputFormat::Text);
+    match command {
+        Command::Get(args) => client(&args.common, args.read.r, None, async |settings, output| {
+            key_value::get(&args, settings, output).await
+        }),
+        Command::Put(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+            key_value::put(&args, settings, output).await
+        }),
+        Command::Del(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+            key_value::del(&args, settings, output).await
+        }),
+        Command::Import(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+            import::import(&args, settings, output).await
+        }),
+        Command::Export(args) => client(&args.common, args.read.r, None, async |settings, output| {
+            export::export(&args, settings, output).await
+        }),
+        Command::Status(args) => {
+            client(&args.common, None, None, async |settings, output| cluster::status(&args, settings, output).await)
+        }
+        Command::Node(NodeCommand::Ls(args)) => client(&args.common, None, None, cluster::node_ls),
+        Command::Locate(args) => {
+            client(&args.common, None, None, async |settings, output| cluster::locate(&args, settings, output).await)
+        }
+        Command::Layout(command) => client(&command.args().common, None, None, async |settings, output| {
+            layout::run(&command, settings, output).await
+        }),
+        Command::Bench(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+            bench::run(&args, settings, output).await
+        }),
+        Command::Config(ConfigCommand::Show(args)) => {
+            with_settings(&args.common, args.read.r, args.write.w, |settings, output| {
+                settings::show(
+                    &args,
+                    settings,
+                    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()),
+                    output,
+                )
+            })
+        }
+        Command::Server(args) => (text, server::run(*args, &text)),
+        Command::Dev(args) => dev::run(args),
+        Command::Cert(command) => cert::run(&command),
+        Command::Completions(args) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "quorate", &mut script);
+            (text, text.line(&String::from_utf8_lossy(&script)).map(|()| Exit::Done).map_err(Into::into))
+        }
+    }
+}
+
+/// Runs a command that needs settings.
+fn with_settings(
+    common: &Common,
+    r: Option<Quorum>,
+    w: Option<Quorum>,
+    command: impl FnOnce(&Settings, &Output) -> Outcome,
+) -> (Output, Outcome) {
+    let around = Surroundings { variables: &variable, user_file: user_file(), dev_profile: dev::running_profile() };
+    match Settings::load(common, r, w, &around) {
+        Ok(settings) => {
+            let output = Output::new(settings.output.value);
+            let outcome = command(&settings, &output);
+            (output, outcome)
+        }
+        Err(error) => {
+            // The settings are broken; what the command line and the environment say of the output may still be right.
+            let said = common.output.or_else(|| variable("QUORATE_OUTPUT").and_then(|text| text.parse().ok()));
+            (Output::new(said.unwrap_or(OutputFormat::Text)), Err(error.into()))
+        }
+    }
+}
+
+/// Runs a command that talks to a cluster. It logs only when the environment asks for it: what people need to know is in
+/// what the command says.
+fn client(
+    common: &Common,
+    r: Option<Quorum>,
+    w: Option<Quorum>,
+    command: impl AsyncFnOnce(&Settings, &Output) -> Outcome,
+) -> (Output, Outcome) {
+    with_settings(common, r, w, |settings, output| {
+        if let Some(level) = variable("QUORATE_LOG_LEVEL").and_then(|text| text.parse().ok()) {
+            log::start(&LogConfig { format: LogFormat::Pretty, level });
+        }
+        block_on(command(settings, output))?
+    })
+}
+
+/// Runs a future to its end.
+fn block_on<T>(future: impl Future<Output = T>) -> Outcome<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        Failure::new(format!("cannot start threads: {error}"), "check the limits of this user (ulimit -u, ulimit -n)")
+    })?;
+    let result = runtime.block_on(future);
+    // A name service that hangs must not keep the process.
+    runtime.shutdown_background();
+    Ok(result)
+}
+
+/// An environment variable, if it is text.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// `$XDG_CONFIG_HOME/quorate/config.toml`, or the same in `~/.config`.
+fn user_file() -> Option<PathBuf> {
+    xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("quorate/config.toml"))
+}
+
+/// A base directory of the XDG specification, which wants relative ones ignored.
+fn xdg(name: &str, under_home: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    named.or_else(|| {
+        std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(under_home))
+    })
+}
+
+/// The wall clock: only for whether certificates are valid, and for timestamps in logs.
+#[expect(clippy::disallowed_methods, reason = "the process's edge: from here it is handed inwards as a value")]
+pub(crate) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests;

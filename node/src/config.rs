@@ -1,0 +1,562 @@
+//! What a node is told by its configuration file, by `QUORATE_*` variables and by flags.
+//!
+//! Parse, don't validate: what comes out of here cannot be illegal. [`ServerConfig`] has no optional path that a mode
+//! needs, no port 0, no address that nobody can reach. What goes in is layered ([`layers`]): a flag counts before a
+//! variable, a variable before the file, the file before the default, and every error names the place that is wrong.
+
+pub mod layers;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use quorate_client::ids::NodeId;
+
+use self::layers::{ConfigError, Document, Key, Kind, Layers, Setting};
+use crate::store::Durability;
+
+/// Everything that `quorate server` needs to know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerConfig {
+    /// The node's name; must be the one in its certificate.
+    pub node: NodeId,
+    /// The UDP address that it binds. Never port 0: the other members must find it again after a restart.
+    pub listen: SocketAddr,
+    /// The address under which others reach it: `listen` unless that is a wildcard, which nobody can dial.
+    pub advertise: SocketAddr,
+    /// Nodes to meet, by name or address. May name the node itself, so that all nodes can share one list.
+    pub join: Vec<Endpoint>,
+    /// Where its data is.
+    pub data_dir: PathBuf,
+    /// When a write is acknowledged.
+    pub durability: Durability,
+    /// Time between syncs; 1 ms to 60 s, 100 ms unless said otherwise. Only [`Durability::Interval`] looks at it.
+    pub sync_interval: Duration,
+    /// Where health and metrics are served, if at all. Without encryption: a loopback or otherwise guarded address.
+    pub http: Option<SocketAddr>,
+    /// Its certificates.
+    pub tls: TlsFiles,
+    /// Its log.
+    pub log: LogConfig,
+}
+
+/// The three PEM files that a node or a client needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The cluster's CA certificate.
+    pub ca: PathBuf,
+    /// The certificate of this node or client.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What is logged and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// For people or for programs.
+    pub format: LogFormat,
+    /// Which lines.
+    pub level: LogFilter,
+}
+
+/// What was said on the command line, already parsed; what is absent there is looked up further.
+#[derive(Debug, Default, Clone)]
+pub struct ServerFlags {
+    /// `--node`
+    pub node: Option<NodeId>,
+    /// `--listen`
+    pub listen: Option<SocketAddr>,
+    /// `--advertise`
+    pub advertise: Option<SocketAddr>,
+    /// `--join`; empty is absent.
+    pub join: Vec<Endpoint>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+    /// `--durability`
+    pub durability: Option<DurabilityName>,
+    /// `--sync-interval`
+    pub sync_interval: Option<Duration>,
+    /// `--http`
+    pub http: Option<SocketAddr>,
+    /// `--ca`
+    pub ca: Option<PathBuf>,
+    /// `--cert`
+    pub cert: Option<PathBuf>,
+    /// `--key`
+    pub key: Option<PathBuf>,
+    /// `--log-format`
+    pub log_format: Option<LogFormat>,
+    /// `--log-level`
+    pub log_level: Option<LogFilter>,
+}
+
+impl ServerConfig {
+    /// Reads the file, if one is named, and puts the layers together.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no TOML, has an unknown key, or when a value is illegal or missing.
+    pub fn load(
+        file: Option<&Path>,
+        flags: ServerFlags,
+        variables: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let files = match file {
+            None => Vec::new(),
+            Some(path) => vec![Document::read(path, SERVER_KEYS)?],
+        };
+        Self::resolve(flags, &Layers::new(variables, files))
+    }
+
+    /// Puts the layers together.
+    ///
+    /// # Errors
+    /// When a value is illegal, missing, or at odds with another one.
+    pub fn resolve(flags: ServerFlags, layers: &Layers<'_>) -> Result<Self, ConfigError> {
+        let node = layers.required(layers.one(&NODE, flags.node)?, &NODE, "the node's name, such as n1")?;
+        let listen = layers.one(&LISTEN, flags.listen)?.unwrap_or_else(|| Setting::default(LISTEN_DEFAULT));
+        if listen.value.port() == 0 {
+            return Err(listen
+                .error("port 0 would be another port after every start, and nobody would find the node again")
+                .hint("give a fixed port, such as 7400"));
+        }
+        let advertise = match layers.one(&ADVERTISE, flags.advertise)? {
+            Some(given) if given.value.ip().is_unspecified() || given.value.port() == 0 => {
+                return Err(given
+                    .error(format!("nobody can dial {}", given.value))
+                    .hint("give the address that the other nodes use"));
+            }
+            Some(given) => given.value,
+            None if listen.value.ip().is_unspecified() => {
+                return Err(listen
+                    .error(format!("listening on {} says nothing of where others reach this node", listen.value))
+                    .hint("set `advertise` (--advertise) to the address that the other nodes use"));
+            }
+            None => listen.value,
+        };
+        let data_dir = layers.path(&DATA_DIR, flags.data_dir)?;
+        let durability = layers.one(&DURABILITY, flags.durability)?.map_or(DurabilityName::Group, |d| d.value);
+        let sync_interval = layers.one(&SYNC_INTERVAL, flags.sync_interval.map(Milliseconds))?;
+        if let Some(given) = &sync_interval {
+            if durability != DurabilityName::Interval {
+                return Err(given
+                    .error(format!("a sync interval says nothing with durability {durability}"))
+                    .hint("remove it, or set durability = \"interval\" and read what that promises"));
+            }
+            if !(SYNC_INTERVAL_MIN..=SYNC_INTERVAL_MAX).contains(&given.value.0) {
+                return Err(given.error(format!("{} ms is out of range: 1 to 60000", given.value.0.as_millis())));
+            }
+        }
+        let ca = layers.path(&CA, flags.ca)?;
+        let cert = layers.path(&CERT, flags.cert)?;
+        let key = layers.path(&KEY, flags.key)?;
+        let log_level = layers.one(&LOG_LEVEL, flags.log_level)?;
+        Ok(Self {
+            node: node.value,
+            listen: listen.value,
+            advertise,
+            join: layers.many(&JOIN, flags.join)?.map_or_else(Vec::new, |join| join.value),
+            data_dir: layers.required(data_dir, &DATA_DIR, "the directory for the node's data")?.value,
+            durability: durability.into(),
+            sync_interval: sync_interval.map_or(SYNC_INTERVAL_DEFAULT, |interval| interval.value.0),
+            http: layers.one(&HTTP, flags.http)?.map(|http| http.value),
+            tls: TlsFiles {
+                ca: layers.required(ca, &CA, "the cluster's CA certificate (`quorate cert init` makes one)")?.value,
+                cert: layers
+                    .required(cert, &CERT, "the node's certificate (`quorate cert node NAME` makes one)")?
+                    .value,
+                key: layers.required(key, &KEY, "the key of the node's certificate")?.value,
+            },
+            log: LogConfig {
+                format: layers.one(&LOG_FORMAT, flags.log_format)?.map_or(LogFormat::Pretty, |format| format.value),
+                level: log_level.map_or_else(LogFilter::default, |level| level.value),
+            },
+        })
+    }
+}
+
+/// A host name or IP address and a port: `n1.example:7400`, `10.0.0.1:7400`, `[::1]:7400`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    host: String,
+    port: u16,
+}
+
+impl Endpoint {
+    /// The host name or IP address, an IPv6 address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port, never 0.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The address, if the host is an IP address and needs no name service.
+    pub fn as_addr(&self) -> Option<SocketAddr> {
+        self.host.parse().ok().map(|ip| SocketAddr::new(ip, self.port))
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(addr: SocketAddr) -> Self {
+        Self { host: addr.ip().to_string(), port: addr.port() }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong =
+            |why: &str| format!("{text:?} is no address ({why}): write 10.0.0.1:7400, n1.example:7400 or [::1]:7400");
+        if let Ok(addr) = text.parse::<SocketAddr>() {
+            return if addr.port() == 0 { Err(wrong("the port is 0")) } else { Ok(addr.into()) };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
+        let port = match port.parse() {
+            Ok(0) | Err(_) => return Err(wrong("the port is no number from 1 to 65535")),
+            Ok(port) => port,
+        };
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        };
+        let name = host.strip_suffix('.').unwrap_or(host);
+        if host.len() > 253 || !name.split('.').all(label) {
+            return Err(wrong("the host is no name and no IP address"));
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// A durability mode by its name; the modes themselves belong to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DurabilityName {
+    /// One sync a write, acknowledged after it.
+    Always,
+    /// One sync for many writes, acknowledged after it.
+    Group,
+    /// Acknowledged at once, synced every `sync_interval_ms`.
+    Interval,
+}
+
+impl FromStr for DurabilityName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "always" => Ok(Self::Always),
+            "group" => Ok(Self::Group),
+            "interval" => Ok(Self::Interval),
+            _ => Err(format!("{text:?} is no durability mode: always, group or interval")),
+        }
+    }
+}
+
+impl fmt::Display for DurabilityName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Always => "always",
+            Self::Group => "group",
+            Self::Interval => "interval",
+        })
+    }
+}
+
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Self {
+        match name {
+            DurabilityName::Always => Self::Always,
+            DurabilityName::Group => Self::Group,
+            DurabilityName::Interval => Self::Interval,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "pretty" => Ok(Self::Pretty),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{text:?} is no log format: pretty or json")),
+        }
+    }
+}
+
+/// Which log lines are written: a level, or levels by module, such as `info,quorate_node::membership=debug`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The filter in the syntax of `tracing_subscriber::EnvFilter`, which is certain to take it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let level = |text: &str| matches!(text, "off" | "error" | "warn" | "info" | "debug" | "trace");
+        let module = |text: &str| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':'))
+        };
+        // EnvFilter would take a misspelt level for the name of a module, and so turn everything on.
+        let legal = text.split(',').all(|part| match part.split_once('=') {
+            None => level(part),
+            Some((of, is)) => module(of) && level(is),
+        });
+        if legal {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!(
+            "{text:?} is no log level: off, error, warn, info, debug, trace, or by module: info,quorate_node::membership=debug"
+        ))
+    }
+}
+
+/// A number of milliseconds, as files and variables have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Milliseconds(pub Duration);
+
+impl FromStr for Milliseconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse()
+            .map(|ms| Self(Duration::from_millis(ms)))
+            .map_err(|_| format!("{text:?} is no number of milliseconds"))
+    }
+}
+
+const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7400);
+const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
+const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(1);
+const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+const NODE: Key = Key { file: "node", flag: "--node", variable: "QUORATE_NODE", kind: Kind::Text };
+const LISTEN: Key = Key { file: "listen", flag: "--listen", variable: "QUORATE_LISTEN", kind: Kind::Text };
+const ADVERTISE: Key = Key { file: "advertise", flag: "--advertise", variable: "QUORATE_ADVERTISE", kind: Kind::Text };
+const JOIN: Key = Key { file: "join", flag: "--join", variable: "QUORATE_JOIN", kind: Kind::List };
+const DATA_DIR: Key = Key { file: "data_dir", flag: "--data-dir", variable: "QUORATE_DATA_DIR", kind: Kind::Text };
+const DURABILITY: Key =
+    Key { file: "durability", flag: "--durability", variable: "QUORATE_DURABILITY", kind: Kind::Text };
+const SYNC_INTERVAL: Key = Key {
+    file: "sync_interval_ms",
+    flag: "--sync-interval",
+    variable: "QUORATE_SYNC_INTERVAL_MS",
+    kind: Kind::Integer,
+};
+const HTTP: Key = Key { file: "http", flag: "--http", variable: "QUORATE_HTTP", kind: Kind::Text };
+const CA: Key = Key { file: "tls.ca", flag: "--ca", variable: "QUORATE_CA", kind: Kind::Text };
+const CERT: Key = Key { file: "tls.cert", flag: "--cert", variable: "QUORATE_CERT", kind: Kind::Text };
+const KEY: Key = Key { file: "tls.key", flag: "--key", variable: "QUORATE_KEY", kind: Kind::Text };
+const LOG_FORMAT: Key =
+    Key { file: "log.format", flag: "--log-format", variable: "QUORATE_LOG_FORMAT", kind: Kind::Text };
+const LOG_LEVEL: Key = Key { file: "log.level", flag: "--log-level", variable: "QUORATE_LOG_LEVEL", kind: Kind::Text };
+
+/// All keys of a server's configuration file.
+pub const SERVER_KEYS: &[&Key] = &[
+    &NODE,
+    &LISTEN,
+    &ADVERTISE,
+    &JOIN,
+    &DATA_DIR,
+    &DURABILITY,
+    &SYNC_INTERVAL,
+    &HTTP,
+    &CA,
+    &CERT,
+    &KEY,
+    &LOG_FORMAT,
+    &LOG_LEVEL,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str =
+        "node = \"n1\"\ndata_dir = \"data\"\n[tls]\nca = \"ca.pem\"\ncert = \"n1.pem\"\nkey = \"n1.key\"\n";
+
+    fn parse_with(
+        text: &str,
+        flags: ServerFlags,
+        variables: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<ServerConfig, String> {
+        let document =
+            Document::parse(Path::new("/etc/quorate/n1.toml"), text, SERVER_KEYS).map_err(|e| e.to_string())?;
+        ServerConfig::resolve(flags, &Layers::new(variables, vec![document])).map_err(|e| e.to_string())
+    }
+
+    fn parse(text: &str) -> Result<ServerConfig, String> {
+        parse_with(text, ServerFlags::default(), &|_| None)
+    }
+
+    fn refused(text: &str) -> String {
+        parse(text).expect_err("must be refused")
+    }
+
+    #[test]
+    fn a_minimal_file_gets_the_defaults_and_paths_beside_itself() {
+        let config = parse(MINIMAL).expect("legal");
+        assert_eq!(config.node.as_str(), "n1");
+        assert_eq!(config.listen, "127.0.0.1:7400".parse().expect("an address"));
+        assert_eq!(config.advertise, config.listen);
+        assert_eq!(config.data_dir, Path::new("/etc/quorate/data"));
+        assert_eq!(config.tls.key, Path::new("/etc/quorate/n1.key"));
+        assert_eq!(config.durability, Durability::Group);
+        assert_eq!(config.log, LogConfig { format: LogFormat::Pretty, level: LogFilter::default() });
+        assert_eq!((config.http, config.join.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_full_file_is_understood() {
+        let config = parse(
+            "node = \"n1\"\nlisten = \"0.0.0.0:7401\"\nadvertise = \"10.0.0.1:7401\"\njoin = [\"n2.example:7401\", \"[::1]:7402\"]\n\
+             data_dir = \"/var/lib/quorate\"\ndurability = \"interval\"\nsync_interval_ms = 250\nhttp = \"127.0.0.1:7480\"\n\
+             [tls]\nca = \"/pki/ca.pem\"\ncert = \"n1.pem\"\nkey = \"n1.key\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n",
+        )
+        .expect("legal");
+        assert_eq!(config.advertise, "10.0.0.1:7401".parse().expect("an address"));
+        assert_eq!(config.join.iter().map(ToString::to_string).collect::<Vec<_>>(), ["n2.example:7401", "[::1]:7402"]);
+        assert_eq!(config.data_dir, Path::new("/var/lib/quorate"));
+        assert_eq!((config.durability, config.sync_interval), (Durability::Interval, Duration::from_millis(250)));
+        assert_eq!(config.tls.ca, Path::new("/pki/ca.pem"));
+        assert_eq!(config.log.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_its_line_and_a_suggestion() {
+        let error = refused(&MINIMAL.replace("data_dir", "datadir"));
+        assert!(error.starts_with("/etc/quorate/n1.toml:2: unknown key `datadir`"), "{error}");
+        assert!(error.contains("did you mean `data_dir`?"), "{error}");
+        assert!(error.contains("sync_interval_ms"), "the allowed keys are listed: {error}");
+        let error = refused(&MINIMAL.replace("[tls]", "[tsl]"));
+        assert!(error.contains(":4: unknown key `tsl.ca`") && error.contains("`tls.ca`"), "{error}");
+        let error = refused(&format!("{MINIMAL}[metrics]\n"));
+        assert!(error.contains("n1.toml:7: unknown key `metrics`"), "{error}");
+    }
+
+    #[test]
+    fn illegal_values_are_refused_where_they_stand() {
+        for (old, new, wanted) in [
+            ("node = \"n1\"", "node = \"N1\"", ":1: `node`: node id \"N1\" is not valid"),
+            ("node = \"n1\"", "node = 1", ":1: `node` must be a string, not an integer"),
+            ("node = \"n1\"", "node = [\"n1\"]", ":1: `node` must be a string, not an array of other things"),
+            ("node = \"n1\"", "listen = \"127.0.0.1:7401\"", "`node` is missing"),
+            ("data_dir = \"data\"", "", "`data_dir` is missing"),
+            ("data_dir = \"data\"", "data_dir = \"\"", "must not be empty"),
+            ("ca = \"ca.pem\"", "", "`tls.ca` is missing"),
+            ("cert = \"n1.pem\"", "", "`tls.cert` is missing"),
+            ("key = \"n1.key\"", "", "`tls.key` is missing"),
+            ("[tls]", "listen = \"127.0.0.1\"\n[tls]", ":3: `listen`: "),
+            ("[tls]", "listen = \"127.0.0.1:0\"\n[tls]", "port 0"),
+            ("[tls]", "listen = \"0.0.0.0:7400\"\n[tls]", "says nothing of where others reach this node"),
+            ("[tls]", "advertise = \"0.0.0.0:7400\"\n[tls]", "nobody can dial"),
+            ("[tls]", "join = \"n2:7400\"\n[tls]", "`join` must be an array of strings, not a string"),
+            ("[tls]", "join = [\"n2\"]\n[tls]", ":3: `join`: \"n2\" is no address (the port is missing)"),
+            ("[tls]", "join = [7400]\n[tls]", "`join` must be an array of strings"),
+            ("[tls]", "durability = \"never\"\n[tls]", "always, group or interval"),
+            ("[tls]", "sync_interval_ms = 100\n[tls]", "says nothing with durability group"),
+            ("[tls]", "durability = \"interval\"\nsync_interval_ms = 0\n[tls]", "out of range: 1 to 60000"),
+            ("[tls]", "durability = \"interval\"\nsync_interval_ms = -5\n[tls]", "no number of milliseconds"),
+            ("[tls]", "http = \"localhost\"\n[tls]", ":3: `http`: "),
+            ("[tls]", "log = { format = \"xml\" }\n[tls]", "pretty or json"),
+            ("[tls]", "log.level = \"dbug\"\n[tls]", ":3: `log.level`: \"dbug\" is no log level"),
+            ("[tls]", "log.level = \"info,quorate_node=loud\"\n[tls]", "is no log level"),
+            ("[tls]", "[tls", ":3: "),
+        ] {
+            let error = refused(&MINIMAL.replace(old, new));
+            assert!(error.contains(wanted), "{new}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_flag_counts_before_a_variable_before_the_file_before_the_default() {
+        let text = format!("listen = \"127.0.0.1:1111\"\n{MINIMAL}");
+        let variables = |name: &str| (name == "QUORATE_LISTEN").then(|| "127.0.0.1:2222".to_owned());
+        let flags =
+            ServerFlags { listen: Some("127.0.0.1:3333".parse().expect("an address")), ..ServerFlags::default() };
+        let port = |config: Result<ServerConfig, String>| config.expect("legal").listen.port();
+        assert_eq!(port(parse(MINIMAL)), 7400);
+        assert_eq!(port(parse(&text)), 1111);
+        assert_eq!(port(parse_with(&text, ServerFlags::default(), &variables)), 2222);
+        assert_eq!(port(parse_with(&text, flags, &variables)), 3333);
+    }
+
+    #[test]
+    fn an_illegal_variable_is_named() {
+        let variables = |name: &str| (name == "QUORATE_DURABILITY").then(|| "sometimes".to_owned());
+        let error = parse_with(MINIMAL, ServerFlags::default(), &variables).expect_err("illegal");
+        assert!(error.starts_with("QUORATE_DURABILITY: \"sometimes\""), "{error}");
+    }
+
+    #[test]
+    fn paths_of_flags_and_variables_are_relative_to_the_working_directory() {
+        let variables = |name: &str| (name == "QUORATE_CA").then(|| "here.pem".to_owned());
+        let flags = ServerFlags { data_dir: Some("there".into()), ..ServerFlags::default() };
+        let config = parse_with(MINIMAL, flags, &variables).expect("legal");
+        assert_eq!((config.tls.ca, config.data_dir), ("here.pem".into(), "there".into()));
+    }
+
+    #[test]
+    fn endpoints_are_names_or_addresses_with_a_port() {
+        for good in ["10.0.0.1:7400", "[::1]:7400", "n1:1", "n1.example.org:65535", "a_b:7400"] {
+            assert_eq!(good.parse::<Endpoint>().expect("legal").to_string(), good);
+        }
+        for bad in [
+            "",
+            "n1",
+            "n1:",
+            "n1:0",
+            "n1:65536",
+            ":7400",
+            "n 1:7400",
+            "::1:7400",
+            "a..b:7400",
+            "http://n1:7400",
+            "10.0.0.1:0",
+        ] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad:?}");
+        }
+        assert_eq!(
+            "[::1]:7400".parse::<Endpoint>().expect("legal").as_addr(),
+            Some("[::1]:7400".parse().expect("an address"))
+        );
+        assert_eq!("n1:7400".parse::<Endpoint>().expect("legal").as_addr(), None);
+    }
+}
