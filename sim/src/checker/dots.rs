@@ -1,0 +1,62 @@
+//! **Unique dots**: no two writes ever share one.
+//!
+//! An actor that outlives the records it has counted mints old dots again, and replicas drop the new write as known.
+//! (riak_kv#679, Riak's worst data loss; DESIGN, rule V1.)
+
+use std::collections::BTreeMap;
+
+use super::{Property, Violation};
+use crate::history::{History, OpNo};
+
+/// Every dot that names two writes, in what replicas hold or in what clients were told.
+pub fn check(history: &History) -> Vec<Violation> {
+    let mut owners: BTreeMap<&str, (OpNo, &str)> = BTreeMap::new();
+    let mut violations = Vec::new();
+    let held = history.replicas.iter().flat_map(|replica| {
+        let records = replica.records.iter();
+        records.flat_map(|(key, record)| record.dots.iter().map(move |(dot, no)| (dot.as_str(), *no, key.as_str())))
+    });
+    let told = history.operations.values().filter(|operation| operation.writes());
+    let told = told.filter_map(|write| Some((write.dot.as_deref()?, write.no, write.key.as_str())));
+    for (dot, no, key) in told.chain(held) {
+        let (owner, other_key) = *owners.entry(dot).or_insert((no, key));
+        if (owner, other_key) != (no, key) {
+            violations.push(Violation {
+                property: Property::UniqueDots,
+                key: key.to_owned(),
+                operations: vec![owner, no],
+                what: format!("dot {dot} names write {owner} of key {other_key} and write {no} of key {key}"),
+            });
+        }
+    }
+    violations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::story::{Story, proofs};
+
+    #[test]
+    fn a_dot_that_was_minted_twice_is_found_on_disks() {
+        let mut story = Story::new();
+        let (one, two) = (story.put(None), story.put(None));
+        story.replica("n1", [("a#1", one), ("a#2", two)]);
+        story.replica("n2", [("a#1", one)]);
+        assert_eq!(check(&story.history()), []);
+        story.replica("n3", [("a#1", two)]);
+        assert_eq!(proofs(check(&story.history())), [vec![one, two]].into());
+    }
+
+    #[test]
+    fn a_dot_that_was_told_to_two_writers_is_found() {
+        let mut story = Story::new();
+        let (one, two) = (story.put(None), story.put(None));
+        story.edit(one, |write| write.dot = Some("a#1".to_owned()));
+        story.edit(two, |write| {
+            write.dot = Some("a#1".to_owned());
+            write.key = "another".to_owned();
+        });
+        assert_eq!(proofs(check(&story.history())), [vec![one, two]].into());
+    }
+}

@@ -1,0 +1,95 @@
+//! Histories made by hand, for the checkers' tests: one key, one client, three replicas, majorities, one thing at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::history::{Action, History, OpNo, Operation, Outcome, Quorum, Record, Replica};
+
+pub(crate) const KEY: &str = "k";
+
+/// Every operation takes 10 us and the next begins 10 us after it.
+pub(crate) struct Story {
+    history: History,
+    next: OpNo,
+    now_us: u64,
+}
+
+impl Story {
+    pub(crate) fn new() -> Self {
+        Self { history: History::default(), next: 1, now_us: 10 }
+    }
+
+    pub(crate) fn put(&mut self, cause: Option<OpNo>) -> OpNo {
+        self.push(Action::Put { cause }, Outcome::Written)
+    }
+
+    pub(crate) fn delete(&mut self, cause: Option<OpNo>) -> OpNo {
+        self.push(Action::Delete { cause }, Outcome::Written)
+    }
+
+    pub(crate) fn get<const N: usize>(&mut self, values: [OpNo; N]) -> OpNo {
+        self.push(Action::Get { monotonic: false }, Outcome::Found(values.into()))
+    }
+
+    pub(crate) fn get_monotonic<const N: usize>(&mut self, values: [OpNo; N]) -> OpNo {
+        self.push(Action::Get { monotonic: true }, Outcome::Found(values.into()))
+    }
+
+    pub(crate) fn unknown(&mut self, no: OpNo) {
+        self.edit(no, |operation| {
+            operation.outcome = Outcome::Unknown("it timed out".to_owned());
+            operation.quorum = None;
+        });
+    }
+
+    pub(crate) fn not_applied(&mut self, no: OpNo) {
+        self.edit(no, |operation| {
+            operation.outcome = Outcome::NotApplied("it was refused".to_owned());
+            operation.quorum = None;
+        });
+    }
+
+    pub(crate) fn edit(&mut self, no: OpNo, change: impl FnOnce(&mut Operation)) {
+        change(self.history.operations.get_mut(&no).expect("it was pushed before"));
+    }
+
+    /// What all replicas together show at the end.
+    pub(crate) fn left<const N: usize>(&mut self, values: [OpNo; N]) {
+        self.history.merged.insert(KEY.to_owned(), values.into());
+    }
+
+    pub(crate) fn replica<const N: usize>(&mut self, node: &str, dots: [(&str, OpNo); N]) {
+        let dots: BTreeMap<String, OpNo> = dots.into_iter().map(|(dot, no)| (dot.to_owned(), no)).collect();
+        let encoded = format!("{dots:?}");
+        let records = BTreeMap::from([(KEY.to_owned(), Record { dots, encoded })]);
+        self.history.replicas.push(Replica { node: node.to_owned(), records });
+    }
+
+    pub(crate) fn history(&self) -> History {
+        self.history.clone()
+    }
+
+    fn push(&mut self, action: Action, outcome: Outcome) -> OpNo {
+        let no = self.next;
+        self.next += 1;
+        self.history.push(Operation {
+            no,
+            client: 1,
+            session: 1,
+            key: KEY.to_owned(),
+            action,
+            invoked_us: self.now_us,
+            returned_us: Some(self.now_us + 10),
+            outcome,
+            strict: true,
+            quorum: Some(Quorum { n: 3, need: 2, primaries: 2, fallbacks: 0, degraded: false, layout: 1 }),
+            dot: None,
+        });
+        self.now_us += 20;
+        no
+    }
+}
+
+/// The operations that each violation names.
+pub(crate) fn proofs(violations: Vec<super::Violation>) -> BTreeSet<Vec<OpNo>> {
+    violations.into_iter().map(|violation| violation.operations).collect()
+}

@@ -1,0 +1,358 @@
+//! What the clients did and what they were told: the only evidence that the checkers have of the requests.
+//!
+//! Every write has a unique number, the number of its operation, and its value carries that number, so that a read tells
+//! exactly whose writes it returns. A context is told by the operation that the client got it from: what it covers follows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, Write};
+
+use serde::{Deserialize, Serialize};
+
+/// The number of an operation; for a write, what its value carries.
+pub type OpNo = u64;
+
+/// One operation of one client on one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Unique in the history.
+    pub no: OpNo,
+    /// Which client.
+    pub client: u32,
+    /// Which session of it: a client that forgets what it has seen begins another one.
+    pub session: u32,
+    /// The key.
+    pub key: String,
+    /// What was asked for.
+    pub action: Action,
+    /// When it was asked for, in microseconds of simulated time.
+    pub invoked_us: u64,
+    /// When the answer came; nothing if it never did.
+    pub returned_us: Option<u64>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the client asked the quorum to be.
+    pub strict: bool,
+    /// What the reply says of its quorum, if there was one.
+    pub quorum: Option<Quorum>,
+    /// The dot that the reply's evidence names, if it was asked for.
+    pub dot: Option<String>,
+}
+
+/// What an operation does. `cause` is the operation whose reply gave the context that is sent along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// A write of a value that carries the operation's number.
+    Put {
+        /// Nothing for a blind write.
+        cause: Option<OpNo>,
+    },
+    /// A delete.
+    Delete {
+        /// Nothing for a blind delete, which deletes nothing.
+        cause: Option<OpNo>,
+    },
+    /// A read.
+    Get {
+        /// Once its values are returned, no later read may miss them.
+        monotonic: bool,
+    },
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// A write was acknowledged.
+    Written,
+    /// A read returned these writes' values.
+    Found(BTreeSet<OpNo>),
+    /// Nothing happened, and nothing will.
+    NotApplied(String),
+    /// A write may or may not have happened, or may yet.
+    Unknown(String),
+}
+
+/// What a reply says of its quorum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quorum {
+    /// Replicas of the key.
+    pub n: u8,
+    /// How many had to answer.
+    pub need: u8,
+    /// How many primaries did.
+    pub primaries: u8,
+    /// How many stand-ins did.
+    pub fallbacks: u8,
+    /// Not all of the quorum were primaries.
+    pub degraded: bool,
+    /// The layout that it was counted in.
+    pub layout: u64,
+}
+
+impl Operation {
+    /// Whether it writes: puts and deletes.
+    pub fn writes(&self) -> bool {
+        !matches!(self.action, Action::Get { .. })
+    }
+
+    /// A write that was acknowledged.
+    pub fn acknowledged(&self) -> bool {
+        self.writes() && self.outcome == Outcome::Written
+    }
+
+    /// A write that has happened or may have.
+    pub fn may_have_happened(&self) -> bool {
+        self.writes() && !matches!(self.outcome, Outcome::NotApplied(_))
+    }
+
+    /// What a read returned, if it did.
+    pub fn found(&self) -> Option<&BTreeSet<OpNo>> {
+        match &self.outcome {
+            Outcome::Found(values) => Some(values),
+            Outcome::Written | Outcome::NotApplied(_) | Outcome::Unknown(_) => None,
+        }
+    }
+
+    /// Whose context it was sent with.
+    pub fn cause(&self) -> Option<OpNo> {
+        match self.action {
+            Action::Put { cause } | Action::Delete { cause } => cause,
+            Action::Get { .. } => None,
+        }
+    }
+
+    /// Whether its answer came before another operation was asked for.
+    pub fn before(&self, other: &Self) -> bool {
+        self.returned_us.is_some_and(|returned| returned < other.invoked_us)
+    }
+}
+
+/// Every operation of one life, and what was found at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// In the order of their numbers.
+    pub operations: BTreeMap<OpNo, Operation>,
+    /// What every replica held at the end.
+    pub replicas: Vec<Replica>,
+    /// What a reader of all replicas sees at the end: the merged records' values.
+    pub merged: BTreeMap<String, BTreeSet<OpNo>>,
+}
+
+/// What one node holds at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Its name.
+    pub node: String,
+    /// Its records of the keys that it is a primary of.
+    pub records: BTreeMap<String, Record>,
+}
+
+/// A record, as far as checkers look at it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Whose value each live dot carries.
+    pub dots: BTreeMap<String, OpNo>,
+    /// The whole record as it is on disk, hexadecimal: equal records are equal bytes.
+    pub encoded: String,
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+enum Line {
+    Operation(Operation),
+    Replica(Replica),
+    Merged { key: String, values: BTreeSet<OpNo> },
+}
+
+impl History {
+    /// Adds an operation.
+    ///
+    /// # Panics
+    /// When its number is taken: no verdict could be trusted then.
+    pub fn push(&mut self, operation: Operation) {
+        let no = operation.no;
+        assert!(self.operations.insert(no, operation).is_none(), "operation {no} is there twice");
+    }
+
+    /// Its operations on each key, in the order of their numbers.
+    pub fn by_key(&self) -> BTreeMap<&str, Vec<&Operation>> {
+        let mut by_key: BTreeMap<&str, Vec<&Operation>> = BTreeMap::new();
+        for operation in self.operations.values() {
+            by_key.entry(&operation.key).or_default().push(operation);
+        }
+        by_key
+    }
+
+    /// What is left of a key at the end.
+    pub fn left(&self, key: &str) -> &BTreeSet<OpNo> {
+        static NOTHING: BTreeSet<OpNo> = BTreeSet::new();
+        self.merged.get(key).unwrap_or(&NOTHING)
+    }
+
+    /// Writes it as JSON, a line for each operation, replica and key.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn write_lines(&self, mut to: impl Write) -> io::Result<()> {
+        let operations = self.operations.values().cloned().map(Line::Operation);
+        let replicas = self.replicas.iter().cloned().map(Line::Replica);
+        let merged = self.merged.iter().map(|(key, values)| Line::Merged { key: key.clone(), values: values.clone() });
+        for line in operations.chain(replicas).chain(merged) {
+            serde_json::to_writer(&mut to, &line)?;
+            to.write_all(b"\n")?;
+        }
+        to.flush()
+    }
+
+    /// Reads what [`write_lines`](Self::write_lines) wrote.
+    ///
+    /// # Errors
+    /// When reading fails, or a line is not of a history; the error names the line.
+    pub fn read_lines(from: impl BufRead) -> io::Result<Self> {
+        let mut history = Self::default();
+        for (number, line) in from.lines().enumerate() {
+            let damaged = |why: &dyn std::fmt::Display| io::Error::other(format!("line {}: {why}", number + 1));
+            match serde_json::from_str(&line?).map_err(|error| damaged(&error))? {
+                Line::Operation(operation) if history.operations.contains_key(&operation.no) => {
+                    return Err(damaged(&format_args!("operation {} is there twice", operation.no)));
+                }
+                Line::Operation(operation) => history.push(operation),
+                Line::Replica(replica) => history.replicas.push(replica),
+                Line::Merged { key, values } => {
+                    history.merged.insert(key, values);
+                }
+            }
+        }
+        Ok(history)
+    }
+}
+
+/// Which writes each operation's context covers: what causes what, as far as the clients can know.
+///
+/// A write covers whatever the reply showed that its context came from, and whatever that covered. This is all that its
+/// context can hold: whatever else a replica's context covers, some other operation of the history has named.
+#[derive(Debug)]
+pub struct Causality {
+    /// Every write's causal past, without itself; for reads, what the context of their reply covers.
+    past: BTreeMap<OpNo, BTreeSet<OpNo>>,
+}
+
+impl Causality {
+    /// Follows the causes of every operation.
+    ///
+    /// # Panics
+    /// When an operation names a cause or returns a value from its own future or from nowhere: the harness made it up. (A
+    /// value from nowhere that a *node* returned is told by [`crate::checker::genuine`], which is to be asked first.)
+    pub fn of(history: &History) -> Self {
+        let mut past: BTreeMap<OpNo, BTreeSet<OpNo>> = BTreeMap::new();
+        let mut waiting: Vec<&Operation> = history.operations.values().collect();
+        waiting.sort_by_key(|operation| (operation.invoked_us, operation.no));
+        // Writes depend on replies that came before them, reads on writes that were invoked before they returned: a few
+        // rounds in the order of time settle everything.
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            waiting.retain(|operation| match Self::direct(history, &past, operation) {
+                Some(covered) => {
+                    past.insert(operation.no, covered);
+                    false
+                }
+                None => true,
+            });
+            assert!(waiting.len() < before, "operations cause each other in a circle: {waiting:?}");
+        }
+        Self { past }
+    }
+
+    fn direct(
+        history: &History,
+        past: &BTreeMap<OpNo, BTreeSet<OpNo>>,
+        operation: &Operation,
+    ) -> Option<BTreeSet<OpNo>> {
+        let seen = match operation.found() {
+            Some(values) => values.clone(),
+            None => match operation.cause() {
+                None => BTreeSet::new(),
+                Some(cause) => {
+                    let mut covered = past.get(&cause)?.clone();
+                    let giver = history.operations.get(&cause).expect("a cause is an operation of the history");
+                    if giver.writes() {
+                        covered.insert(cause);
+                    }
+                    return Some(covered);
+                }
+            },
+        };
+        let mut covered = BTreeSet::new();
+        for value in seen {
+            covered.extend(past.get(&value)?);
+            covered.insert(value);
+        }
+        Some(covered)
+    }
+
+    /// Whether `later` knew of `earlier`.
+    pub fn covers(&self, later: OpNo, earlier: OpNo) -> bool {
+        self.past.get(&later).is_some_and(|past| past.contains(&earlier))
+    }
+
+    /// Whether a write is one of `values`, or one of them knew of it.
+    pub fn reflected(&self, write: OpNo, values: &BTreeSet<OpNo>) -> bool {
+        values.contains(&write) || values.iter().any(|value| self.covers(*value, write))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::story::Story;
+
+    #[test]
+    fn causes_are_followed_through_reads_and_writes() {
+        let mut story = Story::new();
+        let one = story.put(None);
+        let two = story.put(Some(one));
+        let blind = story.put(None);
+        let read = story.get([two, blind]);
+        let merged = story.put(Some(read));
+        let delete = story.delete(Some(merged));
+        let nothing = story.get([]);
+        let fresh = story.put(Some(nothing));
+        let causality = Causality::of(&story.history());
+        assert!(causality.covers(two, one) && !causality.covers(one, two));
+        assert!(!causality.covers(blind, one));
+        for earlier in [one, two, blind] {
+            assert!(causality.covers(merged, earlier));
+        }
+        assert!(causality.covers(delete, merged) && causality.covers(delete, one));
+        assert!(!causality.covers(fresh, one), "an empty read shows nothing to know of");
+        assert!(causality.reflected(one, &BTreeSet::from([merged])));
+        assert!(!causality.reflected(merged, &BTreeSet::from([blind])));
+    }
+
+    #[test]
+    fn a_read_may_return_a_write_that_was_invoked_after_it() {
+        let mut story = Story::new();
+        let read = story.get([2]);
+        let write = story.put(None);
+        assert_eq!((read, write), (1, 2));
+        story.edit(read, |read| read.returned_us = Some(1000));
+        let update = story.put(Some(read));
+        assert!(Causality::of(&story.history()).covers(update, write));
+    }
+
+    #[test]
+    fn histories_survive_a_file() {
+        let mut story = Story::new();
+        let one = story.put(None);
+        story.get([one]);
+        story.delete(Some(one));
+        story.replica("n1", [("a#1", one)]);
+        story.left([one]);
+        let history = story.history();
+        let mut lines = Vec::new();
+        history.write_lines(&mut lines).expect("memory takes everything");
+        assert_eq!(History::read_lines(&lines[..]).expect("it is one"), history);
+        let error =
+            History::read_lines(&b"{\"Merged\":{\"key\":\"k\",\"values\":[]}}\nnonsense\n"[..]).expect_err("damaged");
+        assert!(error.to_string().starts_with("line 2"), "{error}");
+    }
+}
