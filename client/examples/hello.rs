@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("read: {:?}", read.one()?);
     if let Some(evidence) = read.evidence() {
         for asked in &evidence.asked {
-            println!("  {} answered {:?} after {:?} us", asked.node, asked.said, asked.answered_us);
+            println!("  {} answered {:?} after {} us", asked.node, asked.said, asked.answered_us.unwrap_or_default());
         }
     }
 

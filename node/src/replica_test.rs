@@ -1,3 +1,5 @@
+//! The replica over a store in memory: mints, merges, limits, failures, and many writers at once.
+
 use std::sync::atomic::AtomicBool;
 
 use super::*;

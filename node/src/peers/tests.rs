@@ -1,3 +1,5 @@
+//! The pool over real connections on loopback.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 

@@ -1,0 +1,111 @@
+//! Habits that matter, as tests: what a compiler or a lint does not see.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every Rust file below some folders of the project, with its text.
+fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        let mut entries: Vec<_> =
+            fs::read_dir(folder).expect("is a folder").map(|entry| entry.expect("is readable").path()).collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("is text");
+                found.push((path, text));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for folder in folders {
+        walk(&root().join(folder), &mut found);
+    }
+    assert!(!found.is_empty(), "there is code in {folders:?}");
+    found
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package stands in the project").to_owned()
+}
+
+/// The lines in which a forbidden word stands outside of comments, as `path:line: text`.
+fn lines_with(files: &[(PathBuf, String)], words: &[&str], allowed: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in files.iter().filter(|(path, _)| !allowed.iter().any(|allowed| path.ends_with(allowed))) {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if words.iter().any(|word| code.contains(word)) {
+                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_core_knows_nothing_of_the_world_outside() {
+    let words =
+        ["tokio", "quinn", "sled", "std::net::Udp", "std::thread", "std::fs", "SystemTime", "Instant::now", "rand::"];
+    let found = lines_with(&sources(&["node/src/core"]), &words, &[]);
+    assert!(found.is_empty(), "the core is pure:\n{}", found.join("\n"));
+}
+
+#[test]
+fn no_map_order_is_left_to_chance() {
+    let found = lines_with(
+        &sources(&["client/src", "node/src", "sim/src"]),
+        &["HashMap", "HashSet", "RandomState"],
+        &["sim/src/interpose.rs"],
+    );
+    assert!(found.is_empty(), "their order differs from run to run, use BTreeMap or BTreeSet:\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_select_is_biased() {
+    for (path, text) in sources(&["client/src", "node/src", "sim/src"]) {
+        for (at, _) in text.match_indices("select! {") {
+            let body = text[at..].split_once('{').expect("matched").1.trim_start();
+            let line = text[..at].lines().count();
+            assert!(
+                body.starts_with("biased;"),
+                "{}:{line}: an unbiased select! differs from run to run",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_one_file() {
+    let words = ["unsafe {", "unsafe fn", "unsafe extern", "allow(unsafe_code)", "expect(unsafe_code"];
+    let found =
+        lines_with(&sources(&["client", "node", "sim", "tests"]), &words, &["sim/src/interpose.rs", "tests/tidy.rs"]);
+    assert!(found.is_empty(), "only the simulator's interposition may be unsafe:\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for (path, text) in sources(&["client/src", "node/src", "sim/src", "tests"]) {
+        let begins = text.lines().find(|line| !line.starts_with("#!")).unwrap_or_default();
+        let said = begins.starts_with("//!") || path.components().any(|part| part.as_os_str() == "fuzz");
+        assert!(said, "{} does not begin with a module comment", path.display());
+    }
+}
+
+#[test]
+fn the_readme_names_what_is_there() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("is there");
+    for word in readme.split(|c: char| c.is_whitespace() || "`()[],".contains(c)) {
+        let path = word.trim_end_matches(['.', ':', ';']);
+        if path.starts_with("scripts/") || path.starts_with("node/src/") || path.starts_with("client/src/") {
+            assert!(root().join(path).exists(), "README.md names {path}, which is not there");
+        }
+    }
+    let scripts = fs::read_dir(root().join("scripts")).expect("is a folder");
+    for script in scripts.map(|entry| entry.expect("is readable").file_name()) {
+        let name = script.to_string_lossy();
+        assert!(readme.contains(name.as_ref()), "README.md does not name scripts/{name}");
+    }
+}
