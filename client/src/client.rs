@@ -30,6 +30,7 @@ use crate::wire::{
     ALPN_CLIENT, Failure, LayoutCommand, Located, NodeStatus, NotApplied, Reply, Request, RequestBody, Response,
     RouteTable,
 };
+use crate::{buggify, sometimes};
 
 /// A connection to a cluster. Clones share everything; it can be used from many tasks at once.
 ///
@@ -295,10 +296,23 @@ impl Client {
             let layout = self.routes().map_or(LayoutVersion::NONE, |routes| routes.table().version);
             // Borrowing the body would need a second type for the wire; its bytes are shared, not copied.
             let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
-            let slice = plan.slice(Instant::now());
+            let mut slice = plan.slice(Instant::now());
+            if buggify!("client: an attempt's time is cut short") {
+                slice.whole /= 4;
+            }
             let called = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
             let (outcome, what) = match self.judge(&body, called) {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    sometimes!("client: a request went to a second node", at > 0);
+                    sometimes!("client: an unknown write was acknowledged by a retry", plan.is_unknown());
+                    if matches!(body, RequestBody::Write(_)) && buggify!("client: acknowledged writes are sent again") {
+                        // As if the answer had been lost; what the repetition says must be as good.
+                        let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
+                        let again = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
+                        return Ok(self.judge(&body, again).unwrap_or(reply));
+                    }
+                    return Ok(reply);
+                }
                 Err(failed) => failed,
             };
             tracing::debug!(request_id, target = %targets[at], what, "attempt failed");
@@ -357,6 +371,7 @@ impl Client {
                 RequestBody::Write(write) => {
                     let n = self.routes().map(|routes| routes.table().n);
                     let need = need.or_else(|| Some(write.w?.count(n?)));
+                    sometimes!("client: a write ended indeterminate");
                     Error::Indeterminate { op_id: write.op_id, need, acks, why }
                 }
                 _ => Error::OutcomeUnknown { why },
@@ -367,7 +382,10 @@ impl Client {
     /// Whom to ask: the coordinators that the table names, then some seeds, which may know a newer table.
     fn targets(&self, body: &RequestBody) -> Vec<Target> {
         let (destination, order) = match body {
-            RequestBody::Write(write) => (Destination::Key(&write.key), Order::Best),
+            RequestBody::Write(write) => {
+                let order = buggify!("client: writes go to any primary first", Order::Best, Order::Spread);
+                (Destination::Key(&write.key), order)
+            }
             RequestBody::Read(read) => (Destination::Key(&read.key), Order::Spread),
             RequestBody::Locate { key } => (Destination::Key(key), Order::Spread),
             RequestBody::Scan(scan) => (Destination::Partition(scan.partition), Order::Spread),
@@ -385,6 +403,9 @@ impl Client {
         seeds.sort_by_key(|seed| failing(seed.addr));
         seeds.truncate(if targets.is_empty() { SEEDS_MAX } else { SEEDS_BESIDE_TABLE });
         targets.extend(seeds);
+        if buggify!("client: somebody who is no primary is asked first") {
+            targets.reverse();
+        }
         targets
     }
 
@@ -398,6 +419,7 @@ impl Client {
                 let mut routes = self.inner.routes.write().unwrap_or_else(PoisonError::into_inner);
                 if routes.as_ref().is_none_or(|routes| routes.table().version < newer.table().version) {
                     tracing::debug!(version = %newer.table().version, "new route table");
+                    sometimes!("client: a newer route table came with an answer", routes.is_some());
                     *routes = Some(Arc::new(newer));
                 }
             }

@@ -86,6 +86,9 @@ pub mod value;
 pub mod ids;
 pub mod wire;
 
+#[doc(hidden)]
+pub mod chaos;
+
 mod pool;
 mod retry;
 mod route;

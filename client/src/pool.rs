@@ -20,6 +20,7 @@ use crate::retry::Slice;
 use crate::route::Target;
 use crate::rpc::{CallError, Lanes, LanesConfig};
 use crate::tls::{self, Subject};
+use crate::{buggify, dawdle, sometimes};
 
 /// A future that a trait object gives.
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -150,6 +151,7 @@ impl Pool {
     /// Any node of the cluster is welcome: if it is another one than the route table says, it passes requests on and sends a
     /// newer table along.
     async fn dial(&self, addr: SocketAddr) -> Dialled {
+        dawdle!("client: a pause before a dial");
         let connecting = self.0.endpoint.connect_with(self.0.config.clone(), addr, tls::ANY_NODE);
         let connection = connecting
             .map_err(|error| error.to_string())?
@@ -190,6 +192,7 @@ impl Pool {
         if !patient || connection.stats().udp_rx.datagrams != heard_before {
             return;
         }
+        sometimes!("client: a silent connection was given up");
         connection.close(quinn::VarInt::from_u32(0), b"nothing was heard");
         let mut slots = self.slots();
         if let Some(slot) = slots.by_addr.get_mut(&addr)
@@ -239,6 +242,9 @@ impl Transport for Pool {
             let answer = up.call(class, body, left).await;
             if answer.is_err() {
                 self.suspect(target.addr, &up, heard, since);
+            }
+            if buggify!("client: the connection is closed after an answer") {
+                up.connection().close(quinn::VarInt::from_u32(0), b"at random");
             }
             answer
         })

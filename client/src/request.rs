@@ -14,6 +14,7 @@ use crate::options::Quorum;
 use crate::pool::BoxFuture;
 use crate::read::{Cause, Context, Known, Read, Written};
 use crate::retry::backoff;
+use crate::sometimes;
 use crate::value::Change;
 use crate::wire::{self, KEY_LEN_MAX, NotApplied, Reply, RequestBody, VALUE_LEN_MAX};
 
@@ -370,6 +371,7 @@ impl<'a> IntoFuture for Update<'a> {
                         None => return Ok(Some(written)),
                         Some(others) if others.is_empty() => return Ok(Some(written)),
                         Some(others) => {
+                            sometimes!("update: siblings were merged in another round");
                             let merged = read.siblings().iter().cloned().chain(others).collect();
                             read = now.with_values(merged);
                         }

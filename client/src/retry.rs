@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::is_passing;
+use crate::sometimes;
 use crate::wire::{Acks, NotApplied};
 
 /// One request on its way through several attempts.
@@ -163,12 +164,21 @@ impl Plan {
             pause = pause.max(backoff(self.repeats, jitter));
             self.repeats += 1;
         }
-        if now + pause + SLICE_MIN >= self.deadline || (costs && !budget.withdraw(now)) {
+        if now + pause + SLICE_MIN >= self.deadline {
+            return Next::GiveUp;
+        }
+        if costs && !budget.withdraw(now) {
+            sometimes!("client: the budget for retries was empty");
             return Next::GiveUp;
         }
         self.at = candidate;
         self.attempts += 1;
         Next::Try { candidate, after: pause }
+    }
+
+    /// Whether an attempt of a write ended unknown.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.unknown.is_some()
     }
 
     /// How the request ends, after [`Next::GiveUp`] or when its time is over.

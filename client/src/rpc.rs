@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::frame::{Deframer, Direction, Frame, Framer, PART_LEN};
 use crate::tls::explain_connection_error;
+use crate::{buggify, dawdle, sometimes};
 
 /// Classes of requests that clients send; each has lanes and a budget of its own.
 pub mod class {
@@ -263,8 +264,8 @@ impl Caller {
         if calls.dead {
             return Err(CallError::NotSent("the lane has just failed".into()));
         }
-        if calls.waiting.len() >= self.config.in_flight_max {
-            let most = self.config.in_flight_max;
+        let most = buggify!("lanes: few calls at a time", self.config.in_flight_max, 2);
+        if calls.waiting.len() >= most {
             return Err(CallError::NotSent(format!(
                 "{most} calls are under way on this lane, and no more are allowed"
             )));
@@ -400,6 +401,8 @@ impl LaneShared {
         drop(calls);
         for call in waiting.into_values() {
             let error = if call.sent { CallError::Unknown(why.clone()) } else { CallError::NotSent(why.clone()) };
+            sometimes!("lanes: a call failed before it was sent", !call.sent);
+            sometimes!("lanes: a call failed after it was sent", call.sent);
             // Fails only when the caller has gone.
             let _ = call.answer.send(Err(error));
         }
@@ -413,7 +416,8 @@ impl LaneShared {
             if framer.is_empty() && outgoing.recv_many(&mut batch, BATCH).await == 0 {
                 return "the lane was dropped".into();
             }
-            while batch.len() < BATCH {
+            let most = buggify!("lanes: frames are written one by one", BATCH, 1);
+            while batch.len() < most {
                 let Ok(more) = outgoing.try_recv() else { break };
                 batch.push(more);
             }
@@ -619,7 +623,13 @@ impl<H: Handler> Server<H> {
                     let _panic_guard = panic_guard;
                     let _permit = permit;
                     let allowed = Duration::from_millis(timeout_ms.into()).min(TIMEOUT_MAX);
-                    let work = server.handler.handle(class, body, allowed.saturating_sub(received.elapsed()));
+                    let work = async {
+                        dawdle!("lanes: a pause before a request is handled");
+                        let left = allowed.saturating_sub(received.elapsed());
+                        let answer = server.handler.handle(class, body, left).await;
+                        dawdle!("lanes: a pause before an answer is sent");
+                        answer
+                    };
                     if let Ok(answer) = timeout_at(received + allowed, work).await {
                         // Fails only when the lane ends.
                         let _ = answers.send((id, answer)).await;

@@ -25,6 +25,7 @@ use quorate_client::wire::{
     Acks, Asked, CONTEXT_LEN_MAX, Evidence, Failure, KEY_LEN_MAX, Located, Located1, NotApplied, QuorumReport, Reply,
     Request, RequestBody, Response, VALUE_LEN_MAX,
 };
+use quorate_client::{buggify, sometimes};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -158,6 +159,7 @@ impl Coordinator {
     async fn run(&self, request: &Request, timeout: Duration, origin: Origin) -> Result<Reply, Failure> {
         let start = Instant::now();
         let deadline = start + timeout.saturating_sub((timeout / HOP_MARGIN_SHARE).min(HOP_MARGIN_MAX));
+        let deadline = buggify!("coordinator: the answer is due early", deadline, start + timeout / 4);
         if let Origin::Peer(_) = origin {
             self.0.stats.forwarded_in.add(1);
         }
@@ -256,12 +258,19 @@ impl Inner {
     }
 
     fn is_primary(&self, turn: &Turn) -> bool {
-        turn.primaries().contains(&self.me)
+        let forwards = turn.origin == Origin::Client && buggify!("coordinator: a primary forwards a client's request");
+        turn.primaries().contains(&self.me) && !forwards
     }
 
     /// Whether a node may be there, as far as the failure detector and the back-off of connections know. Nobody is ruled out
     /// only because gossip has not told of it yet.
     fn is_reachable(&self, node: NodeId) -> bool {
+        if node != self.me && buggify!("coordinator: somebody who is there is taken for gone") {
+            return false;
+        }
+        if buggify!("coordinator: somebody who is gone is taken for there") {
+            return true;
+        }
         node == self.me
             || (self.liveness.borrow().get(&node).is_none_or(|state| state.up) && !self.peers.backing_off(node))
     }
@@ -273,6 +282,9 @@ impl Inner {
             let rtt = self.peers.rtt(*node).unwrap_or(Duration::MAX);
             (*node != self.me, Reverse(self.is_reachable(*node)), rtt)
         });
+        if buggify!("coordinator: the worst primary goes first") {
+            nearest.reverse();
+        }
         nearest
     }
 
@@ -286,6 +298,8 @@ impl Inner {
             return Err(NotApplied::NotServing { node: self.me, why }.into());
         }
         self.stats.forwards.add(1);
+        sometimes!("forward: a write was forwarded", op_id.is_some());
+        sometimes!("forward: a read was forwarded", matches!(request.body, RequestBody::Read(_)));
         let primaries = self.nearest_primaries(turn);
         let mut why = String::new();
         for (tried, primary) in primaries.iter().copied().enumerate() {
@@ -293,6 +307,7 @@ impl Inner {
             if left.is_zero() {
                 break;
             }
+            sometimes!("forward: a second primary was tried", tried > 0);
             // A write has one chance once a byte of it was sent; a read keeps time for the others.
             let share = if op_id.is_some() { left } else { left / (primaries.len() - tried) as u32 };
             let body = PeerBody::Forward { request: request.clone() };
@@ -314,6 +329,7 @@ impl Inner {
             let comma = if why.is_empty() { "" } else { ", " };
             why.push_str(&format!("{comma}{primary}: {failed}"));
             if let (Some(op_id), true) = (op_id, ambiguous) {
+                sometimes!("forward: a write's outcome was lost on the way");
                 return Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why });
             }
         }

@@ -15,6 +15,7 @@ use quorate_client::codec;
 use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 use quorate_client::random::Random;
 use quorate_client::wire::{LayoutCommand, LayoutReport, NotApplied, RouteTable};
+use quorate_client::{buggify, dawdle, sometimes};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -413,10 +414,14 @@ impl Desk {
                 }
             }
             Heard::Choose => {
+                sometimes!("layouts: chosen by asking");
                 let layout = state.bootstrap.accepted().expect("it chooses what it has accepted").0.clone();
                 self.keep_first(&mut state, layout, true).await?;
             }
-            Heard::Learn(layout) => self.keep_first(&mut state, layout, true).await?,
+            Heard::Learn(layout) => {
+                sometimes!("layouts: learned from a peer");
+                self.keep_first(&mut state, layout, true).await?;
+            }
             Heard::Refused(why) => {
                 tracing::warn!(peer = %from, "the peer's first layout is refused: {why}");
                 self.tell(&state).await;
@@ -450,6 +455,7 @@ impl Desk {
             Ok(()) => store.sync().map_err(|error| (error, true)),
             Err(error) => Err((error, false)),
         };
+        dawdle!("layouts: a pause before a layout is stored");
         match self.executor.run(job).await {
             Ok(()) => Ok(()),
             Err((error, unknown)) => {
@@ -613,6 +619,7 @@ impl Spread {
                 }
             };
             pause = if news { PAUSE_MIN } else { pause };
+            pause = buggify!("layouts: others are asked at once", pause, Duration::from_millis(1));
             let shortened = self.random.below(pause.as_millis() as u64 / 2 + 1);
             let timer = sleep(pause - Duration::from_millis(shortened));
             tokio::select! {
@@ -647,7 +654,10 @@ impl Spread {
         for (node, answer) in ask(&self.peers, &self.random, &nodes, &body).await {
             news |= match answer {
                 Ok(PeerReply::LayoutState { accepted, chosen }) => self.desk.hear(node, accepted, chosen).await?,
-                Ok(PeerReply::FirstLayoutAccepted) => self.desk.hear(node, offered.clone(), false).await?,
+                Ok(PeerReply::FirstLayoutAccepted) => {
+                    sometimes!("layouts: offered to a member that was away");
+                    self.desk.hear(node, offered.clone(), false).await?
+                }
                 Ok(reply) => {
                     tracing::debug!(peer = %node, "no layout from or for the peer: {}", refusal(reply));
                     false

@@ -5,6 +5,9 @@
 
 pub mod core;
 
+#[doc(hidden)]
+pub use quorate_client::chaos;
+
 pub mod env;
 pub mod store;
 

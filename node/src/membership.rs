@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_client::buggify;
 use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::random::Random;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -230,6 +231,7 @@ impl Seeker {
             let pause = if company { SEEK_EVERY } else { backoff };
             // Half of the pause is random, so that nodes that were started together do not ask together.
             let pause = pause / 2 + Duration::from_micros(self.random.below(pause.as_micros() as u64 / 2 + 1));
+            let pause = buggify!("membership: seeds are asked again and again", pause, SEEK_BACKOFF_MIN);
             backoff = if company { SEEK_BACKOFF_MIN } else { (backoff * 2).min(SEEK_BACKOFF_MAX) };
             self.wait(pause, company).await;
         }

@@ -23,6 +23,7 @@ use quorate_client::random::Random;
 use quorate_client::rpc::{self, CallError, ClassLimits, Lanes, LanesConfig, ServeLimits, close};
 use quorate_client::tls::{self, Subject, explain_connection_error};
 use quorate_client::wire::NotApplied;
+use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -138,6 +139,9 @@ impl Peers {
             CallError::NotSent(why) => PeerError::NotSent(format!("{to}: {why}")),
             CallError::Unknown(why) => PeerError::Unknown(format!("{to}: {why}")),
         })?;
+        if buggify!("peers: the connection is closed after an answer") {
+            lanes.connection().close(close::DONE, b"at random");
+        }
         codec::decode(&reply)
             .map_err(|error| PeerError::Unknown(format!("{to}: its answer is not understood: {error}")))
     }
@@ -166,6 +170,9 @@ impl Peers {
             let connection = link.lanes.connection().clone();
             drop(state);
             let len = data.len();
+            if buggify!("peers: a gossip datagram is not sent") {
+                return;
+            }
             if let Err(error) = connection.send_datagram(data) {
                 tracing::debug!(peer = %to, len, "a datagram was not sent: {error}");
             }
@@ -310,6 +317,9 @@ fn limits() -> ServeLimits {
     classes[usize::from(class::REPLICATE)] = ClassLimits { request_max: 112 << 20, in_flight_max: 8192 };
     classes[usize::from(class::FORWARD)] = ClassLimits { request_max: 4 << 20, in_flight_max: 4096 };
     classes[usize::from(class::BULK)] = ClassLimits { request_max: 112 << 20, in_flight_max: 1024 };
+    if buggify!("peers: few requests of a peer at a time") {
+        classes.iter_mut().for_each(|limits| limits.in_flight_max = 1);
+    }
     ServeLimits { classes }
 }
 
@@ -411,6 +421,7 @@ impl Shared {
                 // Whoever waits for a dial that follows on a failed one would mostly wait in vain, and long.
                 let peer = &state.peers[&to];
                 if !peer.dialing || peer.failures > 0 {
+                    sometimes!("peers: a call failed in a back-off");
                     let (error, wait) = (&peer.last_error, peer.next_try.map(|at| at.saturating_duration_since(now)));
                     let next = match wait {
                         Some(wait) if !peer.dialing => format!("next try in {} ms", wait.as_millis()),
@@ -464,11 +475,14 @@ impl Shared {
 
     fn backoff(&self, failures: u32) -> Duration {
         let whole = BACKOFF_MAX.min(BACKOFF_MIN * (1 << failures.saturating_sub(1).min(10)));
+        let whole = buggify!("peers: no back-off", whole, Duration::from_millis(1));
+        let whole = buggify!("peers: the longest back-off", whole, BACKOFF_MAX);
         whole - Duration::from_micros(self.random.below(whole.as_micros() as u64 / 2))
     }
 
     /// A handshake with whoever is at an address.
     async fn dial(&self, addr: SocketAddr, name: &str) -> Result<(NodeId, Connection), String> {
+        dawdle!("peers: a pause before a dial");
         let endpoint = lock(&self.endpoint).clone().ok_or("this node is stopping")?;
         let connecting =
             endpoint.connect_with(self.dial.clone(), addr, name).map_err(|error| format!("cannot dial: {error}"))?;
@@ -518,12 +532,14 @@ impl Shared {
             return;
         }
         let error = loop {
-            match timeout(RETIRE_EVERY, connection.closed()).await {
+            let patience = buggify!("peers: needless connections are closed at once", RETIRE_EVERY, RETIRE_EVERY / 500);
+            match timeout(patience, connection.closed()).await {
                 Ok(error) => break error,
                 Err(_) => {
                     let better = |link: &Link| link.lanes.connection().stable_id() != connection.stable_id();
                     let needless = node == self.me || self.state().link(self.me, node).is_some_and(better);
                     if needless && lanes.in_flight() == 0 {
+                        sometimes!("peers: a needless connection was closed");
                         connection.close(close::DONE, b"another connection is preferred");
                     }
                 }
@@ -553,6 +569,7 @@ impl Shared {
 
     /// Says who this node is and hears who the other one is.
     async fn greet(&self, node: NodeId, lanes: &Lanes) -> Result<Hello, String> {
+        dawdle!("peers: a pause before hello");
         let request = codec::encode(&PeerRequest { request_id: 0, body: PeerBody::Hello((self.hello)()) });
         let reply = lanes.call(class::CONTROL, request, HELLO_TIMEOUT).await.map_err(|error| error.to_string())?;
         match codec::decode::<PeerReply>(&reply) {
@@ -587,6 +604,8 @@ impl Shared {
         // What an earlier life of the peer left behind is dead, though the idle time-out has not noticed yet.
         let (live, mut gone): (Vec<Link>, Vec<Link>) =
             std::mem::take(&mut peer.links).into_iter().partition(|old| old.hello.boot >= link.hello.boot);
+        sometimes!("peers: the connections of an earlier life were closed", !gone.is_empty());
+        sometimes!("peers: two connections to one peer", !live.is_empty());
         peer.links = live;
         if peer.links.len() >= LINKS_MAX {
             gone.push(peer.links.remove(0));
@@ -675,6 +694,9 @@ impl Serving {
         let (gossip, datagrams) = (connection.clone(), shared.datagrams.clone());
         tasks.spawn(async move {
             while let Ok(data) = gossip.read_datagram().await {
+                if buggify!("peers: a gossip datagram is not taken") {
+                    continue;
+                }
                 // Gossip repeats itself: what does not fit in is dropped.
                 let _ = datagrams.try_send((node, data));
             }

@@ -16,6 +16,7 @@ use quorate_client::codec::Blob;
 use quorate_client::ids::{NodeId, OpId, Partition, key_hash};
 use quorate_client::random::Random;
 use quorate_client::wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
+use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
@@ -261,7 +262,9 @@ impl Replica {
         F: FnOnce(&Inner, Instant) -> T + Send + 'static,
     {
         let stripe = key_hash(key) % STRIPES as u64;
+        dawdle!("replica: a pause before a key is locked");
         let lock: OwnedMutexGuard<()> = self.0.stripes[stripe as usize].clone().lock_owned().await;
+        dawdle!("replica: a pause with a key locked");
         // A storage thread has no runtime, whose clock may be a simulation's.
         let now = Instant::now();
         let inner = self.0.clone();
@@ -320,6 +323,9 @@ impl Inner {
         let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now);
         if let Some(repeated) = mint::repeated(&held, &op_id, &cause, remembered) {
             count(&self.counters.repeated, 1);
+            sometimes!("mint: a retry returned the first dot", held.siblings.contains_key(&repeated.dot));
+            sometimes!("mint: a retry found its operation superseded", !held.siblings.contains_key(&repeated.dot));
+            sometimes!("mint: a retry of another coordinator's write", repeated.dot.actor.node != self.node);
             return Ok(Minted {
                 dot: repeated.dot,
                 record: held,
@@ -346,9 +352,13 @@ impl Inner {
         match self.store.insert(Tree::Data, &data_key(&key), &fresh.record.encode()) {
             Ok(()) => doubt.settled(),
             Err(error @ StoreError::Full(_)) if self.still_holds(&key, &before) => {
+                sometimes!("mint: the disk was full");
                 return Err(self.failed(error.to_string()).into());
             }
-            Err(error) => return Err(MintError::Unknown(error.to_string())),
+            Err(error) => {
+                sometimes!("mint: an insert failed and nobody knows whether it is there");
+                return Err(MintError::Unknown(error.to_string()));
+            }
         }
         let replaced = fresh.dropped.writes.iter().map(|(_, op_id)| op_id).collect::<BTreeSet<_>>().len();
         self.remember(of_key, fresh.dropped, now);
@@ -377,7 +387,15 @@ impl Inner {
         };
         let of_key = Operations::of_key(partition, key);
         let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now).is_some();
+        sometimes!(
+            "merge: kept a superseded operation out",
+            other.siblings.iter().any(|(dot, theirs)| !record.context.covers(dot) && remembered(&theirs.op_id))
+        );
+        let siblings = record.value_count();
         let (dropped, changed) = mint::merge(&mut record, other, &remembered);
+        sometimes!("merge: dropped a superseded sibling", record.value_count() < siblings);
+        sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
+        sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
         if changed || corrupt {
             let doubt = InDoubt { inner: self, partition };
             match self.store.insert(Tree::Data, &data_key(key), &record.encode()) {
@@ -386,6 +404,7 @@ impl Inner {
             }
         }
         if corrupt {
+            sometimes!("merge: replaced a corrupt record");
             lock(&self.corrupt).remove(&of_key);
         }
         self.remember(of_key, dropped, now);
@@ -402,6 +421,7 @@ impl Inner {
         to: Option<&[u8]>,
         limit: usize,
     ) -> Result<(Vec<(Blob, Record)>, bool), NotApplied> {
+        let limit = buggify!("replica: a page ends early", limit, 1);
         let entries = match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
             Ok(entries) => entries,
             Err(StoreError::Corrupt(why)) => {
@@ -412,6 +432,8 @@ impl Inner {
         };
         let bytes: usize = entries.iter().map(|(key, value)| key.len() + value.len()).sum();
         let last = entries.len() < limit && bytes < PAGE_BYTES;
+        // Then there is one more page, an empty one.
+        let last = last && (entries.is_empty() || !buggify!("replica: the last page does not know that it is"));
         let decode = |(key, value): (Bytes, Bytes)| {
             let key = Blob(key.slice(HASH_LEN.min(key.len())..));
             match Record::decode(&value) {
@@ -451,6 +473,7 @@ impl Inner {
             if corrupt.len() < CORRUPT_MAX {
                 corrupt.insert(of_key);
             }
+            sometimes!("replica: found a corrupt record");
             self.draw_new_actor(partition);
             lock(&self.operations).forget_key(of_key);
             count(&self.counters.corrupt, 1);
@@ -479,12 +502,20 @@ impl Inner {
 
     fn next_dot(&self, partition: Partition, held: &Record, cause: &Context) -> Dot {
         let mut minters = lock(&self.minters);
+        if buggify!("replica: a new actor for no reason") {
+            minters.remove(&partition);
+        }
+        sometimes!(
+            "mint: an actor was drawn anew beside an earlier one",
+            !minters.contains_key(&partition) && held.context.actors().iter().any(|actor| actor.node == self.node)
+        );
         let draw = || {
             count(&self.counters.actors, 1);
             Minter::new(Actor { node: self.node, incarnation: self.random.u64() })
         };
         let minter = minters.entry(partition).or_insert_with(draw);
         if !minter.is_ahead_of(held, cause) {
+            sometimes!("mint: a context was ahead of its actor");
             tracing::warn!(node = %self.node, %partition, actor = %minter.actor(),
                 "a context knows dots of this actor that it never minted; a new actor takes over");
             *minter = draw();
@@ -561,13 +592,15 @@ impl Operations {
         self.next += 1;
         self.known.insert(entry, Remembered { dot, until: now + OPERATION_WINDOW, number });
         self.order.push_back((number, entry));
+        let most = buggify!("replica: few superseded operations are remembered", OPERATIONS_MAX, 8);
         while let Some((number, oldest)) = self.order.front() {
             let current = self.known.get(oldest).filter(|known| known.number == *number);
             let expired = current.is_none_or(|known| known.until <= now);
-            if !expired && self.order.len() <= OPERATIONS_MAX {
+            if !expired && self.order.len() <= most {
                 break;
             }
             if current.is_some() {
+                sometimes!("replica: forgot an operation before its time", !expired);
                 self.evicted += u64::from(!expired);
                 self.known.remove(oldest);
             }

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use quorate_client::codec::Blob;
+use quorate_client::dawdle;
 use quorate_client::ids::{NodeId, Partition};
 use quorate_client::wire::{NotApplied, Request, Response};
 
@@ -63,6 +64,7 @@ impl ReplicaService {
         let record = Record::decode(record)
             .map_err(|why| NotApplied::Unsupported { why: format!("the record cannot be decoded: {why}") })?;
         let Merged { changed, ticket } = self.replica.merge(partition, key, record).await?;
+        dawdle!("replica: a pause between a merge and its acknowledgement");
         match ticket.durable().await {
             Ok(synced) => Ok(PeerReply::Replicated { synced, changed }),
             // The record is in the store and not known to be durable. It must not be acknowledged, and that is all that
@@ -77,6 +79,7 @@ impl ReplicaService {
             Ok(current.ring.partition_of(key))
         })?;
         let record = self.replica.read(key).await?;
+        dawdle!("replica: a pause between a read and its answer");
         Ok(PeerReply::Fetched { record: record.map(|record| Blob(record.encode())) })
     }
 

@@ -12,6 +12,7 @@ use quorate_client::quic::{self, Admitted, Gate};
 use quorate_client::rpc::{self, ServeLimits};
 use quorate_client::tls::{self, Subject};
 use quorate_client::wire::{ALPN_CLIENT, Failure, NotApplied, Reply, Request, RequestBody, Response};
+use quorate_client::{buggify, sometimes};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -117,14 +118,16 @@ impl rpc::Handler for ClientHandler {
         let kind = kind(&request.body);
         let span = debug_span!("request", id = format_args!("{:016x}", request.request_id), kind);
         let started = Instant::now();
+        let full = buggify!("server: a request is refused for want of room");
         let answer = match services.admission.places.try_acquire() {
-            Ok(_place) => services.answer(&request, self.admin, timeout).instrument(span).await,
-            Err(_) => {
+            Ok(_place) if !full => services.answer(&request, self.admin, timeout).instrument(span).await,
+            Ok(_) | Err(_) => {
                 services.admission.overloaded.fetch_add(1, Ordering::Relaxed);
                 Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS }.into())
             }
         };
         services.metrics.request(kind, outcome(&answer), started.elapsed());
+        sometimes!("server: a request was answered before there was a layout", services.layouts.current().is_none());
         let table = services.layouts.current().filter(|current| current.layout.version > request.layout);
         codec::encode(&Response { table: table.map(|current| current.table.clone()), body: answer })
     }

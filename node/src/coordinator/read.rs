@@ -8,6 +8,7 @@ use std::time::Duration;
 use quorate_client::codec::Blob;
 use quorate_client::ids::NodeId;
 use quorate_client::wire::{Found, NotApplied, Read, Reply, Scan, ScanEntry, Scanned};
+use quorate_client::{buggify, dawdle, sometimes};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
@@ -44,6 +45,17 @@ pub(super) async fn coordinate_read(
     let outcome = outcome.map(|()| {
         let merged = gathering.get.merged();
         let get = &gathering.get;
+        let decisive = get.decisive();
+        sometimes!("read: a deleted key", merged.siblings.is_empty() && !merged.context.is_empty());
+        sometimes!("read: merged what no replica had whole", decisive.iter().all(|(_, record)| *record != merged));
+        sometimes!(
+            "read: replicas disagreed whether there is a key",
+            merged != Record::default() && decisive.iter().any(|(_, record)| *record == Record::default())
+        );
+        sometimes!(
+            "read: a hedge answered first",
+            get.hedges() > 0 && get.asked()[need.into()..].iter().any(|asked| asked.counted)
+        );
         let dots = || merged.siblings.keys().map(ToString::to_string).collect();
         let evidence = || inner.evidence(turn, get.asked(), get.decided_by(), dots());
         Reply::Found(Found {
@@ -59,7 +71,9 @@ pub(super) async fn coordinate_read(
     }
     if gathering.finished {
         note_stale(inner, &gathering.get);
-    } else if let Some(permit) = inner.background.try_permit() {
+    } else if !buggify!("read: late answers are not waited for")
+        && let Some(permit) = inner.background.try_permit()
+    {
         // Late answers tell who is stale. When too much goes on already that is not worth waiting for.
         let inner = inner.clone();
         let rest = async move {
@@ -95,7 +109,12 @@ pub(super) async fn coordinate_scan(
     outcome?;
     let quorum = inner.report(turn, need, gathering.get.acks(), turn.current.layout.r);
     let pages = gathering.get.into_decisive().into_iter().map(|(_, page)| page).collect();
-    let merged = merge_pages(pages, scan.limit as usize, SCAN_BYTES_MAX);
+    let bytes_max = buggify!("scan: a page of few bytes", SCAN_BYTES_MAX, 1);
+    let merged = merge_pages(pages, scan.limit as usize, bytes_max);
+    sometimes!(
+        "scan: a page ended where another replica's did",
+        merged.next.is_some() && merged.entries.len() < scan.limit as usize
+    );
     let entry = |(key, record): (Blob, Record)| ScanEntry {
         values: record.values(),
         context: Blob(record.context.seal(inner.cluster, &key)),
@@ -158,7 +177,7 @@ where
         let asked = &primaries[..need.into()];
         let rtt = asked.iter().filter_map(|node| inner.peers.rtt(*node)).max().unwrap_or_default();
         let (inner, turn, calls) = (inner.clone(), turn.clone(), Calls::new());
-        let hedge_delay = hedge_delay(rtt, turn.left());
+        let hedge_delay = buggify!("read: a hedge at once", hedge_delay(rtt, turn.left()), Duration::ZERO);
         let mut gathering =
             Self { inner, turn, get, ask, calls, hedge_delay, hedge: None, outcome: None, finished: false };
         gathering.perform(actions);
@@ -179,7 +198,10 @@ where
                     self.hedge = None;
                     self.get.on_late(token, self.turn.at_us())
                 }
-                () = &mut deadline => self.get.on_deadline(),
+                () = &mut deadline => {
+                    sometimes!("read: timed out");
+                    self.get.on_deadline()
+                }
             };
             self.perform(actions);
         }
@@ -202,7 +224,12 @@ where
             Answered::Absent(empty) => self.get.on_absent(node, empty, at_us),
             Answered::Failed(why) => {
                 tracing::debug!(%node, %why, "a replica did not answer a read");
-                self.get.on_failed(node, why, at_us)
+                let actions = self.get.on_failed(node, why, at_us);
+                sometimes!(
+                    "read: another replica was asked in place of one that failed",
+                    actions.iter().any(|action| matches!(action, GetAction::Ask(_)))
+                );
+                actions
             }
         }
     }
@@ -236,6 +263,7 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, key: Blob, from: NodeId) -> (NodeI
         let said = Said::Values(record.siblings.len());
         Answered::Holds(record, said)
     };
+    dawdle!("read: a pause before a replica is asked");
     let answered = if from == inner.me {
         match inner.replica.read(&key).await {
             Ok(Some(record)) => holds(record),
@@ -265,6 +293,7 @@ async fn fetch_page(
     limit: u32,
     from: NodeId,
 ) -> (NodeId, Answered<Page>) {
+    let limit = buggify!("scan: replicas are asked for one record at a time", limit, 1);
     let entries = if from == inner.me {
         let range = inner.replica.range(turn.partition, after.as_ref(), limit as usize).await;
         range.map_err(|refusal| plain(&refusal))
@@ -301,6 +330,7 @@ fn decode_entries(entries: Vec<(Blob, Blob)>) -> Result<Vec<(Blob, Record)>, Str
 fn note_stale(inner: &Inner, get: &Get<Record>) {
     let stale = get.stale();
     if !stale.is_empty() {
+        sometimes!("read: met a stale replica");
         inner.stats.stale_replicas.add(stale.len() as u64);
         tracing::debug!(?stale, "replicas lack what others hold");
     }

@@ -10,6 +10,7 @@ use quorate_client::codec::Blob;
 use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
 use quorate_client::wire::{Acks, CONTEXT_LEN_WARN, Failure, NotApplied, Reply, Write, Written};
+use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::sleep_until;
 use tracing::Instrument;
@@ -41,6 +42,10 @@ pub(super) async fn coordinate(
         }
         Err(refusal) => {
             inner.stats.puts_not_applied.add(1);
+            sometimes!(
+                "write: refused, too few primaries can be reached",
+                matches!(refusal, NotApplied::Unavailable { .. })
+            );
             return Err(refusal.into());
         }
     };
@@ -108,13 +113,18 @@ impl Driver {
         // The mint is never cut off: whether it took place must be known before anything else is done.
         let Write { key, value, op_id, .. } = write;
         {
-            let mut mint = pin!(inner.replica.mint(self.turn.partition, &key, op_id, value, cause));
+            let partition = self.turn.partition;
+            let mut mint = pin!(async {
+                dawdle!("write: a pause before the mint");
+                inner.replica.mint(partition, &key, op_id, value, cause).await
+            });
             let minted = loop {
                 tokio::select! {
                     biased;
                     minted = &mut mint => break minted,
                     () = &mut deadline, if self.on_time => {
                         self.on_time = false;
+                        sometimes!("write: the deadline passed during the mint");
                         let actions = self.put.on_deadline();
                         self.perform(actions);
                     }
@@ -134,7 +144,10 @@ impl Driver {
             let actions = tokio::select! {
                 biased;
                 Some((node, outcome)) = self.calls.next() => match outcome {
-                    Ok((synced, changed)) => self.put.on_ack(node, synced, changed, self.turn.at_us()),
+                    Ok((synced, changed)) => {
+                        sometimes!("write: a primary acknowledged after the reply", self.put.is_replied());
+                        self.put.on_ack(node, synced, changed, self.turn.at_us())
+                    }
                     Err(why) => {
                         tracing::debug!(%node, %why, "a replica did not take a write");
                         self.put.on_failed(node, why, self.turn.at_us())
@@ -178,6 +191,7 @@ impl Driver {
         }
         if self.held.is_some() {
             self.permit = self.inner.background.try_permit();
+            sometimes!("write: the reply waited for room in the background", self.permit.is_none() && self.on_time);
             // Past its deadline the client has felt the wait; from then on the deadlines of the calls are the bound.
             if self.permit.is_some() || !self.on_time {
                 self.send_held();
@@ -192,6 +206,11 @@ impl Driver {
         let (inner, body, request_id) = (self.inner.clone(), minted.body.clone(), self.turn.request_id);
         let timeout = self.turn.left().max(REPLICATE_TIMEOUT_MIN);
         self.calls.push(async move {
+            dawdle!("write: a pause between the mint and a replica");
+            if buggify!("write: a replica is sent the record twice") {
+                // What it says to the first one is lost.
+                let _ = inner.peers.call(to, class::REPLICATE, request_id, body.clone(), timeout).await;
+            }
             let outcome = match inner.peers.call(to, class::REPLICATE, request_id, body, timeout).await {
                 Ok(PeerReply::Replicated { synced, changed }) => Ok((synced, changed)),
                 Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
@@ -216,10 +235,20 @@ impl Driver {
         match outcome {
             Ok(()) => stats.puts_ok.add(1),
             Err(Failure::NotApplied(_)) => stats.puts_not_applied.add(1),
-            Err(Failure::Indeterminate { .. }) => stats.puts_indeterminate.add(1),
+            Err(Failure::Indeterminate { .. }) => {
+                sometimes!("write: ended indeterminate");
+                stats.puts_indeterminate.add(1);
+            }
         }
         outcome?;
+        let others = || self.put.asked().into_iter().filter(|asked| !asked.counted);
+        sometimes!(
+            "write: acknowledged before every primary answered",
+            others().any(|asked| asked.answered_us.is_none())
+        );
+        sometimes!("write: a replica failed, the quorum was met", others().any(|asked| asked.answered_us.is_some()));
         let minted = self.minted.as_ref().expect("a write is acknowledged after its mint");
+        sometimes!("write: a coordinator made siblings", minted.siblings > 1);
         let dots = || vec![minted.dot.to_string()];
         let evidence = || self.inner.evidence(&self.turn, self.put.asked(), self.put.decided_by(), dots());
         Ok(Reply::Written(Written {

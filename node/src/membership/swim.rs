@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes};
 use foca::{AccumulatingRuntime, Codec as _, Foca, Header, Member, Message, OwnedNotification, PeriodicParams, Timer};
 use quorate_client::ids::{LayoutVersion, NodeId};
+use quorate_client::sometimes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
@@ -214,6 +215,7 @@ impl Swim {
         }
         self.adopt_after = now + ADOPT_EVERY;
         let Some(next) = me.after(latest) else { return };
+        sometimes!("membership: outlived a later life of its own");
         warn!(
             me = %me, other = %latest,
             "a later life of this node is known to others: its data directory has gone back in time, or another process runs under its name"

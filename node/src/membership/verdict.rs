@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_client::ids::NodeId;
+use quorate_client::{buggify, sometimes};
 use tokio::time::Instant;
 
 use super::{Liveness, PeerState};
@@ -51,6 +52,12 @@ impl Verdicts {
             Some(verdict) => {
                 verdict.up = up;
                 verdict.since = now;
+                if !up
+                    && buggify!("membership: a down is published at once")
+                    && let Some(before) = now.checked_sub(DOWN_STANDS_FOR)
+                {
+                    verdict.since = before;
+                }
             }
             None if up => {
                 self.peers.insert(node, Verdict { up, since: now, flaps: 0, last_flap: now });
@@ -84,6 +91,9 @@ impl Verdicts {
                 if !verdict.up {
                     verdict.count_flap(now);
                 }
+                sometimes!("membership: a peer was published as down", !verdict.up);
+                sometimes!("membership: a peer came back", verdict.up && published.is_some());
+                sometimes!("membership: a flapping peer was held back", verdict.up && verdict.flaps > 1);
                 let state = PeerState { addr, up: verdict.up, since: now };
                 Arc::make_mut(&mut self.published).insert(*node, state);
                 changed = true;

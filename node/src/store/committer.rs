@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
@@ -122,6 +123,7 @@ impl Ticket {
         match self.handle.durability {
             Durability::Always => shared.sync().await.map(|()| true),
             Durability::Interval => Ok(false),
+            Durability::Group if buggify!("store: a ticket syncs for itself") => shared.sync().await.map(|()| true),
             Durability::Group => {
                 let mut progress = shared.progress.subscribe();
                 let progress = progress
@@ -169,7 +171,9 @@ struct Progress {
 impl Shared {
     /// One sync, which releases every ticket that was taken before it began.
     async fn sync(&self) -> Result<(), StoreError> {
+        dawdle!("store: a pause before a sync");
         let taken = self.taken.load(Ordering::SeqCst);
+        sometimes!("store: writes shared a sync", taken > self.progress.borrow().synced + 1);
         let writes = self.store.writes();
         let store = Arc::clone(&self.store);
         let synced = self
@@ -188,6 +192,7 @@ impl Shared {
                 progress.synced_writes = progress.synced_writes.max(quiet);
             }
             Err(error) if progress.failed.is_none() => {
+                sometimes!("store: a sync failed");
                 reason = Some(format!("a sync failed, so nobody knows what is on disk: {error}"));
                 progress.failed = Some(error.clone());
             }
