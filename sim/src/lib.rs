@@ -15,6 +15,12 @@ pub mod disk;
 pub mod socket;
 pub mod trace;
 
+pub mod cluster;
+pub mod nemesis;
+pub mod workload;
+
+pub mod life;
+
 pub mod history;
 
 pub mod checker;

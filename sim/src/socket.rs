@@ -3,10 +3,11 @@
 //! turmoil delays packets and cuts links. Its `fail_rate` breaks a link for a while and loses no single packet, so loss,
 //! duplication, corruption, truncation and reordering are done here, where a datagram leaves its host, from a seed of that host.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -52,6 +53,8 @@ pub struct PacketCounts {
     pub truncated: u64,
     /// See [`PacketFaults::reordering`].
     pub delayed: u64,
+    /// See [`Cable::set_cut`].
+    pub cut: u64,
 }
 
 /// The cable of one host: every socket of the host, in all its lives, sends through it.
@@ -71,6 +74,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     faults: PacketFaults,
+    cut: BTreeSet<IpAddr>,
     counts: PacketCounts,
 }
 
@@ -84,6 +88,11 @@ impl Cable {
     /// What happens to datagrams from now on.
     pub fn set_faults(&self, faults: PacketFaults) {
         self.shared.state().faults = faults;
+    }
+
+    /// Whoever is not reached any more from now on. What is on its way arrives.
+    pub fn set_cut(&self, cut: BTreeSet<IpAddr>) {
+        self.shared.state().cut = cut;
     }
 
     /// What has happened to datagrams.
@@ -118,7 +127,14 @@ impl Cable {
     fn send(&self, io: &Arc<UdpSocket>, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let shared = &self.shared;
         shared.trace.packet(turmoil::sim_elapsed().unwrap_or_default(), from, to, datagram);
-        let faults = shared.state().faults;
+        let faults = {
+            let mut state = shared.state();
+            if state.cut.contains(&to.ip()) {
+                state.counts.cut += 1;
+                return;
+            }
+            state.faults
+        };
         let happens = |ppm: u32| ppm > 0 && shared.random.below(1_000_000) < u64::from(ppm);
         if happens(faults.loss) {
             shared.state().counts.lost += 1;

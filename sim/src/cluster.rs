@@ -1,0 +1,413 @@
+//! Simulated machines that run the real node, and real clients beside them.
+//!
+//! ```text
+//!   machine n1 (cable, disk, clock) ── process: node::Node ─┐
+//!   machine n2                      ── process: node::Node ─┼─ turmoil's network
+//!   machine `clients`               ── client::Client, .. ──┘
+//! ```
+//!
+//! A machine outlives its processes. A process that dies is torn out with all its tasks, as by `kill -9`; what it had not synced
+//! is then at the mercy of its [disk](crate::disk).
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quorate_client::ids::{ClusterId, NodeId};
+use quorate_client::quic::Seams;
+use quorate_client::random::Random;
+use quorate_client::tls::Credentials;
+use quorate_client::{Client, Error};
+use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
+use quorate_node::env::Env;
+use quorate_node::node::{Node, NodeConfig};
+use quorate_node::store::{self, Executor, Latency};
+use tokio::sync::watch;
+use turmoil::Sim;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::disk::{Crash, SimDisk};
+use crate::interpose;
+use crate::plan::{Durability, Plan};
+use crate::socket::{Cable, SimRuntime};
+use crate::trace::Trace;
+
+/// The host that all clients live on, each with a port of its own.
+pub const CLIENTS: &str = "clients";
+
+/// A network, the machines on it, and the nodes that run there.
+pub struct Cluster<'a> {
+    sim: Sim<'a>,
+    machines: Vec<Machine>,
+    clients: ClientMachine,
+    trace: Trace,
+}
+
+/// A node's machine.
+#[derive(Clone)]
+pub struct Machine {
+    node: NodeId,
+    addr: SocketAddr,
+    zone: String,
+    /// Its network cable.
+    pub cable: Cable,
+    /// Its disk.
+    pub disk: SimDisk,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    seed: u64,
+    clock_offset_ms: AtomicI64,
+    credentials: Credentials,
+    join: Vec<SocketAddr>,
+    durability: Durability,
+    state: Mutex<State>,
+    trace: Trace,
+}
+
+struct State {
+    boots: u64,
+    process: Process,
+    /// Tells the process to end in good order.
+    stop: watch::Sender<bool>,
+}
+
+/// What the process on a machine is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Process {
+    /// There is none.
+    Down,
+    /// It starts, or serves, or is about to end.
+    Running,
+    /// It has ended of its own accord, and why.
+    Ended(String),
+}
+
+/// Where the clients live.
+#[derive(Clone)]
+pub struct ClientMachine {
+    seed: u64,
+    host: std::net::IpAddr,
+    seeds: Vec<SocketAddr>,
+    user: Credentials,
+    admin: Credentials,
+    /// The cable of all clients.
+    pub cable: Cable,
+}
+
+impl Cluster<'_> {
+    /// Builds the machines of a plan and starts their nodes. Nobody has a layout yet.
+    ///
+    /// # Panics
+    /// When the plan has [problems](Plan::problems), or the thread has not [entered](interpose::enter) a simulation.
+    pub fn new(plan: &Plan, trace: Trace) -> Self {
+        let ms = |ms: u32| Duration::from_millis(ms.into());
+        let mut builder = turmoil::Builder::new();
+        let mut sim = builder
+            .rng_seed(plan.seed)
+            .udp_capacity(UDP_CAPACITY)
+            .epoch(UNIX_EPOCH + Duration::from_secs(interpose::EPOCH_SECS))
+            .simulation_duration(Duration::from_secs(100_000))
+            .tick_duration(TICK)
+            .min_message_latency(ms(plan.network.latency_min_ms))
+            .max_message_latency(ms(plan.network.latency_max_ms))
+            .build();
+        sim.set_message_latency_curve(f64::from(plan.network.curve_x10) / 10.0);
+
+        let random = random_of(plan.seed, "certificates", 0, 0);
+        let now = UNIX_EPOCH + Duration::from_secs(interpose::EPOCH_SECS) - OLDER_THAN_CLOCKS;
+        let ca = Ca::make(&random, CLUSTER, now, CA_VALIDITY).expect("the time is an ordinary one");
+        let names: Vec<String> = (0..plan.nodes()).map(name).collect();
+        let addrs: Vec<SocketAddr> =
+            names.iter().map(|name| SocketAddr::new(sim.lookup(name.as_str()), PORT)).collect();
+        let mut machines = Vec::new();
+        for i in 0..plan.nodes() {
+            let node = NodeId::new(&name(i)).expect("a legal name");
+            let issued = ca.issue_node(&random, node, now, VALIDITY).expect("the authority is valid");
+            let cable = Cable::new(random_of(plan.seed, "cable", i.into(), 0), trace.clone());
+            let disk = SimDisk::new(CLUSTER, node, random_of(plan.seed, "disk", i.into(), 0));
+            let shared = Shared {
+                seed: plan.seed,
+                clock_offset_ms: AtomicI64::new(0),
+                credentials: credentials(&issued),
+                join: addrs.iter().copied().take(SEEDS).collect(),
+                durability: plan.durability,
+                state: Mutex::new(State { boots: 0, process: Process::Running, stop: watch::channel(false).0 }),
+                trace: trace.clone(),
+            };
+            let addr = addrs[usize::from(i)];
+            let zone = format!("z{}", plan.zones[usize::from(i)]);
+            let machine = Machine { node, addr, zone, cable, disk, shared: Arc::new(shared) };
+            machines.push(machine.clone());
+            sim.host(name(i), move || machine.clone().run());
+        }
+        let [user, admin] = [false, true].map(|admin| {
+            let name = if admin { "admin" } else { "user" };
+            credentials(&ca.issue_client(&random, name, admin, now, VALIDITY).expect("a legal name"))
+        });
+        let cable = Cable::new(random_of(plan.seed, "cable", u64::MAX, 0), trace.clone());
+        let host = sim.lookup(CLIENTS);
+        let clients = ClientMachine { seed: plan.seed, host, seeds: addrs, user, admin, cable };
+        Self { sim, machines, clients, trace }
+    }
+
+    /// The nodes' machines, counted from 0 as the plan does.
+    pub fn machines(&self) -> &[Machine] {
+        &self.machines
+    }
+
+    /// Where clients live.
+    pub fn clients(&self) -> &ClientMachine {
+        &self.clients
+    }
+
+    /// Runs what the clients do, on their machine. To be called once.
+    pub fn run_clients(&mut self, program: impl Future<Output = turmoil::Result> + 'static) {
+        self.sim.client(CLIENTS, program);
+    }
+
+    /// The network, to cut and to slow it.
+    pub fn network(&self) -> &Sim<'_> {
+        &self.sim
+    }
+
+    /// How long it has lived.
+    pub fn elapsed(&self) -> Duration {
+        self.sim.elapsed()
+    }
+
+    /// Lets a millisecond pass. Processes that have ended in it are taken away.
+    ///
+    /// # Errors
+    /// When the clients' program has failed.
+    pub fn step(&mut self) -> turmoil::Result {
+        self.sim.step()?;
+        interpose::set_clock(self.sim.elapsed());
+        for i in 0..self.machines.len() {
+            let ended = match &self.machines[i].shared.state().process {
+                Process::Ended(_) => true,
+                Process::Down | Process::Running => false,
+            };
+            // What it had spawned ends with it; its disk notices if it was not closed.
+            if ended && self.sim.is_host_running(self.machines[i].node.as_str()) {
+                self.sim.crash(self.machines[i].node.as_str());
+                self.machines[i].disk.crash(Crash::Clean);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node's process is doing.
+    pub fn process(&self, node: u8) -> Process {
+        self.machines[usize::from(node)].shared.state().process.clone()
+    }
+
+    /// Kills a node's process. Nothing happens if there is none.
+    pub fn crash(&mut self, node: u8, crash: Crash) {
+        let machine = &self.machines[usize::from(node)];
+        if machine.shared.state().process != Process::Running {
+            machine.shared.state().process = Process::Down;
+            return;
+        }
+        machine.shared.state().process = Process::Down;
+        self.trace.event(self.sim.elapsed(), machine.node.as_str(), format_args!("is killed"));
+        self.sim.crash(machine.node.as_str());
+        machine.disk.crash(crash);
+    }
+
+    /// Asks a node's process to end in good order, for which it has some seconds.
+    pub fn stop(&self, node: u8) {
+        // Nobody listens if it is down.
+        self.machines[usize::from(node)].shared.state().stop.send_replace(true);
+    }
+
+    /// Starts a node's process unless there is one.
+    pub fn start(&mut self, node: u8) {
+        let machine = &self.machines[usize::from(node)];
+        {
+            let mut state = machine.shared.state();
+            if state.process == Process::Running {
+                return;
+            }
+            state.process = Process::Running;
+        }
+        self.trace.event(self.sim.elapsed(), machine.node.as_str(), format_args!("is started"));
+        self.sim.bounce(machine.node.as_str());
+    }
+}
+
+impl fmt::Debug for Cluster<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cluster({:?} after {:?})", self.machines, self.sim.elapsed())
+    }
+}
+
+impl Machine {
+    /// The node's name.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Where the node listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The node's failure domain.
+    pub fn zone(&self) -> &str {
+        &self.zone
+    }
+
+    /// How wrong its wall clock is.
+    pub fn set_clock_offset_ms(&self, offset_ms: i64) {
+        self.shared.clock_offset_ms.store(offset_ms, Ordering::Relaxed);
+    }
+
+    /// One process, from its start to its end.
+    async fn run(self) -> turmoil::Result {
+        let why = self.serve().await;
+        self.event(format_args!("ends: {why}"));
+        self.shared.state().process = Process::Ended(why);
+        // The cluster takes the process away when this step is over.
+        std::future::pending().await
+    }
+
+    async fn serve(&self) -> String {
+        let (boot, mut stop) = {
+            let mut state = self.shared.state();
+            state.boots += 1;
+            let (sender, stop) = watch::channel(false);
+            state.stop = sender;
+            (state.boots, stop)
+        };
+        let number = self.shared.seed ^ xxh3_64_with_seed(self.node.as_str().as_bytes(), boot);
+        let offset = self.shared.clone();
+        let wall_clock = move || {
+            let offset_ms = offset.clock_offset_ms.load(Ordering::Relaxed);
+            let offset = Duration::from_millis(offset_ms.unsigned_abs());
+            if offset_ms < 0 { wall_clock() - offset } else { wall_clock() + offset }
+        };
+        let (disk, latency) = (self.disk.clone(), self.disk.clone());
+        let env = Env {
+            seams: Seams {
+                runtime: Arc::new(SimRuntime),
+                random: random_of(number, "node", 0, boot),
+                crypto: Arc::new(rustls::crypto::ring::default_provider()),
+                wall_clock: Arc::new(wall_clock),
+            },
+            bind_udp: self.cable.binder(),
+            open_store: Arc::new(move || disk.open()),
+            executor: Executor::Slow(Latency(Arc::new(move || latency.latency()))),
+        };
+        let config = NodeConfig {
+            node: self.node,
+            listen: self.addr,
+            advertise: None,
+            join: self.shared.join.clone(),
+            credentials: self.shared.credentials.clone(),
+            durability: match self.shared.durability {
+                Durability::Always => store::Durability::Always,
+                Durability::Group => store::Durability::Group,
+            },
+            sync_interval: Duration::from_secs(1),
+        };
+        let node = match Node::start(config, env).await {
+            Ok(node) => node,
+            Err(error) => return format!("it does not start: {error}"),
+        };
+        self.event(format_args!("serves"));
+        tokio::select! {
+            biased;
+            why = node.stopped() => why,
+            _ = stop.wait_for(|stop| *stop) => match node.shutdown(SHUTDOWN_LIMIT).await {
+                Ok(()) => "it was stopped".to_owned(),
+                Err(error) => format!("it was stopped, and {error}"),
+            },
+        }
+    }
+
+    fn event(&self, what: fmt::Arguments<'_>) {
+        self.shared.trace.event(turmoil::sim_elapsed().unwrap_or_default(), self.node.as_str(), what);
+    }
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.node, self.shared.state().process)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere fails the run anyway.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientMachine {
+    /// Connects a client, on the clients' machine. `number` tells clients apart; requests have the time-out that is given.
+    ///
+    /// # Errors
+    /// As [`quorate_client::ClientBuilder::connect`].
+    pub async fn connect(&self, number: u16, admin: bool, timeout: Duration) -> Result<Client, Error> {
+        // Connecting again takes another port, in case the connection before has not been let go yet.
+        let at = u64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_nanos()).unwrap_or(u64::MAX);
+        let socket = self.cable.bind(SocketAddr::new(self.host, 0)).await;
+        let socket = socket.map_err(|error| Error::Misuse { why: error.to_string() })?;
+        let seams = Seams {
+            runtime: Arc::new(SimRuntime),
+            random: random_of(self.seed, "client", number.into(), at),
+            crypto: Arc::new(rustls::crypto::ring::default_provider()),
+            wall_clock: Arc::new(wall_clock),
+        };
+        let credentials = if admin { self.admin.clone() } else { self.user.clone() };
+        let builder = Client::builder(self.seeds.iter().copied()).credentials(credentials).timeout(timeout);
+        builder.seams(seams).socket(socket).connect().await
+    }
+}
+
+impl fmt::Debug for ClientMachine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClientMachine({})", self.host)
+    }
+}
+
+/// A node's name; nodes are counted from 0.
+pub fn name(node: u8) -> String {
+    format!("n{}", node + 1)
+}
+
+/// A generator for one purpose: what one part draws does not change what another one does.
+pub(crate) fn random_of(seed: u64, part: &str, a: u64, b: u64) -> Random {
+    Random::from_seed(xxh3_64_with_seed(format!("{part} {a} {b}").as_bytes(), seed))
+}
+
+fn wall_clock() -> SystemTime {
+    UNIX_EPOCH + turmoil::since_epoch().unwrap_or(Duration::from_secs(interpose::EPOCH_SECS))
+}
+
+fn credentials(issued: &Issued) -> Credentials {
+    Credentials::from_pem(issued.ca.as_bytes(), issued.certificate.as_bytes(), issued.key.as_bytes())
+        .expect("what was issued a moment ago is well formed")
+}
+
+const CLUSTER: ClusterId = ClusterId(0x51);
+const PORT: u16 = 7000;
+
+/// How many nodes each node looks for when it starts.
+const SEEDS: usize = 3;
+
+/// The network's resolution: latencies are whole milliseconds.
+const TICK: Duration = Duration::from_millis(1);
+
+/// turmoil drops silently what comes above: more than a burst after a pause.
+const UDP_CAPACITY: usize = 1 << 16;
+
+/// Certificates are so much older than the simulation: wall clocks that are wrong by a day then make none of them invalid.
+const OLDER_THAN_CLOCKS: Duration = Duration::from_secs(3 * 86_400);
+
+/// What an operator's process manager grants before it kills.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,433 @@
+//! One life of a cluster, from its first start to the judgement.
+//!
+//! ```text
+//!   nodes start, an operator makes the layout │ clients work, things go wrong │ all is healed, it settles │ audit │ judgement
+//!                                         start                     + active_ms                + settle_ms
+//! ```
+//!
+//! Safety is judged of the whole life. That the healthy cluster serves again, and that its replicas are equal then, is judged of
+//! the [audit](crate::workload::audit), which reads and writes every key: nothing else brings replicas together that a fault has
+//! parted. Before it the harness merges what lies on all disks by itself, without the nodes, and judges that too.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use quorate_client::wire::SIBLINGS_MAX;
+use quorate_node::core::record::Record;
+use quorate_node::store::Tree;
+use tokio::sync::watch;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::checker::{self, Expectations, Violation, Window};
+use crate::cluster::{Cluster, random_of};
+use crate::disk::{DiskCounts, SimDisk};
+use crate::history::{self, Action, History, Outcome, Replica};
+use crate::interpose;
+use crate::nemesis::Nemesis;
+use crate::plan::{FaultClass, Plan};
+use crate::socket::PacketCounts;
+use crate::trace::{Counts, Trace, TraceHash};
+use crate::workload::{self, Notebook};
+
+/// What became of a life.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Its plan.
+    pub plan: Plan,
+    /// Promises that were broken.
+    pub violations: Vec<Violation>,
+    /// Why it did not come to its end: a panic, or something hung.
+    pub failure: Option<String>,
+    /// The same for every run of the plan.
+    pub hash: TraceHash,
+    /// The hash at the end of each second, to find where two runs parted.
+    pub seconds: Vec<u64>,
+    /// How much happened.
+    pub counts: Counts,
+    /// How long it lasted in simulated time.
+    pub simulated: Duration,
+    /// How many faults there were, by class.
+    pub injected: BTreeMap<FaultClass, u32>,
+    /// What happened to packets.
+    pub packets: PacketCounts,
+    /// What happened to disks.
+    pub disks: DiskCounts,
+    /// All that the clients did.
+    pub history: History,
+}
+
+/// How many operations ended in which way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// Writes that were acknowledged.
+    pub written: u64,
+    /// Reads that were answered.
+    pub found: u64,
+    /// Operations that were refused.
+    pub not_applied: u64,
+    /// Writes of which nobody knows.
+    pub unknown: u64,
+}
+
+impl Report {
+    /// Whether every promise was kept and the life came to its end.
+    pub fn is_good(&self) -> bool {
+        self.violations.is_empty() && self.failure.is_none()
+    }
+
+    /// How the operations ended.
+    pub fn outcomes(&self) -> Outcomes {
+        let mut outcomes = Outcomes::default();
+        for operation in self.history.operations.values() {
+            *match operation.outcome {
+                Outcome::Written => &mut outcomes.written,
+                Outcome::Found(_) => &mut outcomes.found,
+                Outcome::NotApplied(_) => &mut outcomes.not_applied,
+                Outcome::Unknown(_) => &mut outcomes.unknown,
+            } += 1;
+        }
+        outcomes
+    }
+}
+
+/// For people; the same bytes for every run of one plan.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plan = &self.plan;
+        writeln!(
+            f,
+            "seed {}: {} nodes, N={}, {} partitions, {:?}, {} clients, {} keys, latency {}-{} ms",
+            plan.seed,
+            plan.nodes(),
+            plan.n,
+            plan.partitions,
+            plan.durability,
+            plan.workload.clients,
+            plan.workload.keys,
+            plan.network.latency_min_ms,
+            plan.network.latency_max_ms
+        )?;
+        for fault in &plan.faults {
+            let (from, to) = (fault.at_ms, fault.at_ms + fault.for_ms);
+            writeln!(f, "  {:>6}-{:<6} ms {:?}", from, to, fault.kind)?;
+        }
+        let Outcomes { written, found, not_applied, unknown } = self.outcomes();
+        writeln!(f, "operations: {written} written, {found} read, {not_applied} not applied, {unknown} unknown")?;
+        let PacketCounts { lost, duplicated, corrupted, truncated, delayed, cut } = self.packets;
+        writeln!(
+            f,
+            "packets: {} sent, {cut} cut off, {lost} lost, {duplicated} duplicated, {corrupted} corrupted, \
+             {truncated} truncated, {delayed} delayed",
+            self.counts.packets
+        )?;
+        let DiskCounts { crashes, writes_lost, torn, corrupted, syncs_failed, full } = self.disks;
+        writeln!(
+            f,
+            "disks: {crashes} crashes, {writes_lost} writes lost, {torn} torn, {corrupted} corrupted, \
+             {syncs_failed} syncs failed, {full} writes refused for want of room"
+        )?;
+        for violation in self.violations.iter().take(VIOLATIONS_SHOWN) {
+            writeln!(f, "VIOLATION {violation}")?;
+        }
+        if let Some(more) = self.violations.len().checked_sub(VIOLATIONS_SHOWN).filter(|more| *more > 0) {
+            writeln!(f, "and {more} more")?;
+        }
+        if let Some(failure) = &self.failure {
+            writeln!(f, "FAILURE {failure}")?;
+        }
+        write!(f, "{} s simulated, trace {}", self.simulated.as_secs(), self.hash)
+    }
+}
+
+/// Runs a plan on a thread of its own and judges what happened.
+///
+/// # Panics
+/// When the plan has [problems](Plan::problems), or the system gives no thread.
+pub fn run(plan: &Plan, trace: Trace) -> Report {
+    assert_eq!(plan.problems(), [] as [String; 0], "the plan of seed {}", plan.seed);
+    let plan = plan.clone();
+    let life = thread::Builder::new().name(format!("life {}", plan.seed)).stack_size(STACK_SIZE);
+    life.spawn(move || alone(plan, trace)).expect("the system gives a thread").join().expect("panics are caught inside")
+}
+
+/// The whole life on the current thread.
+fn alone(plan: Plan, trace: Trace) -> Report {
+    let notebook = Notebook::new(plan.n, trace.clone());
+    let mut report = Report {
+        plan: plan.clone(),
+        violations: Vec::new(),
+        failure: None,
+        hash: trace.hash(),
+        seconds: Vec::new(),
+        counts: trace.counts(),
+        simulated: Duration::ZERO,
+        injected: BTreeMap::new(),
+        packets: PacketCounts::default(),
+        disks: DiskCounts::default(),
+        history: History::default(),
+    };
+    let ended = {
+        let _guard = interpose::enter(plan.seed);
+        panic::catch_unwind(AssertUnwindSafe(|| live(&mut report, &notebook, &trace)))
+    };
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => report.failure = Some(why),
+        Err(panic) => report.failure = Some(format!("panic: {}", panic_text(panic.as_ref()))),
+    }
+    if report.history.operations.is_empty() {
+        report.history = notebook.history();
+    }
+    (report.hash, report.seconds, report.counts) = (trace.hash(), trace.seconds(), trace.counts());
+    report
+}
+
+/// What the clients' machine tells the harness, and the other way round.
+#[derive(Debug, Clone, PartialEq)]
+enum Phase {
+    /// There is no layout yet.
+    Joining,
+    /// Clients work, until this moment of simulated time.
+    Working(Duration),
+    /// Every client has ended.
+    Settling,
+    /// The harness asks for the audit.
+    Auditing,
+    /// When each part of the audit began, and when it was over, in microseconds.
+    Audited { first_us: u64, second_us: u64, end_us: u64 },
+    /// It cannot go on.
+    Stuck(String),
+}
+
+fn live(report: &mut Report, notebook: &Notebook, trace: &Trace) -> Result<(), String> {
+    let plan = report.plan.clone();
+    let mut cluster = Cluster::new(&plan, trace.clone());
+    let (phase, _) = watch::channel(Phase::Joining);
+    let phase = Arc::new(phase);
+    let program = program(cluster.clients().clone(), &cluster, &plan, notebook.clone(), phase.clone());
+    cluster.run_clients(program);
+
+    let ended = through(&mut cluster, &plan, notebook, &phase, report, trace);
+    report.simulated = cluster.elapsed();
+    for machine in cluster.machines() {
+        report.packets = sum_packets(report.packets, machine.cable.counts());
+        report.disks = sum_disks(report.disks, machine.disk.counts());
+    }
+    ended
+}
+
+fn through(
+    cluster: &mut Cluster<'_>,
+    plan: &Plan,
+    notebook: &Notebook,
+    phase: &watch::Sender<Phase>,
+    report: &mut Report,
+    trace: &Trace,
+) -> Result<(), String> {
+    let ms = |ms: u32| Duration::from_millis(ms.into());
+    let step = |cluster: &mut Cluster<'_>| cluster.step().map_err(|error| error.to_string());
+    let start = loop {
+        step(cluster)?;
+        match &*phase.borrow() {
+            Phase::Working(until) => break *until - ms(plan.active_ms),
+            Phase::Stuck(why) => return Err(why.clone()),
+            _ => {}
+        }
+    };
+    let mut nemesis = Nemesis::new(plan, start, trace.clone());
+    let active_until = start + ms(plan.active_ms);
+    while cluster.elapsed() < active_until {
+        nemesis.tick(cluster);
+        step(cluster)?;
+    }
+    report.injected = nemesis.injected().clone();
+    nemesis.heal(cluster);
+    let settled = cluster.elapsed() + ms(plan.settle_ms);
+    while cluster.elapsed() < settled {
+        nemesis.tick(cluster);
+        step(cluster)?;
+    }
+    if *phase.borrow() != Phase::Settling {
+        report.history = notebook.history();
+        let hung = report.history.operations.values().filter(|operation| operation.returned_us.is_none());
+        let hung: Vec<_> = hung.map(|operation| operation.no).collect();
+        return Err(format!("operations {hung:?} hang {} s after everything was healed", plan.settle_ms / 1000));
+    }
+
+    let before = with_disks(notebook.history(), cluster)?;
+    phase.send_replace(Phase::Auditing);
+    let limit = cluster.elapsed() + AUDIT_MAX;
+    let (first_us, second_us, end_us) = loop {
+        nemesis.tick(cluster);
+        step(cluster)?;
+        match &*phase.borrow() {
+            Phase::Audited { first_us, second_us, end_us } => break (*first_us, *second_us, *end_us),
+            Phase::Stuck(why) => return Err(why.clone()),
+            _ if cluster.elapsed() > limit => return Err(format!("the audit takes longer than {AUDIT_MAX:?}")),
+            _ => {}
+        }
+    };
+    for machine in cluster.machines() {
+        let content = machine.disk.content(Tree::Data);
+        let hash = xxh3_64(format!("{content:?}").as_bytes());
+        trace.event(cluster.elapsed(), machine.node().as_str(), format_args!("holds {hash:016x}"));
+    }
+    report.history = with_disks(notebook.history(), cluster)?;
+
+    // A read of a majority may need the replica whose record is damaged; a write goes around it and overwrites it.
+    let from_us = if nemesis.has_destroyed() { second_us } else { first_us };
+    let available = vec![Window { from_us, to_us: end_us + 1 }];
+    // Each coordinator admits so many; merging can bring together what several have admitted.
+    let siblings_max = SIBLINGS_MAX * usize::from(plan.n);
+    let mut expectations = Expectations { n: plan.n, siblings_max, converged: false, available: Vec::new() };
+    let mut violations = checker::judge(&before, &expectations);
+    expectations.converged = true;
+    expectations.available = available;
+    for violation in checker::judge(&report.history, &expectations) {
+        if !violations.contains(&violation) {
+            violations.push(violation);
+        }
+    }
+    report.violations = violations;
+    Ok(())
+}
+
+/// What happens on the clients' machine.
+fn program(
+    clients: crate::cluster::ClientMachine,
+    cluster: &Cluster<'_>,
+    plan: &Plan,
+    notebook: Notebook,
+    phase: Arc<watch::Sender<Phase>>,
+) -> impl Future<Output = turmoil::Result> + 'static {
+    let (machines, plan) = (cluster.machines().to_vec(), Arc::new(plan.clone()));
+    async move {
+        if let Err(why) = workload::bootstrap(&clients, &machines, &plan, BOOTSTRAP_MAX).await {
+            phase.send_replace(Phase::Stuck(format!("there is no layout after {BOOTSTRAP_MAX:?}: {why}")));
+            return Ok(());
+        }
+        let until = workload::elapsed() + Duration::from_millis(plan.active_ms.into());
+        phase.send_replace(Phase::Working(until));
+        let workers: Vec<_> = (0..u16::from(plan.workload.clients))
+            .map(|number| {
+                let random = random_of(plan.seed, "worker", number.into(), 0);
+                tokio::spawn(workload::work(clients.clone(), plan.clone(), number, random, notebook.clone(), until))
+            })
+            .collect();
+        for worker in workers {
+            worker.await?;
+        }
+        phase.send_replace(Phase::Settling);
+        // The sender is held here, so that it cannot be gone.
+        phase.subscribe().wait_for(|phase| *phase == Phase::Auditing).await?;
+        let first_us = workload::now_us();
+        let audited = match workload::audit(&clients, &plan, &notebook).await {
+            Ok(second_us) => Phase::Audited { first_us, second_us, end_us: workload::now_us() },
+            Err(why) => Phase::Stuck(format!("the auditor cannot connect to a healthy cluster: {why}")),
+        };
+        phase.send_replace(audited);
+        Ok(())
+    }
+}
+
+/// The history with what lies on the disks now.
+fn with_disks(mut history: History, cluster: &Cluster<'_>) -> Result<History, String> {
+    let mut merged: BTreeMap<String, Record> = BTreeMap::new();
+    for machine in cluster.machines() {
+        let mut replica = Replica { node: machine.node().to_string(), records: BTreeMap::new() };
+        for (key, record, encoded) in records(&machine.disk)? {
+            let dots = record.siblings.iter().map(|(dot, sibling)| {
+                let actor = dot.actor;
+                let name = format!("{}/{:016x}#{}", actor.node, actor.incarnation, dot.counter);
+                (name, workload::number(&sibling.value))
+            });
+            replica.records.insert(key.clone(), history::Record { dots: dots.collect(), encoded });
+            merged.entry(key).or_default().merge(&record, &|_| false);
+        }
+        history.replicas.push(replica);
+    }
+    for (key, record) in merged {
+        let values: BTreeSet<_> = record.values().iter().map(|value| workload::number(value)).collect();
+        history.merged.insert(key, values);
+    }
+    Ok(history)
+}
+
+/// Every record of a disk that is not damaged: its key, itself, and its bytes in hexadecimal.
+fn records(disk: &SimDisk) -> Result<Vec<(String, Record, String)>, String> {
+    let decode = |(key, encoded): (bytes::Bytes, bytes::Bytes)| {
+        let record = Record::decode(&encoded).map_err(|why| format!("a record on a disk: {why}"))?;
+        // Data lies under the hash of its key, 8 bytes, and the key.
+        let key = String::from_utf8_lossy(key.get(8..).unwrap_or_default()).into_owned();
+        Ok((key, record, encoded.iter().map(|byte| format!("{byte:02x}")).collect()))
+    };
+    disk.content(Tree::Data).into_iter().map(decode).collect()
+}
+
+/// What a panic said, as far as it said something.
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    // The runtime that shuts down because of a panic in one of its tasks panics itself, with a text of its own.
+    if let Some(first) = FIRST_PANICS.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread_name()) {
+        return first;
+    }
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("without a text").to_owned()
+}
+
+/// Notes the first panic of each life with its place, instead of printing it: the report tells it. To be called once, by
+/// programs that run lives.
+pub fn note_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let mut first = FIRST_PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+        first.entry(thread_name()).or_insert_with(|| panic.to_string());
+    }));
+}
+
+static FIRST_PANICS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
+fn thread_name() -> String {
+    thread::current().name().unwrap_or_default().to_owned()
+}
+
+fn sum_packets(one: PacketCounts, other: PacketCounts) -> PacketCounts {
+    PacketCounts {
+        lost: one.lost + other.lost,
+        duplicated: one.duplicated + other.duplicated,
+        corrupted: one.corrupted + other.corrupted,
+        truncated: one.truncated + other.truncated,
+        delayed: one.delayed + other.delayed,
+        cut: one.cut + other.cut,
+    }
+}
+
+fn sum_disks(one: DiskCounts, other: DiskCounts) -> DiskCounts {
+    DiskCounts {
+        crashes: one.crashes + other.crashes,
+        writes_lost: one.writes_lost + other.writes_lost,
+        torn: one.torn + other.torn,
+        corrupted: one.corrupted + other.corrupted,
+        syncs_failed: one.syncs_failed + other.syncs_failed,
+        full: one.full + other.full,
+    }
+}
+
+/// Whether an operation is the auditor's.
+pub fn is_audit(operation: &history::Operation) -> bool {
+    operation.client == workload::AUDITOR && !matches!(operation.action, Action::Delete { .. })
+}
+
+/// Debug builds need more than the default for futures that hold futures.
+const STACK_SIZE: usize = 16 << 20;
+
+/// Nodes that start at once have found each other and agreed within a few seconds, also over two continents.
+const BOOTSTRAP_MAX: Duration = Duration::from_secs(60);
+
+/// Hundreds of requests, one after the other, over two continents.
+const AUDIT_MAX: Duration = Duration::from_secs(600);
+
+const VIOLATIONS_SHOWN: usize = 10;

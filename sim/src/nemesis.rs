@@ -1,0 +1,390 @@
+//! Does to a cluster what its plan says shall go wrong, and undoes it.
+//!
+//! Faults overlap. Those that last (cut links, bad cables, full and slow disks, wrong clocks) are a set, and what holds at a
+//! moment is computed from all of the set; those that happen (a process is killed, a disk is exchanged) are steps in time.
+//!
+//! An atlas of what was destroyed keeps enough clean copies: a torn write damages a value that was there before, so that only so
+//! many disks may meet one that every acknowledged write is whole on another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::cluster::{CLIENTS, Cluster, Process, name};
+use crate::disk::{Crash, Image};
+use crate::plan::{Fault, FaultClass, FaultKind, Plan};
+use crate::socket::PacketFaults;
+use crate::trace::Trace;
+
+/// Carries out the faults of one life.
+#[derive(Debug)]
+pub struct Nemesis {
+    plan: Plan,
+    trace: Trace,
+    steps: Vec<(Duration, Step)>,
+    next: usize,
+    /// The faults that last at the moment, by their place in the plan.
+    active: BTreeSet<usize>,
+    /// How many faults keep a node's process from being started again.
+    kept_down: BTreeMap<u8, u32>,
+    /// When a process that ended of its own accord is started again.
+    restarts: BTreeMap<u8, Duration>,
+    /// Disks as they were, to be rolled back to.
+    images: BTreeMap<usize, Image>,
+    /// Nodes whose disks have lost something that was synced.
+    destroyed: BTreeSet<u8>,
+    /// How many disks may.
+    destroyed_max: usize,
+    injected: BTreeMap<FaultClass, u32>,
+    full_at: BTreeMap<usize, u64>,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Begin(usize),
+    End(usize),
+    Kill {
+        node: u8,
+        torn: bool,
+    },
+    Stop(u8),
+    Start(u8),
+    /// The node may not be started again, until it is let go.
+    Keep(u8),
+    LetGo(u8),
+    FailSync(u8),
+    Corrupt(u8),
+    TakeImage(usize, u8),
+    Wipe(u8),
+    RollBack(usize, u8),
+}
+
+impl Nemesis {
+    /// The faults of a plan, of which the times count from `start`.
+    pub fn new(plan: &Plan, start: Duration, trace: Trace) -> Self {
+        let mut steps = Vec::new();
+        for (i, fault) in plan.faults.iter().enumerate() {
+            steps.extend(steps_of(i, fault, plan.nodes()).into_iter().map(|(ms, step)| (start + millis(ms), step)));
+        }
+        // Stable: what one fault does at one moment stays in order.
+        steps.sort_by_key(|(at, _)| *at);
+        let w_least = plan.workload.quorums.iter().map(|(_, w)| w.count(plan.n)).min().unwrap_or(1);
+        Self {
+            plan: plan.clone(),
+            trace,
+            steps,
+            next: 0,
+            active: BTreeSet::new(),
+            kept_down: BTreeMap::new(),
+            restarts: BTreeMap::new(),
+            images: BTreeMap::new(),
+            destroyed: BTreeSet::new(),
+            destroyed_max: usize::from(w_least.saturating_sub(1)),
+            injected: BTreeMap::new(),
+            full_at: BTreeMap::new(),
+        }
+    }
+
+    /// How many faults it has begun, by class.
+    pub fn injected(&self) -> &BTreeMap<FaultClass, u32> {
+        &self.injected
+    }
+
+    /// Whether a disk has lost something that was synced.
+    pub fn has_destroyed(&self) -> bool {
+        !self.destroyed.is_empty()
+    }
+
+    /// Does what is due by now, and starts processes again that ended of their own accord.
+    pub fn tick(&mut self, cluster: &mut Cluster<'_>) {
+        let now = cluster.elapsed();
+        while let Some((at, step)) = self.steps.get(self.next).filter(|(at, _)| *at <= now) {
+            self.trace.event(now, "nemesis", format_args!("{step:?} at {at:?}"));
+            let step = step.clone();
+            self.next += 1;
+            self.perform(step, cluster);
+        }
+        for node in 0..self.plan.nodes() {
+            if self.kept_down.get(&node).copied().unwrap_or(0) > 0 {
+                self.restarts.remove(&node);
+                continue;
+            }
+            match cluster.process(node) {
+                Process::Ended(_) => {
+                    let due = *self.restarts.entry(node).or_insert(now + RESTART_AFTER);
+                    if due <= now {
+                        self.restarts.remove(&node);
+                        cluster.start(node);
+                    }
+                }
+                Process::Down | Process::Running => {
+                    self.restarts.remove(&node);
+                }
+            }
+        }
+    }
+
+    /// Ends everything: the network is whole, the disks are good, the clocks are right, and every node runs.
+    pub fn heal(&mut self, cluster: &mut Cluster<'_>) {
+        self.trace.event(cluster.elapsed(), "nemesis", format_args!("heals"));
+        self.next = self.steps.len();
+        self.active.clear();
+        self.kept_down.clear();
+        self.apply(cluster);
+        for node in 0..self.plan.nodes() {
+            cluster.start(node);
+        }
+    }
+
+    fn perform(&mut self, step: Step, cluster: &mut Cluster<'_>) {
+        match step {
+            Step::Begin(i) => {
+                *self.injected.entry(self.plan.faults[i].kind.class()).or_default() += 1;
+                if let FaultKind::FullDisk(node) = self.plan.faults[i].kind {
+                    self.full_at.insert(i, cluster.machines()[usize::from(node)].disk.bytes());
+                }
+                self.active.insert(i);
+                self.apply(cluster);
+            }
+            Step::End(i) => {
+                self.active.remove(&i);
+                self.apply(cluster);
+            }
+            Step::Kill { node, torn } => {
+                let may_tear = self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max;
+                let torn = torn && may_tear;
+                let disk = cluster.machines()[usize::from(node)].disk.clone();
+                let before = disk.counts().torn;
+                cluster.crash(node, if torn { Crash::Torn } else { Crash::Clean });
+                if disk.counts().torn > before {
+                    self.destroyed.insert(node);
+                }
+            }
+            Step::Stop(node) => cluster.stop(node),
+            Step::Start(node) => {
+                if self.kept_down.get(&node).copied().unwrap_or(0) == 0 {
+                    cluster.start(node);
+                }
+            }
+            Step::Keep(node) => *self.kept_down.entry(node).or_default() += 1,
+            Step::LetGo(node) => {
+                let kept = self.kept_down.entry(node).or_default();
+                *kept = kept.saturating_sub(1);
+            }
+            Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
+            Step::Corrupt(node) => {
+                if cluster.machines()[usize::from(node)].disk.corrupt_one(quorate_node::store::Tree::Data) {
+                    self.destroyed.insert(node);
+                }
+            }
+            Step::TakeImage(i, node) => {
+                self.images.insert(i, cluster.machines()[usize::from(node)].disk.image());
+            }
+            Step::Wipe(node) => {
+                self.destroyed.insert(node);
+                cluster.machines()[usize::from(node)].disk.wipe();
+            }
+            Step::RollBack(i, node) => {
+                self.destroyed.insert(node);
+                let image = self.images.get(&i).expect("it was taken before");
+                cluster.machines()[usize::from(node)].disk.roll_back(image);
+            }
+        }
+    }
+
+    /// Makes network, disks and clocks what all faults that last make of them.
+    fn apply(&self, cluster: &Cluster<'_>) {
+        let nodes = self.plan.nodes();
+        let active: Vec<&FaultKind> = self.active.iter().map(|i| &self.plan.faults[*i].kind).collect();
+        // Clients are the host after the last node.
+        let hosts = 0..=nodes;
+        let ip = |host: u8| -> IpAddr { cluster.network().lookup(host_name(host, nodes)) };
+        for from in hosts.clone() {
+            let cut = hosts.clone().filter(|to| active.iter().any(|fault| cuts(fault, from, *to))).map(ip).collect();
+            cable(cluster, from).set_cut(cut);
+        }
+        let network = self.plan.network;
+        for one in hosts.clone() {
+            for other in one + 1..=nodes {
+                let (a, b) = (host_name(one, nodes), host_name(other, nodes));
+                let held =
+                    |fault: &&FaultKind| matches!(fault, FaultKind::Pause(node) if *node == one || *node == other);
+                // Each tells the network what it may know already, which changes nothing.
+                if active.iter().any(held) {
+                    cluster.network().hold(a.as_str(), b.as_str());
+                } else {
+                    cluster.network().release(a.as_str(), b.as_str());
+                }
+                let more: u32 = active
+                    .iter()
+                    .map(|fault| match fault {
+                        FaultKind::Latency { node, more_ms } if *node == one || *node == other => *more_ms,
+                        _ => 0,
+                    })
+                    .sum();
+                let (min, max) = (network.latency_min_ms + more, network.latency_max_ms + more);
+                cluster.network().set_link_latency(a.as_str(), b.as_str(), millis(min));
+                cluster.network().set_link_max_message_latency(a.as_str(), b.as_str(), millis(max));
+            }
+        }
+        for node in 0..nodes {
+            let machine = &cluster.machines()[usize::from(node)];
+            let (mut packets, mut latency_ms, mut offset_ms, mut bytes_max) =
+                (PacketFaults::default(), 0, 0, None::<u64>);
+            for i in &self.active {
+                match &self.plan.faults[*i].kind {
+                    FaultKind::Packets { node: whose, faults } if *whose == node => packets = worst(packets, *faults),
+                    FaultKind::SlowDisk { node: whose, latency_ms: ms } if *whose == node => {
+                        latency_ms = latency_ms.max(*ms);
+                    }
+                    FaultKind::WrongClock { node: whose, offset_ms: ms } if *whose == node => offset_ms = *ms,
+                    FaultKind::FullDisk(whose) if *whose == node => {
+                        let at = self.full_at.get(i).copied().unwrap_or(0);
+                        bytes_max = Some(bytes_max.map_or(at, |bytes| bytes.min(at)));
+                    }
+                    _ => {}
+                }
+            }
+            machine.cable.set_faults(packets);
+            machine.disk.set_latency(millis(latency_ms));
+            machine.set_clock_offset_ms(offset_ms);
+            machine.disk.set_bytes_max(bytes_max);
+        }
+    }
+}
+
+/// What a fault does, and when, in milliseconds after the start.
+fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
+    let (from, to) = (fault.at_ms, fault.at_ms + fault.for_ms);
+    let mut steps = vec![(from, Step::Begin(i))];
+    let down = |steps: &mut Vec<(u32, Step)>, node: u8, torn: bool, from: u32, to: u32| {
+        steps.extend([(from, Step::Keep(node)), (from, Step::Kill { node, torn })]);
+        steps.extend([(to, Step::LetGo(node)), (to, Step::Start(node))]);
+    };
+    match &fault.kind {
+        FaultKind::Partition(_)
+        | FaultKind::Bridge { .. }
+        | FaultKind::OneWay { .. }
+        | FaultKind::Packets { .. }
+        | FaultKind::Latency { .. }
+        | FaultKind::Pause(_)
+        | FaultKind::FullDisk(_)
+        | FaultKind::SlowDisk { .. }
+        | FaultKind::WrongClock { .. } => {}
+        FaultKind::Crash { node, torn } => down(&mut steps, *node, *torn, from, to),
+        FaultKind::CrashInRecovery { node, again_after_ms } => {
+            let half = from + fault.for_ms / 2;
+            down(&mut steps, *node, false, from, half);
+            down(&mut steps, *node, false, (half + again_after_ms).min(to), to);
+        }
+        FaultKind::PowerCut(all) => {
+            for node in all {
+                down(&mut steps, *node, false, from, to);
+            }
+        }
+        FaultKind::RollingRestart => {
+            let share = fault.for_ms / u32::from(nodes);
+            for node in 0..nodes {
+                let at = from + share * u32::from(node);
+                let again = at + share / 2;
+                steps.extend([(at, Step::Keep(node)), (at, Step::Stop(node))]);
+                // One that has not ended by then is killed.
+                steps.extend([(again, Step::Kill { node, torn: false }), (again, Step::LetGo(node))]);
+                steps.push((again, Step::Start(node)));
+            }
+        }
+        FaultKind::FailedSync(node) => {
+            steps.extend([(from, Step::Keep(*node)), (from, Step::FailSync(*node))]);
+            // A node that had nothing to sync is killed, and never learns of it.
+            steps.extend([(to, Step::Kill { node: *node, torn: false }), (to, Step::LetGo(*node))]);
+            steps.push((to, Step::Start(*node)));
+        }
+        FaultKind::CorruptRecord(node) => steps.push((from, Step::Corrupt(*node))),
+        FaultKind::EmptyDisk(node) => {
+            down(&mut steps, *node, false, from, to);
+            steps.insert(3, (from, Step::Wipe(*node)));
+        }
+        FaultKind::RolledBackDisk { node, back_ms } => {
+            down(&mut steps, *node, false, from, to);
+            steps.insert(3, (from, Step::RollBack(i, *node)));
+            steps.insert(0, (from.saturating_sub(*back_ms), Step::TakeImage(i, *node)));
+        }
+    }
+    steps.push((to, Step::End(i)));
+    steps
+}
+
+/// Whether a fault keeps what one host sends from another one.
+fn cuts(fault: &FaultKind, from: u8, to: u8) -> bool {
+    match fault {
+        FaultKind::Partition(side) => side.contains(&from) != side.contains(&to),
+        FaultKind::Bridge { side, bridge } => {
+            from != *bridge && to != *bridge && side.contains(&from) != side.contains(&to)
+        }
+        FaultKind::OneWay { from: mute, to: deaf } => (from, to) == (*mute, *deaf),
+        _ => false,
+    }
+}
+
+/// The host after the last node is the clients'.
+fn host_name(host: u8, nodes: u8) -> String {
+    if host < nodes { name(host) } else { CLIENTS.to_owned() }
+}
+
+fn cable<'a>(cluster: &'a Cluster<'_>, host: u8) -> &'a crate::socket::Cable {
+    match cluster.machines().get(usize::from(host)) {
+        Some(machine) => &machine.cable,
+        None => &cluster.clients().cable,
+    }
+}
+
+fn worst(one: PacketFaults, other: PacketFaults) -> PacketFaults {
+    PacketFaults {
+        loss: one.loss.max(other.loss),
+        duplication: one.duplication.max(other.duplication),
+        corruption: one.corruption.max(other.corruption),
+        truncation: one.truncation.max(other.truncation),
+        reordering: one.reordering.max(other.reordering),
+        delay_max_ms: one.delay_max_ms.max(other.delay_max_ms),
+    }
+}
+
+fn millis(ms: u32) -> Duration {
+    Duration::from_millis(ms.into())
+}
+
+/// How soon a process manager starts a process again that ended by itself.
+const RESTART_AFTER: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_have_sides_and_bridges_have_two_ends() {
+        let split = FaultKind::Partition([0, 1].into());
+        assert!(!cuts(&split, 0, 1) && cuts(&split, 0, 2) && cuts(&split, 2, 0) && !cuts(&split, 2, 3));
+        let bridge = FaultKind::Bridge { side: [0, 1].into(), bridge: 2 };
+        assert!(cuts(&bridge, 0, 3) && !cuts(&bridge, 0, 2) && !cuts(&bridge, 2, 3));
+        let one_way = FaultKind::OneWay { from: 0, to: 1 };
+        assert!(cuts(&one_way, 0, 1) && !cuts(&one_way, 1, 0) && !cuts(&one_way, 0, 2));
+    }
+
+    #[test]
+    fn whatever_is_killed_or_kept_down_is_let_go_and_started_at_the_end() {
+        let all: BTreeSet<FaultClass> = FaultClass::ALL.into_iter().collect();
+        for seed in 0..200 {
+            let plan = Plan::draw(seed, &all);
+            for (i, fault) in plan.faults.iter().enumerate() {
+                let steps = steps_of(i, fault, plan.nodes());
+                let end = fault.at_ms + fault.for_ms;
+                assert!(steps.iter().all(|(at, _)| *at <= end), "seed {seed}: {steps:?}");
+                let count = |of: fn(&Step) -> bool| steps.iter().filter(|(_, step)| of(step)).count();
+                let kept = count(|step| matches!(step, Step::Keep(_)));
+                assert_eq!(kept, count(|step| matches!(step, Step::LetGo(_))), "seed {seed}: {steps:?}");
+                assert_eq!(kept, count(|step| matches!(step, Step::Start(_))), "seed {seed}: {steps:?}");
+                assert!(count(|step| matches!(step, Step::Kill { .. })) >= kept.min(1), "seed {seed}: {steps:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,515 @@
+//! What clients do: real clients that write, read and delete by the plan, and note down what they were told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_client::ids::LayoutVersion;
+use quorate_client::options::Quorum;
+use quorate_client::random::Random;
+use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody};
+use quorate_client::{Blind, Cause, Client, Context, Error, Read, RequestOptions, Written};
+
+use crate::cluster::{ClientMachine, Machine};
+use crate::history::{self, Action, History, OpNo, Operation, Outcome};
+use crate::plan::{Plan, Workload};
+use crate::trace::Trace;
+
+/// Where all clients write down what they do. Clones are the same notebook.
+#[derive(Clone)]
+pub struct Notebook(Arc<Inner>);
+
+struct Inner {
+    n: u8,
+    trace: Trace,
+    history: Mutex<History>,
+}
+
+impl Notebook {
+    /// An empty one; keys have `n` replicas.
+    pub fn new(n: u8, trace: Trace) -> Self {
+        Self(Arc::new(Inner { n, trace, history: Mutex::default() }))
+    }
+
+    /// All that was written down so far.
+    pub fn history(&self) -> History {
+        self.lock().clone()
+    }
+
+    fn begin(&self, who: Who, key: &str, strict: bool, action: Action, invoked_us: u64) -> OpNo {
+        let mut history = self.lock();
+        let no = history.operations.last_key_value().map_or(1, |(last, _)| last + 1);
+        history.push(Operation {
+            no,
+            client: who.client,
+            session: who.session,
+            key: key.to_owned(),
+            action,
+            invoked_us,
+            returned_us: None,
+            outcome: Outcome::Unknown("it never ended".to_owned()),
+            strict,
+            quorum: None,
+            dot: None,
+        });
+        no
+    }
+
+    fn end(&self, no: OpNo, outcome: Outcome, quorum: Option<&QuorumReport>) {
+        let mut history = self.lock();
+        let operation = history.operations.get_mut(&no).expect("it has begun");
+        operation.returned_us = Some(now_us());
+        operation.quorum = quorum.map(|report| history::Quorum {
+            n: self.0.n,
+            need: report.need,
+            primaries: report.acks.primary,
+            fallbacks: report.acks.fallback,
+            degraded: report.degraded,
+            layout: report.layout.0,
+        });
+        let at = turmoil::sim_elapsed().unwrap_or_default();
+        let what = format_args!("operation {no} {:?} of {}: {outcome:?}", operation.action, operation.key);
+        self.0.trace.event(at, &format!("client {}", operation.client), what);
+        operation.outcome = outcome;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, History> {
+        self.0.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Notebook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Notebook({} operations)", self.lock().operations.len())
+    }
+}
+
+/// Whose operation it is.
+#[derive(Debug, Clone, Copy)]
+struct Who {
+    client: u32,
+    session: u32,
+}
+
+/// Makes the first layout, as an operator does: stages every node, and applies.
+///
+/// # Errors
+/// What stood against it at last, if it was not done by `until`.
+pub async fn bootstrap(
+    clients: &ClientMachine,
+    machines: &[Machine],
+    plan: &Plan,
+    until: Duration,
+) -> Result<(), String> {
+    loop {
+        let why = match try_bootstrap(clients, machines, plan).await {
+            Ok(()) => return Ok(()),
+            Err(why) => why,
+        };
+        if elapsed() > until {
+            return Err(why);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn try_bootstrap(clients: &ClientMachine, machines: &[Machine], plan: &Plan) -> Result<(), String> {
+    let admin = clients.connect(u16::MAX, true, Duration::from_secs(10)).await.map_err(|error| error.to_string())?;
+    let first = machines.first().expect("a plan has nodes").addr();
+    let ask =
+        async |command| match admin.request_at(first, RequestBody::Layout(command), RequestOptions::default()).await {
+            Ok(Reply::Layout(report)) => Ok(report),
+            Ok(other) => Err(format!("a layout command was answered with {other:?}")),
+            Err(error) => Err(error.to_string()),
+        };
+    if ask(LayoutCommand::Show).await?.current.version == LayoutVersion::NONE {
+        let (n, partitions) = (Some(plan.n), Some(plan.partitions));
+        ask(LayoutCommand::StageSettings { n, partitions, r: None, w: None }).await?;
+        for machine in machines {
+            let (node, addr, zone) = (machine.node(), machine.addr(), machine.zone().to_owned());
+            ask(LayoutCommand::StageJoin { node, addr, zone, weight: 1 }).await?;
+        }
+        ask(LayoutCommand::Apply { version: LayoutVersion(1) }).await?;
+    }
+    // Everybody holds it before anybody is judged by it.
+    for machine in machines {
+        let status = admin.status_at(machine.addr()).await.map_err(|error| error.to_string())?;
+        if let Some(why) = status.not_serving {
+            return Err(format!("{} does not serve: {why}", machine.node()));
+        }
+    }
+    admin.close().await;
+    Ok(())
+}
+
+/// One client's life: connects, and does one thing after the other until it has done enough or the time is over.
+pub async fn work(
+    clients: ClientMachine,
+    plan: Arc<Plan>,
+    number: u16,
+    random: Random,
+    notebook: Notebook,
+    until: Duration,
+) {
+    let timeout = Duration::from_millis(plan.workload.timeout_ms.into());
+    let client = loop {
+        match clients.connect(number, false, timeout).await {
+            Ok(client) => break client,
+            Err(_) if elapsed() < until => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(_) => return,
+        }
+    };
+    let who = Who { client: number.into(), session: 1 };
+    let keys = Keys::new(&plan.workload);
+    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new() };
+    let (operations, active) = (worker.plan.workload.operations, Duration::from_millis(worker.plan.active_ms.into()));
+    let phase = worker.random.below(BURST.into()) as u32;
+    for done in 1..=operations {
+        if (done + phase).is_multiple_of(BURST) {
+            // Bursts fill the whole time, so that there is always somebody whom a fault meets.
+            let due = until.saturating_sub(active) + active * done / operations;
+            tokio::time::sleep(due.saturating_sub(elapsed())).await;
+        }
+        if elapsed() >= until {
+            break;
+        }
+        worker.operate().await;
+        if done.is_multiple_of(worker.plan.workload.session_len) {
+            worker.seen.clear();
+            worker.who.session += 1;
+        }
+        let pause = worker.random.below(u64::from(worker.plan.workload.pause_max_ms) + 1);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    worker.client.close().await;
+}
+
+/// Reads and writes every key of a cluster that is healthy again: first with majorities, which also overwrites what is damaged
+/// on a disk, then with all replicas, after which they must be equal. Returns when the second part began, in microseconds.
+///
+/// # Errors
+/// When the auditor cannot connect.
+pub async fn audit(clients: &ClientMachine, plan: &Plan, notebook: &Notebook) -> Result<u64, String> {
+    let client = clients.connect(u16::MAX - 1, false, AUDIT_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let who = |session| Who { client: AUDITOR, session };
+    for index in 0..plan.workload.keys {
+        let key = key_text(index);
+        let auditor = Auditor { client: &client, notebook, who: who(1), key: &key };
+        auditor.renew(Quorum::Majority).await;
+    }
+    // What goes on in the background after a reply is done by then.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let second_us = now_us();
+    for index in 0..plan.workload.keys {
+        let key = key_text(index);
+        let auditor = Auditor { client: &client, notebook, who: who(2), key: &key };
+        auditor.renew(Quorum::All).await;
+        auditor.get(Quorum::All).await;
+    }
+    client.close().await;
+    Ok(second_us)
+}
+
+/// The auditor's number among the clients.
+pub const AUDITOR: u32 = 1_000_000;
+
+/// A healthy cluster answers in a fraction of it, whatever its latencies.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+struct Auditor<'a> {
+    client: &'a Client,
+    notebook: &'a Notebook,
+    who: Who,
+    key: &'a str,
+}
+
+impl Auditor<'_> {
+    async fn renew(&self, quorum: Quorum) {
+        let seen = self.get(quorum).await;
+        let (cause, no) = match seen {
+            Some((context, no)) => (Cause::from(context), Some(no)),
+            None => (Cause::from(Blind), None),
+        };
+        let put = self.notebook.begin(self.who, self.key, false, Action::Put { cause: no }, now_us());
+        let written = self.client.put(self.key, value(put, VALUE_LEN_MIN), cause).w(quorum).await;
+        written_down(self.notebook, put, &written);
+    }
+
+    async fn get(&self, quorum: Quorum) -> Option<(Context, OpNo)> {
+        let no = self.notebook.begin(self.who, self.key, false, Action::Get { monotonic: false }, now_us());
+        let read = self.client.get(self.key).r(quorum).allow_absent().await;
+        read_down(self.notebook, no, &read);
+        read.ok().map(|read| (read.context().clone(), no))
+    }
+}
+
+struct Worker {
+    client: Client,
+    plan: Arc<Plan>,
+    random: Random,
+    notebook: Notebook,
+    who: Who,
+    keys: Keys,
+    /// The newest context that the session has of each key, and the operation that gave it.
+    seen: BTreeMap<String, (Context, OpNo)>,
+}
+
+/// What one operation asks for beside its key.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    r: Quorum,
+    w: Quorum,
+    strict: bool,
+    /// The reply tells how it came about; it must make no difference.
+    explain: bool,
+}
+
+impl Worker {
+    async fn operate(&mut self) {
+        let workload = &self.plan.workload;
+        let key = key_text(self.keys.draw(&self.random));
+        let pair = self.random.below(workload.quorums.len() as u64) as usize;
+        let (r, w) = workload.quorums[pair];
+        let strict = self.random.below(100) < workload.strict_percent.into();
+        let terms = Terms { r, w, strict, explain: self.random.below(8) == 0 };
+        let mix = workload.mix;
+        let mut drawn = self.random.below(mix.total().into());
+        for (weight, kind) in [mix.get, mix.put, mix.blind_put, mix.delete, mix.update].into_iter().zip(0..) {
+            if drawn >= weight.into() {
+                drawn -= u64::from(weight);
+                continue;
+            }
+            match kind {
+                0 => self.get(&key, terms).await,
+                1 => {
+                    let seen = self.seen.get(&key).cloned();
+                    self.put(&key, terms, seen).await;
+                }
+                2 => self.put(&key, terms, None).await,
+                3 => self.delete(&key, terms).await,
+                _ => self.update(&key, terms).await,
+            }
+            return;
+        }
+    }
+
+    async fn get(&mut self, key: &str, terms: Terms) {
+        let no = self.begin(key, terms, Action::Get { monotonic: false });
+        let mut get = self.client.get(key).r(terms.r);
+        get = if terms.strict { get.strict() } else { get };
+        get = if terms.explain { get.explain() } else { get };
+        let read = get.allow_absent().await;
+        read_down(&self.notebook, no, &read);
+        if let Ok(read) = read {
+            self.seen.insert(key.to_owned(), (read.context().clone(), no));
+        }
+    }
+
+    async fn put(&mut self, key: &str, terms: Terms, seen: Option<(Context, OpNo)>) {
+        let (cause, giver) = match seen {
+            Some((context, no)) => (Cause::from(context), Some(no)),
+            None => (Cause::from(Blind), None),
+        };
+        let no = self.begin(key, terms, Action::Put { cause: giver });
+        let mut put = self.client.put(key, value(no, self.value_len()), cause).w(terms.w);
+        put = if terms.strict { put.strict() } else { put };
+        put = if terms.explain { put.explain() } else { put };
+        let written = put.await;
+        self.written(key, no, written);
+    }
+
+    async fn delete(&mut self, key: &str, terms: Terms) {
+        if !self.seen.contains_key(key) {
+            self.get(key, terms).await;
+        }
+        let Some((context, giver)) = self.seen.get(key).cloned() else { return };
+        let no = self.begin(key, terms, Action::Delete { cause: Some(giver) });
+        let mut delete = self.client.delete(key, context).w(terms.w);
+        delete = if terms.strict { delete.strict() } else { delete };
+        delete = if terms.explain { delete.explain() } else { delete };
+        let written = delete.await;
+        self.written(key, no, written);
+    }
+
+    /// An update is several reads and writes; what its function is shown tells what they were.
+    async fn update(&mut self, key: &str, terms: Terms) {
+        struct Round {
+            put: OpNo,
+            began_us: u64,
+            shown: usize,
+        }
+        let first = self.begin(key, terms, Action::Get { monotonic: false });
+        let (notebook, who, len) = (self.notebook.clone(), self.who, self.value_len());
+        let mut rounds: Vec<Round> = Vec::new();
+        let change = |read: &Read| {
+            let shown = read.siblings().len();
+            let (get, found) = match rounds.last() {
+                None => (first, numbers(read.siblings())),
+                Some(before) => {
+                    // The next round begins after the write before it was acknowledged. What it shows is what that one
+                    // had been shown, and behind that what stood beside its result.
+                    notebook.end(before.put, Outcome::Written, None);
+                    let get = notebook.begin(who, key, terms.strict, Action::Get { monotonic: false }, before.began_us);
+                    let mut found = numbers(read.siblings().get(before.shown..).unwrap_or_default());
+                    found.insert(before.put);
+                    (get, found)
+                }
+            };
+            notebook.end(get, Outcome::Found(found), Some(read.quorum()));
+            let put = notebook.begin(who, key, terms.strict, Action::Put { cause: Some(get) }, now_us());
+            rounds.push(Round { put, began_us: now_us(), shown });
+            Some(value(put, len))
+        };
+        let timeout = Duration::from_millis(self.plan.workload.timeout_ms.into());
+        let mut update = self.client.update(key, change).r(terms.r).w(terms.w).timeout(timeout);
+        update = if terms.strict { update.strict() } else { update };
+        let result = update.await;
+        match (result, rounds.last()) {
+            (Ok(Some(written)), Some(last)) => {
+                let put = last.put;
+                self.written(key, put, Ok(written));
+            }
+            (Ok(_), _) => unreachable!("the function always gives a value"),
+            (Err(Error::Contended { .. }), Some(last)) => self.notebook.end(last.put, Outcome::Written, None),
+            (Err(error), Some(last)) => self.notebook.end(last.put, failed(&error), None),
+            (Err(error), None) => self.notebook.end(first, failed(&error), None),
+        }
+    }
+
+    fn written(&mut self, key: &str, no: OpNo, written: Result<Written, Error>) {
+        written_down(&self.notebook, no, &written);
+        if let Ok(written) = written {
+            self.seen.insert(key.to_owned(), (written.context().clone(), no));
+        }
+    }
+
+    fn begin(&self, key: &str, terms: Terms, action: Action) -> OpNo {
+        self.notebook.begin(self.who, key, terms.strict, action, now_us())
+    }
+
+    fn value_len(&self) -> u32 {
+        let Workload { value_len_min: min, value_len_max: max, .. } = self.plan.workload;
+        min + self.random.below(u64::from(max - min) + 1) as u32
+    }
+}
+
+fn written_down(notebook: &Notebook, no: OpNo, written: &Result<Written, Error>) {
+    match written {
+        Ok(written) => notebook.end(no, Outcome::Written, Some(written.quorum())),
+        Err(error) => notebook.end(no, failed(error), None),
+    }
+}
+
+fn read_down(notebook: &Notebook, no: OpNo, read: &Result<Read, Error>) {
+    match read {
+        Ok(read) => notebook.end(no, Outcome::Found(numbers(read.siblings())), Some(read.quorum())),
+        Err(error) => notebook.end(no, failed(error), None),
+    }
+}
+
+fn failed(error: &Error) -> Outcome {
+    if error.may_have_applied() { Outcome::Unknown(error.to_string()) } else { Outcome::NotApplied(error.to_string()) }
+}
+
+/// Keys by their popularity.
+struct Keys {
+    /// The sum of the weights of each key and those before it.
+    sums: Vec<f64>,
+}
+
+impl Keys {
+    fn new(workload: &Workload) -> Self {
+        let exponent = f64::from(workload.skew_x1000) / 1000.0;
+        let mut sum = 0.0;
+        let weight = |rank: u32| f64::from(rank).powf(-exponent);
+        let sums = (1..=workload.keys).map(|rank| {
+            sum += weight(rank);
+            sum
+        });
+        Self { sums: sums.collect() }
+    }
+
+    fn draw(&self, random: &Random) -> u32 {
+        let whole = self.sums.last().copied().expect("a workload has keys");
+        // 53 bits, as many as a double holds.
+        let drawn = (random.u64() >> 11) as f64 / (1_u64 << 53) as f64 * whole;
+        let index = self.sums.partition_point(|sum| *sum <= drawn).min(self.sums.len() - 1);
+        u32::try_from(index).expect("there are at most so many")
+    }
+}
+
+/// The name of a key.
+pub fn key_text(index: u32) -> String {
+    format!("key:{index}")
+}
+
+/// The value that an operation writes: its number, and bytes that follow from it.
+pub fn value(no: OpNo, len: u32) -> Bytes {
+    let mut value = no.to_be_bytes().to_vec();
+    value.resize((len.max(VALUE_LEN_MIN)) as usize, no as u8);
+    value.into()
+}
+
+/// The operation that wrote a value; a number that no operation has for what is none.
+pub fn number(value: &[u8]) -> OpNo {
+    match value.split_first_chunk::<8>() {
+        Some((no, filling)) => {
+            let no = u64::from_be_bytes(*no);
+            if filling.iter().all(|byte| *byte == no as u8) { no } else { OpNo::MAX }
+        }
+        None => OpNo::MAX,
+    }
+}
+
+fn numbers(values: &[Bytes]) -> BTreeSet<OpNo> {
+    values.iter().map(|value| number(value)).collect()
+}
+
+pub(crate) fn elapsed() -> Duration {
+    turmoil::sim_elapsed().expect("only hosts ask")
+}
+
+pub(crate) fn now_us() -> u64 {
+    u64::try_from(elapsed().as_micros()).expect("no simulation lasts so long")
+}
+
+const VALUE_LEN_MIN: u32 = 8;
+
+/// So many operations follow each other without a rest, so that clients compete and requests queue.
+const BURST: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_tell_who_wrote_them_and_damaged_ones_nobody() {
+        for (no, len) in [(1, 8), (77, 9), (1 << 40, 60_000)] {
+            let written = value(no, len);
+            assert_eq!(written.len(), len as usize);
+            assert_eq!(number(&written), no);
+        }
+        let mut damaged = value(77, 20).to_vec();
+        damaged[15] ^= 1;
+        assert_eq!(number(&damaged), OpNo::MAX);
+        assert_eq!(number(b"short"), OpNo::MAX);
+    }
+
+    #[test]
+    fn popular_keys_are_drawn_more_often_and_every_key_is() {
+        let mut workload = Plan::draw(1, &BTreeSet::new()).workload;
+        workload.keys = 10;
+        for (skew, first_least, first_most) in [(0, 80, 120), (1200, 350, 450)] {
+            workload.skew_x1000 = skew;
+            let (keys, random) = (Keys::new(&workload), Random::from_seed(1));
+            let mut counts = [0; 10];
+            for _ in 0..1000 {
+                counts[keys.draw(&random) as usize] += 1;
+            }
+            assert!((first_least..=first_most).contains(&counts[0]), "{skew}: {counts:?}");
+            assert!(counts.iter().all(|count| *count > 0), "{skew}: {counts:?}");
+        }
+    }
+}
