@@ -20,7 +20,7 @@ use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::{Executor, Store, StoreError};
+use super::{Executor, Store, StoreError, Writes};
 
 /// When a write is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,21 +170,27 @@ struct Progress {
 
 impl Shared {
     /// One sync, which releases every ticket that was taken before it began.
-    async fn sync(&self) -> Result<(), StoreError> {
+    async fn sync(self: &Arc<Self>) -> Result<(), StoreError> {
         dawdle!("store: a pause before a sync");
         let taken = self.taken.load(Ordering::SeqCst);
         sometimes!("store: writes shared a sync", taken > self.progress.borrow().synced + 1);
         let writes = self.store.writes();
-        let store = Arc::clone(&self.store);
-        let synced = self
-            .executor
-            .run(move || {
-                catch_unwind(AssertUnwindSafe(|| store.sync()))
-                    .unwrap_or_else(|_| Err(StoreError::Io("the engine panicked while it synced".to_owned())))
-            })
-            .await;
+        let shared = Arc::clone(self);
+        // The job itself notes how it ended: with `always` whoever waits for it may go away, and a failure that nobody
+        // heard of would let a later sync vouch for what this one has lost.
+        let sync = move || {
+            let synced = catch_unwind(AssertUnwindSafe(|| shared.store.sync()))
+                .unwrap_or_else(|_| Err(StoreError::Io("the engine panicked while it synced".to_owned())));
+            shared.ended(taken, writes, synced);
+        };
+        self.executor.run(sync).await;
+        // A sync that succeeds after another has failed proves nothing: what failed may have been dropped.
+        self.progress.borrow().failed.clone().map_or(Ok(()), Err)
+    }
+
+    fn ended(&self, taken: u64, writes: Option<Writes>, synced: Result<(), StoreError>) {
         let mut reason = None;
-        self.progress.send_modify(|progress| match &synced {
+        self.progress.send_modify(|progress| match synced {
             Ok(()) => {
                 // With `always` syncs overlap, and an earlier one may end later.
                 progress.synced = progress.synced.max(taken);
@@ -194,15 +200,13 @@ impl Shared {
             Err(error) if progress.failed.is_none() => {
                 sometimes!("store: a sync failed");
                 reason = Some(format!("a sync failed, so nobody knows what is on disk: {error}"));
-                progress.failed = Some(error.clone());
+                progress.failed = Some(error);
             }
             Err(_) => {}
         });
         if let Some(reason) = reason {
             (self.fatal)(reason);
         }
-        // A sync that succeeds after another has failed proves nothing: what failed may have been dropped.
-        self.progress.borrow().failed.clone().map_or(Ok(()), Err)
     }
 
     fn unsynced(&self) -> bool {
@@ -256,7 +260,7 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::store::{MemoryStore, Stats, Tree, Writes};
+    use crate::store::{MemoryStore, Stats, Tree};
 
     /// A store whose syncs wait until the test lets each of them end.
     #[derive(Debug)]
@@ -390,6 +394,20 @@ mod tests {
         assert!(!write.is_finished());
         world.end_sync(Err(io_error()));
         write.await.expect("no panic").expect_err("its sync failed");
+        assert_eq!(world.fatal.lock().expect("no panic").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_sync_that_fails_after_its_caller_has_gone_is_fatal_all_the_same() {
+        let world = world(Durability::Always, Executor::threads(1), Duration::ZERO);
+        let gone = world.insert();
+        world.until_began(1).await;
+        gone.abort();
+        gone.await.expect_err("given up");
+        world.end_sync(Err(io_error()));
+        // What the failed sync has dropped is not made durable by one that succeeds.
+        world.end_sync(Ok(()));
+        world.insert().await.expect("no panic").expect_err("a sync has failed before");
         assert_eq!(world.fatal.lock().expect("no panic").len(), 1);
     }
 
