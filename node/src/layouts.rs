@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
+use tracing::Instrument;
 
 use crate::core::bootstrap::{Bootstrap, Heard, Me, Offer};
 use crate::core::layout::{Layout, LayoutHash, ZONE_LEN_MAX};
@@ -382,7 +383,12 @@ impl Desk {
     }
 
     /// Accepts a proposed layout, durably.
-    async fn accept(&self, layout: Layout) -> Result<(), NotApplied> {
+    async fn accept(self: &Arc<Self>, layout: Layout) -> Result<(), NotApplied> {
+        let desk = Arc::clone(self);
+        to_the_end(async move { desk.accept_now(layout).await }).await
+    }
+
+    async fn accept_now(&self, layout: Layout) -> Result<(), NotApplied> {
         let mut state = self.state.lock().await;
         if let Some(error) = &state.failed {
             return Err(self.storage(error));
@@ -401,7 +407,12 @@ impl Desk {
     }
 
     /// Takes in what a peer said; tells whether that was news.
-    async fn hear(&self, from: NodeId, accepted: Option<Layout>, chosen: bool) -> Result<bool, StoreError> {
+    async fn hear(self: &Arc<Self>, from: NodeId, accepted: Option<Layout>, chosen: bool) -> Result<bool, StoreError> {
+        let desk = Arc::clone(self);
+        to_the_end(async move { desk.hear_now(from, accepted, chosen).await }).await
+    }
+
+    async fn hear_now(&self, from: NodeId, accepted: Option<Layout>, chosen: bool) -> Result<bool, StoreError> {
         let mut state = self.state.lock().await;
         if let Some(error) = &state.failed {
             return Err(error.clone());
@@ -477,7 +488,12 @@ impl Desk {
         self.state.lock().await.may_stage()
     }
 
-    async fn stage(&self, change: impl FnOnce(&mut Staged)) -> Result<(), NotApplied> {
+    async fn stage(self: &Arc<Self>, change: impl FnOnce(&mut Staged) + Send + 'static) -> Result<(), NotApplied> {
+        let desk = Arc::clone(self);
+        to_the_end(async move { desk.stage_now(change).await }).await
+    }
+
+    async fn stage_now(&self, change: impl FnOnce(&mut Staged)) -> Result<(), NotApplied> {
         let mut state = self.state.lock().await;
         state.may_stage()?;
         if let Some(error) = &state.failed {
@@ -697,6 +713,17 @@ impl Desk {
     }
 }
 
+/// Does what must not be left half-done when nobody waits for it any more: what is on its way to the disk arrives there, so
+/// that the state has to follow before the next step looks at it.
+async fn to_the_end<T: Send + 'static>(step: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(step.in_current_span()).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends, and this future with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 type Answer = Result<PeerReply, PeerError>;
 
 /// Asks many peers the same, so many at once; the answers are in the order of the nodes.
@@ -879,10 +906,32 @@ mod tests {
         assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false });
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_acceptance_that_nobody_waits_for_is_still_the_only_one() {
+        let disk = Arc::new(Disk::default());
+        let latencies = Mutex::new(vec![Duration::from_secs(1), Duration::from_secs(5), Duration::ZERO]);
+        let next = move || lock_of(&latencies).pop().unwrap_or_default();
+        let slow = Executor::Slow(crate::store::Latency(Arc::new(next)));
+        let desk = Arc::new(Desk::open(disk.clone(), slow, me(1)).await.expect("opens"));
+        let (one, other) = (layout(3, 64), layout(3, 128));
+        // The proposer gives up while the disk is busy, and another one comes.
+        tokio::time::timeout(Duration::from_secs(1), desk.accept(one.clone())).await.expect_err("too slow");
+        desk.accept(other).await.expect_err("the first one is on its way to the disk");
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one.clone()), chosen: false });
+        let again = open(1, &disk.after_power_cut()).await;
+        assert_eq!(again.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false });
+    }
+
+    fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("nothing panics while it is locked")
+    }
+
     #[tokio::test]
     async fn a_wiped_member_stores_nothing_and_says_why() {
         let disk = Arc::new(Disk::default());
         let wiped = Desk::open(disk.clone(), Executor::Inline, Me { disk: DiskId(77), ..me(2) }).await.expect("opens");
+        let wiped = Arc::new(wiped);
         let layout = layout(3, 64);
         assert!(wiped.accept(layout.clone()).await.is_err());
         assert!(!wiped.hear(id(0), Some(layout), true).await.expect("no storage is touched"));
@@ -947,16 +996,16 @@ mod tests {
     }
 
     /// What `from` says of itself, as `to` hears it.
-    async fn tell(from: &Desk, i: usize, to: &Desk) {
+    async fn tell(from: &Desk, i: usize, to: &Arc<Desk>) {
         let PeerReply::LayoutState { accepted, chosen } = from.state() else { panic!("a state") };
         assert!(to.hear(id(i), accepted, chosen).await.expect("stored"), "news");
     }
 
-    async fn open(i: usize, disk: &Arc<Disk>) -> Desk {
-        Desk::open(disk.clone(), Executor::Inline, me(i)).await.expect("opens")
+    async fn open(i: usize, disk: &Arc<Disk>) -> Arc<Desk> {
+        Arc::new(Desk::open(disk.clone(), Executor::Inline, me(i)).await.expect("opens"))
     }
 
-    async fn stage(desk: &Desk, count: usize) {
+    async fn stage(desk: &Arc<Desk>, count: usize) {
         for i in 0..count {
             let addr = SocketAddr::from(([127, 0, 0, 1], 7000 + i as u16));
             let member = StagedMember { disk: DiskId(i as u128), addr, zone: "z".into(), weight: 1 };
