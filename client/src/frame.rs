@@ -176,6 +176,12 @@ impl Framer {
         self.large.is_empty() && self.chunks.is_empty() && self.buffer.is_empty()
     }
 
+    /// Whether so many large bodies wait already that whoever fills it should wait as well: a part goes out at a time, so
+    /// that without this bound bodies would pile up here, past every bound on what is under way.
+    pub fn is_backed_up(&self) -> bool {
+        self.large.len() >= LARGE_MAX
+    }
+
     /// What to write next: all small frames, and one part of the first large one.
     pub fn take(&mut self) -> Vec<Bytes> {
         if let Some(mut first) = self.large.pop_front() {
@@ -221,6 +227,9 @@ const MORE: u32 = 1 << 31;
 
 /// Bodies up to this are copied into a common chunk, which is cheaper than a chunk of their own.
 const COPY_MAX: usize = 2 << 10;
+
+/// Large bodies that wait for their turn: small frames pass so many of them, and wait behind more.
+const LARGE_MAX: usize = 16;
 
 /// What a stream's buffer begins with: some ten packets.
 const BUFFER_LEN: usize = 16 << 10;

@@ -417,7 +417,7 @@ impl LaneShared {
                 return "the lane was dropped".into();
             }
             let most = buggify!("lanes: frames are written one by one", BATCH, 1);
-            while batch.len() < most {
+            while batch.len() < most && !framer.is_backed_up() {
                 let Ok(more) = outgoing.try_recv() else { break };
                 batch.push(more);
             }
@@ -658,7 +658,7 @@ async fn write_answers(mut send: SendStream, mut queue: mpsc::Receiver<(u64, Byt
         if framer.is_empty() && queue.recv_many(&mut batch, BATCH).await == 0 {
             return Ok(());
         }
-        while batch.len() < BATCH {
+        while batch.len() < BATCH && !framer.is_backed_up() {
             let Ok(more) = queue.try_recv() else { break };
             batch.push(more);
         }

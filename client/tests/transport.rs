@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_client::frame::{Direction, Framer};
 use quorate_client::ids::NodeId;
 use quorate_client::quic::{Gate, Link, Seams};
 use quorate_client::rpc::{self, CallError, ClassLimits, Handler, Lanes, LanesConfig, ServeLimits, class};
@@ -207,6 +208,48 @@ async fn a_handlers_panic_costs_one_lane() {
 }
 
 /// What the node did to a connection on which these bytes came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_read_slowly_hold_up_further_requests() {
+    /// Gives many times what it was sent, from memory that all answers share.
+    #[derive(Clone, Default)]
+    struct Amplify(Arc<AtomicUsize>);
+
+    impl Handler for Amplify {
+        async fn handle(&self, _class: u8, _body: Bytes, _timeout: Duration) -> Bytes {
+            static ANSWER: [u8; 256 << 10] = [7; 256 << 10];
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Bytes::from_static(&ANSWER)
+        }
+    }
+
+    const REQUESTS: usize = 6000;
+    let pair = pair(Link::Client).await;
+    let amplify = Amplify::default();
+    tokio::spawn(rpc::serve(pair.server.clone(), amplify.clone(), ServeLimits::client()));
+    let (mut send, mut recv) = pair.client.open_bi().await.expect("a stream");
+    let writing = tokio::spawn(async move {
+        let mut framer = Framer::new(Direction::Request);
+        send.write_all(&[class::REQUEST]).await.expect("open");
+        for id in 0..REQUESTS {
+            framer.push(id as u64, 60_000, Bytes::from_static(b"x"));
+            send.write_all_chunks(&mut framer.take()).await.expect("open");
+        }
+        send
+    });
+    let mut part = vec![0; 64 << 10];
+    for _ in 0..100 {
+        recv.read_exact(&mut part).await.expect("an answer's part");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut started = 0;
+    while started != amplify.0.load(Ordering::SeqCst) {
+        started = amplify.0.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(started < 2000, "{started} answers of 256 KiB were made for somebody who has read 25");
+    writing.abort();
+}
+
 async fn sent_raw(bytes: &[u8], finish: bool) -> (String, Pair) {
     let pair = pair(Link::Client).await;
     let served = tokio::spawn(rpc::serve(pair.server.clone(), Echo::default(), ServeLimits::client()));
