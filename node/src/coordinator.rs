@@ -389,6 +389,9 @@ impl Turn {
 const HOP_MARGIN_SHARE: u32 = 8;
 const HOP_MARGIN_MAX: Duration = Duration::from_millis(20);
 
+/// When a client that was refused for want of room comes back: a tenth of what a full queue needs to drain.
+pub(crate) const RETRY_AFTER_MS: u32 = 50;
+
 /// # Errors
 /// When a key is empty or too long.
 pub(crate) fn check_key(key: &[u8]) -> Result<(), NotApplied> {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{Instrument, debug, debug_span, info};
 
-use crate::coordinator::{Coordinator, Origin};
+use crate::coordinator::{Coordinator, Origin, RETRY_AFTER_MS};
 use crate::layouts::Layouts;
 use crate::metrics::{Metrics, Sample};
 use crate::peer_wire::{ALPN_PEER, PeerBody, PeerReply, PeerRequest};
@@ -269,9 +269,6 @@ const CLIENTS_MAX: usize = 1024;
 /// Client requests being answered at a time, over all connections: at 10,000 requests/s a queue of 0.4 s, within every
 /// sensible deadline. More are refused at once, so that those that are let in are answered in time.
 const REQUESTS_MAX: usize = 4096;
-
-/// A tenth of what a full queue needs to drain.
-const RETRY_AFTER_MS: u32 = 50;
 
 /// The close code of connections that are refused after the handshake.
 const REFUSED: u32 = 2;

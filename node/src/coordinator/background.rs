@@ -14,12 +14,17 @@ pub(super) struct Background {
     /// Nothing once it is shut down.
     tasks: Mutex<Option<JoinSet<()>>>,
     permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
 }
 
 impl Background {
     pub(super) fn new() -> Self {
         let most = buggify!("coordinator: few requests go on after their reply", AFTER_REPLY_MAX, 1);
-        Self { tasks: Mutex::new(Some(JoinSet::new())), permits: Arc::new(Semaphore::new(most)) }
+        Self {
+            tasks: Mutex::new(Some(JoinSet::new())),
+            permits: Arc::new(Semaphore::new(most)),
+            places: Arc::new(Semaphore::new(WRITES_MAX)),
+        }
     }
 
     /// Starts a task. Returns false, and drops it unpolled, after a shutdown.
@@ -32,6 +37,12 @@ impl Background {
         }
         tasks.spawn(task);
         true
+    }
+
+    /// The place of a write of so many bytes, from before its mint to its end; none if too much is under way.
+    pub(super) fn place(&self, len: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(1 + len / UNIT).ok()?;
+        self.places.clone().try_acquire_many_owned(units).ok()
     }
 
     /// The leave to go on after the reply, if there are not too many doing so.
@@ -65,6 +76,12 @@ impl Background {
 /// a kilobyte or so.
 const AFTER_REPLY_MAX: usize = 4096;
 
+/// Writes under way, replied to or not, counting one for each 16 KiB or part thereof: 256 MiB of values. A write is never
+/// cut off between its mint and its replication, not even when its client has gone, so that a disk that hangs would gather
+/// them without end. It is as many as can go on after their reply, and three times as many that wait for theirs.
+const WRITES_MAX: usize = 4 * AFTER_REPLY_MAX;
+const UNIT: usize = 16 << 10;
+
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
@@ -94,6 +111,18 @@ mod tests {
         assert_eq!((done.load(Ordering::Relaxed), Arc::strong_count(&done)), (1, 1), "the second was dropped");
         assert!(!background.spawn(async {}));
         background.shutdown(Duration::ZERO).await;
+    }
+
+    #[test]
+    fn places_are_counted_by_bytes_and_come_back() {
+        let background = Background::new();
+        let small: Vec<_> = (0..WRITES_MAX).map(|_| background.place(100).expect("a place")).collect();
+        assert!(background.place(0).is_none());
+        drop(small);
+        let large: Vec<_> = (0..).map_while(|_| background.place(1 << 20)).collect();
+        assert_eq!(large.len(), WRITES_MAX / 65);
+        drop(large);
+        assert!(background.place(100).is_some());
     }
 
     #[tokio::test(start_paused = true)]

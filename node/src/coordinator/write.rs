@@ -16,7 +16,7 @@ use tokio::time::sleep_until;
 use tracing::Instrument;
 
 use super::calls::Calls;
-use super::{Inner, Turn, plain};
+use super::{Inner, RETRY_AFTER_MS, Turn, plain};
 use crate::core::put::{Put, PutAction};
 use crate::core::record::Record;
 use crate::core::version::{Context, Dot};
@@ -49,6 +49,10 @@ pub(super) async fn coordinate(
             return Err(refusal.into());
         }
     };
+    let Some(place) = inner.background.place(write.value.as_ref().map_or(0, |value| value.len())) else {
+        inner.stats.puts_not_applied.add(1);
+        return Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS }.into());
+    };
     let (need, op_id) = (put.need(), write.op_id);
     let (reply, replied) = oneshot::channel();
     let driver = Driver {
@@ -61,6 +65,7 @@ pub(super) async fn coordinate(
         reply: Some(reply),
         held: None,
         permit: None,
+        _place: place,
         on_time: true,
         finished: false,
     };
@@ -89,6 +94,7 @@ struct Driver {
     /// A reply that waits because too many writes go on after theirs.
     held: Option<Result<Reply, Failure>>,
     permit: Option<OwnedSemaphorePermit>,
+    _place: OwnedSemaphorePermit,
     /// The deadline has not passed.
     on_time: bool,
     finished: bool,
