@@ -357,6 +357,7 @@ impl Inner {
             }
             Err(error) => {
                 sometimes!("mint: an insert failed and nobody knows whether it is there");
+                self.check_engine(&error);
                 return Err(MintError::Unknown(error.to_string()));
             }
         }
@@ -400,7 +401,10 @@ impl Inner {
             let doubt = InDoubt { inner: self, partition };
             match self.store.insert(Tree::Data, &data_key(key), &record.encode()) {
                 Ok(()) => doubt.settled(),
-                Err(error) => return Err(self.failed(format!("{error} (the merge can be repeated)"))),
+                Err(error) => {
+                    self.check_engine(&error);
+                    return Err(self.failed(format!("{error} (the merge can be repeated)")));
+                }
             }
         }
         if corrupt {
@@ -450,6 +454,13 @@ impl Inner {
             Ok(Some(bytes)) => Record::decode(&bytes).map(Some).map_err(Unreadable::Corrupt),
             Err(StoreError::Corrupt(why)) => Err(Unreadable::Corrupt(why)),
             Err(error) => Err(Unreadable::Failed(error.to_string())),
+        }
+    }
+
+    /// A full disk is the operator's to mend, and what is there can still be read; anything else may be the engine's end.
+    fn check_engine(&self, error: &StoreError) {
+        if !matches!(error, StoreError::Full(_)) {
+            self.committer.check();
         }
     }
 

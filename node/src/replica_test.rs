@@ -13,6 +13,8 @@ struct Flaky {
     full: AtomicBool,
     /// The insert happens and is said to have failed.
     failing: AtomicBool,
+    /// No sync succeeds any more.
+    broken: AtomicBool,
 }
 
 impl Store for Flaky {
@@ -62,7 +64,10 @@ impl Store for Flaky {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        Ok(())
+        match self.broken.load(Ordering::Relaxed) {
+            true => Err(StoreError::Io("the disk has gone".into())),
+            false => Ok(()),
+        }
     }
 
     fn stats(&self) -> Stats {
@@ -83,6 +88,39 @@ fn setup(node: &str, executor: Executor) -> Setup {
     let node = NodeId::new(node).expect("legal");
     let replica = Replica::new(node, store.clone(), executor, committer, Random::from_seed(7));
     Setup { store, replica }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_has_failed_for_good_ends_the_node() {
+    for durability in [Durability::Always, Durability::Group, Durability::Interval] {
+        for merges in [false, true] {
+            let store = Arc::new(Flaky::default());
+            let told: Arc<Mutex<Vec<String>>> = Arc::default();
+            let calls = Arc::clone(&told);
+            let tell = Arc::new(move |why| lock(&calls).push(why));
+            let interval = Duration::from_millis(100);
+            let committer = Committer::start(store.clone(), Executor::Inline, durability, interval, tell);
+            let node = NodeId::new("n1").expect("legal");
+            let replica = Replica::new(node, store.clone(), Executor::Inline, committer, Random::from_seed(7));
+            let one = Setup { store, replica };
+            let other = inline().put(1, "a", &Context::new()).await.expect("minted").record;
+            let fail = async || match merges {
+                true => {
+                    one.replica.merge(P, &key("k"), other.clone()).await.map(drop).expect_err("failing").to_string()
+                }
+                false => one.put(1, "a", &Context::new()).await.expect_err("failing").to_string(),
+            };
+            one.store.failing.store(true, Ordering::Relaxed);
+            fail().await;
+            tokio::time::sleep(2 * interval).await;
+            assert!(lock(&told).is_empty(), "one insert that failed is no reason");
+            one.store.map.lock().expect("not poisoned").clear();
+            one.store.broken.store(true, Ordering::Relaxed);
+            fail().await;
+            tokio::time::sleep(2 * interval).await;
+            assert_eq!(lock(&told).len(), 1, "{durability:?}, merges: {merges}");
+        }
+    }
 }
 
 fn inline() -> Setup {

@@ -78,6 +78,14 @@ impl Committer {
         Ticket { handle: Arc::clone(&self.handle), number: Some(number) }
     }
 
+    /// To be called where blocking is fine, after an insert has failed: syncs, and so finds out whether the engine can go on.
+    /// One that cannot is fatal. Nobody else would notice, since what was not inserted has no ticket, and the node would go
+    /// on to answer each write with "outcome unknown".
+    pub fn check(&self) {
+        let shared = &self.handle.shared;
+        shared.sync_here(shared.taken.load(Ordering::SeqCst), shared.store.writes());
+    }
+
     /// The ticket of an acknowledgement without an insert (a merge that changed nothing, an operation that was there, a
     /// monotonic read). Durable at once when nothing was written since a sync that has been completed began; else it covers
     /// what [`ticket`](Self::ticket) would.
@@ -178,17 +186,14 @@ impl Shared {
         let shared = Arc::clone(self);
         // The job itself notes how it ended: with `always` whoever waits for it may go away, and a failure that nobody
         // heard of would let a later sync vouch for what this one has lost.
-        let sync = move || {
-            let synced = catch_unwind(AssertUnwindSafe(|| shared.store.sync()))
-                .unwrap_or_else(|_| Err(StoreError::Io("the engine panicked while it synced".to_owned())));
-            shared.ended(taken, writes, synced);
-        };
-        self.executor.run(sync).await;
+        self.executor.run(move || shared.sync_here(taken, writes)).await;
         // A sync that succeeds after another has failed proves nothing: what failed may have been dropped.
         self.progress.borrow().failed.clone().map_or(Ok(()), Err)
     }
 
-    fn ended(&self, taken: u64, writes: Option<Writes>, synced: Result<(), StoreError>) {
+    fn sync_here(&self, taken: u64, writes: Option<Writes>) {
+        let synced = catch_unwind(AssertUnwindSafe(|| self.store.sync()))
+            .unwrap_or_else(|_| Err(StoreError::Io("the engine panicked while it synced".to_owned())));
         let mut reason = None;
         self.progress.send_modify(|progress| match synced {
             Ok(()) => {
