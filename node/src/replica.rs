@@ -358,6 +358,7 @@ impl Inner {
             Err(error) => {
                 sometimes!("mint: an insert failed and nobody knows whether it is there");
                 self.check_engine(&error);
+                self.remember_if_there(of_key, &key, &fresh.record, fresh.dropped, now);
                 return Err(MintError::Unknown(error.to_string()));
             }
         }
@@ -403,6 +404,7 @@ impl Inner {
                 Ok(()) => doubt.settled(),
                 Err(error) => {
                     self.check_engine(&error);
+                    self.remember_if_there(of_key, key, &record, dropped, now);
                     return Err(self.failed(format!("{error} (the merge can be repeated)")));
                 }
             }
@@ -532,6 +534,22 @@ impl Inner {
             *minter = draw();
         }
         minter.next_dot()
+    }
+
+    /// After an insert that failed: it may be there all the same, and then a retry of what it replaced must not be taken for
+    /// a new write. If it cannot be read back either, those operations are forgotten, as in a restart.
+    fn remember_if_there(
+        &self,
+        of_key: (Partition, u128),
+        key: &[u8],
+        record: &Record,
+        dropped: Dropped,
+        now: Instant,
+    ) {
+        let Ok(Some(held)) = self.stored(key) else { return };
+        if held == *record {
+            self.remember(of_key, dropped, now);
+        }
     }
 
     /// Only after the data is written (rule V6).

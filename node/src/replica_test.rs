@@ -430,3 +430,18 @@ fn remembered_operations_are_bounded_and_the_oldest_go_first() {
     operations.remember(of_key, OpId(3), dot, now + OPERATION_WINDOW);
     assert_eq!((operations.known.len(), operations.order.len(), operations.evicted), (1, 1, 3));
 }
+
+/// Found by the small world (`tests/small_world.rs`, seed 1119 of its first version).
+#[tokio::test]
+async fn what_a_failed_insert_replaced_is_remembered_if_it_was_replaced() {
+    let one = inline();
+    let first = one.put(1, "a", &Context::new()).await.expect("minted");
+    one.store.failing.store(true, Ordering::Relaxed);
+    assert!(matches!(one.put(2, "b", &first.context).await, Err(MintError::Unknown(_))));
+    one.store.failing.store(false, Ordering::Relaxed);
+    let retried = one.put(1, "a", &Context::new()).await.expect("known");
+    assert!(retried.repeated, "a second dot would show it beside its successor");
+    assert_eq!(retried.dot, first.dot);
+    assert_eq!(retried.record.dots_of(&OpId(1)), []);
+    assert!(one.put(2, "b", &first.context).await.expect("known").repeated, "and the one that failed is there");
+}
