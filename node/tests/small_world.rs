@@ -270,6 +270,7 @@ struct Current {
     unknown: u32,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a life has a few dozen of them at a time")]
 enum Event {
     ToNode { to: usize, message: Message },
     ToClient { asker: Asker, answer: Answer },
