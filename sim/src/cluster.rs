@@ -319,10 +319,12 @@ impl Machine {
             Err(error) => return format!("it does not start: {error}"),
         };
         self.event(format_args!("serves"));
+        // What `wait_for` gives locks the channel, so that it must be dropped before anything else happens.
+        let asked = async { drop(stop.wait_for(|stop| *stop).await) };
         tokio::select! {
             biased;
             why = node.stopped() => why,
-            _ = stop.wait_for(|stop| *stop) => match node.shutdown(SHUTDOWN_LIMIT).await {
+            () = asked => match node.shutdown(SHUTDOWN_LIMIT).await {
                 Ok(()) => "it was stopped".to_owned(),
                 Err(error) => format!("it was stopped, and {error}"),
             },

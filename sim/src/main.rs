@@ -107,31 +107,49 @@ fn swarm(seeds: std::ops::Range<u64>, minutes: Option<f64>, jobs: Option<usize>,
     let jobs = jobs.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1).max(1);
     let (next, failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let sums = Mutex::new(Sums::default());
+    let running: Mutex<BTreeMap<u64, Duration>> = Mutex::default();
     thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while limit.is_none_or(|limit| started.elapsed() < limit) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        break;
+        let workers: Vec<_> = (0..jobs)
+            .map(|_| {
+                scope.spawn(|| {
+                    while limit.is_none_or(|limit| started.elapsed() < limit) {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= seeds.end {
+                            break;
+                        }
+                        running.lock().expect("no panic while it is held").insert(seed, started.elapsed());
+                        let report = life::run(&plan_of(seed), Trace::new());
+                        running.lock().expect("no panic while it is held").remove(&seed);
+                        if !report.is_good() {
+                            failed.store(true, Ordering::Relaxed);
+                            let what = match (&report.failure, report.violations.first()) {
+                                (Some(failure), _) => failure.clone(),
+                                (None, Some(violation)) => violation.to_string(),
+                                (None, None) => unreachable!("it is not good"),
+                            };
+                            // A closed pipe must not end the swarm.
+                            let _ = writeln!(
+                                io::stdout().lock(),
+                                "seed {seed}: {what}\n  reproduce: quorate-sim run --seed {seed}"
+                            );
+                        }
+                        sums.lock().expect("no panic while it is held").add(&report);
                     }
-                    let report = life::run(&plan_of(seed), Trace::new());
-                    if !report.is_good() {
-                        failed.store(true, Ordering::Relaxed);
-                        let what = match (&report.failure, report.violations.first()) {
-                            (Some(failure), _) => failure.clone(),
-                            (None, Some(violation)) => violation.to_string(),
-                            (None, None) => unreachable!("it is not good"),
-                        };
-                        // A closed pipe must not end the swarm.
-                        let _ = writeln!(
-                            io::stdout().lock(),
-                            "seed {seed}: {what}\n  reproduce: quorate-sim run --seed {seed}"
-                        );
-                    }
-                    sums.lock().expect("no panic while it is held").add(&report);
-                }
-            });
+                })
+            })
+            .collect();
+        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            thread::sleep(Duration::from_millis(20));
+            let now = started.elapsed();
+            let running = running.lock().expect("no panic while it is held");
+            if let Some((seed, _)) = running.iter().find(|(_, since)| now.saturating_sub(**since) > HUNG_AFTER) {
+                // A thread cannot be ended from outside, so that the whole swarm has to.
+                let _ = writeln!(
+                    io::stdout().lock(),
+                    "seed {seed}: hangs in real time\n  reproduce: quorate-sim run --seed {seed}"
+                );
+                std::process::exit(1);
+            }
         }
     });
     let sums = sums.into_inner().expect("no panic while it was held");
@@ -204,6 +222,9 @@ fn plan_of(seed: u64) -> Plan {
 fn create(path: &Path) -> io::Result<File> {
     File::create(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
+
+/// A life takes seconds. One that takes so long blocks its thread or goes round in a circle within one moment.
+const HUNG_AFTER: Duration = Duration::from_secs(300);
 
 /// The only place where real time is read: how long a swarm has taken. No life sees it.
 struct Stopwatch(std::time::Instant);
