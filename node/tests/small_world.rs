@@ -232,6 +232,7 @@ enum Waiter {
     Peer { to: usize, request: u64, changed: bool },
 }
 
+#[allow(clippy::large_enum_variant, reason = "a life has a few dozen of them at a time")]
 enum Running {
     Put { put: Put, write: Write, minted: Option<(Record, Context)>, asker: Asker, replied: bool },
     Get { get: Get<Record>, key: Key, asker: Asker, replied: bool },
