@@ -66,6 +66,7 @@ pub struct Node {
     layouts: Layouts,
     membership: Membership,
     coordinator: Coordinator,
+    committer: Committer,
     store: Arc<dyn Store>,
     status: Status,
     metrics: Metrics,
@@ -128,7 +129,7 @@ impl Node {
         let committer =
             Committer::start(Arc::clone(&store), env.executor.clone(), config.durability, config.sync_interval, failed);
         let random = &env.seams.random;
-        let replica = Replica::new(me, Arc::clone(&store), env.executor.clone(), committer, random.fork());
+        let replica = Replica::new(me, Arc::clone(&store), env.executor.clone(), committer.clone(), random.fork());
 
         let (datagrams_tx, datagrams) = mpsc::channel(DATAGRAMS_MAX);
         // Peers ask for layouts in their handshakes, and layouts talk to peers.
@@ -237,6 +238,7 @@ impl Node {
             layouts,
             membership,
             coordinator,
+            committer,
             store,
             status,
             metrics,
@@ -293,6 +295,7 @@ impl Node {
             warn!("peers were not told of the shutdown within {limit:?}; they will notice");
         }
         self.release();
+        self.committer.stop();
         self.store.close()
     }
 

@@ -10,7 +10,7 @@ use quorate_client::tls::Credentials;
 use quorate_node::cert::{Ca, VALIDITY};
 use quorate_node::env::Env;
 use quorate_node::node::{Node, NodeConfig};
-use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store};
+use quorate_node::store::{self, Durability, Identity, MemoryStore, Opened, SledOptions, Store, StoreError, Tree};
 
 /// How a node ends.
 #[derive(Clone, Copy, Debug)]
@@ -50,28 +50,60 @@ fn a_node_that_is_gone_holds_neither_port_nor_store() {
     }
 }
 
+/// A store that was closed takes no sync any more, and that is no failure.
+#[tokio::test]
+async fn a_node_that_was_shut_down_does_not_claim_that_a_sync_failed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = dir.path().to_owned();
+    let kept: Arc<Mutex<Option<Arc<dyn Store>>>> = Arc::default();
+    let keep = Arc::clone(&kept);
+    let node = start_with(Durability::Interval, Duration::from_secs(1), move || {
+        let random = Seams::system().random;
+        let opened = store::open(&disk, ClusterId(7), name(), &random, &SledOptions::default())?;
+        *keep.lock().expect("not poisoned") = Some(Arc::clone(&opened.store));
+        Ok(opened)
+    });
+    let node = node.await;
+    let store = kept.lock().expect("not poisoned").take().expect("opened");
+    store.insert(Tree::Meta, b"what the next sync", b"would be for").expect("there is room");
+    node.shutdown(Duration::from_secs(5)).await.expect("syncs");
+    let stopped = tokio::time::timeout(Duration::from_millis(1500), node.stopped()).await;
+    assert_eq!(stopped.ok(), None);
+}
+
 async fn start(opened: Arc<Mutex<Option<Weak<dyn Store>>>>) -> Node {
+    let open = move || {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        *opened.lock().expect("not poisoned") = Some(Arc::downgrade(&store));
+        let identity = Identity { cluster: ClusterId(7), node: name(), disk: DiskId(1), boot: 1, clean: true };
+        Ok(Opened { store, identity, quarantined: None })
+    };
+    start_with(Durability::Group, Duration::from_millis(100), open).await
+}
+
+fn name() -> NodeId {
+    NodeId::new("n1").expect("legal")
+}
+
+async fn start_with(
+    durability: Durability,
+    sync_interval: Duration,
+    open: impl Fn() -> Result<Opened, StoreError> + Send + Sync + 'static,
+) -> Node {
     let seams = Seams::system();
     let now = (seams.wall_clock)();
     let ca = Ca::make(&seams.random, ClusterId(7), now, VALIDITY).expect("makes a CA");
-    let node = NodeId::new("n1").expect("legal");
-    let issued = ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues");
+    let issued = ca.issue_node(&seams.random, name(), now, VALIDITY).expect("issues");
     let credentials =
         Credentials::from_pem(issued.ca.as_bytes(), issued.certificate.as_bytes(), issued.key.as_bytes()).expect("fit");
     let config = NodeConfig {
-        node,
+        node: name(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         advertise: None,
         join: Vec::new(),
         credentials,
-        durability: Durability::Group,
-        sync_interval: Duration::from_millis(100),
-    };
-    let open = move || {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        *opened.lock().expect("not poisoned") = Some(Arc::downgrade(&store));
-        let identity = Identity { cluster: ClusterId(7), node, disk: DiskId(1), boot: 1, clean: true };
-        Ok(Opened { store, identity, quarantined: None })
+        durability,
+        sync_interval,
     };
     Node::start(config, Env::system(Arc::new(open))).await.expect("starts")
 }

@@ -86,6 +86,15 @@ impl Committer {
         shared.sync_here(shared.taken.load(Ordering::SeqCst), shared.store.writes());
     }
 
+    /// To be called before the store is closed, which syncs once more by itself: nothing is acknowledged from here on, and that
+    /// later syncs are refused is no failure.
+    pub fn stop(&self) {
+        let stopped = StoreError::Io("the node is shutting down; the write may or may not be there".to_owned());
+        self.handle.shared.progress.send_modify(|progress| {
+            progress.failed.get_or_insert(stopped);
+        });
+    }
+
     /// The ticket of an acknowledgement without an insert (a merge that changed nothing, an operation that was there, a
     /// monotonic read). Durable at once when nothing was written since a sync that has been completed began; else it covers
     /// what [`ticket`](Self::ticket) would.
