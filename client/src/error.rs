@@ -75,8 +75,8 @@ pub enum Error {
         context: Context,
     },
 
-    /// An update met a concurrent writer in every round. Its change was acknowledged, but it stands as one sibling beside
-    /// others; whoever merges next takes it up. Calling `update` again would apply the change a second time.
+    /// An update met a concurrent writer in every round, or could not go on after a round that did. Its change was
+    /// acknowledged, but it stands as one sibling beside others; whoever merges next takes it up. Calling `update` again would apply the change a second time.
     #[error(
         "key {} was contended: {attempts} rounds of read, merge and write each met another writer; the change is stored as \
          one of the key's siblings: read and merge them when fewer writers compete for the key",

@@ -355,7 +355,8 @@ impl<'a> IntoFuture for Update<'a> {
                     Change::Delete => None,
                 };
                 let own = u32::from(value.is_some());
-                let written = common.write(value.clone(), Some(read.context()), common.new_op_id()).await?;
+                let written = common.write(value.clone(), Some(read.context()), common.new_op_id()).await;
+                let written = written.map_err(|error| after(&common, round - 1, error))?;
                 if written.siblings() <= own {
                     return Ok(Some(written));
                 }
@@ -364,7 +365,7 @@ impl<'a> IntoFuture for Update<'a> {
                 }
                 let random = common.client.random();
                 sleep(backoff(round - 1, random.u64())).await;
-                let now = common.read().await?;
+                let now = common.read().await.map_err(|error| after(&common, round, error))?;
                 match value {
                     None => read = now,
                     Some(value) => match without(now.siblings(), &value) {
@@ -380,6 +381,16 @@ impl<'a> IntoFuture for Update<'a> {
             }
             Err(Error::Contended { key: common.key, attempts: rounds_max })
         })
+    }
+}
+
+/// What an update ends in that fails after so many of its writes were acknowledged: "nothing was changed" is true of its last
+/// request only.
+fn after(common: &Common, acknowledged: u32, error: Error) -> Error {
+    match acknowledged {
+        0 => error,
+        _ if error.may_have_applied() => error,
+        attempts => Error::Contended { key: common.key.clone(), attempts },
     }
 }
 

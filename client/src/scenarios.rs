@@ -544,6 +544,25 @@ async fn an_update_that_never_wins_says_so() {
     assert_eq!(fake.op_ids().len(), 4);
 }
 
+/// Found by the simulator (seed 25): the read after the first round failed, and the caller was told that nothing was changed.
+#[tokio::test(start_paused = true)]
+async fn an_update_that_fails_after_an_acknowledged_round_does_not_say_that_nothing_was_changed() {
+    let (db, fake) = connected().await;
+    fake.store().before = Some(Box::new({
+        let fake = Arc::downgrade(&fake);
+        move |records, body| {
+            if let RequestBody::Write(write) = body {
+                foreign(records.entry(write.key.0.clone()).or_default(), 1, "rival");
+                fake.upgrade().expect("alive").fates((0..20).map(|_| Fate::NotSent));
+            }
+        }
+    }));
+    let error = db.update("k", |_| "mine").await.expect_err("nobody can be reached for the second round");
+    assert!(matches!(error, Error::Contended { attempts: 1, .. }), "{error}");
+    assert!(error.may_have_applied());
+    assert!(fake.store().values("k").contains(&Bytes::from_static(b"mine")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_update_repeats_the_same_bytes_while_the_outcome_is_unknown() {
     let (db, fake) = connected().await;
