@@ -372,7 +372,6 @@ impl Worker {
                 self.written(key, put, Ok(written));
             }
             (Ok(_), _) => unreachable!("the function always gives a value"),
-            (Err(Error::Contended { .. }), Some(last)) => self.notebook.end(last.put, Outcome::Written, None),
             (Err(error), Some(last)) => self.notebook.end(last.put, failed(&error), None),
             (Err(error), None) => self.notebook.end(first, failed(&error), None),
         }
