@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::cluster::{CLIENTS, Cluster, Process, name};
+use quorate_client::random::Random;
+
+use crate::cluster::{CLIENTS, Cluster, Process, name, random_of};
 use crate::disk::{Crash, Image};
 use crate::plan::{Fault, FaultClass, FaultKind, Plan};
 use crate::socket::PacketFaults;
@@ -37,6 +39,11 @@ pub struct Nemesis {
     destroyed_max: usize,
     injected: BTreeMap<FaultClass, u32>,
     full_at: BTreeMap<usize, u64>,
+    random: Random,
+    /// The latency between each two hosts, in milliseconds. It is drawn anew every now and then and else the same for every
+    /// packet: were it drawn for each, no three packets would arrive in order, which no healthy network does to a sender.
+    weather: BTreeMap<(u8, u8), u32>,
+    weather_until: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -82,6 +89,9 @@ impl Nemesis {
             destroyed_max: usize::from(w_least.saturating_sub(1)),
             injected: BTreeMap::new(),
             full_at: BTreeMap::new(),
+            random: random_of(plan.seed, "weather", 0, 0),
+            weather: BTreeMap::new(),
+            weather_until: Duration::ZERO,
         }
     }
 
@@ -98,6 +108,11 @@ impl Nemesis {
     /// Does what is due by now, and starts processes again that ended of their own accord.
     pub fn tick(&mut self, cluster: &mut Cluster<'_>) {
         let now = cluster.elapsed();
+        if self.weather_until <= now {
+            self.weather_until = now + WEATHER;
+            self.draw_weather();
+            self.apply(cluster);
+        }
         while let Some((at, step)) = self.steps.get(self.next).filter(|(at, _)| *at <= now) {
             self.trace.event(now, "nemesis", format_args!("{step:?} at {at:?}"));
             let step = step.clone();
@@ -133,6 +148,19 @@ impl Nemesis {
         self.apply(cluster);
         for node in 0..self.plan.nodes() {
             cluster.start(node);
+        }
+    }
+
+    /// Latencies near the least are the most frequent.
+    fn draw_weather(&mut self) {
+        let network = self.plan.network;
+        let range = f64::from(network.latency_max_ms - network.latency_min_ms);
+        for one in 0..=self.plan.nodes() {
+            for other in one + 1..=self.plan.nodes() {
+                let uniform = (self.random.u64() >> 11) as f64 / (1_u64 << 53) as f64;
+                let share = (-(1.0 - uniform).ln() * 10.0 / f64::from(network.curve_x10)).min(1.0);
+                self.weather.insert((one, other), network.latency_min_ms + (range * share) as u32);
+            }
         }
     }
 
@@ -222,9 +250,8 @@ impl Nemesis {
                         _ => 0,
                     })
                     .sum();
-                let (min, max) = (network.latency_min_ms + more, network.latency_max_ms + more);
-                cluster.network().set_link_latency(a.as_str(), b.as_str(), millis(min));
-                cluster.network().set_link_max_message_latency(a.as_str(), b.as_str(), millis(max));
+                let latency = self.weather.get(&(one, other)).copied().unwrap_or(network.latency_max_ms) + more;
+                cluster.network().set_link_latency(a.as_str(), b.as_str(), millis(latency));
             }
         }
         for node in 0..nodes {
@@ -352,6 +379,9 @@ fn worst(one: PacketFaults, other: PacketFaults) -> PacketFaults {
 fn millis(ms: u32) -> Duration {
     Duration::from_millis(ms.into())
 }
+
+/// How long latencies stay.
+const WEATHER: Duration = Duration::from_secs(1);
 
 /// How soon a process manager starts a process again that ended by itself.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
