@@ -288,12 +288,13 @@ impl Node {
         let farewell = async {
             self.coordinator.shutdown(limit / 2).await;
             self.membership.leave().await;
-            self.endpoint.close(0u32.into(), b"the node is shutting down");
-            self.endpoint.wait_idle().await;
         };
         if timeout(limit, farewell).await.is_err() {
             warn!("peers were not told of the shutdown within {limit:?}; they will notice");
         }
+        self.endpoint.close(0u32.into(), b"the node is shutting down");
+        // Every other end has been told by now; a connection that drains for longer has nobody at its other end.
+        let _ = timeout(limit.min(DRAIN_TIME), self.endpoint.wait_idle()).await;
         self.release();
         self.committer.stop();
         self.store.close()
@@ -426,6 +427,11 @@ fn watch_parts(
         ]
     });
 }
+
+/// How long closed connections may linger: a living one has drained after three of its probe time-outs, a tenth of this. One
+/// whose very first packet was a close (a peer that had dialed in vain, and got through otherwise) would stay, in quinn, until
+/// its idle time-out.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Gossip datagrams that wait for membership; more are dropped, gossip repeats itself.
 const DATAGRAMS_MAX: usize = 256;
