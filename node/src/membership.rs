@@ -92,6 +92,8 @@ impl Membership {
                 found: hello_tx.clone(),
                 liveness: liveness.clone(),
                 random: parts.random.fork(),
+                misses: 0,
+                warned: None,
             };
             seekers.spawn(seeker.run());
         }
@@ -218,6 +220,9 @@ struct Seeker {
     found: mpsc::Sender<Identity>,
     liveness: watch::Receiver<Arc<Liveness>>,
     random: Random,
+    /// Times that it was asked in vain, one after the other.
+    misses: u32,
+    warned: Option<Instant>,
 }
 
 impl Seeker {
@@ -237,15 +242,25 @@ impl Seeker {
         }
     }
 
-    async fn seek(&self) {
-        match self.peers.hello_at(self.addr, SEEK_TIMEOUT).await {
+    async fn seek(&mut self) {
+        let answer = self.peers.hello_at(self.addr, SEEK_TIMEOUT).await;
+        self.misses = if answer.is_ok() { 0 } else { self.misses + 1 };
+        match answer {
             Ok(hello) if hello.node == self.me => trace!(addr = %self.addr, "the seed is this node itself"),
             Ok(hello) => {
                 let peer = Identity::new(hello.node, hello.addr, hello.boot);
                 // The driver is gone: so is this task, in a moment.
                 let _ = self.found.send(peer).await;
             }
-            Err(error) => debug!(addr = %self.addr, %error, "nobody answers at the seed"),
+            Err(error) => {
+                let due = self.warned.is_none_or(|warned| warned.elapsed() >= SEEK_WARN_EVERY);
+                if self.misses >= SEEK_WARN_AFTER && due {
+                    self.warned = Some(Instant::now());
+                    warn!(missed = self.misses, "no node is met at a `join` address: {error}");
+                } else {
+                    debug!("no node is met at a `join` address: {error}");
+                }
+            }
         }
     }
 
@@ -282,6 +297,10 @@ pub const PEERS_MAX: usize = 1000;
 const SEEDS_MAX: usize = 64;
 /// Every seeker has one answer on its way at most.
 const HELLOS_MAX: usize = SEEDS_MAX;
+/// Nodes that are started together miss each other once or twice; what goes on is for whoever has set the address.
+const SEEK_WARN_AFTER: u32 = 3;
+/// How often is said again that a seed is not met.
+const SEEK_WARN_EVERY: Duration = Duration::from_secs(600);
 /// A handshake takes two round trips; three seconds are plenty also for a node under load.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The first pause while alone. Nodes that are started together are there a moment later.

@@ -136,14 +136,13 @@ impl Peers {
         let request = codec::encode(&PeerRequest { request_id, body });
         let left = deadline.saturating_duration_since(Instant::now());
         let reply = lanes.call(class, request, left).await.map_err(|error| match error {
-            CallError::NotSent(why) => PeerError::NotSent(format!("{to}: {why}")),
-            CallError::Unknown(why) => PeerError::Unknown(format!("{to}: {why}")),
+            CallError::NotSent(why) => PeerError::NotSent(why),
+            CallError::Unknown(why) => PeerError::Unknown(why),
         })?;
         if buggify!("peers: the connection is closed after an answer") {
             lanes.connection().close(close::DONE, b"at random");
         }
-        codec::decode(&reply)
-            .map_err(|error| PeerError::Unknown(format!("{to}: its answer is not understood: {error}")))
+        codec::decode(&reply).map_err(|error| PeerError::Unknown(format!("its answer is not understood: {error}")))
     }
 
     /// The connection's smoothed round trip, if there is one: for ordering reads.
@@ -398,7 +397,7 @@ impl Shared {
 
     /// The lanes to a peer, dialed if need be.
     async fn connect(self: &Arc<Self>, to: NodeId, deadline: Instant) -> Result<Lanes, PeerError> {
-        let not_sent = |why: String| PeerError::NotSent(format!("{to}: {why}"));
+        let not_sent = PeerError::NotSent;
         let mut dialed = false;
         loop {
             let mut changes = {
