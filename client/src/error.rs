@@ -287,7 +287,9 @@ impl fmt::Display for TriedText<'_> {
         if self.0.is_empty() {
             return f.write_str("nobody");
         }
-        for (i, tried) in self.0.iter().enumerate() {
+        // One who was tried again with the same result is named once.
+        let news = self.0.iter().enumerate().filter(|(i, tried)| !self.0[..*i].contains(tried));
+        for (i, (_, tried)) in news.enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(f, "{comma}{} ({})", tried.node, tried.what)?;
         }

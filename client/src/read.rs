@@ -248,7 +248,7 @@ impl FromStr for Context {
         if text.len() > CONTEXT_LEN_MAX.div_ceil(3) * 4 {
             return Err(InvalidContext(format!("it has {} characters, which is too long", text.len())));
         }
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|error| InvalidContext(error.to_string()))?;
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidContext("it is no base64url".into()))?;
         Self::from_bytes(bytes)
     }
 }

@@ -151,7 +151,8 @@ Examples:
   quorate put handle @@alice                the text `@alice`
   quorate put cart \"$MERGED\" --context \"$(quorate get cart --context)\"
 
-Exit codes: 0 written, 4 unavailable (nothing was changed), 5 outcome unknown, 6 written beside siblings")]
+Exit codes: 0 written, 4 unavailable (nothing was changed), 5 outcome unknown, 6 written beside siblings
+            (not with --blind, which asks for that)")]
 pub(crate) struct PutArgs {
     /// The key, 1 to 1024 bytes
     #[arg(value_name = "KEY", value_parser = parse_key)]
@@ -392,10 +393,12 @@ Examples:
         args: LayoutArgs,
     },
     /// Stage N, the number of partitions, and the floors of the first layout
-    #[command(after_help = "Examples:\n  quorate layout stage settings --replicas 5 --floor-r 2 --floor-w 4")]
+    #[command(
+        group = clap::ArgGroup::new("setting").required(true).multiple(true).args(["replicas", "partitions", "floor_r", "floor_w"]),
+        after_help = "Examples:\n  quorate layout stage settings --replicas 5 --floor-r 2 --floor-w 4")]
     Settings {
         /// N: replicas of each record
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..), required_unless_present_any = ["partitions", "floor_r", "floor_w"])]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
         replicas: Option<u8>,
         /// Q: how many partitions the hash space is cut into; it never changes later
         #[arg(long, value_name = "Q", value_parser = clap::value_parser!(u16).range(1..=32768))]
@@ -579,7 +582,7 @@ pub(crate) enum CertCommand {
     /// Make a client's certificate
     Client {
         /// The client's name: 1 to 31 lower-case letters, digits and `-`
-        #[arg(value_name = "NAME")]
+        #[arg(value_name = "NAME", value_parser = parse_client_name)]
         name: NodeId,
         /// It may also change the layout
         #[arg(long)]
@@ -639,7 +642,7 @@ pub(crate) struct BenchArgs {
     #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) clients: u16,
     /// For how long
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
     /// Bytes of each value
     #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
@@ -743,6 +746,18 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("a timeout of 0 lets no request succeed".to_owned()),
         time => Ok(time),
     }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    match parse_time(text)? {
+        Duration::ZERO => Err("in no time nothing is measured".to_owned()),
+        time => Ok(time),
+    }
+}
+
+/// Client names follow the rules of node ids.
+fn parse_client_name(text: &str) -> Result<NodeId, String> {
+    NodeId::new(text).map_err(|error| error.to_string().replace("node id", "client name"))
 }
 
 fn parse_key(text: &str) -> Result<String, String> {

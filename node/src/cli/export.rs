@@ -266,7 +266,8 @@ impl Target {
         let file = tempfile::Builder::new()
             .prefix(".quorate-export-")
             .tempfile_in(directory_of(path))
-            .map_err(|error| Failure::file("write", path, &error))?;
+            // The name of the temporary file, which this error holds, says nothing to anybody.
+            .map_err(|error| Failure::file("write", path, &error.kind().into()))?;
         Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER_LEN, file) })
     }
 

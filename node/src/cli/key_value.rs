@@ -2,7 +2,8 @@
 
 use comfy_table::Table;
 use quorate_client::codec::Blob;
-use quorate_client::wire::{Evidence, Found, QuorumReport, Read, Role, Write, Written};
+use quorate_client::error::Error;
+use quorate_client::wire::{Evidence, Found, NotApplied, QuorumReport, Read, Role, Write, Written};
 use serde_json::{Map, Value, json};
 
 use super::args::{DelArgs, GetArgs, PutArgs};
@@ -63,11 +64,11 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
         None => {
             let read = Read { key: blob(&args.key), r: settings.r(), strict: args.strict, explain: false };
             let found = cluster.read(read).await.map_err(|error| {
+                // A blind write helps only where it is the read that finds too few replicas.
+                let too_few =
+                    matches!(error, Error::NotApplied(NotApplied::Unavailable { .. } | NotApplied::TimedOut { .. }));
                 let failure = Failure::from(error);
-                match failure.exit {
-                    Exit::Unavailable => Failure { hint: BLIND_HINT.to_owned(), ..failure },
-                    _ => failure,
-                }
+                if too_few { Failure { hint: BLIND_HINT.to_owned(), ..failure } } else { failure }
             });
             Some(found?.context)
         }

@@ -207,7 +207,7 @@ pub(crate) fn show(
 fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<(String, Option<&'static str>)> {
     let known = || {
         let keys = quorate_node::config::SERVER_KEYS.iter().chain(CLIENT_KEYS).map(|key| key.variable);
-        keys.chain(["QUORATE_CONFIG", "QUORATE_SERVER_CONFIG", "QUORATE_DEV_DIR"])
+        keys.chain(["QUORATE_CONFIG", "QUORATE_SERVER_CONFIG", "QUORATE_DEV_DIR", "QUORATE_BIN"])
     };
     let mut unknown: Vec<_> = variables
         .filter(|name| name.starts_with("QUORATE_") && known().all(|known| known != name))

@@ -149,7 +149,7 @@ impl Document {
         let unreadable = |why: String| ConfigError {
             place: Some(path.display().to_string()),
             message: format!("cannot read the configuration file: {why}"),
-            hint: None,
+            hint: Some("check the path, and that it is a file that you may read".to_owned()),
         };
         let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
         if size > FILE_LEN_MAX {
@@ -208,6 +208,12 @@ impl ConfigError {
     }
 }
 
+/// Errors of the standard library do not name what they are about.
+fn unparsed(text: &str, error: &dyn fmt::Display) -> String {
+    let said = error.to_string();
+    if said.contains(text) { said } else { format!("{text:?}: {said}") }
+}
+
 /// Flags are handed to each look-up; variables and files stand here.
 pub struct Layers<'a> {
     variables: &'a dyn Fn(&str) -> Option<String>,
@@ -240,7 +246,7 @@ impl<'a> Layers<'a> {
         }
         let Some(raw) = self.raw(key)? else { return Ok(None) };
         let text = raw.value.first().map_or("", String::as_str);
-        let value = text.parse().map_err(|error| raw.error(error))?;
+        let value = text.parse().map_err(|error| raw.error(unparsed(text, &error)))?;
         Ok(Some(raw.map(|_| value)))
     }
 
@@ -257,7 +263,7 @@ impl<'a> Layers<'a> {
         }
         let Some(raw) = self.raw(key)? else { return Ok(None) };
         let values: Result<Vec<T>, _> =
-            raw.value.iter().map(|text| text.parse().map_err(|error| raw.error(error))).collect();
+            raw.value.iter().map(|text| text.parse().map_err(|error| raw.error(unparsed(text, &error)))).collect();
         let values = values?;
         Ok(Some(raw.map(|_| values)))
     }
