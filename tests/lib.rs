@@ -2,3 +2,4 @@
 
 #[path = "kill_nine_values.rs"]
 pub mod kill_nine;
+pub mod processes;

@@ -1,0 +1,466 @@
+//! What strangers, mistakes and broken machines can do to a node, with real processes and real sockets: every bad input gets a
+//! clear answer, and costs nobody else anything.
+
+use std::fs::File;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use quorate_client::ids::NodeId;
+use quorate_client::quic::{self, Link, Seams};
+use quorate_client::random::Random;
+use quorate_client::rpc::STALL;
+use quorate_client::tls::{self, Credentials};
+use quorate_client::wire::{ALPN_CLIENT, KEY_LEN_MAX, VALUE_LEN_MAX};
+use quorate_client::{Blind, Client, Error};
+use quorate_node::cert::{Ca, Issued};
+use quorate_node::peer_wire::ALPN_PEER;
+use quorate_tests::processes::{Cluster, PATIENCE, Said, bare_command, eventually, isolate, quorate};
+
+#[test]
+fn keys_values_quorums_and_options_have_limits_that_are_named() {
+    let cluster = Cluster::start(1);
+    let largest_key = "k".repeat(KEY_LEN_MAX);
+    cluster.run(&["put", &largest_key, "v"]).expect(0, &[]);
+    for command in ["get", "put", "del", "locate"] {
+        let words = |key| if command == "put" { vec![command, key, "v"] } else { vec![command, key] };
+        cluster.run(&words("")).expect(2, &["empty", "1 to 1024"]);
+        cluster.run(&words(&format!("{largest_key}k"))).expect(2, &["1025 bytes", "at most 1024"]);
+    }
+
+    let value = |len: usize| {
+        let path = cluster.dir().join(format!("value-{len}"));
+        std::fs::write(&path, vec![b'v'; len]).expect("written");
+        format!("@{}", path.display())
+    };
+    cluster.run(&["put", "large", &value(VALUE_LEN_MAX)]).expect(0, &[]);
+    assert_eq!(cluster.run(&["get", "large"]).expect(0, &[]).out.len(), VALUE_LEN_MAX);
+    cluster.run(&["put", "larger", &value(VALUE_LEN_MAX + 1)]).expect(2, &["1048577", "1048576"]);
+    cluster.run(&["get", "larger"]).expect(3, &[]);
+
+    cluster.run(&["put", "k", "v", "--w", "2"]).expect(2, &["W=2", "N=1", "nothing was changed"]);
+    cluster.run(&["get", "k", "--r", "2"]).expect(2, &["R=2", "N=1"]);
+    for quorum in ["0", "-1", "256", "some"] {
+        cluster.run(&["get", "k", &format!("--r={quorum}")]).expect(2, &["majority"]);
+        cluster.run(&["put", "k", "v", &format!("--w={quorum}")]).expect(2, &["majority"]);
+    }
+    cluster.run(&["get", "k", "--explian"]).expect(2, &["--explian", "--explain"]);
+    cluster.run(&["gett", "k"]).expect(2, &["gett", "'get'"]);
+    cluster.run(&["put", "k", "v", "--context", "nonsense"]).expect(2, &["context", "nothing was changed"]);
+    cluster.run(&["put", "k", "v", "--context", "no/base64url"]).expect(2, &["not a context"]);
+    cluster.run(&["get", "k"]).expect(3, &[]);
+
+    // What the tool refuses the node refuses as well.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let errors = runtime.block_on(async {
+        let connect = Client::from_config(cluster.dir().join("client.toml")).expect("a profile").timeout(PATIENCE);
+        let db = connect.connect().await.expect("the cluster runs");
+        let large = vec![b'v'; VALUE_LEN_MAX + 1];
+        let long = vec![b'k'; KEY_LEN_MAX + 1];
+        [
+            db.get("").await.expect_err("an empty key"),
+            db.get(&long).await.expect_err("a long key"),
+            db.put("k", large, Blind).await.expect_err("a large value"),
+        ]
+    });
+    for error in errors {
+        assert!(!error.may_have_applied() && !error.is_retryable(), "{error}");
+        assert!(matches!(error, Error::NotApplied(_) | Error::Misuse { .. }), "{error}");
+    }
+}
+
+#[test]
+fn unknown_keys_of_configurations_are_errors_with_a_suggestion() {
+    let cluster = Cluster::prepare(1);
+    let path = cluster.dir().join("n1.toml");
+    let good = std::fs::read_to_string(&path).expect("there");
+    for (wrong, suggestion) in [
+        (good.replace("data_dir", "data_dri"), "`data_dir`"),
+        (good.replace("listen", "lisen"), "`listen`"),
+        (good.replace("[tls]\nca", "[tls]\ncaa"), "`tls.ca`"),
+    ] {
+        cluster.write("n1.toml", &wrong);
+        cluster
+            .run(&["server", "--config", "n1.toml"])
+            .expect(2, &["n1.toml:", "unknown key", "did you mean", suggestion]);
+    }
+    cluster.write("n1.toml", &good.replace("\"127.0.0.1:", "\"127.0.0.1;"));
+    cluster.run(&["server", "--config", "n1.toml"]).expect(2, &["n1.toml:2", "127.0.0.1;"]);
+    cluster.write("n1.toml", "node = \"n1");
+    cluster.run(&["server", "--config", "n1.toml"]).expect(2, &["n1.toml"]);
+    cluster.run(&["server", "--config", "absent.toml"]).expect(2, &["absent.toml", "check the path"]);
+    cluster.write("client.toml", "sedes = [\"127.0.0.1:7401\"]\n");
+    cluster.run(&["get", "k"]).expect(2, &["client.toml:1", "unknown key `sedes`", "did you mean `seeds`"]);
+    assert!(!cluster.dir().join("data-n1").exists(), "a node that does not start leaves nothing");
+}
+
+#[test]
+fn certificates_decide_who_may_do_what() {
+    let cluster = Cluster::start(1);
+    cluster.run(&["put", "k", "v"]).expect(0, &[]);
+    let with = |words: &[&str], cert: &str| {
+        let (cert, key) = (format!("{cert}.pem"), format!("{cert}.key"));
+        cluster.run(&[words, &["--cert", &cert, "--key", &key]].concat())
+    };
+
+    // No administrator: reads, writes and looks, and changes nothing.
+    cluster.run(&["cert", "client", "joe"]).expect(0, &[]);
+    with(&["get", "k"], "certs/joe").expect(0, &["v"]);
+    with(&["layout", "show"], "certs/joe").expect(0, &["n1"]);
+    for words in [&["stage", "join", "n2=127.0.0.1:9"][..], &["apply", "--version", "1"], &["revert"]] {
+        with(&[&["layout"], words].concat(), "certs/joe").expect(1, &["administrator", "--admin"]);
+    }
+
+    // Of another cluster: with its own authority, and with ours beside it.
+    let others = cluster.dir().join("others");
+    let other = |words: &[&str]| Said::by(bare_command(cluster.dir()).args(words).args(["--dir", "others"]));
+    other(&["cert", "init"]).expect(0, &[]);
+    other(&["cert", "client", "eve"]).expect(0, &[]);
+    other(&["cert", "node", "n1"]).expect(0, &[]);
+    let said = with(&["get", "k", "--ca", "others/ca.pem", "--timeout", "3s"], "others/eve");
+    said.expect(4, &["another cluster"]);
+    with(&["get", "k"], "others/eve").expect(2, &["different clusters"]);
+
+    // Expired: the tools see it before they begin, and a node does not rely on that.
+    let now = (Seams::system().wall_clock)();
+    let ca = authority(&cluster.dir().join("certs"));
+    let random = Random::from_os();
+    let day = Duration::from_secs(86_400);
+    let late = ca.issue_client(&random, "late", true, now - 2 * day, day).expect("possible");
+    std::fs::write(cluster.dir().join("late.pem"), &late.certificate).expect("written");
+    std::fs::write(cluster.dir().join("late.key"), &late.key).expect("written");
+    with(&["get", "k"], "late").expect(1, &["late.pem", "expired at"]);
+    let n9 = NodeId::new("n9").expect("legal");
+    let late_node = ca.issue_node(&random, n9, now - 2 * day, day).expect("possible");
+    std::fs::write(cluster.dir().join("late-node.pem"), &late_node.certificate).expect("written");
+    std::fs::write(cluster.dir().join("late-node.key"), &late_node.key).expect("written");
+    let server = ["server", "--config", "n1.toml", "--node", "n9", "--data-dir", "data-n9"];
+    with(&server, "late-node").expect(1, &["expired at"]);
+    with(&server, "certs/joe").expect(2, &["client joe", "cert node n9"]);
+
+    // The same and more on the bare wire, as peer and as client.
+    let joe = issued(&cluster, "joe");
+    let foreign = authority(&others);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        for (stranger, alpn, why) in [
+            (Stranger(joe), ALPN_PEER, "needs a node's certificate"),
+            (Stranger(late), ALPN_CLIENT, "expired"),
+            (Stranger(late_node), ALPN_PEER, "expired"),
+            (
+                Stranger(foreign.issue_client(&random, "eve", true, now, day).expect("possible")),
+                ALPN_CLIENT,
+                "another cluster",
+            ),
+            (Stranger(foreign.issue_node(&random, n9, now, day).expect("possible")), ALPN_PEER, "another cluster"),
+        ] {
+            let refusal = stranger.refusal(cluster.addr(1), alpn).await;
+            assert!(refusal.contains(why), "{why}: {refusal}");
+        }
+    });
+    assert_eq!(cluster.metric(1, "quorate_nodes_up"), 1, "nobody has become a peer");
+    cluster.run(&["get", "k"]).expect(0, &["v"]);
+}
+
+#[test]
+fn a_peer_of_another_cluster_is_kept_out_and_named() {
+    let mut cluster = Cluster::start(1);
+    cluster.run(&["put", "k", "v"]).expect(0, &[]);
+    let mut foreign = Cluster::prepare(1);
+    let mut command = bare_command(foreign.dir());
+    command.args(["server", "--config", "n1.toml", "--join", &cluster.addr(1).to_string()]);
+    foreign.start_node_by(1, command);
+    eventually("the foreign node says why it is alone", || foreign.log(1).contains("another cluster").then_some(()));
+    assert_eq!(cluster.metric(1, "quorate_nodes_up"), 1);
+    cluster.await_ready(1);
+    cluster.run(&["get", "k"]).expect(0, &["v"]);
+}
+
+#[test]
+fn garbage_and_half_open_handshakes_leave_room_for_good_clients() {
+    let cluster = Cluster::start(1);
+    cluster.run(&["put", "k", "v"]).expect(0, &[]);
+    let node = cluster.addr(1);
+
+    let random = Random::from_seed(1);
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    for number in 0..5_000 {
+        let mut packet = vec![0; 1 + random.below(1_400) as usize];
+        random.fill(&mut packet);
+        // A third looks like QUIC: long header, version 1, initial.
+        if random.below(3) == 0 && packet.len() > 5 {
+            packet[..5].copy_from_slice(&[0xc3, 0, 0, 0, 1]);
+        }
+        socket.send_to(&packet, node).expect("sent");
+        pace(number);
+    }
+    cluster.run(&["get", "k"]).expect(0, &["v"]);
+
+    // First packets of real handshakes that nobody will carry on: taken from dials to a socket that only listens.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let hole = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    hole.set_read_timeout(Some(Duration::from_millis(200))).expect("possible");
+    let target = hole.local_addr().expect("bound");
+    let admin = issued(&cluster, "admin");
+    let hellos = runtime.block_on(async {
+        let (endpoint, config) = Stranger(admin).endpoint(ALPN_CLIENT);
+        let mut hellos = Vec::new();
+        while hellos.len() < HALF_OPEN {
+            let dials: Vec<_> =
+                (0..20).map(|_| endpoint.connect_with(config.clone(), target, tls::ANY_NODE).expect("dials")).collect();
+            let mut packet = [0; 2_048];
+            for _ in 0..dials.len() {
+                // The endpoint needs this thread no more than now and then, it has a worker of its own.
+                if let Ok(len) = hole.recv(&mut packet) {
+                    hellos.push(packet[..len].to_vec());
+                }
+            }
+        }
+        hellos
+    });
+    let crowd: Vec<_> = (0..8).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a socket")).collect();
+    // Again and again, because a busy machine drops some of them before the node sees them.
+    eventually("the crowd is felt", || {
+        for (number, hello) in hellos.iter().enumerate() {
+            crowd[number % crowd.len()].send_to(hello, node).expect("sent");
+            pace(number);
+        }
+        (cluster.metric(1, "quorate_handshakes_refused_total") > 0).then_some(())
+    });
+    cluster.run(&["get", "k"]).expect(0, &["v"]);
+    cluster.run(&["put", "k", "w"]).expect(0, &[]);
+    eventually("the half-open ones are given up", || {
+        (cluster.metric(1, "quorate_handshakes_failed_total") > 0).then_some(())
+    });
+    cluster.run(&["get", "k"]).expect(0, &["w"]);
+}
+
+/// More than twice of what a node carries on at a time.
+const HALF_OPEN: usize = 600;
+
+/// Lets the node's socket be read now and then: what overflows its buffer troubles nobody.
+fn pace(number: usize) {
+    if number % 16 == 15 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_client_that_breaks_the_protocol_loses_its_connection_and_nobody_else_does() {
+    let mut cluster = Cluster::start(1);
+    let node = cluster.addr(1);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let admin = issued(&cluster, "admin");
+    runtime.block_on(async {
+        let connect = Client::from_config(cluster.dir().join("client.toml")).expect("a profile").timeout(PATIENCE);
+        let db = connect.connect().await.expect("the cluster runs");
+        db.put("k", "v", Blind).await.expect("written");
+
+        let header = |len: u32, id: u64| [&len.to_be_bytes()[..], &id.to_be_bytes(), &5_000u32.to_be_bytes()].concat();
+        let mut garbage = vec![0; 4_000];
+        Random::from_seed(2).fill(&mut garbage);
+        let part = [header(1 << 31 | 65_536, 7), vec![0; 65_536]].concat();
+        let mut breaking = Vec::new();
+        for (bytes, repeats, why) in [
+            ([&[0][..], &header(0x7fff_ffff, 1)].concat(), 1, "at most"),
+            ([&[0][..], &garbage].concat(), 1, ""),
+            (vec![77], 1, "class 77"),
+            // A frame that stops growing, and one that never stops.
+            ([&[0][..], &header(100, 1), b"half"].concat(), 1, "not completed"),
+            (part, 1_000, "more than"),
+        ] {
+            let stranger = Stranger(admin.clone());
+            breaking.push(tokio::spawn(async move {
+                let (_endpoint, connection) = stranger.dial(node, ALPN_CLIENT).await.expect("connects");
+                let (mut send, _recv) = connection.open_bi().await.expect("a stream");
+                if repeats > 1 {
+                    send.write_all(&[0]).await.expect("the class");
+                }
+                for _ in 0..repeats {
+                    // Fails once the node has closed the connection.
+                    let _ = send.write_all(&bytes).await;
+                }
+                let closed = tokio::time::timeout(STALL + PATIENCE, connection.closed()).await;
+                (tls::explain_connection_error(&closed.expect("the node closes the connection")), why)
+            }));
+        }
+        for task in breaking {
+            while !task.is_finished() {
+                assert_eq!(db.get("k").await.expect("the others are served").siblings(), [b"v".as_slice()]);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let (told, why) = task.await.expect("no panic");
+            assert!(told.contains(why), "{why}: {told}");
+        }
+        // The good connection is still the one that it was.
+        db.put("k2", "v", Blind).await.expect("written");
+        db.close().await;
+    });
+
+    // A frame that is a frame, and no request: an answer says so, and the connection lives on.
+    runtime.block_on(async {
+        let (_endpoint, connection) = Stranger(admin.clone()).dial(node, ALPN_CLIENT).await.expect("connects");
+        let lanes = quorate_client::rpc::Lanes::new(connection.clone(), Default::default());
+        for body in [&b"nonsense"[..], &[0xc1; 100], &[0x93; 2_000]] {
+            let answer = lanes.call(0, bytes::Bytes::copy_from_slice(body), PATIENCE).await.expect("an answer");
+            let text = String::from_utf8_lossy(&answer);
+            assert!(text.contains("this is quorate"), "{text}");
+        }
+        assert!(connection.close_reason().is_none());
+    });
+    assert!(cluster.node(1).runs());
+}
+
+#[test]
+fn what_is_in_use_already_is_named() {
+    let mut cluster = Cluster::start(1);
+    let second = |words: &[&str]| cluster.run(&[&["server", "--config", "n1.toml"], words].concat());
+    let (port, http) = (cluster.addr(1).to_string(), cluster.http_addr(1).to_string());
+    let (free_port, free_http) = (cluster.addr(2).to_string(), cluster.http_addr(2).to_string());
+    second(&["--http", &free_http, "--data-dir", "elsewhere"]).expect(1, &["another process listens", &port]);
+    second(&["--listen", &free_port, "--data-dir", "elsewhere"]).expect(1, &["HTTP", &http, "in use"]);
+    let said = second(&["--listen", &free_port, "--http", &free_http]);
+    said.expect(1, &["data-n1", "in use by another process"]);
+    cluster.await_ready(1);
+}
+
+#[test]
+fn a_data_directory_of_another_node_or_cluster_is_refused_untouched() {
+    let mut cluster = Cluster::start(1);
+    cluster.run(&["put", "k", "v"]).expect(0, &[]);
+    assert!(cluster.terminate(1).success());
+    let before = std::fs::read(cluster.dir().join("data-n1/quorate.json")).expect("there");
+
+    cluster.run(&["cert", "node", "n2"]).expect(0, &[]);
+    let n2 = ["--node", "n2", "--cert", "certs/n2.pem", "--key", "certs/n2.key"];
+    let said = cluster.run(&[&["server", "--config", "n1.toml"], &n2[..]].concat());
+    said.expect(1, &["data-n1", "n1", "n2"]);
+
+    let foreign = Cluster::prepare(1);
+    let data = cluster.dir().join("data-n1");
+    let mut command = foreign.command(&["server", "--config", "n1.toml"]);
+    Said::by(command.arg("--data-dir").arg(&data)).expect(1, &["data-n1", "cluster"]);
+
+    assert_eq!(std::fs::read(data.join("quorate.json")).expect("there"), before, "nothing was changed");
+    cluster.start_node(1);
+    cluster.await_ready(1);
+    cluster.run(&["get", "k"]).expect(0, &["v"]);
+}
+
+#[test]
+fn a_damaged_store_is_quarantined_while_the_others_answer() {
+    let mut cluster = Cluster::start(3);
+    for number in 0..50 {
+        cluster.run(&["put", &format!("k{number}"), "v", "--blind", "--w", "all"]).expect(0, &[]);
+    }
+    assert!(cluster.terminate(2).success());
+    let db = cluster.dir().join("data-n2/sled/db");
+    let len = std::fs::metadata(&db).expect("there").len();
+    File::options().write(true).open(&db).and_then(|file| file.set_len(len / 2)).expect("truncated");
+    cluster.start_node(2);
+    let (status, why) = eventually("n2 shows itself", || cluster.http(2, "/readyz"));
+    assert!(status == 503 && why.contains("damaged"), "{status}: {why}");
+    assert_eq!(cluster.http(2, "/livez").map(|(status, _)| status), Some(200));
+    assert_eq!(cluster.metric(2, "quorate_store_quarantined"), 1);
+    assert!(cluster.log(2).contains("QUARANTINED"), "{}", cluster.log(2));
+
+    // It serves no data, also when it is asked to its face; the two others do.
+    let n2 = cluster.addr(2).to_string();
+    let said = cluster.run(&["status", "--on", &n2]);
+    assert!(said.out.contains("damaged"), "{said}");
+    for number in (0..50).step_by(10) {
+        cluster.run(&["get", &format!("k{number}"), "--timeout", "20s"]).expect(0, &["v"]);
+    }
+    cluster.run(&["put", "k0", "w"]).expect(0, &[]);
+    cluster.run(&["get", "k0", "--r", "all", "--timeout", "2s"]).expect(4, &["n2"]);
+    assert!(cluster.terminate(2).success(), "and it ends as any other");
+}
+
+#[test]
+fn a_full_disk_fails_clearly_and_keeps_what_was_acknowledged() {
+    let mut cluster = Cluster::start(1);
+    assert!(cluster.terminate(1).success());
+    // The limit on the size of a file stands for the disk; without the trap the kernel would kill the process.
+    let mut limited = Command::new("bash");
+    isolate(&mut limited, cluster.dir());
+    let script = format!("trap '' XFSZ; ulimit -f {DISK_KIB}; exec '{}' server --config n1.toml", quorate().display());
+    limited.args(["-c", &script]).current_dir(cluster.dir());
+    cluster.start_node_by(1, limited);
+    cluster.await_ready(1);
+
+    let value = cluster.write("value", &"v".repeat(16 << 10));
+    let value = format!("@{}", value.display());
+    let mut acknowledged = 0;
+    let said = eventually("the disk is full", || {
+        let key = format!("k{acknowledged}");
+        let said = cluster.run(&["put", &key, &value, "--blind", "--timeout", "2s", "-o", "json"]);
+        if said.code == 0 {
+            acknowledged += 1;
+            assert!(acknowledged < 10 * DISK_KIB / 16, "the disk never fills");
+            return None;
+        }
+        Some(said)
+    });
+    assert!(acknowledged > 0, "{said}");
+    // Refused, unreachable because the node has ended, or cut off by its end: whichever it says must hold.
+    assert!([1, 4, 5].contains(&said.code), "{said}");
+    assert_eq!(said.error()["may_have_applied"], said.code == 5, "{said}");
+    let clear = |text: &str| ["no room", "full", "too large", "File too large"].iter().any(|word| text.contains(word));
+    assert!(clear(&cluster.log(1)) || clear(&said.err), "{said}\n{}", cluster.log(1));
+
+    // With room again everything is there.
+    cluster.kill(1);
+    cluster.start_node(1);
+    cluster.await_ready(1);
+    for number in 0..acknowledged {
+        assert_eq!(cluster.run(&["get", &format!("k{number}")]).expect(0, &[]).out.len(), 16 << 10);
+    }
+    cluster.run(&["put", "more", &value]).expect(0, &[]);
+}
+
+/// A small disk: it fills after some dozens of values.
+const DISK_KIB: usize = 1_024;
+
+fn authority(dir: &Path) -> Ca {
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).expect("there");
+    Ca::from_pem(&read("ca.pem"), &read("ca.key")).expect("an authority")
+}
+
+/// A certificate that `quorate cert` has made for the cluster.
+fn issued(cluster: &Cluster, name: &str) -> Issued {
+    let read = |file: &str| std::fs::read_to_string(cluster.dir().join("certs").join(file)).expect("there");
+    Issued { ca: read("ca.pem"), certificate: read(&format!("{name}.pem")), key: read(&format!("{name}.key")) }
+}
+
+/// Whoever dials a node with some certificate.
+struct Stranger(Issued);
+
+impl Stranger {
+    fn endpoint(&self, alpn: &[u8]) -> (quinn::Endpoint, quinn::ClientConfig) {
+        let seams = Seams::system();
+        let socket = quic::bind_system("127.0.0.1:0".parse().expect("an address")).expect("binds");
+        let endpoint = quic::endpoint(&seams, socket, None).expect("an endpoint");
+        let Issued { ca, certificate, key } = &self.0;
+        let own = Credentials::from_pem(ca.as_bytes(), certificate.as_bytes(), key.as_bytes()).expect("credentials");
+        (endpoint, tls::client_config(&seams, &own, alpn, Link::Client).expect("a configuration"))
+    }
+
+    async fn dial(&self, node: SocketAddr, alpn: &[u8]) -> Result<(quinn::Endpoint, quinn::Connection), String> {
+        let (endpoint, config) = self.endpoint(alpn);
+        let connection = endpoint.connect_with(config, node, tls::ANY_NODE).expect("dials").await;
+        Ok((endpoint, connection.map_err(|error| tls::explain_connection_error(&error))?))
+    }
+
+    /// Why the connection does not come about or does not last.
+    async fn refusal(&self, node: SocketAddr, alpn: &[u8]) -> String {
+        match self.dial(node, alpn).await {
+            Err(why) => why,
+            // In TLS 1.3 the dialer is done before the node has looked at its certificate.
+            Ok((_endpoint, connection)) => {
+                let closed = tokio::time::timeout(PATIENCE, connection.closed()).await;
+                tls::explain_connection_error(&closed.expect("the node closes the connection"))
+            }
+        }
+    }
+}
