@@ -16,7 +16,7 @@ fn sim(arguments: &[&str]) -> String {
 fn batch() -> BTreeMap<u64, String> {
     let seeds = format!("0..{SEEDS}");
     let text = sim(&["swarm", "--seeds", &seeds, "--jobs", "3", "--hashes"]);
-    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    let pairs = text.lines().filter_map(|line| line.split_once(' ')).filter(|(_, hash)| hash.len() == 32);
     pairs.filter_map(|(seed, hash)| Some((seed.parse().ok()?, hash.to_owned()))).collect()
 }
 
