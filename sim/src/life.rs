@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::checker::{self, Expectations, Violation, Window};
 use crate::cluster::{Cluster, random_of};
 use crate::disk::{DiskCounts, SimDisk};
-use crate::history::{self, Action, History, Outcome, Replica};
+use crate::history::{self, History, Outcome, Replica};
 use crate::interpose;
 use crate::nemesis::Nemesis;
 use crate::plan::{FaultClass, Plan};
@@ -414,11 +414,6 @@ fn sum_disks(one: DiskCounts, other: DiskCounts) -> DiskCounts {
         syncs_failed: one.syncs_failed + other.syncs_failed,
         full: one.full + other.full,
     }
-}
-
-/// Whether an operation is the auditor's.
-pub fn is_audit(operation: &history::Operation) -> bool {
-    operation.client == workload::AUDITOR && !matches!(operation.action, Action::Delete { .. })
 }
 
 /// Debug builds need more than the default for futures that hold futures.
