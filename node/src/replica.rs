@@ -1,6 +1,6 @@
 //! The only writer of the store: mints dots, merges records, and remembers what it must for rules V1, V5 and V6.
 //!
-//! Each key's read-merge-insert runs as one job of the [`Executor`] under one of [`STRIPES`] locks. The job owns the lock: a
+//! Each key's read-merge-insert runs as one job of the [`Executor`] under one of `STRIPES` locks. The job owns the lock: a
 //! request that is given up in the middle leaves neither a half-done job nor an unlocked one behind. No lock is held while
 //! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
 //!

@@ -837,17 +837,17 @@ fn two_replicas_never_lose_duplicate_or_resurrect_a_write() {
 
 #[test]
 fn three_replicas_never_lose_duplicate_or_resurrect_a_write() {
-    assert_clean(scope(3, 5, 1, 1));
+    assert_clean(scope(3, 6, 1, 1));
 }
 
 #[test]
 fn three_replicas_stay_right_through_retries() {
-    assert_clean(scope(3, 6, 0, 1));
+    assert_clean(scope(3, 7, 0, 1));
 }
 
 #[test]
 fn three_replicas_stay_right_through_faults() {
-    assert_clean(scope(3, 6, 1, 0));
+    assert_clean(scope(3, 7, 1, 0));
 }
 
 #[test]
