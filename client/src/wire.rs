@@ -601,6 +601,7 @@ pub struct Asked {
 
 /// In which role a replica was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// An owner of the key.
     Primary,
