@@ -695,9 +695,9 @@ fn data_key(key: &[u8]) -> Vec<u8> {
 const HASH_LEN: usize = 8;
 /// Locks that keys share by their hash: far more than there are requests in flight on few keys, and 64 KiB in all.
 const STRIPES: usize = 1024;
-/// A write that would make a record longer is refused: it has to fit a peer's frame of 32 MiB, also after some merges.
+/// A write that would make a record longer is refused: it has to fit a peer's frame of 112 MiB, also after some merges.
 const RECORD_LEN_MAX: usize = 16 << 20;
-/// A page of a partition ends when it passes this; one record more still fits a peer's frame of 32 MiB.
+/// A page of a partition ends when it passes this; one record more still fits a peer's frame of 112 MiB.
 pub const PAGE_BYTES: usize = 4 << 20;
 /// How long a superseded operation is remembered. Clients give up at half of it.
 const OPERATION_WINDOW: Duration = Duration::from_secs(600);
