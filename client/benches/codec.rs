@@ -22,6 +22,7 @@ fn put(value_len: usize) -> Request {
         value: Some(blob(value_len)),
         context: Some(blob(CONTEXT_LEN)),
         op_id: OpId(7),
+        retry: false,
         w: Some(Quorum::Majority),
         strict: false,
         explain: false,

@@ -275,7 +275,7 @@ impl Client {
     /// Carries a request out: to the given targets, or to those that suit it.
     pub(crate) async fn exchange(
         &self,
-        body: RequestBody,
+        mut body: RequestBody,
         time: Duration,
         only: Option<Vec<Target>>,
     ) -> Result<Reply, Error> {
@@ -294,6 +294,9 @@ impl Client {
         let (mut at, mut tried) = (0, Vec::new());
         loop {
             let layout = self.routes().map_or(LayoutVersion::NONE, |routes| routes.table().version);
+            if let RequestBody::Write(write) = &mut body {
+                write.retry |= plan.is_unknown();
+            }
             // Borrowing the body would need a second type for the wire; its bytes are shared, not copied.
             let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
             let mut slice = plan.slice(Instant::now());
@@ -305,8 +308,11 @@ impl Client {
                 Ok(reply) => {
                     sometimes!("client: a request went to a second node", at > 0);
                     sometimes!("client: an unknown write was acknowledged by a retry", plan.is_unknown());
-                    if matches!(body, RequestBody::Write(_)) && buggify!("client: acknowledged writes are sent again") {
+                    if let RequestBody::Write(write) = &mut body
+                        && buggify!("client: acknowledged writes are sent again")
+                    {
                         // As if the answer had been lost; what the repetition says must be as good.
+                        write.retry = true;
                         let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
                         let again = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
                         return Ok(self.judge(&body, again).unwrap_or(reply));

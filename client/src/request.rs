@@ -26,6 +26,7 @@ struct Common {
     r: Quorum,
     w: Quorum,
     strict: bool,
+    monotonic: bool,
     explain: bool,
     timeout: Duration,
 }
@@ -38,6 +39,7 @@ impl Common {
             r: defaults.r,
             w: defaults.w,
             strict: defaults.strict,
+            monotonic: false,
             explain: false,
             timeout: defaults.timeout,
             client,
@@ -51,6 +53,7 @@ impl Common {
             key: self.key.clone().into(),
             r: Some(self.r),
             strict: self.strict,
+            monotonic: self.monotonic,
             explain: self.explain,
         });
         match self.client.exchange(body, self.timeout, None).await? {
@@ -59,7 +62,14 @@ impl Common {
         }
     }
 
-    async fn write(&self, value: Option<Bytes>, context: Option<&Context>, op_id: OpId) -> Result<Written, Error> {
+    /// `again` names the operation of an earlier attempt.
+    async fn write(
+        &self,
+        value: Option<Bytes>,
+        context: Option<&Context>,
+        again: Option<OpId>,
+    ) -> Result<Written, Error> {
+        let op_id = again.unwrap_or_else(|| OpId(self.client.random().u128()));
         self.check("W", self.w)?;
         if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
             return Err(too_large("value", VALUE_LEN_MAX, len));
@@ -69,6 +79,7 @@ impl Common {
             value: value.map(Into::into),
             context: context.map(|context| context.to_bytes().into()),
             op_id,
+            retry: again.is_some(),
             w: Some(self.w),
             strict: self.strict,
             explain: self.explain,
@@ -90,10 +101,6 @@ impl Common {
             return Err(Error::misuse(format!("{what}=0 is not possible, {what} must be at least 1")));
         }
         Ok(())
-    }
-
-    fn new_op_id(&self) -> OpId {
-        OpId(self.client.random().u128())
     }
 }
 
@@ -156,6 +163,14 @@ impl Get {
     settings!(r);
     settings!(common);
     settings!(explain);
+
+    /// Answers once what it returns is durable on a majority of the key's primaries: no later read whose quorum is made of
+    /// primaries and meets every majority misses it (the write-back of Attiya, Bar-Noy and Dolev, "Sharing Memory Robustly
+    /// in Message-Passing Systems", 1995). It takes one round trip more where replicas differ, and a majority of primaries.
+    pub fn monotonic(mut self) -> Self {
+        self.common.monotonic = true;
+        self
+    }
 
     /// Reads; nothing if the key has no value.
     ///
@@ -220,8 +235,7 @@ impl IntoFuture for Put {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let context = self.cause.context_for(&self.common.key)?;
-            let op_id = self.op_id.unwrap_or_else(|| self.common.new_op_id());
-            self.common.write(Some(self.value?), context, op_id).await
+            self.common.write(Some(self.value?), context, self.op_id).await
         })
     }
 }
@@ -281,7 +295,7 @@ impl IntoFuture for Delete {
                     read.context().clone()
                 }
             };
-            common.write(None, Some(&seen), op_id.unwrap_or_else(|| common.new_op_id())).await
+            common.write(None, Some(&seen), op_id).await
         })
     }
 }
@@ -355,7 +369,7 @@ impl<'a> IntoFuture for Update<'a> {
                     Change::Delete => None,
                 };
                 let own = u32::from(value.is_some());
-                let written = common.write(value.clone(), Some(read.context()), common.new_op_id()).await;
+                let written = common.write(value.clone(), Some(read.context()), None).await;
                 let written = written.map_err(|error| after(&common, round - 1, error))?;
                 if written.siblings() <= own {
                     return Ok(Some(written));

@@ -72,6 +72,9 @@ pub struct Write {
     pub context: Option<Blob>,
     /// The same in every retry of this write.
     pub op_id: OpId,
+    /// An earlier attempt may have been minted somewhere. Only a primary, or who knows the operation, may mint it then: a second
+    /// dot in another place could outlive what replaces the first one.
+    pub retry: bool,
     /// How many replicas must hold the write durably before it is acknowledged; the server's default if absent.
     pub w: Option<Quorum>,
     /// Only primaries count for W.
@@ -89,6 +92,9 @@ pub struct Read {
     pub r: Option<Quorum>,
     /// Only primaries count for R.
     pub strict: bool,
+    /// Answer once what is returned is durable on a majority of the primaries, so that no later read of a quorum that meets
+    /// every majority misses it.
+    pub monotonic: bool,
     /// Ask for [`Evidence`].
     pub explain: bool,
 }
@@ -341,10 +347,31 @@ pub struct NodeStatus {
     pub partitions: u16,
     /// Itself, the members of the layout and every peer that it has met, by name.
     pub peers: Vec<PeerStatus>,
+    /// What it keeps for nodes that did not take it, by target.
+    pub hints: Vec<HintStatus>,
+    /// What hints may take in all, in bytes of keys and values; beyond it they are refused.
+    pub hint_bytes_max: u64,
     /// How many partitions have how many reachable primaries: `reachable[k]` of them have k.
     pub reachable: Vec<u32>,
     /// Monotonic counters by name, the ones that `/metrics` shows.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// What one node keeps for another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintStatus {
+    /// For whom.
+    pub target: NodeId,
+    /// How many keys.
+    pub count: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// How long the oldest has waited, in milliseconds.
+    pub oldest_ms: u64,
+    /// How many are handed over a second now; 0 when none are.
+    pub per_second: u64,
+    /// Why handing them over ended early the last time; empty if it did not.
+    pub failed: String,
 }
 
 /// One node as another one sees it.
@@ -578,6 +605,13 @@ pub struct Evidence {
     pub decided_by: Option<NodeId>,
     /// The dot of the write, or the live dots of the read, for people.
     pub dots: Vec<String>,
+    /// How many replicas were asked because others were late.
+    pub hedges: u32,
+    /// Hints that were kept, or asked to be kept, when the reply was made: (holder, for whom). A write's coordinator may be a
+    /// holder itself.
+    pub hints: Vec<(NodeId, NodeId)>,
+    /// Replicas that were seen to lack something when the reply was made, and are repaired after it.
+    pub repairs: Vec<NodeId>,
     /// Whole microseconds from the coordinator's first look at the request to its reply.
     pub took_us: u64,
 }
@@ -589,6 +623,8 @@ pub struct Asked {
     pub node: NodeId,
     /// In which role.
     pub role: Role,
+    /// For a fallback, the primary that it stands in for.
+    pub instead_of: Option<NodeId>,
     /// Microseconds after the start of the request.
     pub sent_us: u64,
     /// Microseconds after the start; nothing if it had not answered when the reply was made.

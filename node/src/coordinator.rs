@@ -3,27 +3,37 @@
 //!
 //! A request is coordinated by a primary of its key. A node that is none forwards it, once: to the best primary it can
 //! reach, to another one only if no byte of it was sent (or, for a read, if it failed), so that a write never has two
-//! coordinators after an ambiguous failure.
+//! coordinators after an ambiguous failure. When no primary can be reached at all the node coordinates a sloppy request itself,
+//! with the hints of the fallbacks; but a write of which an earlier attempt may have been minted elsewhere only if it is here
+//! that it was.
 //!
-//! Modules in reading order: `write` and `read` drive one request each, `calls` holds the questions in flight,
-//! `background` what goes on after the reply, `stats` the counters.
+//! Modules in reading order: `write` and `read` drive one request each, `monotonic` and `repair` write back what a read has
+//! found, `hedge` says when a replica is late, `background` holds what goes on after the reply, `stats` the counters.
 
-mod background;
-mod calls;
-mod read;
-mod stats;
 mod write;
 
+mod read;
+
+mod monotonic;
+mod repair;
+
+mod hedge;
+
+mod background;
+mod stats;
+
 use std::cmp::Reverse;
+use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quorate_client::codec::Blob;
 use quorate_client::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
 use quorate_client::options::Quorum;
 use quorate_client::wire::{
     Acks, Asked, CONTEXT_LEN_MAX, Evidence, Failure, KEY_LEN_MAX, Located, Located1, NotApplied, QuorumReport, Reply,
-    Request, RequestBody, Response, VALUE_LEN_MAX,
+    Request, RequestBody, Response, VALUE_LEN_MAX, Write,
 };
 use quorate_client::{buggify, sometimes};
 use tokio::sync::watch;
@@ -31,7 +41,9 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::background::Background;
+use self::hedge::Hedging;
 pub(crate) use self::read::SCAN_LIMIT_MAX;
+use self::repair::Repairs;
 pub(crate) use self::stats::RequestStats;
 use crate::core::version::Context;
 use crate::layouts::{Current, Layouts};
@@ -41,7 +53,6 @@ use crate::peers::{PeerError, Peers};
 use crate::replica::Replica;
 
 /// What a coordinator is made of.
-#[derive(Debug)]
 pub(crate) struct CoordinatorParts {
     pub(crate) me: NodeId,
     pub(crate) cluster: ClusterId,
@@ -50,6 +61,8 @@ pub(crate) struct CoordinatorParts {
     pub(crate) replica: Replica,
     pub(crate) peers: Peers,
     pub(crate) defaults: Defaults,
+    pub(crate) mechanisms: Mechanisms,
+    pub(crate) wall_clock: WallClock,
 }
 
 /// The quorums of requests that name none.
@@ -69,10 +82,15 @@ pub(crate) enum Origin {
 }
 
 /// Runs requests for data on one node. Clones are the same coordinator.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Coordinator(Arc<Inner>);
 
-#[derive(Debug)]
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Coordinator({})", self.0.me)
+    }
+}
+
 struct Inner {
     me: NodeId,
     cluster: ClusterId,
@@ -81,8 +99,15 @@ struct Inner {
     replica: Replica,
     peers: Peers,
     defaults: Defaults,
+    mechanisms: Mechanisms,
+    wall_clock: WallClock,
     background: Background,
+    hedging: Hedging,
+    repairs: Repairs,
     stats: RequestStats,
+    started: Instant,
+    /// When a client was last served here, directly or through a peer, in milliseconds after `started`.
+    last_served_ms: AtomicU64,
 }
 
 /// One request on this node: when it came, how long it may take, and where its key lives.
@@ -99,10 +124,25 @@ struct Turn {
 
 impl Coordinator {
     pub(crate) fn new(parts: CoordinatorParts) -> Self {
-        let CoordinatorParts { me, cluster, layouts, membership, replica, peers, defaults } = parts;
-        let liveness = membership.liveness();
-        let (background, stats) = (Background::new(), RequestStats::default());
-        Self(Arc::new(Inner { me, cluster, layouts, liveness, replica, peers, defaults, background, stats }))
+        let CoordinatorParts { me, cluster, layouts, membership, replica, peers, defaults, mechanisms, wall_clock } =
+            parts;
+        Self(Arc::new(Inner {
+            me,
+            cluster,
+            layouts,
+            liveness: membership.liveness(),
+            replica,
+            peers,
+            defaults,
+            mechanisms,
+            wall_clock,
+            background: Background::new(),
+            hedging: Hedging::new(),
+            repairs: Repairs::new(),
+            stats: RequestStats::default(),
+            started: Instant::now(),
+            last_served_ms: AtomicU64::new(0),
+        }))
     }
 
     /// Runs a request for data: a write, a read, a scan or a question where a key lives.
@@ -146,6 +186,21 @@ impl Coordinator {
         })
     }
 
+    /// The wall clock, for timestamps that people read.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.0.now_ms()
+    }
+
+    /// A client is being served: here, or by a peer that asks this node for its part.
+    pub(crate) fn note_service(&self) {
+        self.0.last_served_ms.store(self.0.uptime_ms(), Ordering::Relaxed);
+    }
+
+    /// Whether clients were served a moment ago, so that what can wait should take its time.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.0.uptime_ms().saturating_sub(self.0.last_served_ms.load(Ordering::Relaxed)) < BUSY_MS
+    }
+
     /// Counters of what this node has coordinated, refused and forwarded.
     pub(crate) fn stats(&self) -> &RequestStats {
         &self.0.stats
@@ -160,6 +215,7 @@ impl Coordinator {
         let start = Instant::now();
         let deadline = start + timeout.saturating_sub((timeout / HOP_MARGIN_SHARE).min(HOP_MARGIN_MAX));
         let deadline = buggify!("coordinator: the answer is due early", deadline, start + timeout / 4);
+        self.note_service();
         if let Origin::Peer(_) = origin {
             self.0.stats.forwarded_in.add(1);
         }
@@ -178,9 +234,14 @@ impl Coordinator {
                     (turn(plan.current, partition), plan.w, plan.cause)
                 });
                 let (turn, w, cause) = planned.inspect_err(|_| self.0.stats.puts_not_applied.add(1))?;
-                if !self.0.is_primary(&turn) {
+                if !self.0.is_primary(&turn) && !self.0.is_retry_of_mine(&turn, write).await? {
                     let need = w.count(turn.current.ring.n());
-                    return self.0.forward(request, &turn, need, Some(write.op_id)).await;
+                    match self.0.forward(request, &turn, need, Some(write.op_id)).await {
+                        Forwarded::Answer(answer) => return answer,
+                        Forwarded::Nobody(refusal) => self.0.may_coordinate(&turn, write, need, refusal)?,
+                    }
+                    sometimes!("write: a fallback coordinated", !turn.primaries().contains(&self.0.me));
+                    self.0.stats.fallback_coordinated.add(1);
                 }
                 write::coordinate(&self.0, turn, write, w, cause).await
             }
@@ -193,7 +254,15 @@ impl Coordinator {
                 });
                 let (turn, need) = planned.inspect_err(|_| self.0.stats.gets_failed.add(1))?;
                 if !self.0.is_primary(&turn) {
-                    return self.0.forward(request, &turn, need, None).await;
+                    match self.0.forward(request, &turn, need, None).await {
+                        Forwarded::Answer(answer) => return answer,
+                        Forwarded::Nobody(refusal) if read.strict || !self.0.stands_in(&turn) => {
+                            return Err(refusal.into());
+                        }
+                        Forwarded::Nobody(_) => {}
+                    }
+                    sometimes!("read: a fallback coordinated", !turn.primaries().contains(&self.0.me));
+                    self.0.stats.fallback_coordinated.add(1);
                 }
                 read::coordinate_read(&self.0, &turn, read, need).await.map_err(Failure::from)
             }
@@ -205,7 +274,10 @@ impl Coordinator {
                 });
                 let (turn, need) = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
                 if !self.0.is_primary(&turn) {
-                    return self.0.forward(request, &turn, need, None).await;
+                    return match self.0.forward(request, &turn, need, None).await {
+                        Forwarded::Answer(answer) => answer,
+                        Forwarded::Nobody(refusal) => Err(refusal.into()),
+                    };
                 }
                 read::coordinate_scan(&self.0, &turn, scan, need).await.map_err(Failure::from)
             }
@@ -217,6 +289,33 @@ impl Coordinator {
         }
     }
 }
+
+/// What came of forwarding a request.
+enum Forwarded {
+    /// A primary has answered, or may have begun.
+    Answer(Result<Reply, Failure>),
+    /// No primary can be reached or serves: definitely nothing happened.
+    Nobody(NotApplied),
+}
+
+/// Which mechanisms a node uses. All of them belong to what it promises; a simulation leaves some out, because each of them
+/// hides what is wrong with the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mechanisms {
+    /// Fallbacks stand in for primaries, and keep hints for them.
+    pub fallbacks: bool,
+    /// Reads mend the replicas that they find stale.
+    pub read_repair: bool,
+}
+
+impl Default for Mechanisms {
+    fn default() -> Self {
+        Self { fallbacks: true, read_repair: true }
+    }
+}
+
+/// Tells the time of day, for timestamps that people read.
+pub(crate) type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// What the checks of a write leave.
 struct WritePlan {
@@ -236,7 +335,7 @@ impl Inner {
     }
 
     /// Everything that can be refused before anything happens.
-    fn plan_write(&self, write: &quorate_client::wire::Write) -> Result<WritePlan, NotApplied> {
+    fn plan_write(&self, write: &Write) -> Result<WritePlan, NotApplied> {
         check_key(&write.key)?;
         check_len("value", VALUE_LEN_MAX, write.value.as_ref().map_or(0, |value| value.len()))?;
         check_len("context", CONTEXT_LEN_MAX, write.context.as_ref().map_or(0, |context| context.len()))?;
@@ -288,14 +387,64 @@ impl Inner {
         nearest
     }
 
+    /// Whether this node can stand in for the primaries of a request: it is a member and none of them.
+    fn stands_in(&self, turn: &Turn) -> bool {
+        let layout = &turn.current.layout;
+        turn.origin == Origin::Client && self.mechanisms.fallbacks && layout.member(self.me).is_some()
+    }
+
+    /// The fallbacks of a request that can be reached, best first, without this node.
+    fn fallbacks(&self, turn: &Turn) -> Vec<NodeId> {
+        if !self.mechanisms.fallbacks {
+            return Vec::new();
+        }
+        let fallbacks = turn.current.fallbacks(turn.partition).iter().copied();
+        fallbacks.filter(|node| *node != self.me && self.is_reachable(*node)).collect()
+    }
+
+    /// Whether a write comes again that this node has minted, or keeps, as a fallback: it stays with it.
+    async fn is_retry_of_mine(&self, turn: &Turn, write: &Write) -> Result<bool, NotApplied> {
+        if !write.retry || write.strict || !self.stands_in(turn) || turn.primaries().contains(&self.me) {
+            return Ok(false);
+        }
+        self.replica.knows_in_hints(turn.partition, &write.key, turn.primaries(), write.op_id).await
+    }
+
+    /// Whether this node may mint a write whose primaries are all out of reach.
+    fn may_coordinate(&self, turn: &Turn, write: &Write, need: u8, refusal: NotApplied) -> Result<(), Failure> {
+        if write.strict || !self.stands_in(turn) {
+            return Err(refusal.into());
+        }
+        if write.retry && !turn.primaries().contains(&self.me) {
+            // An earlier attempt may have been minted at a primary. A second dot here could outlive what replaces the first.
+            sometimes!("write: a retry was not minted again by a fallback");
+            let why = format!(
+                "an earlier attempt may have reached a primary, and none can be asked now: {}",
+                plain(&refusal)
+            );
+            return Err(Failure::Indeterminate { op_id: write.op_id, need, acks: Acks::default(), why });
+        }
+        Ok(())
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn now_ms(&self) -> u64 {
+        let since = (self.wall_clock)().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Hands a request to a primary. `op_id` is there for a write.
-    async fn forward(&self, request: &Request, turn: &Turn, need: u8, op_id: Option<OpId>) -> Result<Reply, Failure> {
+    async fn forward(&self, request: &Request, turn: &Turn, need: u8, op_id: Option<OpId>) -> Forwarded {
+        let definite = |refusal: NotApplied| Forwarded::Answer(Err(refusal.into()));
         if let Origin::Peer(by) = turn.origin {
             let why = format!(
                 "{by} forwarded a request for partition {}, of which it is no primary in layout {}",
                 turn.partition, turn.current.layout.version
             );
-            return Err(NotApplied::NotServing { node: self.me, why }.into());
+            return definite(NotApplied::NotServing { node: self.me, why });
         }
         self.stats.forwards.add(1);
         sometimes!("forward: a write was forwarded", op_id.is_some());
@@ -316,11 +465,11 @@ impl Inner {
                 Ok(PeerReply::Forwarded(Response { body: Err(Failure::NotApplied(refusal)), .. }))
                 | Ok(PeerReply::Refused(refusal)) => {
                     if !is_of_one_node(&refusal) {
-                        return Err(refusal.into());
+                        return definite(refusal);
                     }
                     (plain(&refusal), false)
                 }
-                Ok(PeerReply::Forwarded(Response { body, .. })) => return body,
+                Ok(PeerReply::Forwarded(Response { body, .. })) => return Forwarded::Answer(body),
                 Ok(_) => ("an answer to another question".into(), true),
                 Err(PeerError::NotSent(why)) => (why, false),
                 Err(PeerError::Unknown(why)) => (why, true),
@@ -330,14 +479,13 @@ impl Inner {
             why.push_str(&format!("{comma}{primary}: {failed}"));
             if let (Some(op_id), true) = (op_id, ambiguous) {
                 sometimes!("forward: a write's outcome was lost on the way");
-                return Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why });
+                return Forwarded::Answer(Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why }));
             }
         }
-        Err(match turn.left().is_zero() {
-            true => NotApplied::TimedOut { need, had: 0, why },
-            false => NotApplied::Unavailable { need, alive: 0, why },
+        match turn.left().is_zero() {
+            true => definite(NotApplied::TimedOut { need, had: 0, why }),
+            false => Forwarded::Nobody(NotApplied::Unavailable { need, alive: 0, why }),
         }
-        .into())
     }
 
     fn report(&self, turn: &Turn, need: u8, acks: Acks, floor: u8) -> QuorumReport {
@@ -345,14 +493,9 @@ impl Inner {
         QuorumReport { need, acks, degraded: acks.fallback > 0, below_floor: need < floor, layout }
     }
 
-    fn evidence(
-        &self,
-        turn: &Turn,
-        asked: Vec<Asked>,
-        decided_by: Option<NodeId>,
-        dots: Vec<String>,
-    ) -> Option<Box<Evidence>> {
-        Some(Box::new(Evidence {
+    /// The part of a request's evidence that is the same for all; what a hedge, hint or repair adds is left empty.
+    fn evidence(&self, turn: &Turn, asked: Vec<Asked>, decided_by: Option<NodeId>, dots: Vec<String>) -> Box<Evidence> {
+        Box::new(Evidence {
             coordinator: self.me,
             forwarded_by: match turn.origin {
                 Origin::Client => None,
@@ -364,8 +507,11 @@ impl Inner {
             asked,
             decided_by,
             dots,
+            hedges: 0,
+            hints: Vec::new(),
+            repairs: Vec::new(),
             took_us: turn.at_us(),
-        }))
+        })
     }
 }
 
@@ -388,6 +534,9 @@ impl Turn {
 /// data centre, little enough that two hops leave three quarters of a short timeout.
 const HOP_MARGIN_SHARE: u32 = 8;
 const HOP_MARGIN_MAX: Duration = Duration::from_millis(20);
+
+/// A client that is served without a pause comes again within this time.
+const BUSY_MS: u64 = 200;
 
 /// When a client that was refused for want of room comes back: a tenth of what a full queue needs to drain.
 pub(crate) const RETRY_AFTER_MS: u32 = 50;

@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::codec;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
+use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
 use quorate_client::random::Random;
 use quorate_client::wire::{LayoutCommand, LayoutReport, NotApplied, RouteTable};
 use quorate_client::{buggify, dawdle, sometimes};
@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::core::bootstrap::{Bootstrap, Heard, Me, Offer};
 use crate::core::layout::{Layout, LayoutHash, ZONE_LEN_MAX};
-use crate::core::ring::{MEMBERS_MAX, Ring, WEIGHT_MAX};
+use crate::core::ring::{MEMBERS_MAX, N_MAX, Ring, WEIGHT_MAX};
 use crate::core::staging::{Staged, StagedMember, warnings};
 use crate::membership::{Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
@@ -42,12 +42,27 @@ pub struct Current {
     pub ring: Ring,
     /// What clients are told of it.
     pub table: RouteTable,
+    /// The best fallbacks of each partition, found when they are first asked for.
+    fallbacks: Vec<OnceLock<Vec<NodeId>>>,
 }
+
+/// How many fallbacks of a partition are ever asked: as many as there can be primaries, so that each of them can have one.
+const FALLBACKS_MAX: usize = N_MAX as usize;
 
 impl Current {
     fn new(layout: Layout) -> Result<Self, String> {
         let ring = layout.ring()?;
-        Ok(Self { hash: layout.hash(), table: layout.table_of(&ring), ring, layout })
+        let fallbacks = (0..ring.partitions()).map(|_| OnceLock::new()).collect();
+        Ok(Self { hash: layout.hash(), table: layout.table_of(&ring), ring, layout, fallbacks })
+    }
+
+    /// Who stands in for the primaries of a partition: other zones first, then in the order of the ring's walk; at most nine.
+    pub fn fallbacks(&self, partition: Partition) -> &[NodeId] {
+        self.fallbacks[usize::from(partition.0)].get_or_init(|| {
+            let mut list = self.ring.preference_list(partition).split_off(usize::from(self.ring.n()));
+            list.truncate(FALLBACKS_MAX);
+            list
+        })
     }
 }
 

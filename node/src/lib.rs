@@ -17,9 +17,12 @@ pub mod peers;
 pub mod layouts;
 pub mod membership;
 
+pub(crate) mod calls;
 pub mod coordinator;
 pub mod replica;
 pub(crate) mod replica_service;
+
+pub(crate) mod handoff;
 
 pub mod node;
 pub(crate) mod server;

@@ -23,8 +23,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
+pub use crate::coordinator::Mechanisms;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
+use crate::handoff::{self, Handoff};
 use crate::http::Watched;
 use crate::layouts::Layouts;
 use crate::membership::{self, Membership};
@@ -54,6 +56,8 @@ pub struct NodeConfig {
     pub durability: Durability,
     /// How often the mode [`Durability::Interval`] syncs.
     pub sync_interval: Duration,
+    /// What heals; all of it, unless a simulation leaves some out.
+    pub mechanisms: Mechanisms,
 }
 
 /// A running node. Dropping it is a crash: its tasks end where they stand and nothing is marked as clean.
@@ -66,6 +70,7 @@ pub struct Node {
     layouts: Layouts,
     membership: Membership,
     coordinator: Coordinator,
+    handoff: Handoff,
     committer: Committer,
     store: Arc<dyn Store>,
     status: Status,
@@ -131,6 +136,10 @@ impl Node {
         let random = &env.seams.random;
         let replica = Replica::new(me, Arc::clone(&store), env.executor.clone(), committer.clone(), random.fork());
 
+        if quarantined.is_none() {
+            replica.load_hints().await?;
+        }
+
         let (datagrams_tx, datagrams) = mpsc::channel(DATAGRAMS_MAX);
         // Peers ask for layouts in their handshakes, and layouts talk to peers.
         let known = KnownLayouts::default();
@@ -195,6 +204,15 @@ impl Node {
             replica: replica.clone(),
             peers: peers.clone(),
             defaults: Defaults { r: Quorum::Majority, w: Quorum::Majority },
+            mechanisms: config.mechanisms,
+            wall_clock: Arc::clone(&env.seams.wall_clock),
+        });
+        let handoff = Handoff::start(handoff::Parts {
+            me,
+            layouts: layouts.clone(),
+            liveness: membership.liveness(),
+            replica: replica.clone(),
+            peers: peers.clone(),
         });
         let status = Status {
             cluster,
@@ -206,6 +224,8 @@ impl Node {
             membership: membership.clone(),
             metrics: metrics.clone(),
             quarantined: quarantined.clone(),
+            handoff: handoff.clone(),
+            wall_clock: Arc::clone(&env.seams.wall_clock),
         };
         let admission = Admission::new();
         watch_parts(&metrics, &status, &admission, &replica, &coordinator);
@@ -238,6 +258,7 @@ impl Node {
             layouts,
             membership,
             coordinator,
+            handoff,
             committer,
             store,
             status,
@@ -304,6 +325,7 @@ impl Node {
     /// handshakes reach the layouts, which reach it too. Without this neither the port nor the store would ever come free.
     fn release(&self) {
         self.tasks.abort();
+        self.handoff.shutdown();
         self.layouts.shutdown();
         self.peers.shutdown();
         self.known.set(None);

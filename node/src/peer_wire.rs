@@ -26,6 +26,8 @@ pub mod class {
     pub const FORWARD: u8 = 2;
     /// Pages of records.
     pub const BULK: u8 = 3;
+    /// Hints on their way home: a class of its own, so that a page of them never stands before a client's write.
+    pub const HANDOFF: u8 = 4;
 }
 
 /// The first thing that is said on a connection, by both ends.
@@ -82,8 +84,38 @@ pub enum PeerBody {
         /// The record, as [`crate::core::record::Record::encode`] makes it.
         record: Blob,
     },
+    /// To keep a record for a primary of its key that did not take it, and to acknowledge when that is durable; answered with
+    /// [`PeerReply::Replicated`].
+    Hint {
+        /// See [`Label`].
+        label: Label,
+        /// The primary that is to have it.
+        target: NodeId,
+        /// The key.
+        key: Blob,
+        /// The record.
+        record: Blob,
+    },
+    /// Hints that the receiver is the target of: to merge all of them, and to acknowledge when they are durable.
+    Handoff {
+        /// See [`Label`].
+        label: Label,
+        /// Keys and encoded records.
+        entries: Vec<(Blob, Blob)>,
+    },
     /// The record of a key.
     Fetch {
+        /// See [`Label`].
+        label: Label,
+        /// The key.
+        key: Blob,
+        /// The digest of the record that the asker holds: the same one need not be sent.
+        held: Option<u128>,
+        /// To be answered once what is answered is durable here.
+        durable: bool,
+    },
+    /// What the receiver keeps of a key for its primaries; answered with [`PeerReply::Fetched`].
+    FetchHint {
         /// See [`Label`].
         label: Label,
         /// The key.
@@ -128,8 +160,15 @@ pub enum PeerReply {
     },
     /// To [`PeerBody::Fetch`].
     Fetched {
-        /// The encoded record; nothing if this primary has never heard of the key.
+        /// The encoded record; nothing if this primary has never heard of the key, or this fallback keeps nothing of it.
         record: Option<Blob>,
+    },
+    /// To [`PeerBody::Fetch`]: the record is the one that the asker holds.
+    FetchedSame,
+    /// To [`PeerBody::Handoff`]: all of it is merged and durable.
+    HandedOff {
+        /// The next page is welcome after so many milliseconds: the receiver grants the rate.
+        pause_ms: u32,
     },
     /// To [`PeerBody::FetchRange`].
     Range {

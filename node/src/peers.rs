@@ -311,10 +311,11 @@ const PEERS_MAX: usize = 1024;
 /// What a peer may have under way here, on one connection, by class. Records travel whole, and the largest legal one (100
 /// siblings of 1 MiB) is above 100 MiB; clients' requests are at most 2 MiB, layouts far less.
 fn limits() -> ServeLimits {
-    let mut classes = vec![ClassLimits { request_max: 0, in_flight_max: 0 }; 4];
+    let mut classes = vec![ClassLimits { request_max: 0, in_flight_max: 0 }; 5];
     classes[usize::from(class::CONTROL)] = ClassLimits { request_max: 4 << 20, in_flight_max: 256 };
     classes[usize::from(class::REPLICATE)] = ClassLimits { request_max: 112 << 20, in_flight_max: 8192 };
     classes[usize::from(class::FORWARD)] = ClassLimits { request_max: 4 << 20, in_flight_max: 4096 };
+    classes[usize::from(class::HANDOFF)] = ClassLimits { request_max: 112 << 20, in_flight_max: 64 };
     classes[usize::from(class::BULK)] = ClassLimits { request_max: 112 << 20, in_flight_max: 1024 };
     if buggify!("peers: few requests of a peer at a time") {
         classes.iter_mut().for_each(|limits| limits.in_flight_max = 1);

@@ -6,6 +6,8 @@
 //!
 //! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan.
 
+mod hints;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,6 +28,9 @@ use crate::core::record::{Dropped, Record};
 use crate::core::version::{Actor, Context, Dot};
 use crate::metrics::Sample;
 use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
+
+use self::hints::Kept;
+pub use self::hints::{HintPage, HintTotals, Hinted};
 
 /// One node's records. Clones share them.
 #[derive(Debug, Clone)]
@@ -89,6 +94,16 @@ pub struct ReplicaStats {
     pub corrupt: u64,
     /// Dots for which two replicas had different values. Must be 0.
     pub incidents: u64,
+    /// Hints that were taken, new ones and merges.
+    pub hints_kept: u64,
+    /// Hints that were delivered and let go.
+    pub hints_delivered: u64,
+    /// Hints that were refused for want of room.
+    pub hints_refused: u64,
+    /// Hints that are kept now.
+    pub hints: u64,
+    /// Bytes of keys and values that they take.
+    pub hint_bytes: u64,
 }
 
 impl ReplicaStats {
@@ -112,6 +127,11 @@ impl ReplicaStats {
             ),
             Sample::counter("records_corrupt", "Records that failed their checksum", self.corrupt),
             Sample::counter("incidents", "Dots with two different values; must be 0", self.incidents),
+            Sample::counter("hints_kept", "Writes kept for other nodes, new hints and merges", self.hints_kept),
+            Sample::counter("hints_delivered", "Hints that were handed over and let go", self.hints_delivered),
+            Sample::counter("hints_refused", "Hints refused because their room was full", self.hints_refused),
+            Sample::gauge("hints", "Hints that are kept for other nodes", self.hints),
+            Sample::gauge("hint_bytes", "Bytes that the kept hints take", self.hint_bytes),
         ]
     }
 }
@@ -120,6 +140,7 @@ impl Replica {
     /// Serves the records of `store`. The number of partitions is told later, see [`set_partitions`](Self::set_partitions).
     pub fn new(node: NodeId, store: Arc<dyn Store>, executor: Executor, committer: Committer, random: Random) -> Self {
         Self(Arc::new(Inner {
+            kept: Mutex::new(Kept::new(HINT_BYTES_MAX)),
             node,
             store,
             executor,
@@ -158,7 +179,11 @@ impl Replica {
         check_key(key)?;
         check_len("value", value.as_ref().map_or(0, |value| value.len()), VALUE_LEN_MAX)?;
         let write = Write { partition, key: key.clone(), op_id, value, cause };
-        self.locked(key, move |inner, now| inner.mint(write, now)).await
+        self.locked(key, move |inner, now| {
+            let held = inner.read_or_refuse(partition, &write.key)?.unwrap_or_default();
+            inner.mint(write, &Place::Data, held, now)
+        })
+        .await
     }
 
     /// Merges another replica's record (rules V3, V6). Never refused for its size.
@@ -169,7 +194,7 @@ impl Replica {
     pub async fn merge(&self, partition: Partition, key: &Blob, record: Record) -> Result<Merged, NotApplied> {
         check_key(key)?;
         let key_owned = key.clone();
-        self.locked(key, move |inner, now| inner.merge(partition, &key_owned, &record, now)).await
+        self.locked(key, move |inner, now| inner.merge(partition, &Place::Data, &key_owned, &record, now)).await
     }
 
     /// The record of a key, or nothing if this replica has never heard of it. A deleted key has a record.
@@ -191,6 +216,23 @@ impl Replica {
                 self.locked(key, move |inner, _| inner.read_or_refuse(partition, &key_owned)).await
             }
         }
+    }
+
+    /// Waits until all that has been read from here so far is durable (in the durability mode `interval`: does not wait).
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] when a sync failed.
+    pub async fn settled(&self) -> Result<(), NotApplied> {
+        let durable = self.0.committer.ticket_unchanged().durable().await;
+        durable.map(|_| ()).map_err(|error| self.0.failed(format!("no sync: {error}")))
+    }
+
+    /// Syncs all that has been written so far, also in the durability mode `interval`.
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] when it failed.
+    pub async fn sync(&self) -> Result<(), NotApplied> {
+        self.0.committer.synced().await.map_err(|error| self.0.failed(format!("no sync: {error}")))
     }
 
     /// A page of a partition, in (hash, key) order after the key `after`: keys and records, and whether it was the last page.
@@ -241,7 +283,7 @@ impl Replica {
     pub fn stats(&self) -> ReplicaStats {
         let counters = &self.0.counters;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let operations = lock(&self.0.operations);
+        let (operations, kept) = (lock(&self.0.operations), lock(&self.0.kept));
         ReplicaStats {
             minted: count(&counters.minted),
             repeated: count(&counters.repeated),
@@ -252,6 +294,11 @@ impl Replica {
             operations_evicted: operations.evicted,
             corrupt: count(&counters.corrupt),
             incidents: count(&counters.incidents),
+            hints_kept: count(&counters.hints_kept),
+            hints_delivered: count(&counters.hints_delivered),
+            hints_refused: count(&counters.hints_refused),
+            hints: kept.totals().values().map(|of_target| of_target.count).sum(),
+            hint_bytes: kept.bytes(),
         }
     }
 
@@ -292,7 +339,20 @@ struct Inner {
     operations: Mutex<Operations>,
     /// Corrupt records that were seen already: the actor is given up once for each, not at every look.
     corrupt: Mutex<BTreeSet<(Partition, u128)>>,
+    /// How much is kept for whom.
+    kept: Mutex<Kept>,
     counters: Counters,
+}
+
+/// Where a record lies: this node's own copy, or one that it keeps for another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Data,
+    Hint {
+        target: NodeId,
+        /// When the hint was begun, by the wall clock, for people.
+        since_ms: u64,
+    },
 }
 
 impl std::fmt::Debug for Inner {
@@ -315,10 +375,10 @@ enum Unreadable {
 }
 
 impl Inner {
-    fn mint(&self, write: Write, now: Instant) -> Result<Minted, MintError> {
+    /// `held` is all that this node holds of the key: the mint is a record that has every dot that it ever minted for it.
+    fn mint(&self, write: Write, place: &Place, held: Record, now: Instant) -> Result<Minted, MintError> {
         let Write { partition, key, op_id, value, cause } = write;
         self.assert_partition(partition, &key);
-        let held = self.read_or_refuse(partition, &key)?.unwrap_or_default();
         let of_key = Operations::of_key(partition, &key);
         let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now);
         if let Some(repeated) = mint::repeated(&held, &op_id, &cause, remembered) {
@@ -336,7 +396,10 @@ impl Inner {
             });
         }
         let (siblings, len) = (held.value_count(), held.encoded_len());
-        let before = held.context.clone();
+        let before = match place {
+            Place::Data => held.context.clone(),
+            Place::Hint { .. } => self.stored_at(place, &key).ok().flatten().unwrap_or_default().context,
+        };
         let dot = self.next_dot(partition, &held, &cause);
         let fresh = mint::mint(held, dot, op_id, value, &cause);
         if fresh.record.value_count() > SIBLINGS_MAX.max(siblings) {
@@ -348,17 +411,18 @@ impl Inner {
         // Whoever makes a record smaller that merges have made too large is welcome.
         check_len("record", record_len, RECORD_LEN_MAX.max(len))?;
 
+        self.make_room(place, &key, record_len)?;
         let doubt = InDoubt { inner: self, partition };
-        match self.store.insert(Tree::Data, &data_key(&key), &fresh.record.encode()) {
+        match self.insert(place, &key, &fresh.record) {
             Ok(()) => doubt.settled(),
-            Err(error @ StoreError::Full(_)) if self.still_holds(&key, &before) => {
+            Err(error @ StoreError::Full(_)) if self.still_holds(place, &key, &before) => {
                 sometimes!("mint: the disk was full");
                 return Err(self.failed(error.to_string()).into());
             }
             Err(error) => {
                 sometimes!("mint: an insert failed and nobody knows whether it is there");
                 self.check_engine(&error);
-                self.remember_if_there(of_key, &key, &fresh.record, fresh.dropped, now);
+                self.remember_if_there(of_key, place, &key, &fresh.record, fresh.dropped, now);
                 return Err(MintError::Unknown(error.to_string()));
             }
         }
@@ -375,10 +439,17 @@ impl Inner {
         })
     }
 
-    fn merge(&self, partition: Partition, key: &Blob, other: &Record, now: Instant) -> Result<Merged, NotApplied> {
+    fn merge(
+        &self,
+        partition: Partition,
+        place: &Place,
+        key: &Blob,
+        other: &Record,
+        now: Instant,
+    ) -> Result<Merged, NotApplied> {
         self.assert_partition(partition, key);
         let mut corrupt = false;
-        let mut record = match self.stored(key) {
+        let mut record = match self.stored_at(place, key) {
             Ok(record) => record.unwrap_or_default(),
             Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
             Err(Unreadable::Corrupt(why)) => {
@@ -399,12 +470,13 @@ impl Inner {
         sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
         if changed || corrupt {
+            self.make_room(place, key, record.encoded_len())?;
             let doubt = InDoubt { inner: self, partition };
-            match self.store.insert(Tree::Data, &data_key(key), &record.encode()) {
+            match self.insert(place, key, &record) {
                 Ok(()) => doubt.settled(),
                 Err(error) => {
                     self.check_engine(&error);
-                    self.remember_if_there(of_key, key, &record, dropped, now);
+                    self.remember_if_there(of_key, place, key, &record, dropped, now);
                     return Err(self.failed(format!("{error} (the merge can be repeated)")));
                 }
             }
@@ -451,11 +523,32 @@ impl Inner {
     }
 
     fn stored(&self, key: &[u8]) -> Result<Option<Record>, Unreadable> {
-        match self.store.get(Tree::Data, &data_key(key)) {
-            Ok(None) => Ok(None),
-            Ok(Some(bytes)) => Record::decode(&bytes).map(Some).map_err(Unreadable::Corrupt),
-            Err(StoreError::Corrupt(why)) => Err(Unreadable::Corrupt(why)),
-            Err(error) => Err(Unreadable::Failed(error.to_string())),
+        self.stored_at(&Place::Data, key)
+    }
+
+    fn stored_at(&self, place: &Place, key: &[u8]) -> Result<Option<Record>, Unreadable> {
+        let Some(bytes) = self.raw(place, key)? else { return Ok(None) };
+        match place {
+            Place::Data => Record::decode(&bytes).map(Some).map_err(Unreadable::Corrupt),
+            Place::Hint { .. } => hints::decode(&bytes).map(|hint| Some(hint.1)).map_err(Unreadable::Corrupt),
+        }
+    }
+
+    fn raw(&self, place: &Place, key: &[u8]) -> Result<Option<Bytes>, Unreadable> {
+        let found = match place {
+            Place::Data => self.store.get(Tree::Data, &data_key(key)),
+            Place::Hint { target, .. } => self.store.get(Tree::Hints, &hints::hint_key(*target, key)),
+        };
+        found.map_err(|error| match error {
+            StoreError::Corrupt(why) => Unreadable::Corrupt(why),
+            error => Unreadable::Failed(error.to_string()),
+        })
+    }
+
+    fn insert(&self, place: &Place, key: &[u8], record: &Record) -> Result<(), StoreError> {
+        match place {
+            Place::Data => self.store.insert(Tree::Data, &data_key(key), &record.encode()),
+            Place::Hint { target, since_ms } => self.insert_hint(*target, *since_ms, key, record),
         }
     }
 
@@ -467,8 +560,8 @@ impl Inner {
     }
 
     /// Whether a failed insert has left the record as it was. Each mint changes the context.
-    fn still_holds(&self, key: &[u8], before: &Context) -> bool {
-        self.stored(key).is_ok_and(|record| record.unwrap_or_default().context == *before)
+    fn still_holds(&self, place: &Place, key: &[u8], before: &Context) -> bool {
+        self.stored_at(place, key).is_ok_and(|record| record.unwrap_or_default().context == *before)
     }
 
     fn read_or_refuse(&self, partition: Partition, key: &[u8]) -> Result<Option<Record>, NotApplied> {
@@ -541,12 +634,13 @@ impl Inner {
     fn remember_if_there(
         &self,
         of_key: (Partition, u128),
+        place: &Place,
         key: &[u8],
         record: &Record,
         dropped: Dropped,
         now: Instant,
     ) {
-        let Ok(Some(held)) = self.stored(key) else { return };
+        let Ok(Some(held)) = self.stored_at(place, key) else { return };
         if held == *record {
             self.remember(of_key, dropped, now);
         }
@@ -662,6 +756,9 @@ struct Counters {
     actors: AtomicU64,
     corrupt: AtomicU64,
     incidents: AtomicU64,
+    hints_kept: AtomicU64,
+    hints_delivered: AtomicU64,
+    hints_refused: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, by: u64) {
@@ -704,6 +801,9 @@ const OPERATION_WINDOW: Duration = Duration::from_secs(600);
 /// How many superseded operations are remembered: about 60 MB. That is the whole window at 430 overwrites a second, and 26
 /// seconds at 10,000, when a client's retries end after about a second by default.
 const OPERATIONS_MAX: usize = 1 << 18;
+/// What the hints of a node may take, in bytes of keys and values: a million writes of 1 KiB, an hour at 300 a second for one
+/// node that is down. Past it a fallback refuses, and is not counted; nothing is dropped.
+pub const HINT_BYTES_MAX: u64 = 1 << 30;
 /// How many corrupt records are known one by one; beyond it the actor is given up at each look.
 const CORRUPT_MAX: usize = 4096;
 

@@ -6,12 +6,14 @@
 //!
 //! Taking part in a quorum never waits for a peer; only a forwarded request does, and it has lanes of its own (no deadlock).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_client::codec::Blob;
 use quorate_client::dawdle;
 use quorate_client::ids::{NodeId, Partition};
 use quorate_client::wire::{NotApplied, Request, Response};
+use tokio::time::Instant;
 
 use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key};
 use crate::core::record::Record;
@@ -33,14 +35,17 @@ impl ReplicaService {
         Self { me, layouts, replica, coordinator }
     }
 
-    /// Answers one request of a peer: `Replicate`, `Fetch`, `FetchRange` or `Forward`. `timeout` is what the peer gives it.
+    /// Answers one request of a peer that is about data. `timeout` is what the peer gives it.
     ///
     /// A replication that was begun is carried out, however long the disk takes; dropping the future leaves the merge to
     /// the replica, which never does half of it.
     pub(crate) async fn serve_peer(&self, from: NodeId, body: PeerBody, timeout: Duration) -> PeerReply {
         let served = match body {
             PeerBody::Replicate { label, key, record } => self.replicate(label, &key, &record).await,
-            PeerBody::Fetch { label, key } => self.fetch(label, &key).await,
+            PeerBody::Hint { label, target, key, record } => self.hint(label, target, &key, &record).await,
+            PeerBody::Handoff { label, entries } => self.handoff(label, entries).await,
+            PeerBody::Fetch { label, key, held, durable } => self.fetch(label, &key, held, durable).await,
+            PeerBody::FetchHint { label, key } => self.fetch_hint(label, &key).await,
             PeerBody::FetchRange { label, partition, after, limit } => {
                 self.fetch_range(label, partition, after, limit).await
             }
@@ -61,9 +66,14 @@ impl ReplicaService {
             check_key(key)?;
             Ok(current.ring.partition_of(key))
         })?;
-        let record = Record::decode(record)
-            .map_err(|why| NotApplied::Unsupported { why: format!("the record cannot be decoded: {why}") })?;
-        let Merged { changed, ticket } = self.replica.merge(partition, key, record).await?;
+        self.coordinator.note_service();
+        let merged = self.replica.merge(partition, key, decoded(record)?).await?;
+        self.acknowledge(merged).await
+    }
+
+    /// Says that a record is merged, once that is durable.
+    async fn acknowledge(&self, merged: Merged) -> Result<PeerReply, NotApplied> {
+        let Merged { changed, ticket } = merged;
         dawdle!("replica: a pause between a merge and its acknowledgement");
         match ticket.durable().await {
             Ok(synced) => Ok(PeerReply::Replicated { synced, changed }),
@@ -73,13 +83,66 @@ impl ReplicaService {
         }
     }
 
-    async fn fetch(&self, label: Label, key: &Blob) -> Result<PeerReply, NotApplied> {
+    async fn hint(&self, label: Label, target: NodeId, key: &Blob, record: &Blob) -> Result<PeerReply, NotApplied> {
+        let current = self.known(label)?;
+        check_key(key)?;
+        let partition = current.ring.partition_of(key);
+        let primaries = current.ring.primaries(partition);
+        if !primaries.contains(&target) || primaries.contains(&self.me) || current.layout.member(self.me).is_none() {
+            let why = format!("{} is no fallback for {target} in partition {partition}", self.me);
+            return Err(NotApplied::Unsupported { why });
+        }
+        let now_ms = self.coordinator.now_ms();
+        let merged = self.replica.keep_hint(partition, key, target, decoded(record)?, now_ms).await?;
+        self.acknowledge(merged).await
+    }
+
+    /// Merges what others have kept for this node. All of it is durable before any of it is acknowledged, in every durability
+    /// mode: whoever kept it lets it go then.
+    async fn handoff(&self, label: Label, entries: Vec<(Blob, Blob)>) -> Result<PeerReply, NotApplied> {
+        let begun = Instant::now();
+        for (key, record) in entries {
+            let partition = self.owned(label, |current| {
+                check_key(&key)?;
+                Ok(current.ring.partition_of(&key))
+            })?;
+            self.replica.merge(partition, &key, decoded(&record)?).await?;
+        }
+        self.replica.sync().await?;
+        // While clients are served handoff gets a third of the time, so that they hardly feel it.
+        let busy = self.coordinator.is_busy();
+        let pause = if busy { (begun.elapsed() * 2).min(HANDOFF_PAUSE_MAX) } else { Duration::ZERO };
+        Ok(PeerReply::HandedOff { pause_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX) })
+    }
+
+    async fn fetch(
+        &self,
+        label: Label,
+        key: &Blob,
+        held: Option<u128>,
+        durable: bool,
+    ) -> Result<PeerReply, NotApplied> {
         self.owned(label, |current| {
             check_key(key)?;
             Ok(current.ring.partition_of(key))
         })?;
+        self.coordinator.note_service();
         let record = self.replica.read(key).await?;
+        if durable {
+            self.replica.settled().await?;
+        }
         dawdle!("replica: a pause between a read and its answer");
+        Ok(match record {
+            Some(record) if held.is_some_and(|held| held == record.digest(key)) => PeerReply::FetchedSame,
+            record => PeerReply::Fetched { record: record.map(|record| Blob(record.encode())) },
+        })
+    }
+
+    async fn fetch_hint(&self, label: Label, key: &Blob) -> Result<PeerReply, NotApplied> {
+        let current = self.known(label)?;
+        check_key(key)?;
+        let partition = current.ring.partition_of(key);
+        let record = self.replica.hinted(partition, key, current.ring.primaries(partition)).await?;
         Ok(PeerReply::Fetched { record: record.map(|record| Blob(record.encode())) })
     }
 
@@ -115,18 +178,32 @@ impl ReplicaService {
         label: Label,
         partition: impl FnOnce(&Current) -> Result<Partition, NotApplied>,
     ) -> Result<Partition, NotApplied> {
-        let not_serving = |why| NotApplied::NotServing { node: self.me, why };
-        let Some(current) = self.layouts.current() else {
-            return Err(not_serving(self.layouts.not_serving().unwrap_or_else(|| "there is no layout yet".into())));
-        };
-        let version = current.layout.version;
-        if label.high < version {
-            return Err(NotApplied::StaleLayout { need: version, had: label.high });
-        }
-        let partition = partition(&current)?;
+        let current = self.known(label)?;
+        let (partition, version) = (partition(&current)?, current.layout.version);
         if !current.ring.primaries(partition).contains(&self.me) {
-            return Err(not_serving(format!("it is no primary of partition {partition} in layout {version}")));
+            let why = format!("it is no primary of partition {partition} in layout {version}");
+            return Err(NotApplied::NotServing { node: self.me, why });
         }
         Ok(partition)
     }
+
+    /// The layout, if there is one and the question is not too old for it.
+    fn known(&self, label: Label) -> Result<Arc<Current>, NotApplied> {
+        let Some(current) = self.layouts.current() else {
+            let why = self.layouts.not_serving().unwrap_or_else(|| "there is no layout yet".into());
+            return Err(NotApplied::NotServing { node: self.me, why });
+        };
+        match current.layout.version {
+            version if label.high < version => Err(NotApplied::StaleLayout { need: version, had: label.high }),
+            _ => Ok(current),
+        }
+    }
 }
+
+fn decoded(record: &Blob) -> Result<Record, NotApplied> {
+    Record::decode(record)
+        .map_err(|why| NotApplied::Unsupported { why: format!("the record cannot be decoded: {why}") })
+}
+
+/// The longest that a node asks others to wait with the next page of hints.
+const HANDOFF_PAUSE_MAX: Duration = Duration::from_secs(1);

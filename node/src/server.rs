@@ -163,7 +163,10 @@ impl Services {
         async {
             match request.body {
                 PeerBody::Replicate { .. }
+                | PeerBody::Hint { .. }
+                | PeerBody::Handoff { .. }
                 | PeerBody::Fetch { .. }
+                | PeerBody::FetchHint { .. }
                 | PeerBody::FetchRange { .. }
                 | PeerBody::Forward { .. } => match self.serving() {
                     Ok(()) => self.replica_service.serve_peer(from, request.body, timeout).await,

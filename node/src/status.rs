@@ -1,18 +1,23 @@
 //! What a node tells of itself and of its peers: the answer to `quorate status`.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use quorate_client::ids::{ClusterId, NodeId, Partition};
 use quorate_client::wire::{NodeStatus, PeerStatus};
 use tokio::time::Instant;
 
+use crate::coordinator::WallClock;
+use crate::handoff::Handoff;
 use crate::layouts::Layouts;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::replica::HINT_BYTES_MAX;
 use crate::store::{Identity, Store};
 
 /// Makes reports. Clones share everything.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Status {
     pub(crate) cluster: ClusterId,
     pub(crate) identity: Identity,
@@ -23,6 +28,14 @@ pub(crate) struct Status {
     pub(crate) membership: Membership,
     pub(crate) metrics: Metrics,
     pub(crate) quarantined: Option<Arc<str>>,
+    pub(crate) handoff: Handoff,
+    pub(crate) wall_clock: WallClock,
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Status({})", self.identity.node)
+    }
 }
 
 impl Status {
@@ -84,6 +97,7 @@ impl Status {
         }
 
         let stats = self.store.stats();
+        let now_ms = (self.wall_clock)().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let layout = current.as_ref().map(|current| &current.layout);
         NodeStatus {
             node: me,
@@ -102,6 +116,8 @@ impl Status {
             w: layout.map_or(0, |layout| layout.w),
             partitions: layout.map_or(0, |layout| layout.partitions),
             peers,
+            hints: self.handoff.status(now_ms),
+            hint_bytes_max: HINT_BYTES_MAX,
             reachable,
             counters: self.metrics.snapshot(),
         }

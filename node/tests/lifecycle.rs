@@ -9,7 +9,7 @@ use quorate_client::quic::Seams;
 use quorate_client::tls::Credentials;
 use quorate_node::cert::{Ca, VALIDITY};
 use quorate_node::env::Env;
-use quorate_node::node::{Node, NodeConfig};
+use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{self, Durability, Identity, MemoryStore, Opened, SledOptions, Store, StoreError, Tree};
 
 /// How a node ends.
@@ -104,6 +104,7 @@ async fn start_with(
         credentials,
         durability,
         sync_interval,
+        mechanisms: Mechanisms::default(),
     };
     Node::start(config, Env::system(Arc::new(open))).await.expect("starts")
 }

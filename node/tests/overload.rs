@@ -14,7 +14,7 @@ use quorate_client::wire::{LayoutCommand, NotApplied, RequestBody, VALUE_LEN_MAX
 use quorate_client::{Blind, Client};
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
-use quorate_node::node::{Node, NodeConfig};
+use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Stats, Store, StoreError, Tree, Writes};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -121,6 +121,7 @@ async fn cluster_of_one(store: &HangingStore) -> (Node, Client) {
         credentials: credentials(ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues")),
         durability: Durability::Group,
         sync_interval: Duration::from_millis(100),
+        mechanisms: Mechanisms::default(),
     };
     let store = store.clone();
     let open = move || {

@@ -30,7 +30,7 @@ use quorate_client::random::Random;
 use quorate_client::wire::{Failure, NotApplied};
 use quorate_node::core::get::{Get, GetAction};
 use quorate_node::core::mint::{self, Minter};
-use quorate_node::core::put::{Put, PutAction};
+use quorate_node::core::put::{Put, PutAction, StandIns};
 use quorate_node::core::quorum::Said;
 use quorate_node::core::record::{Dropped, Record};
 use quorate_node::core::ring::{Ring, RingMember};
@@ -549,7 +549,9 @@ impl World {
                 let reachable: Vec<NodeId> =
                     primaries.iter().copied().filter(|node| self.believed_up(at, *node)).collect();
                 let (me, w) = (self.nodes[at].id, Quorum::Exactly(self.plan.w));
-                let put = Put::new(me, write.op_id, &primaries, w, true, |node| reachable.contains(&node));
+                let put = Put::new(me, write.op_id, &primaries, StandIns::default(), w, true, |node| {
+                    reachable.contains(&node)
+                });
                 let put = match put {
                     Ok(put) => put,
                     Err(refusal) => {
@@ -565,7 +567,7 @@ impl World {
             Message::Read { asker, key } => {
                 let mut primaries = self.primaries(key);
                 primaries.sort_by_key(|node| *node != self.nodes[at].id);
-                let (get, actions) = Get::start(&primaries, self.plan.r, true, self.now);
+                let (get, actions) = Get::start(&primaries, &[], self.plan.r, true, self.now);
                 let request = self.start(at, Running::Get { get, key, asker, replied: false });
                 self.perform_get(at, request, actions)?;
             }
@@ -847,6 +849,7 @@ impl World {
                     let message = Message::Replicate { from: at, request, key: write.key, record };
                     self.call(at, request, to, message);
                 }
+                PutAction::Hint { .. } | PutAction::LateAfterDelay => return Err("nobody stands in here".into()),
                 PutAction::AwaitDurable => return Err("the own disk is waited for once".into()),
                 PutAction::Reply(outcome) => {
                     if std::mem::replace(replied, true) {
@@ -886,7 +889,8 @@ impl World {
                     self.soon_message(at, Message::Fetched { from: at, request, record });
                 }
                 GetAction::Ask(node) => self.call(at, request, node, Message::Fetch { from: at, request, key }),
-                GetAction::HedgeAfterDelay(token) => {
+                GetAction::AskFallback(_) => return Err("nobody stands in here".into()),
+                GetAction::HedgeAfterDelay { token, .. } => {
                     let after = 500 + self.random.below(2_000);
                     self.soon(at, after, Local::Hedge { request, token });
                 }

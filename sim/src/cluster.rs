@@ -22,7 +22,7 @@ use quorate_client::tls::Credentials;
 use quorate_client::{Client, Error};
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
-use quorate_node::node::{Node, NodeConfig};
+use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{self, Executor, Latency};
 use tokio::sync::watch;
 use turmoil::Sim;
@@ -313,6 +313,7 @@ impl Machine {
                 Durability::Group => store::Durability::Group,
             },
             sync_interval: Duration::from_secs(1),
+            mechanisms: Mechanisms::default(),
         };
         let node = match Node::start(config, env).await {
             Ok(node) => node,

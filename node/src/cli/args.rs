@@ -127,6 +127,9 @@ pub(crate) struct GetArgs {
     /// Only the key's owners count for R, stand-ins do not
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Answer once a majority of the owners holds what is returned: no later quorum read misses it
+    #[arg(long)]
+    pub(crate) monotonic: bool,
     /// Print the context instead of the value: what `put --context` and `del --context` take
     #[arg(long)]
     pub(crate) context: bool,

@@ -273,6 +273,8 @@ mod tests {
             w: 2,
             partitions: 8,
             peers: vec![peer("n1"), peer("n2"), peer("n3")],
+            hints: Vec::new(),
+            hint_bytes_max: 0,
             reachable: vec![0, 0, 0, 8],
             counters: BTreeMap::new(),
         }

@@ -27,7 +27,7 @@ use quorate_client::tls::Credentials;
 use quorate_client::wire::LayoutCommand;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::config::{LogConfig, LogFormat};
-use quorate_node::node::NodeConfig;
+use quorate_node::node::{Mechanisms, NodeConfig};
 use quorate_node::store::Durability;
 use tokio::time::{Instant, sleep};
 
@@ -272,6 +272,7 @@ impl Plan {
                 join: self.seeds(),
                 durability: Durability::Group,
                 sync_interval: SYNC_INTERVAL,
+                mechanisms: Mechanisms::default(),
                 credentials: credentials.clone(),
             },
             http: self.http.then(|| self.addr(number)),

@@ -138,8 +138,9 @@ impl Job {
         let (context, op_id) = if self.blind {
             (None, blind_op_id(record))
         } else {
-            let read = Read { key: Blob(record.key.clone()), r: self.r, strict: false, explain: false };
-            let found = self.until_certain(|| self.cluster.read(read.clone())).await?;
+            let read =
+                Read { key: Blob(record.key.clone()), r: self.r, strict: false, monotonic: false, explain: false };
+            let found = self.until_certain(|_| self.cluster.read(read.clone())).await?;
             if matches!(&found.values[..], [value] if **value == record.value) {
                 return Ok(&self.tally.unchanged);
             }
@@ -150,11 +151,12 @@ impl Job {
             value: Some(Blob(record.value.clone())),
             context,
             op_id,
+            retry: false,
             w: self.w,
             strict: false,
             explain: false,
         };
-        let written = self.until_certain(|| self.cluster.write(write.clone())).await?;
+        let written = self.until_certain(|retry| self.cluster.write(Write { retry, ..write.clone() })).await?;
         if written.siblings > 1 {
             self.tally.siblings.fetch_add(1, Ordering::Relaxed);
         }
@@ -162,18 +164,19 @@ impl Job {
     }
 
     /// Repeats a request that may yet succeed, with growing pauses, until the time is over. The pauses are drawn, so that
-    /// the workers do not come back all at once.
-    async fn until_certain<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, Error>
+    /// the workers do not come back all at once. The attempt is told whether an earlier one may have been applied.
+    async fn until_certain<T, F>(&self, attempt: impl Fn(bool) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let started = Instant::now();
-        let mut pause_ms = PAUSE_MIN_MS;
+        let (mut pause_ms, mut uncertain) = (PAUSE_MIN_MS, false);
         loop {
-            let error = match attempt().await {
+            let error = match attempt(uncertain).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
+            uncertain |= error.may_have_applied();
             let pause = Duration::from_millis(pause_ms / 2 + self.random.below(pause_ms));
             if !error.is_retryable() || started.elapsed() + pause > self.retry_for {
                 return Err(error);

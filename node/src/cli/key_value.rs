@@ -17,7 +17,13 @@ use super::value::Source;
 /// `get KEY`.
 pub(crate) async fn get(args: &GetArgs, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
-    let read = Read { key: blob(&args.key), r: settings.r(), strict: args.strict, explain: args.explain };
+    let read = Read {
+        key: blob(&args.key),
+        r: settings.r(),
+        strict: args.strict,
+        monotonic: args.monotonic,
+        explain: args.explain,
+    };
     let found = cluster.read(read).await?;
     if output.is_json() {
         output.json(&found_json(&args.key, &found)?)?;
@@ -62,7 +68,8 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
         Some(context) => Some(context),
         None if args.blind => None,
         None => {
-            let read = Read { key: blob(&args.key), r: settings.r(), strict: args.strict, explain: false };
+            let read =
+                Read { key: blob(&args.key), r: settings.r(), strict: args.strict, monotonic: false, explain: false };
             let found = cluster.read(read).await.map_err(|error| {
                 // A blind write helps only where it is the read that finds too few replicas.
                 let too_few =
@@ -78,6 +85,7 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
         value: Some(Blob(value)),
         context,
         op_id: cluster.op_id(),
+        retry: false,
         w: settings.w(),
         strict: args.strict,
         explain: args.explain,
@@ -117,7 +125,13 @@ pub(crate) async fn del(args: &DelArgs, settings: &Settings, output: &Output) ->
     let context = match named {
         Some(context) => context,
         None => {
-            let read = Read { key: blob(&args.key), r: settings.r(), strict: args.strict, explain: args.explain };
+            let read = Read {
+                key: blob(&args.key),
+                r: settings.r(),
+                strict: args.strict,
+                monotonic: false,
+                explain: args.explain,
+            };
             let found = cluster.read(read).await?;
             if found.values.is_empty() {
                 if output.is_json() {
@@ -142,6 +156,7 @@ pub(crate) async fn del(args: &DelArgs, settings: &Settings, output: &Output) ->
         value: None,
         context: Some(context),
         op_id: cluster.op_id(),
+        retry: false,
         w: settings.w(),
         strict: args.strict,
         explain: args.explain,
@@ -252,7 +267,10 @@ fn explain(evidence: Option<&Evidence>, output: &Output) {
             question.node.to_string(),
             match question.role {
                 Role::Primary => "primary".to_owned(),
-                Role::Fallback => "fallback".to_owned(),
+                Role::Fallback => match question.instead_of {
+                    Some(primary) => format!("fallback for {primary}"),
+                    None => "fallback".to_owned(),
+                },
             },
             format!("{} us", question.sent_us),
             question.answered_us.map_or_else(|| "-".to_owned(), |us| format!("{us} us")),
@@ -261,6 +279,16 @@ fn explain(evidence: Option<&Evidence>, output: &Output) {
         ]);
     }
     output.say(&rendered(&asked));
+    if evidence.hedges > 0 {
+        output.say(&format!("hedges: {} asked because others were late", evidence.hedges));
+    }
+    for (holder, target) in &evidence.hints {
+        output.say(&format!("hint: {holder} keeps this write for {target} until it can be handed over"));
+    }
+    if !evidence.repairs.is_empty() {
+        let names: Vec<&str> = evidence.repairs.iter().map(|node| node.as_str()).collect();
+        output.say(&format!("read repair: {} lacked something and get it now", names.join(" ")));
+    }
     if !evidence.dots.is_empty() {
         output.say(&format!("dots: {}", evidence.dots.join(" ")));
     }

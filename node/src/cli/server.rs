@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quorate_client::tls::{Credentials, Subject};
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
-use quorate_node::node::NodeConfig;
+use quorate_node::node::{Mechanisms, NodeConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
@@ -43,6 +43,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
                 join,
                 durability: config.durability,
                 sync_interval: config.sync_interval,
+                mechanisms: Mechanisms::default(),
                 credentials,
             },
             http: config.http,

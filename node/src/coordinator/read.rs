@@ -7,39 +7,65 @@ use std::time::Duration;
 
 use quorate_client::codec::Blob;
 use quorate_client::ids::NodeId;
-use quorate_client::wire::{Found, NotApplied, Read, Reply, Scan, ScanEntry, Scanned};
+use quorate_client::wire::{Evidence, Found, NotApplied, Read, Reply, Role, Scan, ScanEntry, Scanned};
 use quorate_client::{buggify, dawdle, sometimes};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
-use super::calls::Calls;
+use super::repair::repair;
 use super::write::label;
-use super::{Inner, Turn, check_key, plain};
+use super::{Inner, Turn, check_key, monotonic, plain};
+use crate::calls::Calls;
 use crate::core::get::{Get, GetAction};
 use crate::core::quorum::Said;
 use crate::core::record::Record;
 use crate::core::scan::{Page, merge_pages};
 use crate::layouts::Current;
 use crate::peer_wire::{PeerBody, PeerReply, class};
+use crate::peers::PeerError;
 
 /// The most records of one page of a scan.
 pub(crate) const SCAN_LIMIT_MAX: u32 = 10_000;
 
-/// Reads a key of which this node is a primary.
+/// Reads a key: as one of its primaries, or as a fallback when none can be reached.
+///
+/// This node's own copy is looked at first; where it is large the others are told its digest, and send theirs only if it differs.
 pub(super) async fn coordinate_read(
     inner: &Arc<Inner>,
     turn: &Turn,
     read: &Read,
     need: u8,
 ) -> Result<Reply, NotApplied> {
+    let own = match turn.primaries().contains(&inner.me) {
+        true => Some(inner.replica.read(&read.key).await),
+        false => None,
+    };
+    let held = match &own {
+        Some(Ok(Some(record))) if record.encoded_len() >= DIGEST_LEN_MIN => Some(record.clone()),
+        _ => None,
+    };
+    let digest = held.as_ref().map(|record| record.digest(&read.key));
+    let question = Question { key: read.key.clone(), own, held, digest, durable: read.monotonic };
     let ask = {
-        let (inner, turn, key) = (inner.clone(), turn.clone(), read.key.clone());
-        move |from| -> Pin<Box<dyn Future<Output = _> + Send>> {
-            Box::pin(fetch(inner.clone(), turn.clone(), key.clone(), from))
+        let (inner, turn, question) = (inner.clone(), turn.clone(), Arc::new(question));
+        move |from, role| -> Ask<Record> {
+            let (inner, turn, question) = (inner.clone(), turn.clone(), question.clone());
+            match role {
+                Role::Primary => Box::pin(fetch(inner, turn, question, from)),
+                Role::Fallback => Box::pin(fetch_hint(inner, turn, question, from)),
+            }
         }
     };
-    let mut gathering = Gathering::start(inner, turn, need, read.strict, ask);
-    let outcome = gathering.until_reply().await;
+    let mut fallbacks = if read.strict { Vec::new() } else { inner.fallbacks(turn) };
+    if inner.stands_in(turn) && !turn.primaries().contains(&inner.me) {
+        fallbacks.insert(0, inner.me);
+    }
+    let mut gathering = Gathering::start(inner, turn, need, read.strict, &fallbacks, ask);
+    let mut outcome = gathering.until_reply().await;
+    if read.monotonic && outcome.is_ok() {
+        let (record, holders) = (gathering.get.merged(), gathering.get.holders());
+        outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders).await;
+    }
     let stats = &inner.stats;
     stats.hedges.add(gathering.get.hedges().into());
     let outcome = outcome.map(|()| {
@@ -57,12 +83,18 @@ pub(super) async fn coordinate_read(
             get.hedges() > 0 && get.asked()[need.into()..].iter().any(|asked| asked.counted)
         );
         let dots = || merged.siblings.keys().map(ToString::to_string).collect();
-        let evidence = || inner.evidence(turn, get.asked(), get.decided_by(), dots());
+        let repairs = || get.stale().map_or_else(Vec::new, |(stale, _)| stale);
+        let evidence = || {
+            let evidence = inner.evidence(turn, get.asked(), get.decided_by(), dots());
+            Box::new(Evidence { hedges: get.hedges(), repairs: repairs(), ..*evidence })
+        };
+        sometimes!("read: a fallback's hint counted", get.acks().fallback > 0);
+        stats.degraded.add(u64::from(get.acks().fallback > 0));
         Reply::Found(Found {
             values: merged.values(),
             context: Blob(merged.context.seal(inner.cluster, &read.key)),
             quorum: inner.report(turn, need, get.acks(), turn.current.layout.r),
-            evidence: if read.explain { evidence() } else { None },
+            evidence: read.explain.then(evidence),
         })
     });
     match &outcome {
@@ -70,15 +102,15 @@ pub(super) async fn coordinate_read(
         Err(_) => stats.gets_failed.add(1),
     }
     if gathering.finished {
-        note_stale(inner, &gathering.get);
+        repair(inner, turn, &read.key, &gathering.get);
     } else if !buggify!("read: late answers are not waited for")
         && let Some(permit) = inner.background.try_permit()
     {
         // Late answers tell who is stale. When too much goes on already that is not worth waiting for.
-        let inner = inner.clone();
+        let key = read.key.clone();
         let rest = async move {
             gathering.until_finished().await;
-            note_stale(&gathering.inner, &gathering.get);
+            repair(&gathering.inner, &gathering.turn, &key, &gathering.get);
             drop(permit);
         };
         inner.background.spawn(rest.instrument(tracing::Span::current()));
@@ -95,11 +127,9 @@ pub(super) async fn coordinate_scan(
 ) -> Result<Reply, NotApplied> {
     let ask = {
         let (inner, turn, after, limit) = (inner.clone(), turn.clone(), scan.after.clone(), scan.limit);
-        move |from| -> Pin<Box<dyn Future<Output = _> + Send>> {
-            Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), limit, from))
-        }
+        move |from, _| -> Ask<Page> { Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), limit, from)) }
     };
-    let mut gathering = Gathering::start(inner, turn, need, false, ask);
+    let mut gathering = Gathering::start(inner, turn, need, true, &[], ask);
     let outcome = gathering.until_reply().await;
     inner.stats.hedges.add(gathering.get.hedges().into());
     match &outcome {
@@ -161,25 +191,32 @@ struct Gathering<T, F> {
     get: Get<T>,
     ask: F,
     calls: Calls<(NodeId, Answered<T>)>,
-    hedge_delay: Duration,
-    hedge: Option<(u32, Instant)>,
+    /// When each was asked.
+    sent: Vec<(NodeId, Instant)>,
+    hedge: Option<Hedge>,
     outcome: Option<Result<(), NotApplied>>,
     finished: bool,
 }
 
-impl<T: Send, F: Fn(NodeId) -> Ask<T>> Gathering<T, F>
+/// A timer for asking one more replica.
+#[derive(Debug, Clone, Copy)]
+struct Hedge {
+    token: u32,
+    at: Instant,
+    /// It is the last chance, whatever the budget says.
+    last: bool,
+}
+
+impl<T: Send, F: Fn(NodeId, Role) -> Ask<T>> Gathering<T, F>
 where
     T: 'static,
 {
-    fn start(inner: &Arc<Inner>, turn: &Turn, need: u8, strict: bool, ask: F) -> Self {
+    fn start(inner: &Arc<Inner>, turn: &Turn, need: u8, strict: bool, fallbacks: &[NodeId], ask: F) -> Self {
         let primaries = inner.nearest_primaries(turn);
-        let (get, actions) = Get::start(&primaries, need, strict, turn.at_us());
-        let asked = &primaries[..need.into()];
-        let rtt = asked.iter().filter_map(|node| inner.peers.rtt(*node)).max().unwrap_or_default();
-        let (inner, turn, calls) = (inner.clone(), turn.clone(), Calls::new());
-        let hedge_delay = buggify!("read: a hedge at once", hedge_delay(rtt, turn.left()), Duration::ZERO);
-        let mut gathering =
-            Self { inner, turn, get, ask, calls, hedge_delay, hedge: None, outcome: None, finished: false };
+        let (get, actions) = Get::start(&primaries, fallbacks, need, strict, turn.at_us());
+        let (inner, turn, calls, sent) = (inner.clone(), turn.clone(), Calls::new(), Vec::new());
+        inner.hedging.deposit();
+        let mut gathering = Self { inner, turn, get, ask, calls, sent, hedge: None, outcome: None, finished: false };
         gathering.perform(actions);
         gathering
     }
@@ -190,14 +227,11 @@ where
             if let Some(outcome) = self.outcome.take() {
                 return outcome;
             }
-            let (token, hedge_at) = self.hedge.unwrap_or((0, self.turn.deadline));
+            let hedge_at = self.hedge.map_or(self.turn.deadline, |hedge| hedge.at);
             let actions = tokio::select! {
                 biased;
                 Some((node, answered)) = self.calls.next() => self.answered(node, answered),
-                () = sleep_until(hedge_at), if self.hedge.is_some() => {
-                    self.hedge = None;
-                    self.get.on_late(token, self.turn.at_us())
-                }
+                () = sleep_until(hedge_at), if self.hedge.is_some() => self.late(),
                 () = &mut deadline => {
                     sometimes!("read: timed out");
                     self.get.on_deadline()
@@ -217,8 +251,33 @@ where
         }
     }
 
+    /// The answers are later than usual: one more is asked if the budget has room for it, at the latest when a third of the
+    /// time is over.
+    fn late(&mut self) -> Vec<GetAction> {
+        let Some(hedge) = self.hedge.take() else { return Vec::new() };
+        if !hedge.last && !self.inner.hedging.withdraw() {
+            self.hedge = Some(Hedge { at: hedge.at + self.turn.left() / 3, last: true, ..hedge });
+            return Vec::new();
+        }
+        self.get.on_late(hedge.token, self.turn.at_us())
+    }
+
+    fn hedge_after_delay(&mut self, token: u32, primary: bool) {
+        let now = Instant::now();
+        let waiting = self.sent.iter().map(|(node, _)| *node).filter(|node| *node != self.inner.me);
+        let delay = hedge_delay(self.inner.hedging.usual(waiting), primary, self.turn.left());
+        let delay = buggify!("read: a hedge at once", delay, Duration::ZERO);
+        self.hedge = Some(Hedge { token, at: now + delay, last: !primary });
+    }
+
     fn answered(&mut self, node: NodeId, answered: Answered<T>) -> Vec<GetAction> {
         let at_us = self.turn.at_us();
+        if let Some(index) = self.sent.iter().position(|(asked, _)| *asked == node) {
+            let (_, at) = self.sent.remove(index);
+            if node != self.inner.me {
+                self.inner.hedging.note(node, at.elapsed());
+            }
+        }
         match answered {
             Answered::Holds(answer, said) => self.get.on_answer(node, answer, said, at_us),
             Answered::Absent(empty) => self.get.on_absent(node, empty, at_us),
@@ -234,11 +293,17 @@ where
         }
     }
 
+    fn ask(&mut self, node: NodeId, role: Role) {
+        self.sent.push((node, Instant::now()));
+        self.calls.push((self.ask)(node, role));
+    }
+
     fn perform(&mut self, actions: Vec<GetAction>) {
         for action in actions {
             match action {
-                GetAction::Ask(node) => self.calls.push((self.ask)(node)),
-                GetAction::HedgeAfterDelay(token) => self.hedge = Some((token, Instant::now() + self.hedge_delay)),
+                GetAction::Ask(node) => self.ask(node, Role::Primary),
+                GetAction::AskFallback(node) => self.ask(node, Role::Fallback),
+                GetAction::HedgeAfterDelay { token, primary } => self.hedge_after_delay(token, primary),
                 GetAction::Reply(outcome) => self.outcome = Some(outcome),
                 GetAction::Finished => self.finished = true,
             }
@@ -246,44 +311,100 @@ where
     }
 }
 
-/// A hedge never comes earlier than this: the sync of a group commit and a busy scheduler take that long now and then, and
-/// asking twice would only add to it.
-const HEDGE_DELAY_MIN: Duration = Duration::from_millis(10);
+/// A hedge never comes earlier than this: a busy scheduler takes that long now and then, and asking twice would only add to it.
+const HEDGE_DELAY_MIN: Duration = Duration::from_millis(2);
+
+/// As long as nobody has answered yet.
+const HEDGE_DELAY_UNKNOWN: Duration = Duration::from_millis(50);
+
+/// From here on a digest (16 bytes, and half a microsecond to make) is cheaper than the record.
+const DIGEST_LEN_MIN: usize = 1024;
 
 /// The values of one page of a scan; well below a frame, and half a millisecond of a gigabit's line.
 const SCAN_BYTES_MAX: usize = 1 << 20;
 
-/// Three round trips are late; a third of the time leaves two more attempts.
-fn hedge_delay(rtt: Duration, left: Duration) -> Duration {
-    rtt.saturating_mul(3).max(HEDGE_DELAY_MIN).min(left / 3)
+/// Later than the slowest of twenty answers is late; a third of the time leaves two more attempts. A fallback most likely has
+/// nothing to say, so that it is asked only then.
+fn hedge_delay(usual: Option<Duration>, primary: bool, left: Duration) -> Duration {
+    match primary {
+        true => usual.unwrap_or(HEDGE_DELAY_UNKNOWN).max(HEDGE_DELAY_MIN).min(left / 3),
+        false => left / 3,
+    }
 }
 
-async fn fetch(inner: Arc<Inner>, turn: Turn, key: Blob, from: NodeId) -> (NodeId, Answered<Record>) {
-    let holds = |record: Record| {
-        let said = Said::Values(record.siblings.len());
-        Answered::Holds(record, said)
-    };
+/// What a read asks of every replica.
+struct Question {
+    key: Blob,
+    /// This node's own answer, if it is a primary.
+    own: Option<Result<Option<Record>, NotApplied>>,
+    /// The same record, if it is large, and its digest: others need not send it.
+    held: Option<Record>,
+    digest: Option<u128>,
+    /// Answers must be durable where they are given.
+    durable: bool,
+}
+
+fn holds(record: Record) -> Answered<Record> {
+    let said = Said::Values(record.siblings.len());
+    Answered::Holds(record, said)
+}
+
+async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: NodeId) -> (NodeId, Answered<Record>) {
     dawdle!("read: a pause before a replica is asked");
     let answered = if from == inner.me {
-        match inner.replica.read(&key).await {
+        let durable = if question.durable { inner.replica.settled().await } else { Ok(()) };
+        match (durable, &question.own) {
+            (Ok(()), Some(Ok(Some(record)))) => holds(record.clone()),
+            (Ok(()), Some(Ok(None)) | None) => Answered::Absent(Record::default()),
+            (Ok(()), Some(Err(refusal))) => Answered::Failed(plain(refusal)),
+            (Err(refusal), _) => Answered::Failed(plain(&refusal)),
+        }
+    } else {
+        let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
+        let body = PeerBody::Fetch { label: label(turn.current.layout.version), key, held, durable };
+        let reply = inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await;
+        match (reply, &question.held) {
+            (Ok(PeerReply::FetchedSame), Some(record)) => {
+                sometimes!("read: a digest spared a record");
+                holds(record.clone())
+            }
+            (reply, _) => fetched(reply),
+        }
+    };
+    (from, answered)
+}
+
+async fn fetch_hint(
+    inner: Arc<Inner>,
+    turn: Turn,
+    question: Arc<Question>,
+    from: NodeId,
+) -> (NodeId, Answered<Record>) {
+    let answered = if from == inner.me {
+        match inner.replica.hinted(turn.partition, &question.key, turn.primaries()).await {
             Ok(Some(record)) => holds(record),
             Ok(None) => Answered::Absent(Record::default()),
             Err(refusal) => Answered::Failed(plain(&refusal)),
         }
     } else {
-        let body = PeerBody::Fetch { label: label(turn.current.layout.version), key };
-        match inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await {
-            Ok(PeerReply::Fetched { record: Some(encoded) }) => match Record::decode(&encoded) {
-                Ok(record) => holds(record),
-                Err(why) => Answered::Failed(format!("its record cannot be decoded: {why}")),
-            },
-            Ok(PeerReply::Fetched { record: None }) => Answered::Absent(Record::default()),
-            Ok(PeerReply::Refused(refusal)) => Answered::Failed(plain(&refusal)),
-            Ok(_) => Answered::Failed("an answer to another question".into()),
-            Err(error) => Answered::Failed(error.to_string()),
-        }
+        let body = PeerBody::FetchHint { label: label(turn.current.layout.version), key: question.key.clone() };
+        fetched(inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await)
     };
+    sometimes!("read: a fallback had nothing to say", matches!(answered, Answered::Absent(_)));
     (from, answered)
+}
+
+fn fetched(reply: Result<PeerReply, PeerError>) -> Answered<Record> {
+    match reply {
+        Ok(PeerReply::Fetched { record: Some(encoded) }) => match Record::decode(&encoded) {
+            Ok(record) => holds(record),
+            Err(why) => Answered::Failed(format!("its record cannot be decoded: {why}")),
+        },
+        Ok(PeerReply::Fetched { record: None }) => Answered::Absent(Record::default()),
+        Ok(PeerReply::Refused(refusal)) => Answered::Failed(plain(&refusal)),
+        Ok(_) => Answered::Failed("an answer to another question".into()),
+        Err(error) => Answered::Failed(error.to_string()),
+    }
 }
 
 async fn fetch_page(
@@ -326,27 +447,18 @@ fn decode_entries(entries: Vec<(Blob, Blob)>) -> Result<Vec<(Blob, Record)>, Str
     entries.into_iter().map(decode).collect()
 }
 
-/// The seat of read repair: who is stale is known here, and counted.
-fn note_stale(inner: &Inner, get: &Get<Record>) {
-    let stale = get.stale();
-    if !stale.is_empty() {
-        sometimes!("read: met a stale replica");
-        inner.stats.stale_replicas.add(stale.len() as u64);
-        tracing::debug!(?stale, "replicas lack what others hold");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_hedge_waits_three_round_trips_within_its_bounds() {
+    fn a_hedge_waits_for_what_is_usual_within_its_bounds() {
         let ms = Duration::from_millis;
-        assert_eq!(hedge_delay(ms(0), ms(900)), ms(10));
-        assert_eq!(hedge_delay(ms(20), ms(900)), ms(60));
-        assert_eq!(hedge_delay(ms(400), ms(900)), ms(300));
-        assert_eq!(hedge_delay(ms(0), ms(15)), ms(5), "a short timeout goes before the least delay");
-        assert_eq!(hedge_delay(Duration::MAX, ms(900)), ms(300));
+        assert_eq!(hedge_delay(Some(ms(0)), true, ms(900)), ms(2));
+        assert_eq!(hedge_delay(Some(ms(60)), true, ms(900)), ms(60));
+        assert_eq!(hedge_delay(Some(ms(400)), true, ms(900)), ms(300));
+        assert_eq!(hedge_delay(None, true, ms(900)), ms(50));
+        assert_eq!(hedge_delay(Some(ms(9)), true, ms(3)), ms(1), "a short timeout goes before the least delay");
+        assert_eq!(hedge_delay(Some(ms(1)), false, ms(900)), ms(300), "a fallback is the last resort");
     }
 }

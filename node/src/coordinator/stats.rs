@@ -16,6 +16,11 @@ pub(crate) struct RequestStats {
     pub(super) scans_failed: Counter,
     pub(super) hedges: Counter,
     pub(super) stale_replicas: Counter,
+    pub(super) repaired_replicas: Counter,
+    pub(super) repairs_skipped: Counter,
+    pub(super) fallback_coordinated: Counter,
+    pub(super) degraded: Counter,
+    pub(super) hints_unplaced: Counter,
     pub(super) forwards: Counter,
     pub(super) forwarded_in: Counter,
 }
@@ -47,6 +52,15 @@ impl RequestStats {
             ("scans_failed", "Pages of scans that too few replicas answered", &self.scans_failed),
             ("hedges", "Reads that asked one more replica because one was late", &self.hedges),
             ("stale_replicas", "Replicas that a read found to be behind", &self.stale_replicas),
+            ("repaired_replicas", "Replicas that read repair has brought up to date", &self.repaired_replicas),
+            ("repairs_skipped", "Read repairs left out because too many were under way", &self.repairs_skipped),
+            (
+                "fallback_coordinated",
+                "Requests coordinated here because no primary could be reached",
+                &self.fallback_coordinated,
+            ),
+            ("degraded", "Writes and reads answered with the help of fallbacks", &self.degraded),
+            ("hints_unplaced", "Primaries that missed a write nobody would keep for them", &self.hints_unplaced),
             ("forwards", "Requests passed on to a primary", &self.forwards),
             ("forwarded_in", "Requests that another node passed on to this one", &self.forwarded_in),
         ]

@@ -9,22 +9,23 @@ use std::time::Duration;
 use quorate_client::codec::Blob;
 use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
-use quorate_client::wire::{Acks, CONTEXT_LEN_WARN, Failure, NotApplied, Reply, Write, Written};
+use quorate_client::wire::{Acks, CONTEXT_LEN_WARN, Evidence, Failure, NotApplied, Reply, Write, Written};
 use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
-use super::calls::Calls;
 use super::{Inner, RETRY_AFTER_MS, Turn, plain};
-use crate::core::put::{Put, PutAction};
+use crate::calls::Calls;
+use crate::core::put::{Put, PutAction, StandIns};
 use crate::core::record::Record;
 use crate::core::version::{Context, Dot};
 use crate::peer_wire::{Label, PeerBody, PeerReply, class};
+use crate::peers::PeerError;
 use crate::replica::{MintError, Minted};
 use crate::store::Ticket;
 
-/// Runs a write of which this node is a primary.
+/// Runs a write: as a primary of its key, or as a fallback when no primary can be reached.
 pub(super) async fn coordinate(
     inner: &Arc<Inner>,
     turn: Turn,
@@ -32,7 +33,9 @@ pub(super) async fn coordinate(
     w: Quorum,
     cause: Context,
 ) -> Result<Reply, Failure> {
-    let put = Put::new(inner.me, write.op_id, turn.primaries(), w, write.strict, |node| inner.is_reachable(node));
+    let stand_ins = StandIns { hints: inner.mechanisms.fallbacks, fallbacks: inner.fallbacks(&turn) };
+    let reachable = |node| inner.is_reachable(node);
+    let put = Put::new(inner.me, write.op_id, turn.primaries(), stand_ins, w, write.strict, reachable);
     let put = match put {
         Ok(put) if !turn.left().is_zero() => put,
         Ok(put) => {
@@ -63,6 +66,7 @@ pub(super) async fn coordinate(
         minted: None,
         calls: Calls::new(),
         reply: Some(reply),
+        late_at: None,
         held: None,
         permit: None,
         _place: place,
@@ -80,8 +84,15 @@ pub(super) async fn coordinate(
     })
 }
 
-/// What a primary said: whether after a sync and whether it was news to it, or why not.
+/// What a replica said: whether after a sync and whether it was news to it, or why not.
 type Outcome = Result<(bool, bool), String>;
+
+/// Who said it: a primary for itself, or the holder of a hint.
+#[derive(Debug, Clone, Copy)]
+enum Who {
+    Primary(NodeId),
+    Holder { holder: NodeId, target: NodeId },
+}
 
 struct Driver {
     inner: Arc<Inner>,
@@ -89,7 +100,9 @@ struct Driver {
     explain: bool,
     put: Put,
     minted: Option<Kept>,
-    calls: Calls<(NodeId, Outcome)>,
+    calls: Calls<(Who, Outcome)>,
+    /// When somebody is to stand in for primaries that are late.
+    late_at: Option<Instant>,
     reply: Option<oneshot::Sender<Result<Reply, Failure>>>,
     /// A reply that waits because too many writes go on after theirs.
     held: Option<Result<Reply, Failure>>,
@@ -102,8 +115,10 @@ struct Driver {
 
 /// What is left of [`Minted`] for replication and the reply.
 struct Kept {
-    /// The same bytes for every primary.
-    body: PeerBody,
+    /// The same bytes for every primary and every hint.
+    key: Blob,
+    record: Blob,
+    decoded: Record,
     dot: Dot,
     context: Blob,
     siblings: u32,
@@ -120,9 +135,16 @@ impl Driver {
         let Write { key, value, op_id, .. } = write;
         {
             let partition = self.turn.partition;
+            let place = self.put.mint_for().map(|target| (self.turn.primaries().to_vec(), target));
             let mut mint = pin!(async {
                 dawdle!("write: a pause before the mint");
-                inner.replica.mint(partition, &key, op_id, value, cause).await
+                match place {
+                    None => inner.replica.mint(partition, &key, op_id, value, cause).await,
+                    Some(place) => {
+                        let now_ms = inner.now_ms();
+                        inner.replica.mint_in_hint(partition, &key, op_id, value, cause, place, now_ms).await
+                    }
+                }
             });
             let minted = loop {
                 tokio::select! {
@@ -149,16 +171,13 @@ impl Driver {
         while !self.finished {
             let actions = tokio::select! {
                 biased;
-                Some((node, outcome)) = self.calls.next() => match outcome {
-                    Ok((synced, changed)) => {
-                        sometimes!("write: a primary acknowledged after the reply", self.put.is_replied());
-                        self.put.on_ack(node, synced, changed, self.turn.at_us())
-                    }
-                    Err(why) => {
-                        tracing::debug!(%node, %why, "a replica did not take a write");
-                        self.put.on_failed(node, why, self.turn.at_us())
-                    }
-                },
+                Some((who, outcome)) = self.calls.next() => self.heard(who, outcome),
+                () = sleep_until(self.late_at.unwrap_or(self.turn.deadline)), if self.late_at.is_some() => {
+                    self.late_at = None;
+                    let actions = self.put.on_late(self.turn.at_us());
+                    sometimes!("write: a fallback stood in for a primary that was late", !actions.is_empty());
+                    actions
+                }
                 permit = inner.background.permit(), if self.held.is_some() => {
                     self.permit = Some(permit);
                     self.send_held();
@@ -173,19 +192,58 @@ impl Driver {
             self.perform(actions);
         }
         self.send_held();
+        let unplaced = self.put.unplaced();
+        if unplaced > 0 {
+            sometimes!("write: nobody would keep a hint");
+            inner.stats.hints_unplaced.add(unplaced.into());
+        }
+    }
+
+    fn heard(&mut self, who: Who, outcome: Outcome) -> Vec<PutAction> {
+        let at_us = self.turn.at_us();
+        match (who, outcome) {
+            (Who::Primary(node), Ok((synced, changed))) => {
+                sometimes!("write: a primary acknowledged after the reply", self.put.is_replied());
+                self.put.on_ack(node, synced, changed, at_us)
+            }
+            (Who::Primary(node), Err(why)) => {
+                tracing::debug!(%node, %why, "a replica did not take a write");
+                self.put.on_failed(node, why, at_us)
+            }
+            (Who::Holder { holder, target }, Ok((synced, changed))) => {
+                sometimes!("write: a fallback stood in for a primary that was down", self.put.acks().primary > 0);
+                let actions = self.put.on_hint_kept(holder, target, synced, changed, at_us);
+                sometimes!(
+                    "write: a fallback's acknowledgement completed the quorum",
+                    self.put.decided_by() == Some(holder) && !actions.is_empty()
+                );
+                actions
+            }
+            (Who::Holder { holder, target }, Err(why)) => {
+                tracing::debug!(%holder, %target, %why, "a hint was not kept");
+                let actions = self.put.on_hint_failed(holder, target, why, at_us);
+                sometimes!(
+                    "write: a second fallback was asked for one hint",
+                    actions.iter().any(|action| matches!(action, PutAction::Hint { .. }))
+                );
+                actions
+            }
+        }
     }
 
     fn perform(&mut self, actions: Vec<PutAction>) {
         for action in actions {
             match action {
                 PutAction::Replicate(to) => self.replicate(to),
+                PutAction::Hint { holder, target } => self.hint(holder, target),
+                PutAction::LateAfterDelay => self.late_at = Some(Instant::now() + self.late_delay()),
                 PutAction::AwaitDurable => {
                     let minted = self.minted.as_mut().expect("it is asked for after the mint");
                     let ticket = minted.ticket.take().expect("it is asked for once");
                     let (me, changed) = (self.inner.me, !minted.repeated);
                     self.calls.push(async move {
                         let durable = ticket.durable().await;
-                        (me, durable.map(|synced| (synced, changed)).map_err(|error| error.to_string()))
+                        (Who::Primary(me), durable.map(|synced| (synced, changed)).map_err(|error| error.to_string()))
                     });
                 }
                 PutAction::Reply(outcome) => {
@@ -209,7 +267,9 @@ impl Driver {
     /// client's wish for an early answer and no reason to leave a replica without the write.
     fn replicate(&mut self, to: NodeId) {
         let minted = self.minted.as_ref().expect("replication follows the mint");
-        let (inner, body, request_id) = (self.inner.clone(), minted.body.clone(), self.turn.request_id);
+        let (inner, request_id) = (self.inner.clone(), self.turn.request_id);
+        let (label, key, record) = (self.label(), minted.key.clone(), minted.record.clone());
+        let body = PeerBody::Replicate { label, key, record };
         let timeout = self.turn.left().max(REPLICATE_TIMEOUT_MIN);
         self.calls.push(async move {
             dawdle!("write: a pause between the mint and a replica");
@@ -217,22 +277,67 @@ impl Driver {
                 // What it says to the first one is lost.
                 let _ = inner.peers.call(to, class::REPLICATE, request_id, body.clone(), timeout).await;
             }
-            let outcome = match inner.peers.call(to, class::REPLICATE, request_id, body, timeout).await {
-                Ok(PeerReply::Replicated { synced, changed }) => Ok((synced, changed)),
-                Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
-                Ok(_) => Err("an answer to another question".into()),
-                Err(error) => Err(error.to_string()),
-            };
-            (to, outcome)
+            let reply = inner.peers.call(to, class::REPLICATE, request_id, body, timeout).await;
+            (Who::Primary(to), acknowledgement(reply))
         });
+    }
+
+    /// Has somebody, maybe this node, keep the record for a primary that does not take it.
+    fn hint(&mut self, holder: NodeId, target: NodeId) {
+        let minted = self.minted.as_ref().expect("hints follow the mint");
+        let who = Who::Holder { holder, target };
+        let inner = self.inner.clone();
+        if holder == inner.me {
+            sometimes!("write: the coordinator kept a hint itself");
+            let (partition, key, record) = (self.turn.partition, minted.key.clone(), minted.decoded.clone());
+            self.calls.push(async move {
+                let kept = inner.replica.keep_hint(partition, &key, target, record, inner.now_ms()).await;
+                let outcome = match kept {
+                    Ok(merged) => merged.ticket.durable().await.map_err(|error| error.to_string()),
+                    Err(refusal) => Err(plain(&refusal)),
+                };
+                (who, outcome.map(|synced| (synced, true)))
+            });
+            return;
+        }
+        let (label, key, record) = (self.label(), minted.key.clone(), minted.record.clone());
+        let body = PeerBody::Hint { label, target, key, record };
+        let (request_id, timeout) = (self.turn.request_id, self.turn.left().max(REPLICATE_TIMEOUT_MIN));
+        self.calls.push(async move {
+            let reply = inner.peers.call(holder, class::REPLICATE, request_id, body, timeout).await;
+            (who, acknowledgement(reply))
+        });
+    }
+
+    /// A primary that has not answered after so long is late: somebody stands in for it, while there is time for that.
+    fn late_delay(&self) -> Duration {
+        if buggify!("write: replicas count as late at once") {
+            return Duration::ZERO;
+        }
+        let rtts = self.turn.primaries().iter().filter_map(|node| self.inner.peers.rtt(*node));
+        let rtt = rtts.max().unwrap_or_default();
+        (rtt * LATE_ROUND_TRIPS).max(LATE_DELAY_MIN).min(self.turn.left() / 3)
+    }
+
+    fn label(&self) -> Label {
+        label(self.turn.current.layout.version)
     }
 
     fn keep(&self, key: &Blob, minted: Minted) -> Kept {
         let Minted { dot, record, context, replaced, repeated, ticket } = minted;
-        let version = self.turn.current.layout.version;
-        let body = PeerBody::Replicate { label: label(version), key: key.clone(), record: Blob(record.encode()) };
         let context = Blob(context.seal(self.inner.cluster, key));
-        Kept { body, dot, context, siblings: live_values(&record), replaced, repeated, ticket: Some(ticket) }
+        let (siblings, encoded) = (live_values(&record), Blob(record.encode()));
+        Kept {
+            key: key.clone(),
+            record: encoded,
+            decoded: record,
+            dot,
+            context,
+            siblings,
+            replaced,
+            repeated,
+            ticket: Some(ticket),
+        }
     }
 
     /// The client's answer, and its place in the counters.
@@ -256,7 +361,11 @@ impl Driver {
         let minted = self.minted.as_ref().expect("a write is acknowledged after its mint");
         sometimes!("write: a coordinator made siblings", minted.siblings > 1);
         let dots = || vec![minted.dot.to_string()];
-        let evidence = || self.inner.evidence(&self.turn, self.put.asked(), self.put.decided_by(), dots());
+        let evidence = || {
+            let asked = self.inner.evidence(&self.turn, self.put.asked(), self.put.decided_by(), dots());
+            Box::new(Evidence { hints: self.put.hints(), ..*asked })
+        };
+        stats.degraded.add(u64::from(self.put.acks().fallback > 0));
         Ok(Reply::Written(Written {
             context: minted.context.clone(),
             siblings: minted.siblings,
@@ -264,7 +373,7 @@ impl Driver {
             synced: self.put.is_synced(),
             context_large: minted.context.len() > CONTEXT_LEN_WARN,
             quorum: self.inner.report(&self.turn, self.put.need(), self.put.acks(), self.turn.current.layout.w),
-            evidence: if self.explain { evidence() } else { None },
+            evidence: self.explain.then(evidence),
         }))
     }
 
@@ -280,6 +389,19 @@ impl Driver {
 
 /// A replica is given at least so long, whatever the client's timeout: a garbage collection or a disk's stall long.
 const REPLICATE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// A replica is late after four round trips, but not before a group commit and a busy scheduler have had their time.
+const LATE_ROUND_TRIPS: u32 = 4;
+const LATE_DELAY_MIN: Duration = Duration::from_millis(100);
+
+fn acknowledgement(reply: Result<PeerReply, PeerError>) -> Outcome {
+    match reply {
+        Ok(PeerReply::Replicated { synced, changed }) => Ok((synced, changed)),
+        Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
+        Ok(_) => Err("an answer to another question".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
 
 /// The label of a write or read under one layout.
 pub(super) fn label(version: LayoutVersion) -> Label {

@@ -1,6 +1,8 @@
 //! One read quorum, as a state machine: of a key's record, or of a page of a partition.
 //!
 //! It asks the R best primaries, one more when one of them fails, and one more each time that the answer is late (a hedge).
+//! When there is no further primary, fallbacks are asked in place of those that have not answered, unless the read is strict:
+//! what one keeps in hints counts, and with nothing to say it says nothing (DeCandia et al., "Dynamo", 2007, section 4.6).
 //! The first R answers decide. What arrives later serves the verdict on who is stale, and nothing else.
 //!
 //! Invariants: no replica is asked twice; there is exactly one reply and it comes before `Finished`; only answers of primaries
@@ -17,10 +19,17 @@ use super::record::Record;
 /// What the driver has to do next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GetAction {
-    /// Ask this replica.
+    /// Ask this primary.
     Ask(NodeId),
+    /// Ask this fallback what it keeps of the key for primaries.
+    AskFallback(NodeId),
     /// Come back with [`Get::on_late`] and this token after the hedge delay, unless `Finished` came before.
-    HedgeAfterDelay(u32),
+    HedgeAfterDelay {
+        /// Tells this timer from those that it overtakes.
+        token: u32,
+        /// Another primary can be asked then, which is cheap; or only a fallback is left, which is worth a longer wait.
+        primary: bool,
+    },
     /// Answer the client: from [`Get::decisive`], or with this refusal.
     Reply(Result<(), NotApplied>),
     /// Everybody who was asked has answered: nothing will happen any more.
@@ -31,8 +40,11 @@ pub enum GetAction {
 #[derive(Debug, Clone)]
 pub struct Get<T> {
     tally: Tally,
+    primaries: Vec<NodeId>,
     /// Primaries that were not asked yet, best last.
     spare: Vec<NodeId>,
+    /// Fallbacks that were not asked yet, best last.
+    fallbacks: Vec<NodeId>,
     answers: Vec<(NodeId, T)>,
     /// How many of `answers` made the decision.
     decisive: usize,
@@ -44,15 +56,29 @@ pub struct Get<T> {
 }
 
 impl<T> Get<T> {
-    /// A read of `need` of the primaries, which are given best first: itself, then by who is up and near.
+    /// A read of `need` of the primaries, which are given best first: itself, then by who is up and near. So are the fallbacks
+    /// that can be reached; a strict read asks none of them.
     ///
     /// Times are microseconds since the start of the request.
-    pub fn start(primaries: &[NodeId], need: u8, strict: bool, at_us: u64) -> (Self, Vec<GetAction>) {
-        let tally = Tally::new(primaries, need, strict);
-        let spare = primaries.iter().rev().copied().collect();
-        let answers = Vec::with_capacity(primaries.len());
-        let mut get =
-            Self { tally, spare, answers, decisive: 0, replied: false, decided_by: None, token: 0, hedges: 0 };
+    pub fn start(
+        primaries: &[NodeId],
+        fallbacks: &[NodeId],
+        need: u8,
+        strict: bool,
+        at_us: u64,
+    ) -> (Self, Vec<GetAction>) {
+        let mut get = Self {
+            tally: Tally::new(primaries, need, strict),
+            primaries: primaries.to_vec(),
+            spare: primaries.iter().rev().copied().collect(),
+            fallbacks: if strict { Vec::new() } else { fallbacks.iter().rev().copied().collect() },
+            answers: Vec::with_capacity(primaries.len()),
+            decisive: 0,
+            replied: false,
+            decided_by: None,
+            token: 0,
+            hedges: 0,
+        };
         let mut actions: Vec<GetAction> = (0..need).filter_map(|_| get.ask_next(at_us)).collect();
         actions.extend(get.hedge_later());
         (get, actions)
@@ -77,7 +103,7 @@ impl<T> Get<T> {
         actions
     }
 
-    /// A replica holds nothing of the key. From a fallback this is no answer.
+    /// A replica holds nothing of the key. From a fallback this is no answer, and the next one is asked.
     pub fn on_absent(&mut self, node: NodeId, empty: T, at_us: u64) -> Vec<GetAction> {
         match self.tally.awaited(node) {
             Some(Role::Primary) => self.on_answer(node, empty, Said::Absent, at_us),
@@ -162,25 +188,38 @@ impl<T> Get<T> {
             return Vec::new();
         }
         let mut actions = Vec::new();
-        if !self.replied && self.tally.status() == Status::Impossible {
-            let (need, alive) = (self.tally.need(), self.tally.possible());
-            actions.push(self.reply(Err(NotApplied::Unavailable { need, alive, why: self.tally.why() })));
-        } else if !self.replied {
-            actions.extend(self.ask_next(at_us));
+        if !self.replied {
+            // What there can be at the most, those included that were not asked yet.
+            let (need, possible) = (self.tally.need(), self.tally.possible());
+            let spare = u8::try_from(self.fallbacks.len()).unwrap_or(u8::MAX);
+            if possible.saturating_add(spare) < need {
+                let refusal = NotApplied::Unavailable { need, alive: possible, why: self.tally.why() };
+                actions.push(self.reply(Err(refusal)));
+            } else {
+                actions.extend(self.ask_next(at_us));
+            }
         }
         actions.extend(self.finished());
         actions
     }
 
+    /// The next primary; when there is none left, the next fallback, for every primary that has not answered.
     fn ask_next(&mut self, at_us: u64) -> Option<GetAction> {
-        let node = self.spare.pop()?;
-        assert!(self.tally.ask(node, at_us), "a spare primary was not asked before");
-        Some(GetAction::Ask(node))
+        if let Some(node) = self.spare.pop() {
+            assert!(self.tally.ask(node, at_us), "a spare primary was not asked before");
+            return Some(GetAction::Ask(node));
+        }
+        let node = self.fallbacks.pop()?;
+        for primary in self.tally.vacant() {
+            assert!(self.tally.ask_fallback(node, primary, at_us), "a fallback is asked once, and is no primary");
+        }
+        Some(GetAction::AskFallback(node))
     }
 
     fn hedge_later(&mut self) -> Option<GetAction> {
         self.token += 1;
-        (!self.spare.is_empty()).then_some(GetAction::HedgeAfterDelay(self.token))
+        let primary = !self.spare.is_empty();
+        (primary || !self.fallbacks.is_empty()).then_some(GetAction::HedgeAfterDelay { token: self.token, primary })
     }
 
     fn reply(&mut self, outcome: Result<(), NotApplied>) -> GetAction {
@@ -200,13 +239,26 @@ impl Get<Record> {
         merge(self.decisive())
     }
 
-    /// The replicas whose record lacks something that another answer has, late ones included.
-    pub fn stale(&self) -> Vec<NodeId> {
-        if self.answers.windows(2).all(|pair| pair[0].1 == pair[1].1) {
-            return Vec::new();
+    /// What read repair has to do: the primaries whose record lacks something that another answer has, late ones and those of
+    /// fallbacks included, and the record that mends them. Nothing if nobody is stale: then nothing is to be written.
+    pub fn stale(&self) -> Option<(Vec<NodeId>, Record)> {
+        if self.answers.windows(2).all(|pair| pair[0].1 == pair[1].1)
+            && self.answers.iter().any(|(node, _)| self.primaries.contains(node))
+        {
+            return None;
         }
         let merged = merge(&self.answers);
-        self.answers.iter().filter(|(_, record)| *record != merged).map(|(node, _)| *node).collect()
+        let lacking = self.answers.iter().filter(|(node, record)| self.primaries.contains(node) && *record != merged);
+        let stale: Vec<NodeId> = lacking.map(|(node, _)| *node).collect();
+        (!stale.is_empty()).then_some((stale, merged))
+    }
+
+    /// The primaries whose answers hold all that the reply is made of.
+    pub fn holders(&self) -> Vec<NodeId> {
+        let merged = self.merged();
+        let holds = |record: &Record| *record == merged || !record.clone().merge(&merged, &|_| false).1;
+        let answers = self.answers.iter().filter(|(node, record)| self.primaries.contains(node) && holds(record));
+        answers.map(|(node, _)| *node).collect()
     }
 }
 
@@ -238,7 +290,11 @@ mod tests {
     }
 
     fn start(need: u8) -> Get<u8> {
-        Get::start(&nodes(), need, false, 0).0
+        Get::start(&nodes(), &[], need, false, 0).0
+    }
+
+    fn hedge(token: u32) -> GetAction {
+        GetAction::HedgeAfterDelay { token, primary: true }
     }
 
     fn answer(get: &mut Get<u8>, node: NodeId) -> Vec<GetAction> {
@@ -248,9 +304,9 @@ mod tests {
     #[test]
     fn the_r_best_primaries_are_asked_and_a_hedge_is_armed_while_there_are_more() {
         let [a, b, c] = nodes();
-        let (_, actions) = Get::<u8>::start(&[c, a, b], 2, false, 0);
-        assert_eq!(actions, [GetAction::Ask(c), GetAction::Ask(a), GetAction::HedgeAfterDelay(1)]);
-        let (_, actions) = Get::<u8>::start(&[c, a, b], 3, false, 0);
+        let (_, actions) = Get::<u8>::start(&[c, a, b], &[], 2, false, 0);
+        assert_eq!(actions, [GetAction::Ask(c), GetAction::Ask(a), hedge(1)]);
+        let (_, actions) = Get::<u8>::start(&[c, a, b], &[], 3, false, 0);
         assert_eq!(actions, [GetAction::Ask(c), GetAction::Ask(a), GetAction::Ask(b)]);
     }
 
@@ -269,9 +325,9 @@ mod tests {
     #[test]
     fn a_late_answer_asks_one_more_and_an_overtaken_timer_nobody() {
         let [a, b, c] = nodes();
-        let mut get: Get<u8> = Get::start(&nodes(), 1, false, 0).0;
+        let mut get: Get<u8> = Get::start(&nodes(), &[], 1, false, 0).0;
         assert_eq!(get.on_late(0, 1), []);
-        assert_eq!(get.on_late(1, 1), [GetAction::Ask(b), GetAction::HedgeAfterDelay(2)]);
+        assert_eq!(get.on_late(1, 1), [GetAction::Ask(b), hedge(2)]);
         assert_eq!(get.on_late(1, 2), [], "that timer has fired");
         assert_eq!(get.on_late(2, 3), [GetAction::Ask(c)], "there is nobody left to hedge with");
         assert_eq!(get.on_late(3, 4), []);
@@ -298,7 +354,7 @@ mod tests {
     fn a_fallback_never_speaks_of_absence() {
         let [a, b, _] = nodes();
         let f = NodeId::new("f").expect("legal");
-        let mut get: Get<u8> = Get::start(&[a, b], 2, false, 0).0;
+        let mut get: Get<u8> = Get::start(&[a, b], &[], 2, false, 0).0;
         assert!(get.tally.ask_fallback(f, b, 1));
         assert_eq!(get.on_absent(f, 0, 2), []);
         assert_eq!(get.acks().total(), 0);
@@ -306,6 +362,53 @@ mod tests {
         assert_eq!(get.on_absent(a, 0, 3), []);
         assert_eq!(get.on_absent(b, 0, 3), [GetAction::Reply(Ok(())), GetAction::Finished]);
         assert_eq!(get.asked()[0].said, "absent");
+    }
+
+    #[test]
+    fn fallbacks_are_asked_when_no_primary_is_left_and_what_they_keep_counts() {
+        let [a, b, c] = nodes();
+        let [f, g] = ["f", "g"].map(|name| NodeId::new(name).expect("legal"));
+        let mut get: Get<u8> = Get::start(&nodes(), &[f, g], 2, false, 0).0;
+        assert_eq!(get.on_failed(a, "down".into(), 1), [GetAction::Ask(c)]);
+        assert_eq!(get.on_failed(b, "down".into(), 1), [GetAction::AskFallback(f)]);
+        assert_eq!(get.on_absent(f, 0, 2), [GetAction::AskFallback(g)], "with nothing to say it says nothing");
+        assert_eq!(answer(&mut get, c), []);
+        assert_eq!(answer(&mut get, g), [GetAction::Reply(Ok(())), GetAction::Finished]);
+        assert_eq!(get.acks(), Acks { primary: 1, fallback: 1 });
+
+        let mut get: Get<u8> = Get::start(&nodes(), &[f], 2, false, 0).0;
+        get.on_failed(a, "down".into(), 1);
+        get.on_failed(b, "down".into(), 1);
+        answer(&mut get, c);
+        let actions = get.on_absent(f, 0, 2);
+        assert!(
+            matches!(&actions[..], [GetAction::Reply(Err(NotApplied::Unavailable { need: 2, alive: 1, .. })), _]),
+            "{actions:?}"
+        );
+    }
+
+    #[test]
+    fn a_strict_read_asks_no_fallback_and_a_hopeless_one_nobody_more() {
+        let [a, b, c] = nodes();
+        let f = NodeId::new("f").expect("legal");
+        let mut get: Get<u8> = Get::start(&nodes(), &[f], 2, true, 0).0;
+        assert_eq!(get.on_failed(a, "down".into(), 1), [GetAction::Ask(c)]);
+        assert!(matches!(get.on_failed(b, "down".into(), 1)[..], [GetAction::Reply(Err(_))]));
+        let mut get: Get<u8> = Get::start(&nodes(), &[f], 3, false, 0).0;
+        assert_eq!(get.on_failed(a, "down".into(), 1), [GetAction::AskFallback(f)]);
+        let actions = get.on_failed(b, "down".into(), 1);
+        assert!(matches!(actions[..], [GetAction::Reply(Err(_))]), "one fallback is no two: {actions:?}");
+    }
+
+    #[test]
+    fn one_fallback_is_one_answer_whomever_it_stands_in_for() {
+        let [a, b, _] = nodes();
+        let f = NodeId::new("f").expect("legal");
+        let mut get: Get<u8> = Get::start(&[a, b], &[f], 2, false, 0).0;
+        assert_eq!(get.on_late(1, 1), [GetAction::AskFallback(f)]);
+        assert_eq!(answer(&mut get, f), []);
+        assert_eq!(get.acks().total(), 1);
+        assert!(matches!(answer(&mut get, b)[..], [GetAction::Reply(Ok(()))]));
     }
 
     fn dot(counter: u64) -> Dot {
@@ -327,20 +430,39 @@ mod tests {
     #[test]
     fn the_answer_is_the_join_of_the_quorum_and_stale_are_those_who_lack_some_of_it() {
         let [a, b, c] = nodes();
-        let mut get = Get::start(&nodes(), 2, false, 0).0;
+        let mut get = Get::start(&nodes(), &[], 2, false, 0).0;
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
-        assert_eq!(get.stale(), []);
+        assert_eq!(get.stale(), None);
         get.on_absent(b, Record::default(), 1);
         assert_eq!(get.merged(), record(&[1], &[]), "absence does not win over a value");
-        assert_eq!(get.stale(), [b]);
-        let mut get = Get::start(&nodes(), 2, false, 0).0;
+        assert_eq!(get.stale(), Some((vec![b], record(&[1], &[]))));
+        let mut get = Get::start(&nodes(), &[], 2, false, 0).0;
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
         get.on_late(1, 2);
         get.on_answer(b, record(&[2], &[]), Said::Values(1), 3);
         assert_eq!(get.merged(), record(&[1, 2], &[]), "concurrent values are siblings");
         get.on_answer(c, record(&[3], &[1, 2]), Said::Values(1), 4);
         assert_eq!(get.merged(), record(&[1, 2], &[]), "a late answer is not merged into the reply");
-        assert_eq!(get.stale(), [a, b], "but into the verdict");
+        assert_eq!(get.stale(), Some((vec![a, b], record(&[3], &[1, 2]))), "but into the verdict");
+    }
+
+    #[test]
+    fn a_fallbacks_hint_makes_primaries_stale_but_is_not_mended_itself() {
+        let [a, b, _] = nodes();
+        let f = NodeId::new("f").expect("legal");
+        let mut get = Get::start(&[a, b], &[f], 2, false, 0).0;
+        get.on_late(1, 1);
+        get.on_answer(f, record(&[2], &[1]), Said::Values(1), 2);
+        get.on_answer(a, record(&[1], &[]), Said::Values(1), 3);
+        assert_eq!(get.merged(), record(&[2], &[1]));
+        assert_eq!(get.stale(), Some((vec![a], record(&[2], &[1]))));
+        assert_eq!(get.holders(), [], "only a primary's word makes a read monotonic");
+        get.on_answer(b, record(&[2], &[1]), Said::Values(1), 4);
+        assert_eq!(get.holders(), [b]);
+        let mut get = Get::start(&[a, b], &[], 2, false, 0).0;
+        get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
+        get.on_answer(b, record(&[3], &[1, 2]), Said::Values(1), 1);
+        assert_eq!(get.holders(), [b]);
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -399,7 +521,7 @@ mod tests {
     #[test]
     fn every_order_of_answers_failures_and_timers_ends_as_the_specification_says() {
         for r in 1..=3u8 {
-            let (get, actions) = Get::start(&nodes(), r, false, 0);
+            let (get, actions) = Get::start(&nodes(), &[], r, false, 0);
             let asked: Vec<_> = nodes()[..r.into()].iter().copied().map(GetAction::Ask).collect();
             assert_eq!(actions[..r.into()], asked);
             let oracle = Oracle { asked: r.into(), answers: [None; 3], reply: None };
@@ -439,7 +561,8 @@ mod tests {
             for action in &actions {
                 match action {
                     GetAction::Ask(node) => assert!(asked.insert(*node), "{node} was asked twice"),
-                    GetAction::HedgeAfterDelay(token) => assert_eq!(*token, get.token),
+                    GetAction::AskFallback(node) => panic!("{node} is not there"),
+                    GetAction::HedgeAfterDelay { token, primary } => assert_eq!((*token, *primary), (get.token, true)),
                     GetAction::Finished => assert!(oracle.finished()),
                     GetAction::Reply(outcome) => {
                         assert_eq!(before.reply, None, "one reply");

@@ -5,17 +5,25 @@
 //!    │
 //!   mint at self ──refused──> NotApplied            (nothing was written)
 //!    │         └───unknown──> Indeterminate         (the insert may be there)
-//!   replicate to the other N-1 primaries, all at once; wait for the own disk
+//!   replicate to all other primaries, and a hint for each that is down to a fallback, all at once; wait for the own disk
+//!    │
+//!    ├─ a primary fails, or is late while W is not met: a hint for it to the next fallback
+//!    ├─ a fallback refuses: the hint goes to the next one, at last to the coordinator itself
 //!    │
 //!    ├─ W acknowledgements ──────────> Ok           (the rest goes on)
 //!    ├─ too many failed, or deadline ─> Indeterminate (the rest goes on)
 //!    └─ everybody has answered ──────> Finished
 //! ```
 //!
+//! It is the write of Dynamo (DeCandia et al., 2007, sections 4.5 and 4.6): W of N, sloppy, with hinted handoff. A node that is
+//! no primary coordinates where none can be reached; it mints in a hint of its own.
+//!
 //! Invariants: before the mint the outcome is `NotApplied`, after it `Ok` or `Indeterminate` and never `NotApplied`; there is
 //! exactly one reply and it comes before `Finished`; a write is always sent to all N primaries, W only decides when to
-//! answer. The machine reads no clock and sends nothing: inputs are `on_*`, what to do comes back as [`PutAction`]s. Every
-//! question that it asks must be answered in the end ([`Put::on_ack`] or [`Put::on_failed`]), so every call needs a deadline.
+//! answer; a strict write counts primaries only, and leaves hints all the same; a primary is stood in for by one node at a
+//! time, and no node is asked twice to stand in for the same one. The machine reads no clock and sends nothing: inputs are
+//! `on_*`, what to do comes back as [`PutAction`]s. Every question that it asks must be answered in the end
+//! ([`Put::on_ack`] or [`Put::on_failed`], [`Put::on_hint_kept`] or [`Put::on_hint_failed`]), so every call needs a deadline.
 
 use quorate_client::ids::{NodeId, OpId};
 use quorate_client::options::Quorum;
@@ -30,18 +38,44 @@ pub enum PutAction {
     AwaitDurable,
     /// Send the minted record to this primary, at once and beside the others.
     Replicate(NodeId),
+    /// Have `holder` keep the minted record durably for `target`; the holder may be this node.
+    Hint {
+        /// Who keeps it.
+        holder: NodeId,
+        /// The primary that is to have it.
+        target: NodeId,
+    },
+    /// Come back with [`Put::on_late`] after the delay for late replicas.
+    LateAfterDelay,
     /// Answer the client.
     Reply(Result<(), Failure>),
     /// Everybody has answered: nothing will happen any more.
     Finished,
 }
 
-/// A write that one of the key's primaries coordinates.
+/// Who may keep a write for a primary that does not take it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StandIns {
+    /// Hints are kept at all. A simulation switches them off; then nobody stands in.
+    pub hints: bool,
+    /// Members that are no primaries and can be reached, best first, without this node.
+    pub fallbacks: Vec<NodeId>,
+}
+
+/// A write that this node coordinates.
 #[derive(Debug, Clone)]
 pub struct Put {
     me: NodeId,
     op_id: OpId,
     primaries: Vec<NodeId>,
+    stand_ins: StandIns,
+    /// Primaries that were believed to be out of reach at the start.
+    down: Vec<NodeId>,
+    /// For a coordinator that is no primary: the one in whose hint it mints.
+    mint_for: Option<NodeId>,
+    hints: Vec<Hint>,
+    /// Primaries that nobody would stand in for.
+    unplaced: u32,
     tally: Tally,
     minting: bool,
     replied: bool,
@@ -50,46 +84,104 @@ pub struct Put {
     decided_by: Option<NodeId>,
 }
 
+/// A question to stand in for a primary, and what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Hint {
+    holder: NodeId,
+    target: NodeId,
+    state: HintState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HintState {
+    Asked,
+    Kept,
+    Failed,
+}
+
 impl Put {
-    /// A write that is about to be minted at `me`, one of `primaries`. The driver mints next, and says how that went.
+    /// A write that is about to be minted at `me`. The driver mints next ([in a hint](Self::mint_for), if it says so), and
+    /// tells how that went.
     ///
     /// `reachable` is what the failure detector and the back-off of connections believe. It is asked here and never again:
     /// a write that cannot succeed must not be left half-applied, while a wrong belief must not stop one that could.
     ///
     /// # Errors
-    /// W is 0 or above N, or fewer than W primaries can be reached.
+    /// W is 0 or above N, or fewer than W nodes that would count can be reached.
+    ///
+    /// # Panics
+    /// When `me` is no primary and the write is strict, or hints are switched off: then it is not this node's to coordinate.
     pub fn new(
         me: NodeId,
         op_id: OpId,
         primaries: &[NodeId],
+        stand_ins: StandIns,
         w: Quorum,
         strict: bool,
         reachable: impl Fn(NodeId) -> bool,
     ) -> Result<Self, NotApplied> {
-        assert!(primaries.contains(&me), "only a primary coordinates a write");
+        let owns = primaries.contains(&me);
+        assert!(owns || (!strict && stand_ins.hints), "only a primary coordinates such a write");
         let n = u8::try_from(primaries.len()).expect("a layout has at most 255 replicas of a record");
         let need = required("W", w, n)?;
-        let down: Vec<&str> =
-            primaries.iter().filter(|node| **node != me && !reachable(**node)).map(NodeId::as_str).collect();
-        let alive = n - down.len() as u8;
+        let down: Vec<NodeId> = primaries.iter().copied().filter(|node| *node != me && !reachable(*node)).collect();
+        let up = n - down.len() as u8;
+        let others = if stand_ins.hints && !strict { stand_ins.fallbacks.len() + usize::from(!owns) } else { 0 };
+        let alive = n.min(up.saturating_add(u8::try_from(others).unwrap_or(u8::MAX)));
         if alive < need {
-            let why = format!("{} of the {n} primaries cannot be reached: {}", down.len(), down.join(", "));
+            let names: Vec<&str> = down.iter().map(NodeId::as_str).collect();
+            let others = match (strict, others) {
+                (true, _) => String::new(),
+                (false, 0) => "; there is no fallback".to_owned(),
+                (false, others) => format!("; fallbacks that can be reached: {others}"),
+            };
+            let why = format!("{} of the {n} primaries cannot be reached: {}{others}", down.len(), names.join(", "));
             return Err(NotApplied::Unavailable { need, alive, why });
         }
         let tally = Tally::new(primaries, need, strict);
+        let mint_for = (!owns).then(|| *down.first().unwrap_or(&primaries[0]));
         let primaries = primaries.to_vec();
-        Ok(Self { me, op_id, primaries, tally, minting: true, replied: false, synced: true, decided_by: None })
+        Ok(Self {
+            me,
+            op_id,
+            primaries,
+            stand_ins,
+            down,
+            mint_for,
+            hints: Vec::new(),
+            unplaced: 0,
+            tally,
+            minting: true,
+            replied: false,
+            synced: true,
+            decided_by: None,
+        })
+    }
+
+    /// Where the write is minted: in this node's record, or, if it is no primary, in its hint for this one.
+    pub fn mint_for(&self) -> Option<NodeId> {
+        self.mint_for
     }
 
     /// The write was minted and inserted here. Times are microseconds since the start of the request.
     pub fn on_minted(&mut self, at_us: u64) -> Vec<PutAction> {
         assert!(std::mem::take(&mut self.minting), "a write is minted once");
         // The others first: the record travels while this node's disk is synced.
-        let (me, mut actions) = (self.me, Vec::with_capacity(self.primaries.len()));
+        let (me, mut actions) = (self.me, Vec::with_capacity(self.primaries.len() + 1));
         actions.extend(self.primaries.iter().filter(|node| **node != me).copied().map(PutAction::Replicate));
-        actions.push(PutAction::AwaitDurable);
         for primary in &self.primaries {
             self.tally.ask(*primary, at_us);
+        }
+        if let Some(target) = self.mint_for {
+            assert!(self.tally.ask_fallback(me, target, at_us), "nobody was asked before");
+            self.hints.push(Hint { holder: me, target, state: HintState::Asked });
+        }
+        for target in self.down.clone() {
+            actions.extend(self.stand_in(target, at_us));
+        }
+        actions.push(PutAction::AwaitDurable);
+        if self.stand_ins.hints && self.primaries.len() > 1 {
+            actions.push(PutAction::LateAfterDelay);
         }
         actions
     }
@@ -107,35 +199,64 @@ impl Put {
         self.reply(Err(failure)).chain([PutAction::Finished]).collect()
     }
 
-    /// A primary holds the write; the node itself once its own insert is durable.
+    /// A primary holds the write; the node itself once its own insert is durable, also where that is a hint.
     pub fn on_ack(&mut self, node: NodeId, synced: bool, changed: bool, at_us: u64) -> Vec<PutAction> {
+        if let (true, Some(target)) = (node == self.me, self.mint_for) {
+            return self.on_hint_kept(node, target, synced, changed, at_us);
+        }
         if self.tally.awaited(node).is_none() {
             return Vec::new();
         }
-        if self.tally.ack(node, Said::Ack { synced, changed }, at_us) {
-            self.synced &= synced;
-        }
-        let mut actions = Vec::new();
-        if !self.replied && self.tally.status() == Status::Met {
-            self.decided_by = Some(node);
-            actions.extend(self.reply(Ok(())));
-        }
-        actions.extend(self.finished());
-        actions
+        let counted = self.tally.ack(node, Said::Ack { synced, changed }, at_us);
+        self.acknowledged(node, synced, counted)
     }
 
-    /// A primary refused, could not be asked, or its deadline has passed.
+    /// A primary refused, could not be asked, or its deadline has passed; or this node's own sync failed.
     pub fn on_failed(&mut self, node: NodeId, why: String, at_us: u64) -> Vec<PutAction> {
+        if let (true, Some(target)) = (node == self.me, self.mint_for) {
+            return self.on_hint_failed(node, target, why, at_us);
+        }
         if !self.tally.fail(node, Said::Failed(why), at_us) {
             return Vec::new();
         }
-        let mut actions = Vec::new();
-        if !self.replied && self.tally.status() == Status::Impossible {
-            let failure = self.indeterminate(self.tally.why());
-            actions.extend(self.reply(Err(failure)));
+        // A node whose own disk fails is about to end, and has nobody to remind it.
+        let hint = if node == self.me { None } else { self.stand_in(node, at_us) };
+        hint.into_iter().chain(self.settled()).collect()
+    }
+
+    /// A hint is durable at its holder.
+    pub fn on_hint_kept(
+        &mut self,
+        holder: NodeId,
+        target: NodeId,
+        synced: bool,
+        changed: bool,
+        at_us: u64,
+    ) -> Vec<PutAction> {
+        if !self.hint_ended(holder, target, HintState::Kept) {
+            return Vec::new();
         }
-        actions.extend(self.finished());
-        actions
+        let counted = self.tally.ack_for(holder, target, Said::Ack { synced, changed }, at_us);
+        self.acknowledged(holder, synced, counted)
+    }
+
+    /// A holder refused, could not be asked, or its deadline has passed.
+    pub fn on_hint_failed(&mut self, holder: NodeId, target: NodeId, why: String, at_us: u64) -> Vec<PutAction> {
+        if !self.hint_ended(holder, target, HintState::Failed) {
+            return Vec::new();
+        }
+        self.tally.fail_for(holder, target, Said::Failed(why), at_us);
+        let next = if self.tally.vacant().contains(&target) { self.stand_in(target, at_us) } else { None };
+        next.into_iter().chain(self.settled()).collect()
+    }
+
+    /// The delay for late replicas is over: somebody stands in for them, unless the quorum is met without.
+    pub fn on_late(&mut self, at_us: u64) -> Vec<PutAction> {
+        if self.replied {
+            return Vec::new();
+        }
+        let late: Vec<NodeId> = self.tally.vacant().into_iter().filter(|node| *node != self.me).collect();
+        late.into_iter().filter_map(|target| self.stand_in(target, at_us)).collect()
     }
 
     /// The time for an answer has run out, also while the mint is still running. Replication goes on.
@@ -178,6 +299,69 @@ impl Put {
         self.tally.asked()
     }
 
+    /// The hints that are kept or were asked for: (holder, target).
+    pub fn hints(&self) -> Vec<(NodeId, NodeId)> {
+        let living = self.hints.iter().filter(|hint| hint.state != HintState::Failed);
+        living.map(|hint| (hint.holder, hint.target)).collect()
+    }
+
+    /// How many primaries lack the write without anybody who keeps it for them: anti-entropy's to mend.
+    pub fn unplaced(&self) -> u32 {
+        self.unplaced
+    }
+
+    /// Finds the next node to stand in for a primary: a fallback that has not been asked to, those who hold the least of this
+    /// write first, and the coordinator itself when there is no other. A coordinator that is a primary counts once all the same.
+    fn stand_in(&mut self, target: NodeId, at_us: u64) -> Option<PutAction> {
+        let of_target = |hint: &&Hint| hint.target == target;
+        if !self.stand_ins.hints || self.hints.iter().filter(of_target).any(|hint| hint.state != HintState::Failed) {
+            return None;
+        }
+        let asked = |holder: NodeId| self.hints.iter().filter(of_target).any(|hint| hint.holder == holder);
+        let load = |holder: NodeId| self.hints.iter().filter(|hint| hint.holder == holder).count();
+        let fallbacks = self.stand_ins.fallbacks.iter().copied().filter(|holder| !asked(*holder));
+        let holder = fallbacks.min_by_key(|holder| load(*holder)).or((!asked(self.me)).then_some(self.me));
+        let Some(holder) = holder else {
+            self.unplaced += 1;
+            return None;
+        };
+        self.hints.push(Hint { holder, target, state: HintState::Asked });
+        // Refused for a coordinator that is a primary: it has a slot of its own.
+        self.tally.ask_fallback(holder, target, at_us);
+        Some(PutAction::Hint { holder, target })
+    }
+
+    fn hint_ended(&mut self, holder: NodeId, target: NodeId, state: HintState) -> bool {
+        let asked = Hint { holder, target, state: HintState::Asked };
+        let Some(hint) = self.hints.iter_mut().find(|hint| **hint == asked) else { return false };
+        hint.state = state;
+        true
+    }
+
+    fn acknowledged(&mut self, node: NodeId, synced: bool, counted: bool) -> Vec<PutAction> {
+        if counted {
+            self.synced &= synced;
+        }
+        let mut actions = Vec::new();
+        if !self.replied && self.tally.status() == Status::Met {
+            self.decided_by = Some(node);
+            actions.extend(self.reply(Ok(())));
+        }
+        actions.extend(self.finished());
+        actions
+    }
+
+    /// After somebody failed and all that can be done about it was begun.
+    fn settled(&mut self) -> Vec<PutAction> {
+        let mut actions = Vec::new();
+        if !self.replied && self.tally.status() == Status::Impossible {
+            let failure = self.indeterminate(self.tally.why());
+            actions.extend(self.reply(Err(failure)));
+        }
+        actions.extend(self.finished());
+        actions
+    }
+
     fn indeterminate(&self, why: String) -> Failure {
         Failure::Indeterminate { op_id: self.op_id, need: self.tally.need(), acks: self.tally.acks(), why }
     }
@@ -190,7 +374,8 @@ impl Put {
     }
 
     fn finished(&self) -> Option<PutAction> {
-        (self.replied && !self.tally.is_waiting()).then_some(PutAction::Finished)
+        let waiting = self.tally.is_waiting() || self.hints.iter().any(|hint| hint.state == HintState::Asked);
+        (self.replied && !waiting).then_some(PutAction::Finished)
     }
 }
 
@@ -206,14 +391,16 @@ mod tests {
 
     fn put(w: u8) -> Put {
         let nodes = nodes();
-        Put::new(nodes[0], OP, &nodes, Quorum::Exactly(w), false, |_| true).expect("everybody is up")
+        Put::new(nodes[0], OP, &nodes, StandIns::default(), Quorum::Exactly(w), false, |_| true)
+            .expect("everybody is up")
     }
 
     #[test]
     fn an_impossible_quorum_is_refused_before_the_mint() {
         let nodes = nodes();
         for w in [0, 4, 255] {
-            let refusal = Put::new(nodes[0], OP, &nodes, Quorum::Exactly(w), false, |_| true).expect_err("refused");
+            let refusal = Put::new(nodes[0], OP, &nodes, StandIns::default(), Quorum::Exactly(w), false, |_| true)
+                .expect_err("refused");
             assert_eq!(refusal, NotApplied::QuorumImpossible { what: "W".into(), asked: w, n: 3 });
         }
     }
@@ -228,12 +415,12 @@ mod tests {
                     up & if node == nodes[1] { 1 } else { 2 } != 0
                 };
                 let alive = 1 + up.count_ones() as u8;
-                match Put::new(nodes[0], OP, &nodes, Quorum::Exactly(w), false, reachable) {
+                match Put::new(nodes[0], OP, &nodes, StandIns::default(), Quorum::Exactly(w), false, reachable) {
                     Ok(_) => assert!(alive >= w),
                     Err(NotApplied::Unavailable { need, alive: told, why }) => {
                         assert!(alive < w, "w={w} up={up}");
                         assert_eq!((need, told), (w, alive));
-                        let named = why.split_once(": ").expect("names").1;
+                        let named = why.split_once(": ").expect("names").1.split(';').next().expect("the first part");
                         assert_eq!(named.contains('b'), up & 1 == 0, "{why}");
                     }
                     Err(other) => panic!("{other}"),
@@ -245,7 +432,8 @@ mod tests {
     #[test]
     fn a_write_goes_to_all_other_primaries_at_once_even_to_those_believed_down() {
         let [a, b, c] = nodes();
-        let mut put = Put::new(a, OP, &[b, a, c], Quorum::One, false, |_| false).expect("one is enough");
+        let mut put =
+            Put::new(a, OP, &[b, a, c], StandIns::default(), Quorum::One, false, |_| false).expect("one is enough");
         let actions = put.on_minted(3);
         assert_eq!(actions, [PutAction::Replicate(b), PutAction::Replicate(c), PutAction::AwaitDurable]);
     }
@@ -296,6 +484,200 @@ mod tests {
         assert_eq!(put.decided_by(), Some(b));
         let said: Vec<String> = put.asked().into_iter().map(|asked| asked.said).collect();
         assert_eq!(said, ["ack", "ack, held it already", "ack, not synced"]);
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).expect("legal")
+    }
+
+    fn stand_ins(names: &[&str]) -> StandIns {
+        StandIns { hints: true, fallbacks: names.iter().map(|name| node(name)).collect() }
+    }
+
+    fn hint(holder: &str, target: &str) -> PutAction {
+        PutAction::Hint { holder: node(holder), target: node(target) }
+    }
+
+    fn sloppy(w: u8, down: &[&str], fallbacks: &[&str]) -> Put {
+        let down: Vec<NodeId> = down.iter().map(|name| node(name)).collect();
+        let up = |node: NodeId| !down.contains(&node);
+        Put::new(nodes()[0], OP, &nodes(), stand_ins(fallbacks), Quorum::Exactly(w), false, up).expect("enough are up")
+    }
+
+    #[test]
+    fn whoever_is_down_has_a_stand_in_at_once_who_counts_in_its_place() {
+        let [_, b, c] = nodes();
+        let mut put = sloppy(3, &["b", "c"], &["f", "g"]);
+        let actions = put.on_minted(0);
+        let expected = [
+            PutAction::Replicate(b),
+            PutAction::Replicate(c),
+            hint("f", "b"),
+            hint("g", "c"),
+            PutAction::AwaitDurable,
+            PutAction::LateAfterDelay,
+        ];
+        assert_eq!(actions, expected);
+        assert_eq!(put.on_ack(node("a"), true, true, 1), []);
+        assert_eq!(put.on_hint_kept(node("f"), b, true, true, 2), []);
+        assert_eq!(put.on_ack(b, true, true, 3), [], "b and who stands in for it are one");
+        assert_eq!(put.on_hint_kept(node("g"), c, true, true, 4), [PutAction::Reply(Ok(()))]);
+        assert_eq!(put.acks(), Acks { primary: 2, fallback: 1 });
+        assert_eq!(put.on_failed(c, "down".into(), 5), [PutAction::Finished]);
+        assert_eq!(put.hints(), [(node("f"), b), (node("g"), c)]);
+    }
+
+    #[test]
+    fn a_strict_write_leaves_hints_that_do_not_count() {
+        let [a, b, c] = nodes();
+        let up = |node| node != c;
+        let new = |w| Put::new(a, OP, &nodes(), stand_ins(&["f"]), Quorum::Exactly(w), true, up);
+        assert!(matches!(new(3), Err(NotApplied::Unavailable { need: 3, alive: 2, .. })));
+        let mut put = new(2).expect("two are up");
+        assert!(put.on_minted(0).contains(&hint("f", "c")));
+        assert_eq!(put.on_hint_kept(node("f"), c, true, true, 1), []);
+        assert_eq!(put.on_ack(a, true, true, 2), []);
+        assert_eq!(put.on_ack(b, true, true, 3), [PutAction::Reply(Ok(()))]);
+        assert_eq!(put.acks(), Acks { primary: 2, fallback: 0 });
+    }
+
+    #[test]
+    fn a_refused_hint_goes_to_the_next_fallback_then_to_the_coordinator_then_nowhere() {
+        let [a, b, c] = nodes();
+        let mut put = sloppy(2, &[], &["f", "g"]);
+        put.on_minted(0);
+        put.on_ack(a, true, true, 1);
+        assert_eq!(put.on_failed(c, "down".into(), 2), [hint("f", "c")]);
+        assert_eq!(put.on_hint_failed(node("f"), c, "full".into(), 3), [hint("g", "c")]);
+        assert_eq!(put.on_hint_failed(node("f"), c, "full".into(), 3), [], "it has said so");
+        assert_eq!(put.on_hint_failed(node("g"), c, "full".into(), 4), [hint("a", "c")]);
+        assert_eq!(put.on_hint_kept(a, c, true, true, 5), [], "the coordinator counts once");
+        assert_eq!(put.on_failed(b, "down".into(), 6), [hint("f", "b")]);
+        assert_eq!(put.on_hint_kept(node("f"), b, true, true, 7), [PutAction::Reply(Ok(())), PutAction::Finished]);
+        let mut put = sloppy(1, &[], &[]);
+        put.on_minted(0);
+        assert_eq!(put.on_failed(c, "down".into(), 2), [hint("a", "c")]);
+        assert_eq!((put.on_hint_failed(a, c, "full".into(), 3), put.unplaced()), (vec![], 1));
+    }
+
+    #[test]
+    fn late_primaries_have_stand_ins_only_while_the_quorum_waits_for_them() {
+        let [a, b, _] = nodes();
+        let mut put = sloppy(2, &[], &["f", "g"]);
+        put.on_minted(0);
+        put.on_ack(a, true, true, 1);
+        assert_eq!(put.on_late(2), [hint("f", "b"), hint("g", "c")]);
+        assert_eq!(put.on_late(2), [], "they have them");
+        let mut put = sloppy(2, &[], &["f"]);
+        put.on_minted(0);
+        put.on_ack(a, true, true, 1);
+        put.on_ack(b, true, true, 1);
+        assert_eq!(put.on_late(2), []);
+        assert_eq!(put.on_failed(node("c"), "down".into(), 3), [hint("f", "c")], "but who fails gets the write later");
+    }
+
+    #[test]
+    fn a_coordinator_that_is_no_primary_mints_in_a_hint_and_takes_one_place() {
+        let [a, b, c] = nodes();
+        let f = node("f");
+        let new =
+            |w, others: &[&str]| Put::new(f, OP, &nodes(), stand_ins(others), Quorum::Exactly(w), false, |_| false);
+        assert!(matches!(new(3, &["g"]), Err(NotApplied::Unavailable { need: 3, alive: 2, .. })));
+        let mut put = new(2, &["g"]).expect("f and g are two");
+        assert_eq!(put.mint_for(), Some(a));
+        let actions = put.on_minted(0);
+        assert_eq!(actions[3..5], [hint("g", "b"), hint("g", "c")]);
+        for primary in [a, b, c] {
+            assert_eq!(put.on_failed(primary, "down".into(), 1), []);
+        }
+        assert_eq!(put.on_ack(f, true, true, 2), []);
+        assert_eq!(put.on_hint_kept(node("g"), b, true, true, 3), [PutAction::Reply(Ok(()))]);
+        assert_eq!(put.acks(), Acks { primary: 0, fallback: 2 });
+        assert_eq!(put.on_hint_kept(node("g"), c, true, true, 3), [PutAction::Finished]);
+    }
+
+    /// Random answers in random order, until nothing is open: one reply, which says Ok exactly if W distinct nodes with W
+    /// distinct slots had acknowledged; nobody is asked twice for the same; no two live hints for one primary; and it ends.
+    #[test]
+    fn whatever_primaries_and_fallbacks_answer_the_write_ends_and_never_lies() {
+        use std::collections::BTreeSet;
+
+        use quorate_client::random::Random;
+
+        let names = ["a", "b", "c", "f", "g", "h"];
+        for seed in 0..20_000 {
+            let random = Random::from_seed(seed);
+            let below = |bound: u64| random.below(bound) as usize;
+            let me = if below(4) == 0 { node("f") } else { node("a") };
+            let primaries = nodes();
+            let fallbacks: Vec<NodeId> = names[3..].iter().map(|name| node(name)).filter(|node| *node != me).collect();
+            let fallbacks = fallbacks[..below(fallbacks.len() as u64 + 1)].to_vec();
+            let (w, down) = (1 + below(3) as u8, below(8));
+            let up =
+                |node: NodeId| primaries.iter().position(|primary| *primary == node).is_none_or(|i| down >> i & 1 == 0);
+            let stand_ins = StandIns { hints: true, fallbacks };
+            let Ok(mut put) = Put::new(me, OP, &primaries, stand_ins, Quorum::Exactly(w), false, up) else { continue };
+            // Edges (node, primary) that are open, and those that have acknowledged before the reply.
+            let (mut open, mut acked, mut asked) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+            let (mut replied, mut finished) = (None, false);
+            let mut actions = put.on_minted(0);
+            loop {
+                for action in std::mem::take(&mut actions) {
+                    match action {
+                        PutAction::AwaitDurable => open.push((me, put.mint_for().unwrap_or(me))),
+                        PutAction::Replicate(to) => open.push((to, to)),
+                        PutAction::Hint { holder, target } => {
+                            assert!(asked.insert((holder, target)), "seed {seed}: {holder} twice for {target}");
+                            open.push((holder, target));
+                            let live = put.hints().into_iter().filter(|(_, of)| *of == target).count();
+                            assert_eq!(live, 1, "seed {seed}");
+                        }
+                        PutAction::LateAfterDelay => {}
+                        PutAction::Reply(outcome) => {
+                            assert_eq!(replied.replace(outcome.is_ok()), None, "seed {seed}: one reply");
+                            let distinct = matching(&acked, &primaries);
+                            assert_eq!(outcome.is_ok(), distinct >= usize::from(w), "seed {seed}: {acked:?}");
+                            assert_eq!(usize::from(put.acks().total()), distinct, "seed {seed}: {acked:?}");
+                        }
+                        PutAction::Finished => finished = true,
+                    }
+                }
+                if finished {
+                    break;
+                }
+                if below(20) == 0 {
+                    actions = if below(2) == 0 { put.on_late(1) } else { put.on_deadline() };
+                    continue;
+                }
+                assert!(!open.is_empty(), "seed {seed}: nothing is open and it has not finished");
+                let (who, target) = open.swap_remove(below(open.len() as u64));
+                let own = who == me && target == put.mint_for().unwrap_or(me);
+                let good = below(2) == 0;
+                if good && replied.is_none() {
+                    acked.insert((who, target));
+                }
+                actions = match (good, own || who == target) {
+                    (true, true) => put.on_ack(who, true, true, 1),
+                    (false, true) => put.on_failed(who, "no".into(), 1),
+                    (true, false) => put.on_hint_kept(who, target, true, true, 1),
+                    (false, false) => put.on_hint_failed(who, target, "no".into(), 1),
+                };
+            }
+            assert!(replied.is_some() && open.is_empty(), "seed {seed}");
+        }
+    }
+
+    /// The largest set of edges with distinct nodes and distinct primaries, by trying all of them. A primary's own place is the
+    /// only one that it can take.
+    fn matching(edges: &std::collections::BTreeSet<(NodeId, NodeId)>, primaries: &[NodeId]) -> usize {
+        let edges: Vec<_> = edges.iter().filter(|(who, of)| who == of || !primaries.contains(who)).collect();
+        let size = |chosen: u32| {
+            let chosen: Vec<_> = (0..edges.len()).filter(|i| chosen >> i & 1 == 1).map(|i| edges[i]).collect();
+            let nodes: std::collections::BTreeSet<_> = chosen.iter().map(|(who, _)| who).collect();
+            let slots: std::collections::BTreeSet<_> = chosen.iter().map(|(_, of)| of).collect();
+            (nodes.len() == chosen.len() && slots.len() == chosen.len()).then_some(chosen.len())
+        };
+        (0..1u32 << edges.len()).filter_map(size).max().unwrap_or(0)
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -387,7 +769,10 @@ mod tests {
                         }
                     }
                     PutAction::Finished => assert!(oracle.finished(), "{event:?} {oracle:?}"),
-                    PutAction::AwaitDurable | PutAction::Replicate(_) => panic!("asked again: {action:?}"),
+                    PutAction::AwaitDurable
+                    | PutAction::Replicate(_)
+                    | PutAction::Hint { .. }
+                    | PutAction::LateAfterDelay => panic!("asked again: {action:?}"),
                 }
             }
             assert_eq!(replies, usize::from(oracle.reply.is_some()), "{event:?} {oracle:?}");

@@ -157,21 +157,41 @@ impl Tally {
         self.seats.iter().find(|seat| seat.node == node && seat.state == State::Asked).map(|seat| seat.role)
     }
 
-    /// Notes an acknowledgement. Returns whether it raised the count; see the module's text for what does not.
-    pub fn ack(&mut self, node: NodeId, said: Said, at_us: u64) -> bool {
-        let before = self.acks().total();
-        let state = if self.closed { State::Late } else { State::Acked };
-        self.answer(node, state, said, at_us);
-        let counted = self.acks().total() > before;
-        if counted && let Some(seat) = self.seats.iter_mut().find(|seat| seat.node == node) {
-            seat.counted = true;
-        }
-        counted
+    /// Whether a fallback was asked to stand in for this primary and has not answered.
+    pub fn awaited_for(&self, fallback: NodeId, instead_of: NodeId) -> bool {
+        let seat = self.fallback_seat(fallback, instead_of);
+        seat.is_some_and(|index| self.seats[index].state == State::Asked)
     }
 
-    /// Notes that a node that was asked will not acknowledge. Returns whether that was news.
+    /// Notes an acknowledgement: of a primary, or of a fallback in all its seats at once (an answer to a read). Returns whether
+    /// it raised the count; see the module's text for what does not.
+    pub fn ack(&mut self, node: NodeId, said: Said, at_us: u64) -> bool {
+        let seats = self.seats_of(node);
+        self.acknowledged(&seats, said, at_us)
+    }
+
+    /// Notes a fallback's acknowledgement for one primary (a hint that it keeps). Returns whether it raised the count.
+    pub fn ack_for(&mut self, fallback: NodeId, instead_of: NodeId, said: Said, at_us: u64) -> bool {
+        let seats: Vec<usize> = self.fallback_seat(fallback, instead_of).into_iter().collect();
+        self.acknowledged(&seats, said, at_us)
+    }
+
+    /// Notes that a node that was asked will not acknowledge, in any of its seats. Returns whether that was news.
     pub fn fail(&mut self, node: NodeId, said: Said, at_us: u64) -> bool {
-        self.answer(node, State::Failed, said, at_us)
+        let seats = self.seats_of(node);
+        self.answer(&seats, State::Failed, said, at_us)
+    }
+
+    /// Notes that a fallback will not stand in for this primary. Returns whether that was news.
+    pub fn fail_for(&mut self, fallback: NodeId, instead_of: NodeId, said: Said, at_us: u64) -> bool {
+        let seats: Vec<usize> = self.fallback_seat(fallback, instead_of).into_iter().collect();
+        self.answer(&seats, State::Failed, said, at_us)
+    }
+
+    /// The primaries that have not acknowledged: those that a fallback can stand in for.
+    pub fn vacant(&self) -> Vec<NodeId> {
+        let primaries = self.seats[..self.slots].iter();
+        primaries.filter(|seat| !matches!(seat.state, State::Acked | State::Late)).map(|seat| seat.node).collect()
     }
 
     /// The request is decided: what arrives from now on is noted and counts for nothing.
@@ -212,6 +232,7 @@ impl Tally {
             Asked {
                 node: seat.node,
                 role: seat.role,
+                instead_of: (seat.role == Role::Fallback).then(|| self.seats[seat.slot].node),
                 sent_us: seat.sent_us,
                 answered_us: seat.said.is_some().then_some(seat.answered_us),
                 said: seat.said.as_ref().map_or_else(|| NO_ANSWER.into(), Said::to_string),
@@ -236,10 +257,35 @@ impl Tally {
         text
     }
 
-    /// Moves the seats of a node that is awaited; returns whether there were any.
-    fn answer(&mut self, node: NodeId, state: State, said: Said, at_us: u64) -> bool {
+    fn seats_of(&self, node: NodeId) -> Vec<usize> {
+        (0..self.seats.len()).filter(|index| self.seats[*index].node == node).collect()
+    }
+
+    fn fallback_seat(&self, fallback: NodeId, instead_of: NodeId) -> Option<usize> {
+        let slot = self.seats[..self.slots].iter().position(|seat| seat.node == instead_of)?;
+        let of_both = |seat: &Seat| seat.node == fallback && seat.slot == slot;
+        self.seats[self.slots..].iter().position(of_both).map(|index| self.slots + index)
+    }
+
+    fn acknowledged(&mut self, seats: &[usize], said: Said, at_us: u64) -> bool {
+        let before = self.acks().total();
+        let state = if self.closed { State::Late } else { State::Acked };
+        self.answer(seats, state, said, at_us);
+        let counted = self.acks().total() > before;
+        if counted && let Some(first) = seats.first() {
+            self.seats[*first].counted = true;
+        }
+        counted
+    }
+
+    /// Moves those of the seats that are awaited; returns whether there were any.
+    fn answer(&mut self, seats: &[usize], state: State, said: Said, at_us: u64) -> bool {
         let mut news = false;
-        for seat in self.seats.iter_mut().filter(|seat| seat.node == node && seat.state == State::Asked) {
+        for index in seats {
+            let seat = &mut self.seats[*index];
+            if seat.state != State::Asked {
+                continue;
+            }
             seat.state = state;
             seat.answered_us = at_us;
             seat.said = Some(said.clone());

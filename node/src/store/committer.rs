@@ -95,6 +95,17 @@ impl Committer {
         });
     }
 
+    /// Waits for a sync that begins from now on, also in `interval` mode: for what somebody else gives up because of it.
+    ///
+    /// # Errors
+    /// As [`Ticket::durable`].
+    pub async fn synced(&self) -> Result<(), StoreError> {
+        match self.handle.durability {
+            Durability::Interval => self.handle.shared.sync().await,
+            Durability::Always | Durability::Group => self.ticket().durable().await.map(|_| ()),
+        }
+    }
+
     /// The ticket of an acknowledgement without an insert (a merge that changed nothing, an operation that was there, a
     /// monotonic read). Durable at once when nothing was written since a sync that has been completed began; else it covers
     /// what [`ticket`](Self::ticket) would.

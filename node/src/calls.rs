@@ -1,4 +1,4 @@
-//! The questions of one request that are in flight: a handful of futures, polled together within one task.
+//! Questions that are in flight: a handful of futures, polled together within one task.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -6,19 +6,19 @@ use std::task::Poll;
 
 /// At most N of them, so that polling all of them at each wake-up is cheaper than a task each; always in the order in which
 /// they were asked, so that a simulation repeats.
-pub(super) struct Calls<T>(Vec<Pin<Box<dyn Future<Output = T> + Send>>>);
+pub(crate) struct Calls<T>(Vec<Pin<Box<dyn Future<Output = T> + Send>>>);
 
 impl<T> Calls<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Vec::new())
     }
 
-    pub(super) fn push(&mut self, call: impl Future<Output = T> + Send + 'static) {
+    pub(crate) fn push(&mut self, call: impl Future<Output = T> + Send + 'static) {
         self.0.push(Box::pin(call));
     }
 
     /// The next one that ends; nothing if there are none. Nothing is lost when the future is dropped.
-    pub(super) async fn next(&mut self) -> Option<T> {
+    pub(crate) async fn next(&mut self) -> Option<T> {
         poll_fn(|cx| {
             if self.0.is_empty() {
                 return Poll::Ready(None);

@@ -1,0 +1,76 @@
+//! Monotonic reads: a value is returned once a majority of the primaries holds it durably.
+//!
+//! The second phase of a read of Attiya, Bar-Noy and Dolev ("Sharing Memory Robustly in Message-Passing Systems", 1995), left out
+//! where the first one shows that it has been done: primaries whose answer holds all that is returned have waited for a sync
+//! before they gave it.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::NodeId;
+use quorate_client::sometimes;
+use quorate_client::wire::NotApplied;
+use tokio::time::sleep_until;
+
+use super::repair::mend;
+use super::{Inner, Turn};
+use crate::calls::Calls;
+use crate::core::quorum::{Said, Status, Tally};
+use crate::core::record::Record;
+
+/// Waits until a majority of the primaries holds `record` durably; `holders` do already.
+///
+/// # Errors
+/// When too many of them fail, or it takes too long. The record itself is what replicas hold anyway: a write-back that reaches
+/// some of them changes nothing that a read could not have found before.
+pub(super) async fn confirm(
+    inner: &Arc<Inner>,
+    turn: &Turn,
+    key: &Blob,
+    record: &Record,
+    holders: &[NodeId],
+) -> Result<(), NotApplied> {
+    let primaries = turn.primaries();
+    let majority = (primaries.len() / 2 + 1) as u8;
+    let mut tally = Tally::new(primaries, majority, true);
+    for primary in primaries {
+        tally.ask(*primary, turn.at_us());
+    }
+    for holder in holders {
+        tally.ack(*holder, Said::Ack { synced: true, changed: false }, turn.at_us());
+    }
+    if tally.status() == Status::Met {
+        return Ok(());
+    }
+    sometimes!("read: a monotonic read wrote back");
+    let mut calls = Calls::new();
+    for node in tally.vacant() {
+        let (inner, turn, key, record) = (inner.clone(), turn.clone(), key.clone(), record.clone());
+        calls.push(async move { (node, mend(&inner, &turn, &key, &record, node).await) });
+    }
+    let mut deadline = pin!(sleep_until(turn.deadline));
+    loop {
+        tokio::select! {
+            biased;
+            Some((node, mended)) = calls.next() => {
+                match mended {
+                    Ok(()) => drop(tally.ack(node, Said::Ack { synced: true, changed: true }, turn.at_us())),
+                    Err(why) => drop(tally.fail(node, Said::Failed(why), turn.at_us())),
+                }
+            }
+            () = &mut deadline => {
+                let why = format!("a monotonic read waits for a majority to hold what it returns; {}", tally.why());
+                return Err(NotApplied::TimedOut { need: majority, had: tally.acks().total(), why });
+            }
+        }
+        match tally.status() {
+            Status::Met => return Ok(()),
+            Status::Possible => {}
+            Status::Impossible => {
+                let why = format!("a monotonic read needs a majority to hold what it returns; {}", tally.why());
+                return Err(NotApplied::Unavailable { need: majority, alive: tally.possible(), why });
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Read repair: replicas that a read has found stale get what they lack, after the reply.
+//!
+//! Whole records are sent (rule V3), to primaries only. One repair of a key at a time, and a bounded number in all: what is left
+//! out is found by the next read, or by anti-entropy. A read that finds nothing stale writes nothing. (DeCandia et al., "Dynamo",
+//! 2007, section 5.)
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::NodeId;
+use quorate_client::{buggify, dawdle, sometimes};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
+
+use super::write::label;
+use super::{Inner, Turn};
+use crate::core::get::Get;
+use crate::core::record::Record;
+use crate::peer_wire::{PeerBody, PeerReply, class};
+
+/// The repairs under way on one node.
+#[derive(Debug)]
+pub(super) struct Repairs {
+    keys: Mutex<BTreeSet<Blob>>,
+    permits: Arc<Semaphore>,
+}
+
+impl Repairs {
+    pub(super) fn new() -> Self {
+        Self { keys: Mutex::default(), permits: Arc::new(Semaphore::new(REPAIRS_MAX)) }
+    }
+
+    fn begin(&self, key: &Blob) -> Option<OwnedSemaphorePermit> {
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        let begun = self.keys.lock().expect("nothing panics while it is locked").insert(key.clone());
+        sometimes!("repair: a key was being mended already", !begun);
+        begun.then_some(permit)
+    }
+
+    fn end(&self, key: &Blob) {
+        self.keys.lock().expect("nothing panics while it is locked").remove(key);
+    }
+}
+
+/// Looks at all answers of a read, and mends those who lack something, in the background.
+pub(super) fn repair(inner: &Arc<Inner>, turn: &Turn, key: &Blob, get: &Get<Record>) {
+    let Some((stale, record)) = get.stale() else { return };
+    sometimes!("read: met a stale replica");
+    inner.stats.stale_replicas.add(stale.len() as u64);
+    tracing::debug!(?stale, "replicas lack what others hold");
+    if !inner.mechanisms.read_repair {
+        return;
+    }
+    let permit = if buggify!("repair: there is no budget") { None } else { inner.repairs.begin(key) };
+    let Some(permit) = permit else {
+        inner.stats.repairs_skipped.add(1);
+        return;
+    };
+    let (repairing, turn, key) = (inner.clone(), turn.clone(), key.clone());
+    let task = async move {
+        dawdle!("repair: a pause before a stale replica is mended");
+        for node in stale {
+            match mend(&repairing, &turn, &key, &record, node).await {
+                Ok(()) => {
+                    sometimes!("repair: a stale replica was mended");
+                    repairing.stats.repaired_replicas.add(1);
+                }
+                Err(why) => tracing::debug!(%node, why, "a stale replica was not mended"),
+            }
+        }
+        repairing.repairs.end(&key);
+        drop(permit);
+    };
+    if !inner.background.spawn(task.instrument(tracing::Span::current())) {
+        tracing::debug!("no repair: the node is shutting down");
+    }
+}
+
+/// Has a primary merge a record, durably.
+pub(super) async fn mend(inner: &Inner, turn: &Turn, key: &Blob, record: &Record, node: NodeId) -> Result<(), String> {
+    if node == inner.me {
+        let merged = inner.replica.merge(turn.partition, key, record.clone()).await;
+        let merged = merged.map_err(|refusal| refusal.to_string())?;
+        return merged.ticket.durable().await.map(|_| ()).map_err(|error| error.to_string());
+    }
+    let (key, record) = (key.clone(), Blob(record.encode()));
+    let body = PeerBody::Replicate { label: label(turn.current.layout.version), key, record };
+    match inner.peers.call(node, class::REPLICATE, turn.request_id, body, REPAIR_TIMEOUT).await {
+        Ok(PeerReply::Replicated { .. }) => Ok(()),
+        Ok(PeerReply::Refused(refusal)) => Err(refusal.to_string()),
+        Ok(_) => Err("an answer to another question".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Repairs under way at a time: at a millisecond each, 32,000 a second, and at most so many records held in memory.
+const REPAIRS_MAX: usize = 32;
+
+/// A replica that is mended has just answered a read.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,0 +1,235 @@
+//! Hinted handoff: hands the hints that this node keeps to their targets, when those are up, at the rate that they grant.
+//!
+//! One page of hints for a target is under way at a time. The target merges all of it and syncs before it answers; each hint that
+//! is still what was sent is then let go ([`Replica::hint_delivered`]). Whatever fails in between is sent again: merges may be
+//! repeated. The hints themselves lie in the store, so that a restart of either end only delays them. (DeCandia et al., "Dynamo",
+//! 2007, section 4.6.)
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::NodeId;
+use quorate_client::wire::HintStatus;
+use quorate_client::{buggify, dawdle, sometimes};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::calls::Calls;
+use crate::layouts::Layouts;
+use crate::membership::Liveness;
+use crate::peer_wire::{Label, PeerBody, PeerReply, class};
+use crate::peers::Peers;
+use crate::replica::{HintPage, Replica};
+
+/// What it is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) me: NodeId,
+    pub(crate) layouts: Layouts,
+    pub(crate) liveness: watch::Receiver<Arc<Liveness>>,
+    pub(crate) replica: Replica,
+    pub(crate) peers: Peers,
+}
+
+/// The service. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Handoff(Arc<Service>);
+
+struct Service {
+    replica: Replica,
+    progress: Arc<Mutex<BTreeMap<NodeId, Progress>>>,
+    task: JoinHandle<()>,
+}
+
+/// How handing over to one target goes.
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    /// Hints a second of the pass that is under way, or of the last one.
+    per_second: u64,
+    /// Why the last pass ended early; empty if it did not.
+    failed: String,
+    failures: u32,
+    next_try: Option<Instant>,
+    running: bool,
+}
+
+impl Handoff {
+    /// Starts the task. Must be called within a runtime.
+    pub(crate) fn start(parts: Parts) -> Self {
+        let replica = parts.replica.clone();
+        let progress = Arc::<Mutex<BTreeMap<NodeId, Progress>>>::default();
+        let task = tokio::spawn(Arc::new(Courier { parts, progress: progress.clone() }).run());
+        Self(Arc::new(Service { replica, progress, task }))
+    }
+
+    /// What is kept for whom, and how handing it over goes.
+    pub(crate) fn status(&self, now_ms: u64) -> Vec<HintStatus> {
+        let progress = lock(&self.0.progress);
+        let status = |(target, totals): (NodeId, crate::replica::HintTotals)| {
+            let progress = progress.get(&target).cloned().unwrap_or_default();
+            HintStatus {
+                target,
+                count: totals.count,
+                bytes: totals.bytes,
+                oldest_ms: now_ms.saturating_sub(totals.oldest_ms),
+                per_second: if progress.running { progress.per_second } else { 0 },
+                failed: progress.failed,
+            }
+        };
+        self.0.replica.hint_totals().into_iter().map(status).collect()
+    }
+
+    /// Ends the task where it stands.
+    pub(crate) fn shutdown(&self) {
+        self.0.task.abort();
+    }
+}
+
+impl fmt::Debug for Handoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Handoff")
+    }
+}
+
+struct Courier {
+    parts: Parts,
+    progress: Arc<Mutex<BTreeMap<NodeId, Progress>>>,
+}
+
+impl Courier {
+    async fn run(self: Arc<Self>) {
+        let mut liveness = self.parts.liveness.clone();
+        let mut calls: Calls<(NodeId, Result<(), String>)> = Calls::new();
+        loop {
+            for target in self.due() {
+                lock(&self.progress).entry(target).or_default().running = true;
+                let courier = self.clone();
+                calls.push(async move { (target, courier.deliver(target).await) });
+            }
+            tokio::select! {
+                biased;
+                Some((target, outcome)) = calls.next() => self.ended(target, outcome),
+                Ok(()) = liveness.changed() => {
+                    // Whoever has come back is worth another try at once.
+                    lock(&self.progress).values_mut().for_each(|progress| progress.next_try = None);
+                }
+                () = sleep_until(Instant::now() + LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// Targets that are up and have hints here, and are not being handed any.
+    fn due(&self) -> Vec<NodeId> {
+        let liveness = self.parts.liveness.borrow().clone();
+        let (mut progress, now) = (lock(&self.progress), Instant::now());
+        let kept = self.parts.replica.hint_totals();
+        progress.retain(|target, progress| progress.running || kept.contains_key(target));
+        let running = progress.values().filter(|progress| progress.running).count();
+        let may_start = |target: &NodeId| {
+            let up = liveness.get(target).is_some_and(|peer| peer.up) && !self.parts.peers.backing_off(*target);
+            let waits = progress
+                .get(target)
+                .is_some_and(|progress| progress.running || progress.next_try.is_some_and(|at| at > now));
+            up && !waits
+        };
+        kept.into_keys().filter(may_start).take(TARGETS_AT_ONCE.saturating_sub(running)).collect()
+    }
+
+    fn ended(&self, target: NodeId, outcome: Result<(), String>) {
+        let mut progress = lock(&self.progress);
+        let progress = progress.entry(target).or_default();
+        progress.running = false;
+        match outcome {
+            Ok(()) => *progress = Progress { per_second: progress.per_second, ..Progress::default() },
+            Err(why) => {
+                tracing::debug!(%target, why, "handing hints over ended early");
+                progress.failures = progress.failures.saturating_add(1);
+                let pause = RETRY_MIN.saturating_mul(1 << progress.failures.min(5));
+                progress.next_try = Some(Instant::now() + pause);
+                progress.failed = why;
+            }
+        }
+    }
+
+    /// Hands over all that is kept for one target, a page after the other.
+    async fn deliver(&self, target: NodeId) -> Result<(), String> {
+        let Parts { replica, peers, .. } = &self.parts;
+        let (begun, mut delivered, mut oldest_ms, mut after) = (Instant::now(), 0u64, None::<u64>, None);
+        loop {
+            let page = replica.hint_page(target, after.as_ref(), PAGE_LIMIT, PAGE_BYTES).await;
+            let HintPage { hints, next } = page.map_err(|refusal| refusal.to_string())?;
+            let Some(next) = next else { break };
+            after = Some(next);
+            let Some(current) = self.parts.layouts.current() else { return Err("there is no layout".into()) };
+            let version = current.layout.version;
+            dawdle!("handoff: a pause before a page is sent");
+            let entries = hints.iter().map(|hint| (hint.key.clone(), Blob(hint.record.encode()))).collect();
+            let body = PeerBody::Handoff { label: Label { low: version, high: version }, entries };
+            if buggify!("handoff: an acknowledged page is sent again") {
+                // As if the acknowledgement had been lost.
+                let _ = peers.call(target, class::HANDOFF, 0, body.clone(), PAGE_TIMEOUT).await;
+            }
+            let pause = match peers.call(target, class::HANDOFF, 0, body, PAGE_TIMEOUT).await {
+                Ok(PeerReply::HandedOff { pause_ms }) => Duration::from_millis(pause_ms.into()).min(PAUSE_MAX),
+                other => {
+                    sometimes!("handoff: a target failed in the middle", delivered > 0);
+                    return Err(match other {
+                        Ok(PeerReply::Refused(refusal)) => refusal.to_string(),
+                        Ok(_) => "an answer to another question".into(),
+                        Err(error) => error.to_string(),
+                    });
+                }
+            };
+            sometimes!("handoff: a page was delivered");
+            for hint in hints {
+                let partition = current.ring.partition_of(&hint.key);
+                let owner = current.ring.primaries(partition).contains(&self.parts.me);
+                let gone = replica.hint_delivered(partition, &hint.key, target, hint.digest, owner).await;
+                if gone.map_err(|refusal| refusal.to_string())? {
+                    delivered += 1;
+                } else {
+                    oldest_ms = Some(oldest_ms.map_or(hint.since_ms, |oldest| oldest.min(hint.since_ms)));
+                }
+            }
+            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+            lock(&self.progress).entry(target).or_default().per_second = delivered.saturating_mul(1_000_000) / micros;
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+        }
+        if let Some(oldest_ms) = oldest_ms {
+            replica.note_oldest_hint(target, oldest_ms);
+        }
+        if delivered > 0 {
+            tracing::info!(%target, delivered, took = ?begun.elapsed(), "hints were handed over");
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+/// How often the task looks for new hints of targets that are up; what a restart or a heal brings is noticed at once.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Targets that are handed hints at the same time: more of them would only share this node's disk.
+const TARGETS_AT_ONCE: usize = 4;
+
+/// A page: a few milliseconds of work for the target, so that it can set its pace.
+const PAGE_LIMIT: usize = 128;
+const PAGE_BYTES: usize = 512 << 10;
+
+/// A page takes the target milliseconds; after so long it is stuck.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a target may ask for between two pages; it is a wish, and must not stop handoff.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// After a failure half a second, then twice as long each time up to 16 s; a target that comes back is tried at once.
+const RETRY_MIN: Duration = Duration::from_millis(250);
