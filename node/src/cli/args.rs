@@ -42,6 +42,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Node(NodeCommand),
     Locate(LocateArgs),
+    Hints(HintsArgs),
+    #[command(subcommand)]
+    Check(CheckCommand),
     #[command(subcommand)]
     Layout(LayoutCommand),
     Server(Box<ServerArgs>),
@@ -288,7 +291,8 @@ pub(crate) struct ExportArgs {
 
 /// Show the state of the cluster
 ///
-/// As one node sees it: its layout, who is up, and whether every partition has its replicas.
+/// The verdict and its reasons first: HEALTHY, DEGRADED, AT RISK (one more failure makes some keys unavailable), or UNAVAILABLE
+/// for some keys. Then the layout and who is up, as one node sees it, and what nodes keep for others.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -297,7 +301,7 @@ Examples:
 
 Exit codes: 0 answered, 4 no node answers, 7 degraded (with --check)")]
 pub(crate) struct StatusArgs {
-    /// End with exit code 7 if a member is down or a partition lacks a replica
+    /// End with exit code 7 unless the verdict is HEALTHY
     #[arg(long)]
     pub(crate) check: bool,
     /// Ask this node instead of any seed
@@ -318,6 +322,58 @@ pub(crate) enum NodeCommand {
 /// `node ls`.
 #[derive(Debug, Args)]
 pub(crate) struct NodeLsArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Show what nodes keep for others that did not take it
+///
+/// A write for a node that is down, fails or is late is kept by another one (a hint), and handed over when it is back. Shown
+/// are, for each holder and target, how many, how large, how old the oldest is, and how fast they are handed over.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate hints
+  quorate hints --for n2
+  quorate hints -o json | jq '[.hints[].count] | add'
+
+Exit codes: 0 answered, 4 no node answers")]
+pub(crate) struct HintsArgs {
+    /// Only what is kept for this node
+    #[arg(long = "for", value_name = "NODE")]
+    pub(crate) target: Option<NodeId>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Check the cluster, for scripts and monitors
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckCommand {
+    /// Whether every key has a quorum of its owners within reach
+    ///
+    /// The quorum is the larger one of the layout's floors for reads and writes.
+    #[command(
+        after_help = "Examples:\n  quorate check quorum || page-somebody\n\nExit codes: 0 it has, 4 no node answers, 7 it has not"
+    )]
+    Quorum(CheckArgs),
+    /// Whether every owner of every key is there, and nothing waits to be delivered or repaired
+    #[command(
+        after_help = "Examples:\n  quorate check replicas && start-maintenance\n\nExit codes: 0 they are, 4 no node answers, 7 they are not"
+    )]
+    Replicas(CheckArgs),
+}
+
+impl CheckCommand {
+    pub(crate) fn args(&self) -> &CheckArgs {
+        match self {
+            Self::Quorum(args) | Self::Replicas(args) => args,
+        }
+    }
+}
+
+/// What both checks take.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) common: Common,
 }

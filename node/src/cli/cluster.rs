@@ -3,11 +3,11 @@
 use comfy_table::Table;
 use quorate_client::wire::{Located, NodeStatus};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
 use super::args::{LocateArgs, StatusArgs};
 use super::connection::{Cluster, resolve};
-use super::failure::{Exit, Failure, Outcome};
+use super::failure::{Exit, Outcome};
+use super::health;
 use super::output::{Output, bytes_text, facts, print, readable, table, time_text};
 use super::settings::Settings;
 
@@ -21,22 +21,29 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
             cluster.status_at(*addrs.first().expect("a resolved name has an address")).await?
         }
     };
-    let troubles = troubles(&status);
+    let answers = health::ask_all(&cluster, &status, false).await?;
+    let (verdict, troubles) = health::judge(&status, &answers);
+    let hints: Vec<_> = health::hints_of(&answers).collect();
     if output.is_json() {
         let mut json = serde_json::to_value(&status).expect("a status is plain data with text keys");
         json["schema"] = "quorate.status.v1".into();
+        json["verdict"] = verdict.text().into();
         json["healthy"] = troubles.is_empty().into();
+        json["hints"] = health::hints_json(&hints);
         json["troubles"] = troubles.clone().into();
         output.json(&json)?;
     } else {
+        output.line(verdict.text())?;
+        for trouble in &troubles {
+            output.line(&format!("! {trouble}"))?;
+        }
+        output.line("")?;
         output.table(&overview(&status))?;
         output.line("")?;
         output.table(&peers(&status))?;
-        if !troubles.is_empty() {
+        if !hints.is_empty() {
             output.line("")?;
-        }
-        for trouble in &troubles {
-            output.line(&format!("! {trouble}"))?;
+            output.table(&health::hint_table(&hints))?;
         }
     }
     if args.check && !troubles.is_empty() {
@@ -46,39 +53,6 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
         return Ok(Exit::Degraded);
     }
     Ok(Exit::Done)
-}
-
-/// What is not as it should be, for people. Nothing if all is well.
-fn troubles(status: &NodeStatus) -> Vec<String> {
-    let mut troubles = Vec::new();
-    if let Some(why) = &status.not_serving {
-        troubles.push(format!("{} does not serve data: {why}", status.node));
-    }
-    if status.n == 0 {
-        troubles.push("there is no layout yet; stage one with `quorate layout stage join`".to_owned());
-        return troubles;
-    }
-    for peer in status.peers.iter().filter(|peer| peer.member) {
-        if !peer.up {
-            troubles.push(format!("{} is down for {}", peer.node, time_text(peer.since_ms)));
-        } else if peer.layout.is_some_and(|layout| layout != status.layout) {
-            troubles.push(format!(
-                "{} holds layout {}, not {}",
-                peer.node,
-                peer.layout.unwrap_or_default(),
-                status.layout
-            ));
-        }
-    }
-    for (reachable, &partitions) in status.reachable.iter().enumerate().take(usize::from(status.n)) {
-        if partitions > 0 {
-            troubles.push(format!(
-                "{partitions} of {} partitions have {reachable} of {} owners reachable",
-                status.partitions, status.n
-            ));
-        }
-    }
-    troubles
 }
 
 fn overview(status: &NodeStatus) -> Table {
@@ -119,23 +93,7 @@ fn peers(status: &NodeStatus) -> Table {
 pub(crate) async fn node_ls(settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
     let seen = cluster.status().await?;
-    let mut asking = JoinSet::new();
-    for (place, peer) in seen.peers.iter().take(NODES_ASKED_MAX).enumerate() {
-        let (cluster, addr) = (cluster.clone(), peer.addr);
-        asking.spawn(async move { (place, cluster.status_at(addr).await) });
-    }
-    let mut answers: Vec<Option<Result<NodeStatus, String>>> = (0..seen.peers.len()).map(|_| None).collect();
-    while let Some(answer) = asking.join_next().await {
-        let (place, answer) =
-            answer.map_err(|error| Failure::new(format!("asking a node failed: {error}"), "run the command again"))?;
-        // An address may meanwhile belong to another node; its state must not be shown under this name.
-        answers[place] = Some(match answer {
-            Ok(status) if status.node == seen.peers[place].node => Ok(status),
-            Ok(status) => Err(format!("{} answers there", status.node)),
-            Err(error) => Err(Failure::from(error).message),
-        });
-    }
-    let nodes: Vec<_> = seen.peers.iter().zip(answers).collect();
+    let nodes = health::ask_all(&cluster, &seen, true).await?;
     let json = || {
         let nodes: Vec<Value> = nodes
             .iter()
@@ -231,11 +189,8 @@ fn preference(located: &Located) -> Table {
     table
 }
 
-/// How many nodes `node ls` asks at a time: more than any sensible cluster has.
-const NODES_ASKED_MAX: usize = 256;
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
@@ -243,7 +198,7 @@ mod tests {
 
     use super::*;
 
-    fn healthy() -> NodeStatus {
+    pub(crate) fn healthy() -> NodeStatus {
         let node = |name: &str| NodeId::new(name).expect("legal");
         let peer = |name: &str| PeerStatus {
             node: node(name),
@@ -278,32 +233,6 @@ mod tests {
             reachable: vec![0, 0, 0, 8],
             counters: BTreeMap::new(),
         }
-    }
-
-    #[test]
-    fn a_healthy_cluster_has_no_troubles() {
-        assert!(troubles(&healthy()).is_empty());
-    }
-
-    #[test]
-    fn every_trouble_is_named() {
-        let mut status = healthy();
-        status.peers[1].up = false;
-        status.peers[2].layout = Some(LayoutVersion::NONE);
-        status.reachable = vec![0, 0, 8, 0];
-        assert_eq!(
-            troubles(&status),
-            ["n2 is down for 5 s", "n3 holds layout 0, not 1", "8 of 8 partitions have 2 of 3 owners reachable"]
-        );
-        // A node that is no member may be down without harm.
-        status = healthy();
-        status.peers[1].member = false;
-        status.peers[1].up = false;
-        assert!(troubles(&status).is_empty());
-        status.not_serving = Some("store quarantined".into());
-        assert_eq!(troubles(&status), ["n1 does not serve data: store quarantined"]);
-        status = NodeStatus { n: 0, partitions: 0, reachable: Vec::new(), ..healthy() };
-        assert!(troubles(&status)[0].contains("no layout"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub(crate) mod connection;
 
 mod cluster;
 mod export;
+mod health;
 mod import;
 mod key_value;
 mod layout;
@@ -86,6 +87,12 @@ fn run(command: Command) -> (Output, Outcome) {
         Command::Locate(args) => {
             client(&args.common, None, None, async |settings, output| cluster::locate(&args, settings, output).await)
         }
+        Command::Hints(args) => {
+            client(&args.common, None, None, async |settings, output| health::hints(&args, settings, output).await)
+        }
+        Command::Check(command) => client(&command.args().common, None, None, async |settings, output| {
+            health::check(&command, settings, output).await
+        }),
         Command::Layout(command) => client(&command.args().common, None, None, async |settings, output| {
             layout::run(&command, settings, output).await
         }),

@@ -424,3 +424,7 @@ const TIME_LEN: usize = 8;
 /// How many hints, and bytes of them, are counted at once when a node starts.
 const LOAD_LIMIT: usize = 1000;
 const LOAD_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+#[path = "hints_test.rs"]
+mod tests;

@@ -1,0 +1,327 @@
+//! `hints`, `check` and the verdict of `status`: how well a cluster is, from what all of its nodes say.
+
+use comfy_table::Table;
+use quorate_client::ids::NodeId;
+use quorate_client::wire::{HintStatus, NodeStatus, PeerStatus};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::args::{CheckCommand, HintsArgs};
+use super::connection::Cluster;
+use super::failure::{Exit, Failure, Outcome};
+use super::output::{Output, bytes_text, print, readable, table, time_text};
+use super::settings::Settings;
+
+/// A node as another one names it, and what it says itself; nothing if it was not asked.
+pub(crate) type Answer = (PeerStatus, Option<Result<NodeStatus, String>>);
+
+/// Asks every node that `seen` names for its own state, all at once; those that are down only if that is wanted, since they
+/// have to be waited for.
+pub(crate) async fn ask_all(cluster: &Cluster, seen: &NodeStatus, also_down: bool) -> Outcome<Vec<Answer>> {
+    let mut asking = JoinSet::new();
+    let asked = seen.peers.iter().take(NODES_ASKED_MAX).enumerate();
+    for (place, peer) in asked.filter(|(_, peer)| peer.up || also_down) {
+        let (cluster, addr) = (cluster.clone(), peer.addr);
+        asking.spawn(async move { (place, cluster.status_at(addr).await) });
+    }
+    let mut answers: Vec<Answer> = seen.peers.iter().map(|peer| (peer.clone(), None)).collect();
+    while let Some(answer) = asking.join_next().await {
+        let (place, answer) =
+            answer.map_err(|error| Failure::new(format!("asking a node failed: {error}"), "run the command again"))?;
+        // An address may meanwhile belong to another node; its state must not be shown under this name.
+        answers[place].1 = Some(match answer {
+            Ok(status) if status.node == seen.peers[place].node => Ok(status),
+            Ok(status) => Err(format!("{} answers there", status.node)),
+            Err(error) => Err(Failure::from(error).message),
+        });
+    }
+    Ok(answers)
+}
+
+/// How well a cluster is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verdict {
+    /// Every owner of every key is there, and nobody keeps anything for anybody.
+    Healthy,
+    /// Something is missing; every quorum of the layout's floors can be met, also if one more node fails.
+    Degraded,
+    /// Every quorum can be met, but one more failure would make some keys unavailable; or hints are about to be refused.
+    AtRisk,
+    /// For some keys a quorum of owners cannot be met: strict requests fail, and so may reads. Sloppy writes still succeed
+    /// wherever W nodes can be reached.
+    Unavailable,
+}
+
+impl Verdict {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Healthy => "HEALTHY",
+            Self::Degraded => "DEGRADED",
+            Self::AtRisk => "AT RISK",
+            Self::Unavailable => "UNAVAILABLE for some keys",
+        }
+    }
+}
+
+/// The verdict and its reasons, the worst first. `seen` is one node's view, `answers` what the others say of themselves.
+pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<String>) {
+    let mut reasons: Vec<(Verdict, String)> = Vec::new();
+    if let Some(why) = &seen.not_serving {
+        reasons.push((Verdict::Degraded, format!("{} does not serve data: {why}", seen.node)));
+    }
+    if seen.n == 0 {
+        let why = "there is no layout yet; stage one with `quorate layout stage join`";
+        return (Verdict::Unavailable, vec![why.to_owned()]);
+    }
+    let need = seen.r.max(seen.w);
+    for (reachable, &partitions) in seen.reachable.iter().enumerate().take(usize::from(seen.n)) {
+        if partitions == 0 {
+            continue;
+        }
+        let verdict = match reachable as u8 {
+            reachable if reachable < need => Verdict::Unavailable,
+            reachable if reachable == need => Verdict::AtRisk,
+            _ => Verdict::Degraded,
+        };
+        let meaning = match verdict {
+            Verdict::Unavailable => format!(": {need} are needed"),
+            Verdict::AtRisk => ": one more failure makes them unavailable".to_owned(),
+            Verdict::Healthy | Verdict::Degraded => String::new(),
+        };
+        reasons.push((
+            verdict,
+            format!(
+                "{partitions} of {} partitions have {reachable} of {} owners reachable{meaning}",
+                seen.partitions, seen.n
+            ),
+        ));
+    }
+    for peer in seen.peers.iter().filter(|peer| peer.member) {
+        if !peer.up {
+            reasons.push((Verdict::Degraded, format!("{} is down for {}", peer.node, time_text(peer.since_ms))));
+        } else if peer.layout.is_some_and(|layout| layout != seen.layout) {
+            let holds = peer.layout.unwrap_or_default();
+            reasons.push((Verdict::Degraded, format!("{} holds layout {holds}, not {}", peer.node, seen.layout)));
+        }
+    }
+    for (peer, answer) in answers {
+        match answer {
+            Some(Ok(own)) => reasons.extend(of_node(own, seen)),
+            Some(Err(why)) if peer.up => {
+                reasons.push((Verdict::Degraded, format!("{} does not answer here: {why}", peer.node)));
+            }
+            Some(Err(_)) | None => {}
+        }
+    }
+    reasons.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
+    let verdict = reasons.first().map_or(Verdict::Healthy, |(verdict, _)| *verdict);
+    (verdict, reasons.into_iter().map(|(_, reason)| reason).collect())
+}
+
+/// What a node's own state adds to the verdict.
+fn of_node(own: &NodeStatus, seen: &NodeStatus) -> Vec<(Verdict, String)> {
+    let mut reasons = Vec::new();
+    if let (Some(why), true) = (&own.not_serving, own.node != seen.node) {
+        reasons.push((Verdict::Degraded, format!("{} does not serve data: {why}", own.node)));
+    }
+    for hint in &own.hints {
+        let HintStatus { target, count, bytes, oldest_ms, .. } = hint;
+        let (bytes, oldest) = (bytes_text(*bytes), time_text(*oldest_ms));
+        let text = format!("{} keeps {count} writes ({bytes}) for {target}, the oldest for {oldest}", own.node);
+        reasons.push((Verdict::Degraded, text));
+    }
+    let kept: u64 = own.hints.iter().map(|hint| hint.bytes).sum();
+    if own.hint_bytes_max > 0 && kept >= own.hint_bytes_max / 100 * HINTS_FULL_PERCENT {
+        let text = format!(
+            "the hints on {} take {} of {}: beyond that it refuses to stand in",
+            own.node,
+            bytes_text(kept),
+            bytes_text(own.hint_bytes_max)
+        );
+        reasons.push((Verdict::AtRisk, text));
+    }
+    reasons
+}
+
+/// `hints`.
+pub(crate) async fn hints(args: &HintsArgs, settings: &Settings, output: &Output) -> Outcome {
+    let cluster = Cluster::connect(settings).await?;
+    let seen = cluster.status().await?;
+    let answers = ask_all(&cluster, &seen, true).await?;
+    let kept: Vec<_> =
+        hints_of(&answers).filter(|(_, hint)| args.target.is_none_or(|target| target == hint.target)).collect();
+    let silent: Vec<String> = answers
+        .iter()
+        .filter(|(peer, answer)| peer.member && !matches!(answer, Some(Ok(_))))
+        .map(|(peer, _)| peer.node.to_string())
+        .collect();
+    let json = json!({ "schema": "quorate.hints.v1", "hints": hints_json(&kept), "no_answer": silent });
+    print(output, &json, || hint_table(&kept))?;
+    if !output.is_json() {
+        if kept.is_empty() {
+            output.say("nobody keeps anything for anybody");
+        }
+        if !silent.is_empty() {
+            output.say(&format!("warning: {} did not answer, and may keep some", silent.join(", ")));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Everything that any node keeps: who, and what for whom.
+pub(crate) fn hints_of(answers: &[Answer]) -> impl Iterator<Item = (NodeId, HintStatus)> + '_ {
+    let own = answers.iter().filter_map(|(_, answer)| answer.as_ref()?.as_ref().ok());
+    own.flat_map(|own| own.hints.iter().map(|hint| (own.node, hint.clone())))
+}
+
+pub(crate) fn hints_json(kept: &[(NodeId, HintStatus)]) -> Value {
+    let one = |(holder, hint): &(NodeId, HintStatus)| {
+        let mut json = serde_json::to_value(hint).expect("a hint's state is plain data");
+        json["holder"] = holder.as_str().into();
+        json
+    };
+    kept.iter().map(one).collect()
+}
+
+pub(crate) fn hint_table(kept: &[(NodeId, HintStatus)]) -> Table {
+    let mut shown = table(&["FOR", "KEPT BY", "HINTS", "BYTES", "OLDEST", "HANDED OVER", "LAST TROUBLE"]);
+    for (holder, hint) in kept {
+        shown.add_row([
+            hint.target.to_string(),
+            holder.to_string(),
+            hint.count.to_string(),
+            bytes_text(hint.bytes),
+            time_text(hint.oldest_ms),
+            if hint.per_second > 0 { format!("{}/s", hint.per_second) } else { "-".to_owned() },
+            if hint.failed.is_empty() { "-".to_owned() } else { readable(hint.failed.as_bytes(), 60) },
+        ]);
+    }
+    shown
+}
+
+/// `check quorum` and `check replicas`: for scripts and monitors.
+pub(crate) async fn check(command: &CheckCommand, settings: &Settings, output: &Output) -> Outcome {
+    let cluster = Cluster::connect(settings).await?;
+    let seen = cluster.status().await?;
+    let answers = ask_all(&cluster, &seen, false).await?;
+    let (verdict, reasons) = judge(&seen, &answers);
+    let (what, well, text) = match command {
+        CheckCommand::Quorum(_) => {
+            ("quorum", verdict < Verdict::Unavailable, "every key has a quorum of its owners within reach")
+        }
+        CheckCommand::Replicas(_) => (
+            "replicas",
+            verdict == Verdict::Healthy,
+            "every owner of every key is there, and nothing waits to be delivered",
+        ),
+    };
+    if output.is_json() {
+        output.json(&json!({
+            "schema": "quorate.check.v1",
+            "check": what,
+            "ok": well,
+            "verdict": verdict.text(),
+            "reasons": reasons,
+        }))?;
+    } else if well {
+        output.line(&format!("ok: {text}"))?;
+    } else {
+        output.line(verdict.text())?;
+        for reason in &reasons {
+            output.line(&format!("! {reason}"))?;
+        }
+    }
+    Ok(if well { Exit::Done } else { Exit::Degraded })
+}
+
+/// More nodes than any sensible cluster has.
+const NODES_ASKED_MAX: usize = 256;
+
+/// From here on the room for hints is worth a warning.
+const HINTS_FULL_PERCENT: u64 = 80;
+
+#[cfg(test)]
+mod tests {
+    use quorate_client::ids::LayoutVersion;
+
+    use super::super::cluster::tests::healthy;
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).expect("legal")
+    }
+
+    fn answers(seen: &NodeStatus, own: NodeStatus) -> Vec<Answer> {
+        vec![(seen.peers[0].clone(), Some(Ok(own)))]
+    }
+
+    #[test]
+    fn a_cluster_without_trouble_is_healthy() {
+        let seen = healthy();
+        assert_eq!(judge(&seen, &answers(&seen, seen.clone())), (Verdict::Healthy, Vec::new()));
+    }
+
+    #[test]
+    fn the_verdict_is_the_worst_of_its_reasons_and_they_stand_in_that_order() {
+        let mut seen = healthy();
+        (seen.n, seen.r, seen.w, seen.partitions) = (3, 2, 2, 16);
+        for (reachable, expected) in [
+            (vec![0, 0, 0, 16], Verdict::Healthy),
+            (vec![0, 0, 4, 12], Verdict::AtRisk),
+            (vec![0, 1, 3, 12], Verdict::Unavailable),
+        ] {
+            seen.reachable = reachable;
+            assert_eq!(judge(&seen, &[]).0, expected, "{:?}", seen.reachable);
+        }
+        let (_, reasons) = judge(&seen, &[]);
+        assert!(reasons[0].contains("1 of 3 owners reachable: 2 are needed"), "{reasons:?}");
+        assert!(reasons[1].contains("one more failure"), "{reasons:?}");
+        (seen.n, seen.r, seen.w, seen.reachable) = (5, 3, 3, vec![0, 0, 0, 0, 16, 0]);
+        assert_eq!(judge(&seen, &[]).0, Verdict::Degraded);
+        seen.n = 0;
+        assert_eq!(judge(&seen, &[]).0, Verdict::Unavailable);
+    }
+
+    #[test]
+    fn every_trouble_is_named() {
+        let mut seen = healthy();
+        seen.peers[1].up = false;
+        seen.peers[2].layout = Some(LayoutVersion::NONE);
+        let (verdict, reasons) = judge(&seen, &[]);
+        assert_eq!(
+            (verdict, &reasons[..]),
+            (Verdict::Degraded, &["n2 is down for 5 s".to_owned(), "n3 holds layout 0, not 1".into()][..])
+        );
+        // A node that is no member may be down without harm.
+        seen = healthy();
+        seen.peers[1].member = false;
+        seen.peers[1].up = false;
+        assert_eq!(judge(&seen, &[]).0, Verdict::Healthy);
+        seen.not_serving = Some("store quarantined".into());
+        assert_eq!(judge(&seen, &[]).1, ["n1 does not serve data: store quarantined"]);
+        let own = NodeStatus { node: node("n2"), not_serving: Some("damaged".into()), ..healthy() };
+        assert!(judge(&healthy(), &answers(&healthy(), own)).1[0].contains("n2 does not serve data: damaged"));
+        let silent = vec![(healthy().peers[0].clone(), Some(Err("no route".to_owned())))];
+        assert!(judge(&healthy(), &silent).1[0].contains("no route"));
+    }
+
+    #[test]
+    fn hints_are_told_and_their_bound_is_a_risk() {
+        let seen = healthy();
+        let mut own = seen.clone();
+        let hint = HintStatus {
+            target: node("n2"),
+            count: 3,
+            bytes: 100,
+            oldest_ms: 1000,
+            per_second: 0,
+            failed: String::new(),
+        };
+        (own.hints, own.hint_bytes_max) = (vec![hint], 1000);
+        let (verdict, reasons) = judge(&seen, &answers(&seen, own.clone()));
+        assert_eq!(verdict, Verdict::Degraded);
+        assert!(reasons[0].contains("keeps 3 writes") && reasons[0].contains("for n2"), "{reasons:?}");
+        own.hints[0].bytes = 800;
+        assert_eq!(judge(&seen, &answers(&seen, own)).0, Verdict::AtRisk);
+    }
+}

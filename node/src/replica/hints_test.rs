@@ -1,0 +1,179 @@
+//! Hints over a store in memory: kept, merged, minted in, handed over, let go, bounded, counted again after a restart.
+
+use std::time::Duration;
+
+use quorate_client::random::Random;
+
+use super::*;
+use crate::core::version::{Actor, Dot};
+use crate::store::{Committer, Durability, Executor, MemoryStore};
+
+const P: Partition = Partition(0);
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).expect("legal")
+}
+
+fn key(text: &str) -> Blob {
+    Blob::copy_from(text.as_bytes())
+}
+
+fn replica(store: &std::sync::Arc<MemoryStore>) -> Replica {
+    let (store, executor) = (store.clone(), Executor::Inline);
+    let fatal = std::sync::Arc::new(|why| panic!("{why}"));
+    let interval = Duration::from_millis(100);
+    let committer = Committer::start(store.clone(), executor.clone(), Durability::Always, interval, fatal);
+    Replica::new(node("f"), store, executor, committer, Random::from_seed(7))
+}
+
+/// A record with one value of another node's; those of different numbers are concurrent.
+fn record(number: u64) -> Record {
+    let actor = Actor { node: node("a"), incarnation: number };
+    let mut record = Record::default();
+    let value = Some(key(&format!("value {number}")));
+    record.mint(Dot { actor, counter: 1 }, OpId(number.into()), value, &Context::new());
+    record
+}
+
+fn primaries() -> Vec<NodeId> {
+    ["a", "b", "c"].map(node).to_vec()
+}
+
+async fn page(replica: &Replica, target: &str) -> Vec<Hinted> {
+    replica.hint_page(node(target), None, 100, 1 << 20).await.expect("readable").hints
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_for_one_key_and_target_merge_and_others_stay_apart() {
+    let replica = replica(&Default::default());
+    for (text, target, counter) in [("k", "b", 1), ("k", "b", 2), ("k", "c", 1), ("l", "b", 3)] {
+        let kept = replica.keep_hint(P, &key(text), node(target), record(counter), 5).await.expect("room");
+        assert!(kept.changed);
+    }
+    let again = replica.keep_hint(P, &key("k"), node("b"), record(1), 6).await.expect("room");
+    assert!(!again.changed, "it holds that already");
+    let hints = page(&replica, "b").await;
+    assert_eq!(hints.len(), 2);
+    let of_k = hints.iter().find(|hint| hint.key == key("k")).expect("there");
+    assert_eq!((of_k.record.siblings.len(), of_k.since_ms), (2, 5));
+    assert_eq!(page(&replica, "c").await.len(), 1);
+    assert_eq!(page(&replica, "a").await, []);
+    let totals = replica.hint_totals();
+    assert_eq!((totals[&node("b")].count, totals[&node("c")].count, totals.len()), (2, 1, 2));
+    let joined = replica.hinted(P, &key("k"), &primaries()).await.expect("readable").expect("there");
+    assert_eq!(joined.siblings.len(), 2);
+    assert_eq!(replica.hinted(P, &key("m"), &primaries()).await.expect("readable"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_whose_names_begin_alike_are_not_mixed_up_and_pages_go_on() {
+    let replica = replica(&Default::default());
+    for target in ["n1", "n2", "n10", "n"] {
+        for i in 0..5 {
+            replica.keep_hint(P, &key(&format!("k{i}")), node(target), record(i + 1), 0).await.expect("room");
+        }
+    }
+    for target in ["n1", "n2", "n10", "n"] {
+        let (mut seen, mut after) = (0, None);
+        loop {
+            let page = replica.hint_page(node(target), after.as_ref(), 2, 1 << 20).await.expect("readable");
+            seen += page.hints.len();
+            let Some(next) = page.next else { break };
+            after = Some(next);
+        }
+        assert_eq!(seen, 5, "{target}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_was_acknowledged_is_let_go() {
+    let replica = replica(&Default::default());
+    let k = key("k");
+    replica.keep_hint(P, &k, node("b"), record(1), 0).await.expect("room");
+    let sent = page(&replica, "b").await.remove(0);
+    replica.keep_hint(P, &k, node("b"), record(2), 0).await.expect("room");
+    let gone = |digest| replica.hint_delivered(P, &k, node("b"), digest, false);
+    assert!(!gone(sent.digest).await.expect("stored"), "it has grown meanwhile");
+    let sent = page(&replica, "b").await.remove(0);
+    assert!(gone(sent.digest).await.expect("stored"));
+    assert!(!gone(sent.digest).await.expect("stored"), "it is gone");
+    assert!(replica.hint_totals().is_empty());
+    assert_eq!(replica.stats().hints_delivered, 1);
+}
+
+/// Rule V1: after a hint is gone, its actor mints no more; a primary that keeps a hint holds it all in its own record.
+#[tokio::test(start_paused = true)]
+async fn a_fallbacks_actor_goes_with_a_hint_and_its_dots_are_never_reused() {
+    let replica = replica(&Default::default());
+    let k = key("k");
+    let mint = async |op: u128, cause: Context| {
+        let place = (primaries(), node("b"));
+        replica.mint_in_hint(P, &k, OpId(op), Some(key("v")), cause, place, 0).await.expect("minted")
+    };
+    let one = mint(1, Context::new()).await;
+    let two = mint(2, Context::new()).await;
+    assert_eq!((one.dot.actor, one.dot.counter, two.dot.counter), (two.dot.actor, 1, 2));
+    assert_eq!(two.record.siblings.len(), 2, "a mint has all that is kept of the key");
+    assert!(mint(2, Context::new()).await.repeated, "a retry is known");
+    assert!(replica.knows_in_hints(P, &k, &primaries(), OpId(2)).await.expect("readable"));
+    assert!(!replica.knows_in_hints(P, &k, &primaries(), OpId(3)).await.expect("readable"));
+    for owner in [true, false] {
+        let before = mint(4 + u128::from(owner), Context::new()).await;
+        let sent = page(&replica, "b").await.remove(0);
+        assert!(replica.hint_delivered(P, &k, node("b"), sent.digest, owner).await.expect("stored"));
+        let after = mint(6 + u128::from(owner), Context::new()).await;
+        assert_eq!(after.dot.actor == before.dot.actor, owner);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mint_joins_what_is_kept_for_every_primary() {
+    let replica = replica(&Default::default());
+    let k = key("k");
+    replica.keep_hint(P, &k, node("a"), record(1), 0).await.expect("room");
+    replica.keep_hint(P, &k, node("c"), record(2), 0).await.expect("room");
+    let mut seen = Context::new();
+    seen.join(&record(1).context);
+    let place = (primaries(), node("b"));
+    let minted = replica.mint_in_hint(P, &k, OpId(9), None, seen, place, 0).await.expect("minted");
+    assert_eq!(minted.record.values(), [key("value 2")], "the delete drops what it has seen, and nothing else");
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_its_bound_a_fallback_refuses_and_keeps_what_it_has() {
+    let replica = replica(&Default::default());
+    replica.set_hint_bytes_max(300);
+    let mut kept = 0;
+    let refusal = loop {
+        match replica.keep_hint(P, &key(&format!("k{kept}")), node("b"), record(1), 0).await {
+            Ok(_) => kept += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert!(kept > 1 && refusal.to_string().contains("of 300 bytes"), "{kept} {refusal}");
+    assert!(refusal.to_string().ends_with("nothing was changed"), "{refusal}");
+    let place = (primaries(), node("b"));
+    let minted = replica.mint_in_hint(P, &key("m"), OpId(1), Some(key("v")), Context::new(), place, 0).await;
+    assert!(matches!(minted, Err(MintError::NotApplied(NotApplied::Refused { .. }))), "{minted:?}");
+    assert_eq!(page(&replica, "b").await.len(), kept);
+    assert_eq!(replica.stats().hints_refused, 2);
+    let sent = page(&replica, "b").await.remove(0);
+    assert!(replica.hint_delivered(P, &sent.key, node("b"), sent.digest, false).await.expect("stored"));
+    replica.keep_hint(P, &key("again"), node("b"), record(1), 0).await.expect("there is room again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_counts_what_is_kept() {
+    let store = std::sync::Arc::new(MemoryStore::default());
+    let before = replica(&store);
+    for i in 0..1500u64 {
+        let target = if i % 3 == 0 { "b" } else { "c" };
+        before.keep_hint(P, &key(&format!("k{i}")), node(target), record(1), 10 + i).await.expect("room");
+    }
+    let after = replica(&store);
+    after.load_hints().await.expect("readable");
+    assert_eq!(after.hint_totals(), before.hint_totals());
+    assert_eq!(after.hint_totals()[&node("b")].oldest_ms, 10);
+    let stats = (after.stats().hints, after.stats().hint_bytes);
+    assert_eq!(stats, (before.stats().hints, before.stats().hint_bytes));
+}
