@@ -30,7 +30,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::disk::{Crash, SimDisk};
 use crate::interpose;
-use crate::plan::{Durability, Plan};
+use crate::plan::{Durability, Mechanisms, Plan};
 use crate::socket::{Cable, SimRuntime};
 use crate::trace::Trace;
 
@@ -64,6 +64,7 @@ struct Shared {
     credentials: Credentials,
     join: Vec<SocketAddr>,
     durability: Durability,
+    mechanisms: Mechanisms,
     state: Mutex<State>,
     trace: Trace,
 }
@@ -135,11 +136,12 @@ impl Cluster<'_> {
                 credentials: credentials(&issued),
                 join: addrs.iter().copied().take(SEEDS).collect(),
                 durability: plan.durability,
+                mechanisms: plan.mechanisms,
                 state: Mutex::new(State { boots: 0, process: Process::Running, stop: watch::channel(false).0 }),
                 trace: trace.clone(),
             };
             let addr = addrs[usize::from(i)];
-            let zone = format!("z{}", plan.zones[usize::from(i)]);
+            let zone = zone(plan.zones[usize::from(i)]);
             let machine = Machine { node, addr, zone, cable, disk, shared: Arc::new(shared) };
             machines.push(machine.clone());
             sim.host(name(i), move || machine.clone().run());
@@ -261,6 +263,11 @@ impl Machine {
         &self.zone
     }
 
+    /// What its node does to heal the cluster. (Nodes cannot be told yet: the seat is beside `durability` in what starts them.)
+    pub fn mechanisms(&self) -> Mechanisms {
+        self.shared.mechanisms
+    }
+
     /// How wrong its wall clock is.
     pub fn set_clock_offset_ms(&self, offset_ms: i64) {
         self.shared.clock_offset_ms.store(offset_ms, Ordering::Relaxed);
@@ -380,6 +387,11 @@ impl fmt::Debug for ClientMachine {
 /// A node's name; nodes are counted from 0.
 pub fn name(node: u8) -> String {
     format!("n{}", node + 1)
+}
+
+/// A zone's name.
+pub fn zone(zone: u8) -> String {
+    format!("z{zone}")
 }
 
 /// A generator for one purpose: what one part draws does not change what another one does.

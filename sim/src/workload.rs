@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::ids::LayoutVersion;
+use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
 use quorate_client::random::Random;
 use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody};
 use quorate_client::{Blind, Cause, Client, Context, Error, Read, RequestOptions, Written};
+use quorate_node::core::ring::Ring;
 
-use crate::cluster::{ClientMachine, Machine};
+use crate::cluster::{ClientMachine, Machine, name};
 use crate::history::{self, Action, History, OpNo, Operation, Outcome};
 use crate::plan::{Plan, Workload};
 use crate::trace::Trace;
@@ -38,7 +39,7 @@ impl Notebook {
         self.lock().clone()
     }
 
-    fn begin(&self, who: Who, key: &str, strict: bool, action: Action, invoked_us: u64) -> OpNo {
+    fn begin(&self, who: Who, key: &str, asked: Asked, action: Action, invoked_us: u64) -> OpNo {
         let mut history = self.lock();
         let no = history.operations.last_key_value().map_or(1, |(last, _)| last + 1);
         history.push(Operation {
@@ -50,11 +51,16 @@ impl Notebook {
             invoked_us,
             returned_us: None,
             outcome: Outcome::Unknown("it never ended".to_owned()),
-            strict,
+            strict: asked.strict,
+            asked: asked.quorum.count(self.0.n),
             quorum: None,
             dot: None,
         });
         no
+    }
+
+    fn minted(&self, no: OpNo, dot: Option<String>) {
+        self.lock().operations.get_mut(&no).expect("it has begun").dot = dot;
     }
 
     fn end(&self, no: OpNo, outcome: Outcome, quorum: Option<&QuorumReport>) {
@@ -91,6 +97,13 @@ impl fmt::Debug for Notebook {
 struct Who {
     client: u32,
     session: u32,
+}
+
+/// What quorum a client asks for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    quorum: Quorum,
+    strict: bool,
 }
 
 /// Makes the first layout, as an operator does: stages every node, and applies.
@@ -206,14 +219,92 @@ pub async fn audit(clients: &ClientMachine, plan: &Plan, notebook: &Notebook) ->
         let key = key_text(index);
         let auditor = Auditor { client: &client, notebook, who: who(2), key: &key };
         auditor.renew(Quorum::All).await;
-        auditor.get(Quorum::All).await;
+        auditor.get(Asked { quorum: Quorum::All, strict: false }).await;
     }
     client.close().await;
     Ok(second_us)
 }
 
+/// Asks of a cluster of which a minority is still broken what the rest of it must do: of some keys, a read of all replicas that
+/// are sound, then writes and reads with the life's quorums as far as these replicas suffice. `broken` are the nodes that
+/// nothing is expected of.
+///
+/// # Errors
+/// When the auditor cannot connect.
+pub async fn audit_core(
+    clients: &ClientMachine,
+    plan: &Plan,
+    broken: &BTreeSet<u8>,
+    notebook: &Notebook,
+) -> Result<(), String> {
+    let client = clients.connect(u16::MAX - 2, false, AUDIT_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let core = Core::new(plan, broken);
+    for index in 0..plan.workload.keys.min(CORE_KEYS_MAX) {
+        let key = key_text(index);
+        let auditor = Auditor { client: &client, notebook, who: Who { client: AUDITOR, session: 3 }, key: &key };
+        let strict = index.is_multiple_of(2);
+        let asked = |quorum| Asked { quorum, strict };
+        let sound = core.sound_primaries(&key);
+        if sound == 0 {
+            continue;
+        }
+        // With all that the core holds of the key seen, a write leaves no sibling that the core knows of.
+        let mut seen = auditor.get(asked(Quorum::Exactly(sound))).await;
+        let usual = plan.workload.quorums[index as usize % plan.workload.quorums.len()];
+        for (r, w) in [usual, (Quorum::Majority, Quorum::Majority)] {
+            if core.can_write(&key, w, strict) {
+                let (cause, giver) = match seen.take() {
+                    Some((context, no)) => (Cause::from(context), Some(no)),
+                    None => (Cause::from(Blind), None),
+                };
+                auditor.put(asked(w), cause, giver).await;
+            }
+            if core.can_read(&key, r) {
+                seen = auditor.get(asked(r)).await;
+            }
+        }
+    }
+    client.close().await;
+    Ok(())
+}
+
+/// What a cluster can do whose other nodes are broken: the availability that is promised of it.
+struct Core {
+    ring: Ring,
+    sound: BTreeSet<NodeId>,
+    n: u8,
+}
+
+impl Core {
+    fn new(plan: &Plan, broken: &BTreeSet<u8>) -> Self {
+        let sound = (0..plan.nodes()).filter(|node| !broken.contains(node));
+        let sound = sound.map(|node| NodeId::new(&name(node)).expect("a legal name")).collect();
+        Self { ring: plan.ring(), sound, n: plan.n }
+    }
+
+    /// How many of a key's primaries are in the core.
+    fn sound_primaries(&self, key: &str) -> u8 {
+        let primaries = self.ring.primaries(self.ring.partition_of(key.as_bytes()));
+        primaries.iter().filter(|node| self.sound.contains(*node)).count() as u8
+    }
+
+    /// A read needs R primaries: nobody else speaks of absence.
+    fn can_read(&self, key: &str, r: Quorum) -> bool {
+        self.sound_primaries(key) >= r.count(self.n)
+    }
+
+    /// A write needs W primaries. (The seat of sloppy quorums: where fallbacks stand in and the write is not strict, W nodes of
+    /// the whole core will do.)
+    fn can_write(&self, key: &str, w: Quorum, _strict: bool) -> bool {
+        self.sound_primaries(key) >= w.count(self.n)
+    }
+}
+
 /// The auditor's number among the clients.
 pub const AUDITOR: u32 = 1_000_000;
+
+/// As many keys as show every way in which primaries and broken nodes meet; more would only take time.
+const CORE_KEYS_MAX: u32 = 12;
 
 /// A healthy cluster answers in a fraction of it, whatever its latencies.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -227,19 +318,27 @@ struct Auditor<'a> {
 
 impl Auditor<'_> {
     async fn renew(&self, quorum: Quorum) {
-        let seen = self.get(quorum).await;
+        let seen = self.get(Asked { quorum, strict: false }).await;
         let (cause, no) = match seen {
             Some((context, no)) => (Cause::from(context), Some(no)),
             None => (Cause::from(Blind), None),
         };
-        let put = self.notebook.begin(self.who, self.key, false, Action::Put { cause: no }, now_us());
-        let written = self.client.put(self.key, value(put, VALUE_LEN_MIN), cause).w(quorum).await;
-        written_down(self.notebook, put, &written);
+        self.put(Asked { quorum, strict: false }, cause, no).await;
     }
 
-    async fn get(&self, quorum: Quorum) -> Option<(Context, OpNo)> {
-        let no = self.notebook.begin(self.who, self.key, false, Action::Get { monotonic: false }, now_us());
-        let read = self.client.get(self.key).r(quorum).allow_absent().await;
+    async fn put(&self, asked: Asked, cause: Cause, giver: Option<OpNo>) {
+        let no = self.notebook.begin(self.who, self.key, asked, Action::Put { cause: giver }, now_us());
+        let mut put = self.client.put(self.key, value(no, VALUE_LEN_MIN), cause).w(asked.quorum).explain();
+        put = if asked.strict { put.strict() } else { put };
+        let written = put.await;
+        written_down(self.notebook, no, &written);
+    }
+
+    async fn get(&self, asked: Asked) -> Option<(Context, OpNo)> {
+        let no = self.notebook.begin(self.who, self.key, asked, Action::Get { monotonic: false }, now_us());
+        let mut get = self.client.get(self.key).r(asked.quorum);
+        get = if asked.strict { get.strict() } else { get };
+        let read = get.allow_absent().await;
         read_down(self.notebook, no, &read);
         read.ok().map(|read| (read.context().clone(), no))
     }
@@ -266,6 +365,16 @@ struct Terms {
     explain: bool,
 }
 
+impl Terms {
+    fn read(self) -> Asked {
+        Asked { quorum: self.r, strict: self.strict }
+    }
+
+    fn write(self) -> Asked {
+        Asked { quorum: self.w, strict: self.strict }
+    }
+}
+
 impl Worker {
     async fn operate(&mut self) {
         let workload = &self.plan.workload;
@@ -284,7 +393,8 @@ impl Worker {
             match kind {
                 0 => self.get(&key, terms).await,
                 1 => {
-                    let seen = self.seen.get(&key).cloned();
+                    let foreign = self.foreign(&key);
+                    let seen = foreign.or_else(|| self.seen.get(&key).cloned());
                     self.put(&key, terms, seen).await;
                 }
                 2 => self.put(&key, terms, None).await,
@@ -295,8 +405,17 @@ impl Worker {
         }
     }
 
+    /// Now and then the context of another key, as a client with a bug sends it.
+    fn foreign(&self, key: &str) -> Option<(Context, OpNo)> {
+        let percent = self.plan.workload.foreign_percent;
+        if percent == 0 || self.random.below(100) >= percent.into() {
+            return None;
+        }
+        self.seen.iter().find(|(other, _)| *other != key).map(|(_, seen)| seen.clone())
+    }
+
     async fn get(&mut self, key: &str, terms: Terms) {
-        let no = self.begin(key, terms, Action::Get { monotonic: false });
+        let no = self.begin(key, terms.read(), Action::Get { monotonic: false });
         let mut get = self.client.get(key).r(terms.r);
         get = if terms.strict { get.strict() } else { get };
         get = if terms.explain { get.explain() } else { get };
@@ -312,7 +431,7 @@ impl Worker {
             Some((context, no)) => (Cause::from(context), Some(no)),
             None => (Cause::from(Blind), None),
         };
-        let no = self.begin(key, terms, Action::Put { cause: giver });
+        let no = self.begin(key, terms.write(), Action::Put { cause: giver });
         let mut put = self.client.put(key, value(no, self.value_len()), cause).w(terms.w);
         put = if terms.strict { put.strict() } else { put };
         put = if terms.explain { put.explain() } else { put };
@@ -325,7 +444,7 @@ impl Worker {
             self.get(key, terms).await;
         }
         let Some((context, giver)) = self.seen.get(key).cloned() else { return };
-        let no = self.begin(key, terms, Action::Delete { cause: Some(giver) });
+        let no = self.begin(key, terms.write(), Action::Delete { cause: Some(giver) });
         let mut delete = self.client.delete(key, context).w(terms.w);
         delete = if terms.strict { delete.strict() } else { delete };
         delete = if terms.explain { delete.explain() } else { delete };
@@ -340,7 +459,7 @@ impl Worker {
             began_us: u64,
             shown: usize,
         }
-        let first = self.begin(key, terms, Action::Get { monotonic: false });
+        let first = self.begin(key, terms.read(), Action::Get { monotonic: false });
         let (notebook, who, len) = (self.notebook.clone(), self.who, self.value_len());
         let mut rounds: Vec<Round> = Vec::new();
         let change = |read: &Read| {
@@ -351,14 +470,15 @@ impl Worker {
                     // The next round begins after the write before it was acknowledged. What it shows is what that one
                     // had been shown, and behind that what stood beside its result.
                     notebook.end(before.put, Outcome::Written, None);
-                    let get = notebook.begin(who, key, terms.strict, Action::Get { monotonic: false }, before.began_us);
+                    let action = Action::Get { monotonic: false };
+                    let get = notebook.begin(who, key, terms.read(), action, before.began_us);
                     let mut found = numbers(read.siblings().get(before.shown..).unwrap_or_default());
                     found.insert(before.put);
                     (get, found)
                 }
             };
             notebook.end(get, Outcome::Found(found), Some(read.quorum()));
-            let put = notebook.begin(who, key, terms.strict, Action::Put { cause: Some(get) }, now_us());
+            let put = notebook.begin(who, key, terms.write(), Action::Put { cause: Some(get) }, now_us());
             rounds.push(Round { put, began_us: now_us(), shown });
             Some(value(put, len))
         };
@@ -384,8 +504,8 @@ impl Worker {
         }
     }
 
-    fn begin(&self, key: &str, terms: Terms, action: Action) -> OpNo {
-        self.notebook.begin(self.who, key, terms.strict, action, now_us())
+    fn begin(&self, key: &str, asked: Asked, action: Action) -> OpNo {
+        self.notebook.begin(self.who, key, asked, action, now_us())
     }
 
     fn value_len(&self) -> u32 {
@@ -396,7 +516,10 @@ impl Worker {
 
 fn written_down(notebook: &Notebook, no: OpNo, written: &Result<Written, Error>) {
     match written {
-        Ok(written) => notebook.end(no, Outcome::Written, Some(written.quorum())),
+        Ok(written) => {
+            notebook.minted(no, written.evidence().and_then(|evidence| evidence.dots.first().cloned()));
+            notebook.end(no, Outcome::Written, Some(written.quorum()));
+        }
         Err(error) => notebook.end(no, failed(error), None),
     }
 }
@@ -494,6 +617,25 @@ mod tests {
         damaged[15] ^= 1;
         assert_eq!(number(&damaged), OpNo::MAX);
         assert_eq!(number(b"short"), OpNo::MAX);
+    }
+
+    #[test]
+    fn a_core_can_do_what_its_primaries_suffice_for() {
+        let mut plan = Plan::draw(1, &BTreeSet::new());
+        (plan.zones, plan.n, plan.partitions) = ((0..5).collect(), 3, 64);
+        assert_eq!(plan.problems(), [] as [String; 0]);
+        let whole = Core::new(&plan, &BTreeSet::new());
+        let core = Core::new(&plan, &[0, 3].into());
+        let mut seen = BTreeSet::new();
+        for key in (0..100).map(key_text) {
+            let sound = core.sound_primaries(&key);
+            assert_eq!(whole.sound_primaries(&key), 3);
+            assert_eq!(core.can_read(&key, Quorum::Majority), sound >= 2);
+            assert_eq!(core.can_write(&key, Quorum::One, true), sound >= 1);
+            assert!(!core.can_write(&key, Quorum::All, true) || sound == 3);
+            seen.insert(sound);
+        }
+        assert_eq!(seen, [1, 2, 3].into());
     }
 
     #[test]
