@@ -408,7 +408,8 @@ fn credentials(issued: &Issued) -> Credentials {
         .expect("what was issued a moment ago is well formed")
 }
 
-const CLUSTER: ClusterId = ClusterId(0x51);
+/// The id of every simulated cluster.
+pub const CLUSTER: ClusterId = ClusterId(0x51);
 const PORT: u16 = 7000;
 
 /// How many nodes each node looks for when it starts.

@@ -408,15 +408,15 @@ fn program(
             let from_us = workload::now_us();
             let audited = match workload::audit_core(&clients, &plan, &broken, &notebook).await {
                 Ok(()) => Phase::CoreAudited(Window { from_us, to_us: workload::now_us() + 1 }),
-                Err(why) => Phase::Stuck(format!("the auditor cannot connect to a healthy core: {why}")),
+                Err(why) => Phase::Stuck(format!("the audit of a healthy core: {why}")),
             };
             phase.send_replace(audited);
         }
         phase.subscribe().wait_for(|phase| *phase == Phase::Auditing).await?;
         let first_us = workload::now_us();
-        let audited = match workload::audit(&clients, &plan, &notebook).await {
+        let audited = match workload::audit(&clients, &machines, &plan, &notebook).await {
             Ok(second_us) => Phase::Audited { first_us, second_us, end_us: workload::now_us() },
-            Err(why) => Phase::Stuck(format!("the auditor cannot connect to a healthy cluster: {why}")),
+            Err(why) => Phase::Stuck(format!("the audit of a healthy cluster: {why}")),
         };
         phase.send_replace(audited);
         Ok(())

@@ -146,8 +146,11 @@ pub struct Workload {
     pub monotonic_percent: u8,
     /// The deadline of an operation, in milliseconds.
     pub timeout_ms: u32,
-    /// How many of a hundred writes send the context of another key, which must be refused.
+    /// How many of a hundred writes send the context of another key, which must be refused. If any do, the audit forges contexts
+    /// as well.
     pub foreign_percent: u8,
+    /// How many of a hundred operations read a whole partition.
+    pub scan_percent: u8,
 }
 
 /// Weights of the kinds of operations; 0 leaves a kind out.
@@ -424,7 +427,7 @@ impl Plan {
         self.points.on.clear();
         self.mechanisms = Mechanisms::ALL;
         self.aftermath = None;
-        self.workload.foreign_percent = 0;
+        (self.workload.foreign_percent, self.workload.scan_percent) = (0, 0);
         self
     }
 
@@ -537,6 +540,7 @@ impl Plan {
         }
         with(&|plan| plan.mechanisms = Mechanisms::ALL);
         with(&|plan| plan.workload.foreign_percent = 0);
+        with(&|plan| plan.workload.scan_percent = 0);
         with(&|plan| plan.workload.clients = (plan.workload.clients / 2).max(1));
         with(&|plan| plan.workload.clients = (plan.workload.clients - 1).max(1));
         with(&|plan| plan.workload.operations = (plan.workload.operations / 2).max(1));
@@ -700,6 +704,7 @@ fn draw_workload(seed: u64, n: u8) -> Workload {
         monotonic_percent: *[0, 0, 50].get(rng.random_range(0..3)).expect("in range"),
         timeout_ms: *[300, 1000, 3000].get(rng.random_range(0..3)).expect("in range"),
         foreign_percent: *[0, 0, 5].get(rng.random_range(0..3)).expect("in range"),
+        scan_percent: *[0, 0, 10].get(rng.random_range(0..3)).expect("in range"),
     }
 }
 

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::ids::{LayoutVersion, NodeId};
+use quorate_client::codec::Blob;
+use quorate_client::ids::{LayoutVersion, NodeId, OpId};
 use quorate_client::options::Quorum;
 use quorate_client::random::Random;
-use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody};
+use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody, Write};
 use quorate_client::{Blind, Cause, Client, Context, Error, Read, RequestOptions, Written};
 use quorate_node::core::ring::Ring;
+use quorate_node::core::version::{self as core, Dot};
 
-use crate::cluster::{ClientMachine, Machine, name};
+use crate::cluster::{CLUSTER, ClientMachine, Machine, name, random_of};
 use crate::history::{self, Action, History, OpNo, Operation, Outcome};
 use crate::plan::{Plan, Workload};
 use crate::trace::Trace;
@@ -176,7 +178,7 @@ pub async fn work(
     };
     let who = Who { client: number.into(), session: 1 };
     let keys = Keys::new(&plan.workload);
-    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new() };
+    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new(), ring: None };
     let (operations, active) = (worker.plan.workload.operations, Duration::from_millis(worker.plan.active_ms.into()));
     let phase = worker.random.below(BURST.into()) as u32;
     for done in 1..=operations {
@@ -202,11 +204,19 @@ pub async fn work(
 /// Reads and writes every key of a cluster that is healthy again: first with majorities, which also overwrites what is damaged
 /// on a disk, then with all replicas, after which they must be equal. Returns when the second part began, in microseconds.
 ///
+/// In lives whose clients misbehave, some keys are then written with a forged context, while nobody else writes.
+///
 /// # Errors
-/// When the auditor cannot connect.
-pub async fn audit(clients: &ClientMachine, plan: &Plan, notebook: &Notebook) -> Result<u64, String> {
+/// When the auditor cannot connect, or what it is told of a context cannot be.
+pub async fn audit(
+    clients: &ClientMachine,
+    machines: &[Machine],
+    plan: &Plan,
+    notebook: &Notebook,
+) -> Result<u64, String> {
     let client = clients.connect(u16::MAX - 1, false, AUDIT_TIMEOUT).await.map_err(|error| error.to_string())?;
     let who = |session| Who { client: AUDITOR, session };
+    let random = random_of(plan.seed, "auditor", 0, 0);
     for index in 0..plan.workload.keys {
         let key = key_text(index);
         let auditor = Auditor { client: &client, notebook, who: who(1), key: &key };
@@ -219,7 +229,10 @@ pub async fn audit(clients: &ClientMachine, plan: &Plan, notebook: &Notebook) ->
         let key = key_text(index);
         let auditor = Auditor { client: &client, notebook, who: who(2), key: &key };
         auditor.renew(Quorum::All).await;
-        auditor.get(Asked { quorum: Quorum::All, strict: false }).await;
+        auditor.get(ALL).await;
+        if plan.workload.foreign_percent > 0 && index < FORGED_KEYS_MAX {
+            auditor.forge(machines, &random).await.map_err(|why| format!("a context cannot be forged: {why}"))?;
+        }
     }
     client.close().await;
     Ok(second_us)
@@ -303,6 +316,11 @@ impl Core {
 /// The auditor's number among the clients.
 pub const AUDITOR: u32 = 1_000_000;
 
+const ALL: Asked = Asked { quorum: Quorum::All, strict: true };
+
+/// On so many keys contexts are forged.
+const FORGED_KEYS_MAX: u32 = 3;
+
 /// As many keys as show every way in which primaries and broken nodes meet; more would only take time.
 const CORE_KEYS_MAX: u32 = 12;
 
@@ -326,12 +344,60 @@ impl Auditor<'_> {
         self.put(Asked { quorum, strict: false }, cause, no).await;
     }
 
-    async fn put(&self, asked: Asked, cause: Cause, giver: Option<OpNo>) {
+    async fn put(&self, asked: Asked, cause: Cause, giver: Option<OpNo>) -> Option<(Written, OpNo)> {
         let no = self.notebook.begin(self.who, self.key, asked, Action::Put { cause: giver }, now_us());
         let mut put = self.client.put(self.key, value(no, VALUE_LEN_MIN), cause).w(asked.quorum).explain();
         put = if asked.strict { put.strict() } else { put };
         let written = put.await;
         written_down(self.notebook, no, &written);
+        Some((written.ok()?, no))
+    }
+
+    /// What rule V5 is for: a client claims to have seen a dot that its coordinator has not minted yet. Were the coordinator to
+    /// go on counting, it would mint that very dot, and whoever has heard of the claim would take the new value for one that
+    /// was replaced long ago. (Claims about other nodes' dots, or while others write, hurt whoever believes them: a context
+    /// is a client's word.)
+    async fn forge(&self, machines: &[Machine], random: &Random) -> Result<(), String> {
+        let Some((context, giver)) = self.get(ALL).await else { return Ok(()) };
+        let Some((written, put)) = self.put(ALL, Cause::from(context), Some(giver)).await else { return Ok(()) };
+        let coordinator = written.evidence().ok_or("no evidence")?.coordinator;
+        let mut context = core::Context::open(&written.context().to_bytes(), CLUSTER, self.key.as_bytes())?;
+        // Among the node's actors that the key has met, the one that minted this write is the one whose dots show it.
+        let shown = written.evidence().and_then(|evidence| evidence.dots.first()).ok_or("no dot")?;
+        let actor = context.actors().into_iter().find(|actor| {
+            let dot = Dot { actor: *actor, counter: context.highest(actor) };
+            actor.node == coordinator && dot.to_string() == *shown
+        });
+        // A retry's dot may be another node's, or not the actor's newest.
+        let Some(actor) = actor else { return Ok(()) };
+        let next_but_one = Dot { actor, counter: context.highest(&actor) + 2 };
+        context.insert(next_but_one);
+        let machine = machines.iter().find(|machine| machine.node() == coordinator).ok_or("a stranger coordinates")?;
+        let forged = Blob(context.seal(CLUSTER, self.key.as_bytes()));
+        self.write_at(machine, random, Action::Delete { cause: Some(put) }, Some(forged)).await;
+        self.write_at(machine, random, Action::Put { cause: None }, None).await;
+        self.get(ALL).await;
+        Ok(())
+    }
+
+    /// A write whose coordinator is the auditor's choice.
+    async fn write_at(&self, machine: &Machine, random: &Random, action: Action, context: Option<Blob>) {
+        let is_put = matches!(action, Action::Put { .. });
+        let no = self.notebook.begin(self.who, self.key, ALL, action, now_us());
+        let body = RequestBody::Write(Write {
+            key: Blob::copy_from(self.key.as_bytes()),
+            value: is_put.then(|| Blob(value(no, VALUE_LEN_MIN))),
+            context,
+            op_id: OpId(random.u128()),
+            w: Some(ALL.quorum),
+            strict: ALL.strict,
+            explain: false,
+        });
+        match self.client.request_at(machine.addr(), body, RequestOptions::default()).await {
+            Ok(Reply::Written(written)) => self.notebook.end(no, Outcome::Written, Some(&written.quorum)),
+            Ok(other) => self.notebook.end(no, Outcome::Unknown(format!("an odd answer: {other:?}")), None),
+            Err(error) => self.notebook.end(no, failed(&error), None),
+        }
     }
 
     async fn get(&self, asked: Asked) -> Option<(Context, OpNo)> {
@@ -353,6 +419,8 @@ struct Worker {
     keys: Keys,
     /// The newest context that the session has of each key, and the operation that gave it.
     seen: BTreeMap<String, (Context, OpNo)>,
+    /// Only scans need it.
+    ring: Option<Ring>,
 }
 
 /// What one operation asks for beside its key.
@@ -379,10 +447,14 @@ impl Worker {
     async fn operate(&mut self) {
         let workload = &self.plan.workload;
         let key = key_text(self.keys.draw(&self.random));
+        let scans = workload.scan_percent > 0 && self.random.below(100) < workload.scan_percent.into();
         let pair = self.random.below(workload.quorums.len() as u64) as usize;
         let (r, w) = workload.quorums[pair];
         let strict = self.random.below(100) < workload.strict_percent.into();
         let terms = Terms { r, w, strict, explain: self.random.below(8) == 0 };
+        if scans {
+            return self.scan(&key, terms).await;
+        }
         let mix = workload.mix;
         let mut drawn = self.random.below(mix.total().into());
         for (weight, kind) in [mix.get, mix.put, mix.blind_put, mix.delete, mix.update].into_iter().zip(0..) {
@@ -437,6 +509,38 @@ impl Worker {
         put = if terms.explain { put.explain() } else { put };
         let written = put.await;
         self.written(key, no, written);
+    }
+
+    /// Reads the whole partition of a key, page by page. In the history that is a read of each of its keys: of those that a page
+    /// shows from the page's start to its end, of those that no page shows from the first page to the last.
+    async fn scan(&mut self, key: &str, terms: Terms) {
+        let ring = self.ring.get_or_insert_with(|| self.plan.ring()).clone();
+        let partition = ring.partition_of(key.as_bytes());
+        let timeout = Duration::from_millis(self.plan.workload.timeout_ms.into());
+        let page_size = 1 + self.random.below(10) as u32;
+        let mut scanner = self.client.scan().partition(partition).r(terms.r).page_size(page_size).timeout(timeout);
+        let asked = Asked { quorum: terms.r, strict: false };
+        let begun_us = now_us();
+        let (mut shown, mut last) = (BTreeSet::new(), None);
+        loop {
+            let page_us = now_us();
+            // What a scan that fails in the middle has shown stands; of the rest it has said nothing.
+            let Ok(page) = scanner.next_page().await else { return };
+            let Some(page) = page else { break };
+            for read in page.records {
+                let key = String::from_utf8_lossy(read.key()).into_owned();
+                let no = self.notebook.begin(self.who, &key, asked, Action::Get { monotonic: false }, page_us);
+                self.notebook.end(no, Outcome::Found(numbers(read.siblings())), Some(read.quorum()));
+                self.seen.insert(key.clone(), (read.context().clone(), no));
+                shown.insert(key);
+            }
+            last = Some(page.quorum);
+        }
+        let keys = (0..self.plan.workload.keys).map(key_text);
+        for key in keys.filter(|key| !shown.contains(key) && ring.partition_of(key.as_bytes()) == partition) {
+            let no = self.notebook.begin(self.who, &key, asked, Action::Get { monotonic: false }, begun_us);
+            self.notebook.end(no, Outcome::Found(BTreeSet::new()), last.as_ref());
+        }
     }
 
     async fn delete(&mut self, key: &str, terms: Terms) {
