@@ -194,8 +194,7 @@ impl Nemesis {
                 self.apply(cluster);
             }
             Step::Kill { node, torn } => {
-                let may_tear = self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max;
-                let torn = torn && may_tear;
+                let torn = torn && self.may_destroy(node);
                 let disk = cluster.machines()[usize::from(node)].disk.clone();
                 let before = disk.counts().torn;
                 cluster.crash(node, if torn { Crash::Torn } else { Crash::Clean });
@@ -215,6 +214,7 @@ impl Nemesis {
                 *kept = kept.saturating_sub(1);
             }
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
+            Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
             Step::Corrupt(node) => {
                 if cluster.machines()[usize::from(node)].disk.corrupt_one(quorate_node::store::Tree::Data) {
                     self.destroyed.insert(node);
@@ -233,6 +233,11 @@ impl Nemesis {
                 cluster.machines()[usize::from(node)].disk.roll_back(image);
             }
         }
+    }
+
+    /// Whether enough clean copies are left when this node's disk loses something.
+    fn may_destroy(&self, node: u8) -> bool {
+        self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max
     }
 
     /// Makes network, disks and clocks what all faults that last make of them.

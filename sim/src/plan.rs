@@ -329,9 +329,9 @@ impl FaultClass {
         matches!(self, Self::CorruptRecord | Self::EmptyDisk | Self::RolledBackDisk)
     }
 
-    /// Every class that a cluster which does not heal itself survives.
+    /// Every class that a cluster which does not heal itself survives. A corrupt record is replaced by the next write of its key.
     pub fn survivable() -> BTreeSet<Self> {
-        Self::ALL.into_iter().filter(|class| !class.destroys()).collect()
+        Self::ALL.into_iter().filter(|class| !class.destroys() || *class == Self::CorruptRecord).collect()
     }
 }
 
