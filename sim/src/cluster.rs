@@ -30,7 +30,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::disk::{Crash, SimDisk};
 use crate::interpose;
-use crate::plan::{Durability, Plan};
+use crate::plan::{Durability, Mechanisms, Plan};
 use crate::socket::{Cable, SimRuntime};
 use crate::trace::Trace;
 
@@ -64,6 +64,7 @@ struct Shared {
     credentials: Credentials,
     join: Vec<SocketAddr>,
     durability: Durability,
+    mechanisms: Mechanisms,
     state: Mutex<State>,
     trace: Trace,
 }
@@ -135,11 +136,12 @@ impl Cluster<'_> {
                 credentials: credentials(&issued),
                 join: addrs.iter().copied().take(SEEDS).collect(),
                 durability: plan.durability,
+                mechanisms: plan.mechanisms,
                 state: Mutex::new(State { boots: 0, process: Process::Running, stop: watch::channel(false).0 }),
                 trace: trace.clone(),
             };
             let addr = addrs[usize::from(i)];
-            let zone = format!("z{}", plan.zones[usize::from(i)]);
+            let zone = zone(plan.zones[usize::from(i)]);
             let machine = Machine { node, addr, zone, cable, disk, shared: Arc::new(shared) };
             machines.push(machine.clone());
             sim.host(name(i), move || machine.clone().run());
@@ -259,6 +261,11 @@ impl Machine {
     /// The node's failure domain.
     pub fn zone(&self) -> &str {
         &self.zone
+    }
+
+    /// What its node does to heal the cluster. (Nodes cannot be told yet: the seat is beside `durability` in what starts them.)
+    pub fn mechanisms(&self) -> Mechanisms {
+        self.shared.mechanisms
     }
 
     /// How wrong its wall clock is.
@@ -383,6 +390,11 @@ pub fn name(node: u8) -> String {
     format!("n{}", node + 1)
 }
 
+/// A zone's name.
+pub fn zone(zone: u8) -> String {
+    format!("z{zone}")
+}
+
 /// A generator for one purpose: what one part draws does not change what another one does.
 pub(crate) fn random_of(seed: u64, part: &str, a: u64, b: u64) -> Random {
     Random::from_seed(xxh3_64_with_seed(format!("{part} {a} {b}").as_bytes(), seed))
@@ -397,7 +409,8 @@ fn credentials(issued: &Issued) -> Credentials {
         .expect("what was issued a moment ago is well formed")
 }
 
-const CLUSTER: ClusterId = ClusterId(0x51);
+/// The id of every simulated cluster.
+pub const CLUSTER: ClusterId = ClusterId(0x51);
 const PORT: u16 = 7000;
 
 /// How many nodes each node looks for when it starts.

@@ -30,8 +30,10 @@ pub struct Operation {
     pub returned_us: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
-    /// What the client asked the quorum to be.
+    /// Whether the client asked that nobody stands in for a primary.
     pub strict: bool,
+    /// How many replicas the client asked for.
+    pub asked: u8,
     /// What the reply says of its quorum, if there was one.
     pub quorum: Option<Quorum>,
     /// The dot that the reply's evidence names, if it was asked for.

@@ -3,9 +3,12 @@
 //! ```text
 //!   nodes start, an operator makes the layout │ clients work, things go wrong │ all is healed, it settles │ audit │ judgement
 //!                                         start                     + active_ms                + settle_ms
+//!                                                                             │
+//!                              in some lives: a minority stays broken, the rest settles and is audited without it
 //! ```
 //!
-//! Safety is judged of the whole life. That the healthy cluster serves again, and that its replicas are equal then, is judged of
+//! Safety is judged of the whole life. That a healthy core serves while a minority of nodes is still broken is judged of an audit of
+//! its own, which asks only for what the core's replicas suffice for. That the healthy cluster serves again, and that its replicas are equal then, is judged of
 //! the [audit](crate::workload::audit), which reads and writes every key: nothing else brings replicas together that a fault has
 //! parted. Before it the harness merges what lies on all disks by itself, without the nodes, and judges that too.
 
@@ -17,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use quorate_client::chaos::{self, Effect};
 use quorate_client::wire::SIBLINGS_MAX;
 use quorate_node::core::record::Record;
 use quorate_node::store::Tree;
@@ -29,7 +33,7 @@ use crate::disk::{DiskCounts, SimDisk};
 use crate::history::{self, History, Outcome, Replica};
 use crate::interpose;
 use crate::nemesis::Nemesis;
-use crate::plan::{FaultClass, Plan};
+use crate::plan::{Aftermath, FaultClass, Plan};
 use crate::socket::PacketCounts;
 use crate::trace::{Counts, Trace, TraceHash};
 use crate::workload::{self, Notebook};
@@ -57,6 +61,8 @@ pub struct Report {
     pub packets: PacketCounts,
     /// What happened to disks.
     pub disks: DiskCounts,
+    /// How often each point fired and each mark was reached.
+    pub chaos: chaos::Report,
     /// All that the clients did.
     pub history: History,
 }
@@ -116,6 +122,9 @@ impl fmt::Display for Report {
             let (from, to) = (fault.at_ms, fault.at_ms + fault.for_ms);
             writeln!(f, "  {:>6}-{:<6} ms {:?}", from, to, fault.kind)?;
         }
+        if let Some(Aftermath { broken, how }) = &plan.aftermath {
+            writeln!(f, "  {:>6}-       ms {broken:?} stay {how:?} until the others were audited", plan.active_ms)?;
+        }
         let Outcomes { written, found, not_applied, unknown } = self.outcomes();
         writeln!(f, "operations: {written} written, {found} read, {not_applied} not applied, {unknown} unknown")?;
         let PacketCounts { lost, duplicated, corrupted, truncated, delayed, cut } = self.packets;
@@ -130,6 +139,14 @@ impl fmt::Display for Report {
             f,
             "disks: {crashes} crashes, {writes_lost} writes lost, {torn} torn, {corrupted} corrupted, \
              {syncs_failed} syncs failed, {full} writes refused for want of room"
+        )?;
+        let fired = self.chaos.fired.values().sum::<u64>();
+        let reached = self.chaos.reached.values().filter(|count| **count > 0).count();
+        writeln!(
+            f,
+            "points: {} on, fired {fired} times; marks: {reached} of {} reached",
+            plan.points.on.len(),
+            self.chaos.reached.len()
         )?;
         for violation in self.violations.iter().take(VIOLATIONS_SHOWN) {
             writeln!(f, "VIOLATION {violation}")?;
@@ -169,11 +186,16 @@ fn alone(plan: Plan, trace: Trace) -> Report {
         injected: BTreeMap::new(),
         packets: PacketCounts::default(),
         disks: DiskCounts::default(),
+        chaos: chaos::Report::default(),
         history: History::default(),
     };
     let ended = {
         let _guard = interpose::enter(plan.seed);
-        panic::catch_unwind(AssertUnwindSafe(|| live(&mut report, &notebook, &trace)))
+        let on: Vec<&str> = plan.points.on.iter().map(String::as_str).collect();
+        let _chaos = chaos::enter_with(plan.seed, f64::from(plan.points.per_mille) / 1000.0, &on);
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| live(&mut report, &notebook, &trace)));
+        report.chaos = chaos::report();
+        ended
     };
     match ended {
         Ok(Ok(())) => {}
@@ -196,6 +218,10 @@ enum Phase {
     Working(Duration),
     /// Every client has ended.
     Settling,
+    /// The harness asks for the audit of the core; nothing is expected of these nodes.
+    AuditingCore(BTreeSet<u8>),
+    /// When it began and was over, in microseconds.
+    CoreAudited(Window),
     /// The harness asks for the audit.
     Auditing,
     /// When each part of the audit began, and when it was over, in microseconds.
@@ -246,32 +272,32 @@ fn through(
         step(cluster)?;
     }
     report.injected = nemesis.injected().clone();
-    nemesis.heal(cluster);
-    let settled = cluster.elapsed() + ms(plan.settle_ms);
-    while cluster.elapsed() < settled {
-        nemesis.tick(cluster);
-        step(cluster)?;
+    // Availability and convergence are promised of code that does what it says.
+    chaos::calm();
+    let mut available = Vec::new();
+    if let Some(aftermath) = &plan.aftermath {
+        nemesis.heal_but(Some(aftermath), cluster);
+        settle(cluster, &mut nemesis, CORE_SETTLES)?;
+        ended(phase, notebook, report, CORE_SETTLES)?;
+        let broken = aftermath.broken.union(nemesis.destroyed()).copied().collect();
+        phase.send_replace(Phase::AuditingCore(broken));
+        available.push(audited(cluster, &mut nemesis, phase, |phase| match phase {
+            Phase::CoreAudited(window) => Some(*window),
+            _ => None,
+        })?);
     }
-    if *phase.borrow() != Phase::Settling {
-        report.history = notebook.history();
-        let hung = report.history.operations.values().filter(|operation| operation.returned_us.is_none());
-        let hung: Vec<_> = hung.map(|operation| operation.no).collect();
-        return Err(format!("operations {hung:?} hang {} s after everything was healed", plan.settle_ms / 1000));
+    nemesis.heal(cluster);
+    settle(cluster, &mut nemesis, ms(plan.settle_ms))?;
+    if plan.aftermath.is_none() {
+        ended(phase, notebook, report, ms(plan.settle_ms))?;
     }
 
     let before = with_disks(notebook.history(), cluster)?;
     phase.send_replace(Phase::Auditing);
-    let limit = cluster.elapsed() + AUDIT_MAX;
-    let (first_us, second_us, end_us) = loop {
-        nemesis.tick(cluster);
-        step(cluster)?;
-        match &*phase.borrow() {
-            Phase::Audited { first_us, second_us, end_us } => break (*first_us, *second_us, *end_us),
-            Phase::Stuck(why) => return Err(why.clone()),
-            _ if cluster.elapsed() > limit => return Err(format!("the audit takes longer than {AUDIT_MAX:?}")),
-            _ => {}
-        }
-    };
+    let (first_us, second_us, end_us) = audited(cluster, &mut nemesis, phase, |phase| match phase {
+        Phase::Audited { first_us, second_us, end_us } => Some((*first_us, *second_us, *end_us)),
+        _ => None,
+    })?;
     for machine in cluster.machines() {
         let content = machine.disk.content(Tree::Data);
         let hash = xxh3_64(format!("{content:?}").as_bytes());
@@ -280,11 +306,13 @@ fn through(
     report.history = with_disks(notebook.history(), cluster)?;
 
     // A read of a majority may need the replica whose record is damaged; a write goes around it and overwrites it.
-    let from_us = if nemesis.has_destroyed() { second_us } else { first_us };
-    let available = vec![Window { from_us, to_us: end_us + 1 }];
+    let from_us = if nemesis.destroyed().is_empty() { first_us } else { second_us };
+    available.push(Window { from_us, to_us: end_us + 1 });
     // Each coordinator admits so many; merging can bring together what several have admitted.
     let siblings_max = SIBLINGS_MAX * usize::from(plan.n);
-    let mut expectations = Expectations { n: plan.n, siblings_max, converged: false, available: Vec::new() };
+    let forgets_us = plan.has_point(Effect::Forgets).then_some(RETRY_LATEST_US);
+    let mut expectations =
+        Expectations { n: plan.n, siblings_max, converged: false, available: Vec::new(), forgets_us };
     let mut violations = checker::judge(&before, &expectations);
     expectations.converged = true;
     expectations.available = available;
@@ -295,6 +323,53 @@ fn through(
     }
     report.violations = violations;
     Ok(())
+}
+
+/// Lets so much time pass.
+fn settle(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, time: Duration) -> Result<(), String> {
+    let settled = cluster.elapsed() + time;
+    while cluster.elapsed() < settled {
+        nemesis.tick(cluster);
+        cluster.step().map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Every client has ended, so long after the faults.
+fn ended(
+    phase: &watch::Sender<Phase>,
+    notebook: &Notebook,
+    report: &mut Report,
+    after: Duration,
+) -> Result<(), String> {
+    if *phase.borrow() == Phase::Settling {
+        return Ok(());
+    }
+    report.history = notebook.history();
+    let hung = report.history.operations.values().filter(|operation| operation.returned_us.is_none());
+    let hung: Vec<_> = hung.map(|operation| operation.no).collect();
+    Err(format!("operations {hung:?} hang {} s after the faults were over", after.as_secs()))
+}
+
+/// Goes on until an audit is over.
+fn audited<T>(
+    cluster: &mut Cluster<'_>,
+    nemesis: &mut Nemesis,
+    phase: &watch::Sender<Phase>,
+    over: impl Fn(&Phase) -> Option<T>,
+) -> Result<T, String> {
+    let limit = cluster.elapsed() + AUDIT_MAX;
+    loop {
+        nemesis.tick(cluster);
+        cluster.step().map_err(|error| error.to_string())?;
+        let phase = phase.borrow();
+        match (&*phase, over(&phase)) {
+            (_, Some(result)) => return Ok(result),
+            (Phase::Stuck(why), None) => return Err(why.clone()),
+            _ if cluster.elapsed() > limit => return Err(format!("the audit takes longer than {AUDIT_MAX:?}")),
+            _ => {}
+        }
+    }
 }
 
 /// What happens on the clients' machine.
@@ -324,11 +399,24 @@ fn program(
         }
         phase.send_replace(Phase::Settling);
         // The sender is held here, so that it cannot be gone.
+        if plan.aftermath.is_some() {
+            let asked = |phase: &Phase| matches!(phase, Phase::AuditingCore(_));
+            let broken = match &*phase.subscribe().wait_for(asked).await? {
+                Phase::AuditingCore(broken) => broken.clone(),
+                _ => unreachable!("that is what was waited for"),
+            };
+            let from_us = workload::now_us();
+            let audited = match workload::audit_core(&clients, &plan, &broken, &notebook).await {
+                Ok(()) => Phase::CoreAudited(Window { from_us, to_us: workload::now_us() + 1 }),
+                Err(why) => Phase::Stuck(format!("the audit of a healthy core: {why}")),
+            };
+            phase.send_replace(audited);
+        }
         phase.subscribe().wait_for(|phase| *phase == Phase::Auditing).await?;
         let first_us = workload::now_us();
-        let audited = match workload::audit(&clients, &plan, &notebook).await {
+        let audited = match workload::audit(&clients, &machines, &plan, &notebook).await {
             Ok(second_us) => Phase::Audited { first_us, second_us, end_us: workload::now_us() },
-            Err(why) => Phase::Stuck(format!("the auditor cannot connect to a healthy cluster: {why}")),
+            Err(why) => Phase::Stuck(format!("the audit of a healthy cluster: {why}")),
         };
         phase.send_replace(audited);
         Ok(())
@@ -421,6 +509,12 @@ const STACK_SIZE: usize = 16 << 20;
 
 /// Nodes that start at once have found each other and agreed within a few seconds, also over two continents.
 const BOOTSTRAP_MAX: Duration = Duration::from_secs(60);
+
+/// How long a core has to notice what is broken: a dead node is down after 6 s, and connections are given up sooner.
+const CORE_SETTLES: Duration = Duration::from_secs(10);
+
+/// A pause holds a request back for up to 15 s, and whoever receives it then goes by the time that it was given: 3 s.
+const RETRY_LATEST_US: u64 = 20_000_000;
 
 /// Hundreds of requests, one after the other, over two continents.
 const AUDIT_MAX: Duration = Duration::from_secs(600);

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use quorate_client::chaos;
 use quorate_sim::life::{self, Outcomes, Report};
 use quorate_sim::plan::{FaultClass, Plan};
 use quorate_sim::trace::Trace;
@@ -54,6 +55,9 @@ enum Command {
         /// Also print the seed and the hash of each life, in the order of the seeds.
         #[arg(long)]
         hashes: bool,
+        /// Begin no further life after one that failed.
+        #[arg(long)]
+        stop_at_first: bool,
     },
 }
 
@@ -67,7 +71,9 @@ fn main() -> ExitCode {
     life::note_panics();
     let ended = match cli.command {
         Command::Run { seed, lines, history, plan } => run(seed, lines.as_deref(), history.as_deref(), plan),
-        Command::Swarm { seeds, minutes, jobs, hashes } => swarm(seeds, minutes, jobs, hashes),
+        Command::Swarm { seeds, minutes, jobs, hashes, stop_at_first } => {
+            swarm(seeds, minutes, jobs, hashes, stop_at_first)
+        }
     };
     match ended {
         Ok(true) => ExitCode::SUCCESS,
@@ -101,7 +107,13 @@ fn run(seed: u64, lines: Option<&Path>, history: Option<&Path>, only_plan: bool)
     Ok(report.is_good())
 }
 
-fn swarm(seeds: std::ops::Range<u64>, minutes: Option<f64>, jobs: Option<usize>, hashes: bool) -> io::Result<bool> {
+fn swarm(
+    seeds: std::ops::Range<u64>,
+    minutes: Option<f64>,
+    jobs: Option<usize>,
+    hashes: bool,
+    stop_at_first: bool,
+) -> io::Result<bool> {
     let started = Stopwatch::start();
     let limit = minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
     let jobs = jobs.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1).max(1);
@@ -112,7 +124,9 @@ fn swarm(seeds: std::ops::Range<u64>, minutes: Option<f64>, jobs: Option<usize>,
         let workers: Vec<_> = (0..jobs)
             .map(|_| {
                 scope.spawn(|| {
-                    while limit.is_none_or(|limit| started.elapsed() < limit) {
+                    while limit.is_none_or(|limit| started.elapsed() < limit)
+                        && !(stop_at_first && failed.load(Ordering::Relaxed))
+                    {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
                         if seed >= seeds.end {
                             break;
@@ -173,6 +187,7 @@ struct Sums {
     outcomes: Outcomes,
     injected: BTreeMap<FaultClass, u32>,
     packets: u64,
+    chaos: chaos::Report,
 }
 
 impl Sums {
@@ -184,6 +199,7 @@ impl Sums {
         }
         self.simulated += report.simulated;
         self.packets += report.counts.packets;
+        self.chaos.add(&report.chaos);
         let more = report.outcomes();
         let Outcomes { written, found, not_applied, unknown } = &mut self.outcomes;
         *written += more.written;
@@ -199,6 +215,13 @@ impl Sums {
         let Outcomes { written, found, not_applied, unknown } = self.outcomes;
         let injected: Vec<String> = self.injected.iter().map(|(class, count)| format!("{class} {count}")).collect();
         writeln!(out, "faults: {}", injected.join(", "))?;
+        // What never happens is not tested, whatever else is green.
+        let never = self.chaos.never();
+        let all = self.chaos.fired.len() + self.chaos.reached.len();
+        writeln!(out, "points that fired and marks that were reached: {} of {all}", all - never.len())?;
+        for name in never {
+            writeln!(out, "  never: {name}")?;
+        }
         writeln!(out, "operations: {written} written, {found} read, {not_applied} not applied, {unknown} unknown")?;
         writeln!(
             out,

@@ -14,7 +14,7 @@ use quorate_client::random::Random;
 
 use crate::cluster::{CLIENTS, Cluster, Process, name, random_of};
 use crate::disk::{Crash, Image};
-use crate::plan::{Fault, FaultClass, FaultKind, Plan};
+use crate::plan::{Aftermath, Broken, Fault, FaultClass, FaultKind, Plan};
 use crate::socket::PacketFaults;
 use crate::trace::Trace;
 
@@ -27,6 +27,8 @@ pub struct Nemesis {
     next: usize,
     /// The faults that last at the moment, by their place in the plan.
     active: BTreeSet<usize>,
+    /// What stays broken beyond the plan's faults.
+    lasting: Vec<FaultKind>,
     /// How many faults keep a node's process from being started again.
     kept_down: BTreeMap<u8, u32>,
     /// When a process that ended of its own accord is started again.
@@ -82,6 +84,7 @@ impl Nemesis {
             steps,
             next: 0,
             active: BTreeSet::new(),
+            lasting: Vec::new(),
             kept_down: BTreeMap::new(),
             restarts: BTreeMap::new(),
             images: BTreeMap::new(),
@@ -100,9 +103,9 @@ impl Nemesis {
         &self.injected
     }
 
-    /// Whether a disk has lost something that was synced.
-    pub fn has_destroyed(&self) -> bool {
-        !self.destroyed.is_empty()
+    /// The nodes whose disks have lost something that was synced.
+    pub fn destroyed(&self) -> &BTreeSet<u8> {
+        &self.destroyed
     }
 
     /// Does what is due by now, and starts processes again that ended of their own accord.
@@ -141,12 +144,24 @@ impl Nemesis {
 
     /// Ends everything: the network is whole, the disks are good, the clocks are right, and every node runs.
     pub fn heal(&mut self, cluster: &mut Cluster<'_>) {
-        self.trace.event(cluster.elapsed(), "nemesis", format_args!("heals"));
+        self.heal_but(None, cluster);
+    }
+
+    /// Ends everything, and breaks what an aftermath says.
+    pub fn heal_but(&mut self, aftermath: Option<&Aftermath>, cluster: &mut Cluster<'_>) {
+        self.trace.event(cluster.elapsed(), "nemesis", format_args!("heals all but {aftermath:?}"));
         self.next = self.steps.len();
         self.active.clear();
         self.kept_down.clear();
+        self.lasting = aftermath.map(|aftermath| lasting(aftermath, self.plan.nodes())).unwrap_or_default();
+        if let Some(Aftermath { broken, how: Broken::Down }) = aftermath {
+            for node in broken {
+                self.kept_down.insert(*node, 1);
+                cluster.crash(*node, Crash::Clean);
+            }
+        }
         self.apply(cluster);
-        for node in 0..self.plan.nodes() {
+        for node in (0..self.plan.nodes()).filter(|node| !self.kept_down.contains_key(node)) {
             cluster.start(node);
         }
     }
@@ -179,8 +194,7 @@ impl Nemesis {
                 self.apply(cluster);
             }
             Step::Kill { node, torn } => {
-                let may_tear = self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max;
-                let torn = torn && may_tear;
+                let torn = torn && self.may_destroy(node);
                 let disk = cluster.machines()[usize::from(node)].disk.clone();
                 let before = disk.counts().torn;
                 cluster.crash(node, if torn { Crash::Torn } else { Crash::Clean });
@@ -200,6 +214,7 @@ impl Nemesis {
                 *kept = kept.saturating_sub(1);
             }
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
+            Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
             Step::Corrupt(node) => {
                 if cluster.machines()[usize::from(node)].disk.corrupt_one(quorate_node::store::Tree::Data) {
                     self.destroyed.insert(node);
@@ -220,10 +235,16 @@ impl Nemesis {
         }
     }
 
+    /// Whether enough clean copies are left when this node's disk loses something.
+    fn may_destroy(&self, node: u8) -> bool {
+        self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max
+    }
+
     /// Makes network, disks and clocks what all faults that last make of them.
     fn apply(&self, cluster: &Cluster<'_>) {
         let nodes = self.plan.nodes();
-        let active: Vec<&FaultKind> = self.active.iter().map(|i| &self.plan.faults[*i].kind).collect();
+        let planned = self.active.iter().map(|i| &self.plan.faults[*i].kind);
+        let active: Vec<&FaultKind> = planned.chain(&self.lasting).collect();
         // Clients are the host after the last node.
         let hosts = 0..=nodes;
         let ip = |host: u8| -> IpAddr { cluster.network().lookup(host_name(host, nodes)) };
@@ -277,6 +298,21 @@ impl Nemesis {
             machine.set_clock_offset_ms(offset_ms);
             machine.disk.set_bytes_max(bytes_max);
         }
+    }
+}
+
+/// What keeps the nodes of an aftermath broken; those that are down are kept so without it.
+fn lasting(aftermath: &Aftermath, nodes: u8) -> Vec<FaultKind> {
+    let Aftermath { broken, how } = aftermath;
+    // The host after the last node is the clients'.
+    let others = |node: u8| (0..=nodes).filter(move |other| *other != node).map(move |other| (node, other));
+    let pairs = || broken.iter().copied().flat_map(others);
+    match how {
+        Broken::Down => Vec::new(),
+        Broken::Cut => vec![FaultKind::Partition(broken.clone())],
+        Broken::Mute => pairs().map(|(from, to)| FaultKind::OneWay { from, to }).collect(),
+        Broken::Deaf => pairs().map(|(to, from)| FaultKind::OneWay { from, to }).collect(),
+        Broken::Paused => broken.iter().map(|node| FaultKind::Pause(*node)).collect(),
     }
 }
 
@@ -398,6 +434,22 @@ mod tests {
         assert!(cuts(&bridge, 0, 3) && !cuts(&bridge, 0, 2) && !cuts(&bridge, 2, 3));
         let one_way = FaultKind::OneWay { from: 0, to: 1 };
         assert!(cuts(&one_way, 0, 1) && !cuts(&one_way, 1, 0) && !cuts(&one_way, 0, 2));
+    }
+
+    #[test]
+    fn an_aftermath_parts_the_broken_from_everybody_also_from_clients() {
+        let reach = |how, from, to| {
+            let broken = lasting(&Aftermath { broken: [1].into(), how }, 3);
+            !broken.iter().any(|fault| cuts(fault, from, to))
+        };
+        for other in [0, 2, 3] {
+            assert_eq!((reach(Broken::Cut, 1, other), reach(Broken::Cut, other, 1)), (false, false));
+            assert_eq!((reach(Broken::Mute, 1, other), reach(Broken::Mute, other, 1)), (false, true));
+            assert_eq!((reach(Broken::Deaf, 1, other), reach(Broken::Deaf, other, 1)), (true, false));
+        }
+        assert!(reach(Broken::Cut, 0, 2) && reach(Broken::Mute, 0, 3) && reach(Broken::Deaf, 2, 3));
+        let paused = Aftermath { broken: [1].into(), how: Broken::Paused };
+        assert_eq!(lasting(&paused, 3), [FaultKind::Pause(1)]);
     }
 
     #[test]

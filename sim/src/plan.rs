@@ -9,7 +9,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use quorate_client::chaos::{self, Effect, POINTS};
+use quorate_client::ids::NodeId;
 use quorate_client::options::Quorum;
+use quorate_node::core::ring::{Ring, RingMember};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -36,10 +39,62 @@ pub struct Plan {
     pub workload: Workload,
     /// What goes wrong, in the order of time.
     pub faults: Vec<Fault>,
+    /// Where the code itself misbehaves, until the faults are over.
+    pub points: Points,
+    /// What the cluster does to heal itself.
+    pub mechanisms: Mechanisms,
+    /// What stays broken for a while when the faults are over; nothing if all is mended at once.
+    pub aftermath: Option<Aftermath>,
     /// How long the clients and the faults go on, in milliseconds of simulated time.
     pub active_ms: u32,
     /// How long the cluster then has to settle before it is judged.
     pub settle_ms: u32,
+}
+
+/// Which of [the points of misbehaviour](quorate_client::chaos) are on, and how often one that is passed fires.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Points {
+    /// The names of those that are on.
+    pub on: BTreeSet<String>,
+    /// In how many of a thousand cases one fires.
+    pub per_mille: u16,
+}
+
+/// What a cluster does to heal itself. They mask each other's bugs, so that some lives do without one or several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mechanisms {
+    /// A healthy node stands in for a primary that is down or late.
+    pub fallbacks: bool,
+    /// Whoever stood in keeps a hint and hands it over.
+    pub hints: bool,
+    /// A read mends the stale replicas that it has met.
+    pub read_repair: bool,
+    /// Replicas compare their partitions and exchange what differs.
+    pub anti_entropy: bool,
+}
+
+/// A minority of nodes that stays broken when all other faults are over, so that the rest has to serve without it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aftermath {
+    /// Which nodes.
+    pub broken: BTreeSet<u8>,
+    /// In what way.
+    pub how: Broken,
+}
+
+/// How nodes stay broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Broken {
+    /// Their processes are dead.
+    Down,
+    /// They hear and are heard by each other only.
+    Cut,
+    /// They hear everybody, and nobody hears them.
+    Mute,
+    /// Everybody hears them, and they hear nobody.
+    Deaf,
+    /// They neither send nor receive; all of it arrives at the end.
+    Paused,
 }
 
 /// The durability modes whose promise holds through crashes.
@@ -91,6 +146,11 @@ pub struct Workload {
     pub monotonic_percent: u8,
     /// The deadline of an operation, in milliseconds.
     pub timeout_ms: u32,
+    /// How many of a hundred writes send the context of another key, which must be refused. If any do, the audit forges contexts
+    /// as well.
+    pub foreign_percent: u8,
+    /// How many of a hundred operations read a whole partition.
+    pub scan_percent: u8,
 }
 
 /// Weights of the kinds of operations; 0 leaves a kind out.
@@ -269,9 +329,9 @@ impl FaultClass {
         matches!(self, Self::CorruptRecord | Self::EmptyDisk | Self::RolledBackDisk)
     }
 
-    /// Every class that a cluster which does not heal itself survives.
+    /// Every class that a cluster which does not heal itself survives. A corrupt record is replaced by the next write of its key.
     pub fn survivable() -> BTreeSet<Self> {
-        Self::ALL.into_iter().filter(|class| !class.destroys()).collect()
+        Self::ALL.into_iter().filter(|class| !class.destroys() || *class == Self::CorruptRecord).collect()
     }
 }
 
@@ -352,11 +412,41 @@ impl Plan {
             network: draw_network(seed),
             workload,
             faults: Vec::new(),
+            points: draw_points(seed),
+            mechanisms: draw_mechanisms(seed),
+            aftermath: draw_aftermath(seed, nodes),
             active_ms,
             settle_ms: 20_000,
         };
         plan.faults = plan.draw_faults(allowed);
         plan
+    }
+
+    /// The same life without what lives had not when some older seeds were named: for regressions.
+    pub fn plain(mut self) -> Self {
+        self.points.on.clear();
+        self.mechanisms = Mechanisms::ALL;
+        self.aftermath = None;
+        (self.workload.foreign_percent, self.workload.scan_percent) = (0, 0);
+        self
+    }
+
+    /// The ring that the layout of this life makes.
+    ///
+    /// # Panics
+    /// When the plan has [problems](Self::problems).
+    pub fn ring(&self) -> Ring {
+        let member = |(i, zone): (u8, &u8)| {
+            let node = NodeId::new(&crate::cluster::name(i)).expect("a legal name");
+            RingMember { node, token_seed: node, zone: crate::cluster::zone(*zone), weight: 1 }
+        };
+        let members: Vec<RingMember> = (0..).zip(&self.zones).map(member).collect();
+        Ring::build(&members, self.n, self.partitions).expect("a plan without problems has a ring")
+    }
+
+    /// Whether a point is on that does this.
+    pub fn has_point(&self, effect: Effect) -> bool {
+        POINTS.iter().any(|point| point.effect == effect && self.points.on.contains(point.name))
     }
 
     /// How many nodes there are.
@@ -393,6 +483,15 @@ impl Plan {
         }
         let latencies = (self.network.latency_min_ms, self.network.latency_max_ms);
         demand(latencies.0 <= latencies.1, format!("latencies of {} to {} ms", latencies.0, latencies.1));
+        for point in &self.points.on {
+            let known = POINTS.iter().any(|known| known.name == point);
+            demand(known, format!("there is no point {point:?}"));
+        }
+        demand(self.points.per_mille <= 1000, format!("points fire {} times of 1000", self.points.per_mille));
+        if let Some(Aftermath { broken, .. }) = &self.aftermath {
+            demand(broken.iter().all(|node| usize::from(*node) < nodes), format!("{broken:?} names no node"));
+            demand(broken.len() < nodes, "the aftermath leaves nobody".to_owned());
+        }
         for fault in &self.faults {
             let named = fault.kind.nodes();
             demand(named.iter().all(|node| usize::from(*node) < nodes), format!("{:?} names no node", fault.kind));
@@ -426,6 +525,22 @@ impl Plan {
         for i in 0..faults {
             with(&|plan| drop(plan.faults.remove(i)));
         }
+        let points = self.points.on.len();
+        if points > 1 {
+            with(&|plan| plan.points.on.clear());
+            with(&|plan| plan.points.on = self.points.on.iter().take(points / 2).cloned().collect());
+            with(&|plan| plan.points.on = self.points.on.iter().skip(points / 2).cloned().collect());
+        }
+        for point in &self.points.on {
+            with(&|plan| plan.points.on.retain(|on| on != point));
+        }
+        with(&|plan| plan.aftermath = None);
+        for node in self.aftermath.iter().flat_map(|aftermath| &aftermath.broken) {
+            with(&|plan| plan.aftermath.iter_mut().for_each(|after| after.broken.retain(|broken| broken != node)));
+        }
+        with(&|plan| plan.mechanisms = Mechanisms::ALL);
+        with(&|plan| plan.workload.foreign_percent = 0);
+        with(&|plan| plan.workload.scan_percent = 0);
         with(&|plan| plan.workload.clients = (plan.workload.clients / 2).max(1));
         with(&|plan| plan.workload.clients = (plan.workload.clients - 1).max(1));
         with(&|plan| plan.workload.operations = (plan.workload.operations / 2).max(1));
@@ -518,6 +633,15 @@ impl Plan {
     }
 }
 
+impl Mechanisms {
+    /// As a cluster runs if nobody interferes.
+    pub const ALL: Self = Self { fallbacks: true, hints: true, read_repair: true, anti_entropy: true };
+
+    fn switches_mut(&mut self) -> [&mut bool; 4] {
+        [&mut self.fallbacks, &mut self.hints, &mut self.read_repair, &mut self.anti_entropy]
+    }
+}
+
 impl Mix {
     const KINDS: usize = 5;
 
@@ -579,7 +703,40 @@ fn draw_workload(seed: u64, n: u8) -> Workload {
         strict_percent: *[0, 50, 100].get(rng.random_range(0..3)).expect("in range"),
         monotonic_percent: *[0, 0, 50].get(rng.random_range(0..3)).expect("in range"),
         timeout_ms: *[300, 1000, 3000].get(rng.random_range(0..3)).expect("in range"),
+        foreign_percent: *[0, 0, 5].get(rng.random_range(0..3)).expect("in range"),
+        scan_percent: *[0, 0, 10].get(rng.random_range(0..3)).expect("in range"),
     }
+}
+
+/// In a quarter of all lives the code does what it says; in the others a quarter of the points are on.
+fn draw_points(seed: u64) -> Points {
+    let rng = &mut rng(seed, "points");
+    let per_mille = *[10, 50, 250].get(rng.random_range(0..3)).expect("in range");
+    let none = rng.random_bool(0.25);
+    // Each point is drawn by its name, so that one more leaves the others as they are.
+    let names = if none { Vec::new() } else { chaos::drawn(seed) };
+    Points { on: names.into_iter().map(str::to_owned).collect(), per_mille }
+}
+
+fn draw_mechanisms(seed: u64) -> Mechanisms {
+    let rng = &mut rng(seed, "mechanisms");
+    let mut mechanisms = Mechanisms::ALL;
+    if rng.random_bool(0.4) {
+        for on in mechanisms.switches_mut() {
+            *on = rng.random_bool(0.6);
+        }
+    }
+    mechanisms
+}
+
+fn draw_aftermath(seed: u64, nodes: u8) -> Option<Aftermath> {
+    let rng = &mut rng(seed, "aftermath");
+    let minority = (nodes - 1) / 2;
+    let count = rng.random_range(1..=minority.max(1));
+    let broken = draw_nodes(rng, nodes, count);
+    let ways = [Broken::Down, Broken::Cut, Broken::Mute, Broken::Deaf, Broken::Paused];
+    let how = *ways.get(rng.random_range(0..ways.len())).expect("in range");
+    (minority > 0 && rng.random_bool(0.6)).then_some(Aftermath { broken, how })
 }
 
 fn draw_packets(rng: &mut StdRng) -> PacketFaults {
@@ -638,6 +795,33 @@ mod tests {
     }
 
     #[test]
+    fn every_point_mechanism_and_aftermath_comes_up_and_is_left_out() {
+        let plans: Vec<Plan> = (0..SEEDS).map(|seed| Plan::draw(seed, &all())).collect();
+        for point in POINTS {
+            let lives = plans.iter().filter(|plan| plan.points.on.contains(point.name)).count();
+            assert!((50..150).contains(&lives), "{} is on in {lives} lives", point.name);
+        }
+        let calm = plans.iter().filter(|plan| plan.points.on.is_empty()).count();
+        assert!((90..160).contains(&calm), "{calm} lives without a point");
+        for switch in 0..4 {
+            let off = plans.iter().filter(|plan| {
+                let mut mechanisms = plan.mechanisms;
+                !*mechanisms.switches_mut()[switch]
+            });
+            let off = off.count();
+            assert!((40..120).contains(&off), "mechanism {switch} is off in {off} lives");
+        }
+        for how in [Broken::Down, Broken::Cut, Broken::Mute, Broken::Deaf, Broken::Paused] {
+            let lives = plans.iter().filter(|plan| plan.aftermath.as_ref().is_some_and(|after| after.how == how));
+            assert!(lives.count() > 30, "{how:?}");
+        }
+        for plan in &plans {
+            let broken = plan.aftermath.as_ref().map_or(0, |after| after.broken.len());
+            assert!(2 * broken < usize::from(plan.nodes()), "seed {}: {broken} broken", plan.seed);
+        }
+    }
+
+    #[test]
     fn only_what_is_allowed_is_drawn() {
         let allowed = FaultClass::survivable();
         for seed in 0..SEEDS {
@@ -685,6 +869,7 @@ mod tests {
             }
             assert_eq!((plan.faults.len(), plan.workload.clients, plan.workload.operations), (1, 2, 1), "seed {seed}");
             assert_eq!(plan.nodes(), plan.n.max(1));
+            assert_eq!((&plan.points.on, &plan.aftermath), (&BTreeSet::new(), &None), "seed {seed}");
             shrunk += 1;
         }
         assert!(shrunk > 3, "{shrunk}");

@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::ids::LayoutVersion;
+use quorate_client::codec::Blob;
+use quorate_client::ids::{LayoutVersion, NodeId, OpId};
 use quorate_client::options::Quorum;
 use quorate_client::random::Random;
-use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody};
+use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody, Write};
 use quorate_client::{Blind, Cause, Client, Context, Error, Read, RequestOptions, Written};
+use quorate_node::core::ring::Ring;
+use quorate_node::core::version::{self as core, Dot};
 
-use crate::cluster::{ClientMachine, Machine};
+use crate::cluster::{CLUSTER, ClientMachine, Machine, name, random_of};
 use crate::history::{self, Action, History, OpNo, Operation, Outcome};
 use crate::plan::{Plan, Workload};
 use crate::trace::Trace;
@@ -38,7 +41,7 @@ impl Notebook {
         self.lock().clone()
     }
 
-    fn begin(&self, who: Who, key: &str, strict: bool, action: Action, invoked_us: u64) -> OpNo {
+    fn begin(&self, who: Who, key: &str, asked: Asked, action: Action, invoked_us: u64) -> OpNo {
         let mut history = self.lock();
         let no = history.operations.last_key_value().map_or(1, |(last, _)| last + 1);
         history.push(Operation {
@@ -50,11 +53,16 @@ impl Notebook {
             invoked_us,
             returned_us: None,
             outcome: Outcome::Unknown("it never ended".to_owned()),
-            strict,
+            strict: asked.strict,
+            asked: asked.quorum.count(self.0.n),
             quorum: None,
             dot: None,
         });
         no
+    }
+
+    fn minted(&self, no: OpNo, dot: Option<String>) {
+        self.lock().operations.get_mut(&no).expect("it has begun").dot = dot;
     }
 
     fn end(&self, no: OpNo, outcome: Outcome, quorum: Option<&QuorumReport>) {
@@ -91,6 +99,13 @@ impl fmt::Debug for Notebook {
 struct Who {
     client: u32,
     session: u32,
+}
+
+/// What quorum a client asks for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    quorum: Quorum,
+    strict: bool,
 }
 
 /// Makes the first layout, as an operator does: stages every node, and applies.
@@ -163,7 +178,7 @@ pub async fn work(
     };
     let who = Who { client: number.into(), session: 1 };
     let keys = Keys::new(&plan.workload);
-    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new() };
+    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new(), ring: None };
     let (operations, active) = (worker.plan.workload.operations, Duration::from_millis(worker.plan.active_ms.into()));
     let phase = worker.random.below(BURST.into()) as u32;
     for done in 1..=operations {
@@ -189,11 +204,19 @@ pub async fn work(
 /// Reads and writes every key of a cluster that is healthy again: first with majorities, which also overwrites what is damaged
 /// on a disk, then with all replicas, after which they must be equal. Returns when the second part began, in microseconds.
 ///
+/// In lives whose clients misbehave, some keys are then written with a forged context, while nobody else writes.
+///
 /// # Errors
-/// When the auditor cannot connect.
-pub async fn audit(clients: &ClientMachine, plan: &Plan, notebook: &Notebook) -> Result<u64, String> {
+/// When the auditor cannot connect, or what it is told of a context cannot be.
+pub async fn audit(
+    clients: &ClientMachine,
+    machines: &[Machine],
+    plan: &Plan,
+    notebook: &Notebook,
+) -> Result<u64, String> {
     let client = clients.connect(u16::MAX - 1, false, AUDIT_TIMEOUT).await.map_err(|error| error.to_string())?;
     let who = |session| Who { client: AUDITOR, session };
+    let random = random_of(plan.seed, "auditor", 0, 0);
     for index in 0..plan.workload.keys {
         let key = key_text(index);
         let auditor = Auditor { client: &client, notebook, who: who(1), key: &key };
@@ -206,14 +229,100 @@ pub async fn audit(clients: &ClientMachine, plan: &Plan, notebook: &Notebook) ->
         let key = key_text(index);
         let auditor = Auditor { client: &client, notebook, who: who(2), key: &key };
         auditor.renew(Quorum::All).await;
-        auditor.get(Quorum::All).await;
+        auditor.get(ALL).await;
+        if plan.workload.foreign_percent > 0 && index < FORGED_KEYS_MAX {
+            auditor.forge(machines, &random).await.map_err(|why| format!("a context cannot be forged: {why}"))?;
+        }
     }
     client.close().await;
     Ok(second_us)
 }
 
+/// Asks of a cluster of which a minority is still broken what the rest of it must do: of some keys, a read of all replicas that
+/// are sound, then writes and reads with the life's quorums as far as these replicas suffice. `broken` are the nodes that
+/// nothing is expected of.
+///
+/// # Errors
+/// When the auditor cannot connect.
+pub async fn audit_core(
+    clients: &ClientMachine,
+    plan: &Plan,
+    broken: &BTreeSet<u8>,
+    notebook: &Notebook,
+) -> Result<(), String> {
+    let client = clients.connect(u16::MAX - 2, false, AUDIT_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let core = Core::new(plan, broken);
+    for index in 0..plan.workload.keys.min(CORE_KEYS_MAX) {
+        let key = key_text(index);
+        let auditor = Auditor { client: &client, notebook, who: Who { client: AUDITOR, session: 3 }, key: &key };
+        let strict = index.is_multiple_of(2);
+        let asked = |quorum| Asked { quorum, strict };
+        let sound = core.sound_primaries(&key);
+        if sound == 0 {
+            continue;
+        }
+        // With all that the core holds of the key seen, a write leaves no sibling that the core knows of.
+        let mut seen = auditor.get(asked(Quorum::Exactly(sound))).await;
+        let usual = plan.workload.quorums[index as usize % plan.workload.quorums.len()];
+        for (r, w) in [usual, (Quorum::Majority, Quorum::Majority)] {
+            if core.can_write(&key, w, strict) {
+                let (cause, giver) = match seen.take() {
+                    Some((context, no)) => (Cause::from(context), Some(no)),
+                    None => (Cause::from(Blind), None),
+                };
+                auditor.put(asked(w), cause, giver).await;
+            }
+            if core.can_read(&key, r) {
+                seen = auditor.get(asked(r)).await;
+            }
+        }
+    }
+    client.close().await;
+    Ok(())
+}
+
+/// What a cluster can do whose other nodes are broken: the availability that is promised of it.
+struct Core {
+    ring: Ring,
+    sound: BTreeSet<NodeId>,
+    n: u8,
+}
+
+impl Core {
+    fn new(plan: &Plan, broken: &BTreeSet<u8>) -> Self {
+        let sound = (0..plan.nodes()).filter(|node| !broken.contains(node));
+        let sound = sound.map(|node| NodeId::new(&name(node)).expect("a legal name")).collect();
+        Self { ring: plan.ring(), sound, n: plan.n }
+    }
+
+    /// How many of a key's primaries are in the core.
+    fn sound_primaries(&self, key: &str) -> u8 {
+        let primaries = self.ring.primaries(self.ring.partition_of(key.as_bytes()));
+        primaries.iter().filter(|node| self.sound.contains(*node)).count() as u8
+    }
+
+    /// A read needs R primaries: nobody else speaks of absence.
+    fn can_read(&self, key: &str, r: Quorum) -> bool {
+        self.sound_primaries(key) >= r.count(self.n)
+    }
+
+    /// A write needs W primaries. (The seat of sloppy quorums: where fallbacks stand in and the write is not strict, W nodes of
+    /// the whole core will do.)
+    fn can_write(&self, key: &str, w: Quorum, _strict: bool) -> bool {
+        self.sound_primaries(key) >= w.count(self.n)
+    }
+}
+
 /// The auditor's number among the clients.
 pub const AUDITOR: u32 = 1_000_000;
+
+const ALL: Asked = Asked { quorum: Quorum::All, strict: true };
+
+/// On so many keys contexts are forged.
+const FORGED_KEYS_MAX: u32 = 3;
+
+/// As many keys as show every way in which primaries and broken nodes meet; more would only take time.
+const CORE_KEYS_MAX: u32 = 12;
 
 /// A healthy cluster answers in a fraction of it, whatever its latencies.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -227,19 +336,75 @@ struct Auditor<'a> {
 
 impl Auditor<'_> {
     async fn renew(&self, quorum: Quorum) {
-        let seen = self.get(quorum).await;
+        let seen = self.get(Asked { quorum, strict: false }).await;
         let (cause, no) = match seen {
             Some((context, no)) => (Cause::from(context), Some(no)),
             None => (Cause::from(Blind), None),
         };
-        let put = self.notebook.begin(self.who, self.key, false, Action::Put { cause: no }, now_us());
-        let written = self.client.put(self.key, value(put, VALUE_LEN_MIN), cause).w(quorum).await;
-        written_down(self.notebook, put, &written);
+        self.put(Asked { quorum, strict: false }, cause, no).await;
     }
 
-    async fn get(&self, quorum: Quorum) -> Option<(Context, OpNo)> {
-        let no = self.notebook.begin(self.who, self.key, false, Action::Get { monotonic: false }, now_us());
-        let read = self.client.get(self.key).r(quorum).allow_absent().await;
+    async fn put(&self, asked: Asked, cause: Cause, giver: Option<OpNo>) -> Option<(Written, OpNo)> {
+        let no = self.notebook.begin(self.who, self.key, asked, Action::Put { cause: giver }, now_us());
+        let mut put = self.client.put(self.key, value(no, VALUE_LEN_MIN), cause).w(asked.quorum).explain();
+        put = if asked.strict { put.strict() } else { put };
+        let written = put.await;
+        written_down(self.notebook, no, &written);
+        Some((written.ok()?, no))
+    }
+
+    /// What rule V5 is for: a client claims to have seen a dot that its coordinator has not minted yet. Were the coordinator to
+    /// go on counting, it would mint that very dot, and whoever has heard of the claim would take the new value for one that
+    /// was replaced long ago. (Claims about other nodes' dots, or while others write, hurt whoever believes them: a context
+    /// is a client's word.)
+    async fn forge(&self, machines: &[Machine], random: &Random) -> Result<(), String> {
+        let Some((context, giver)) = self.get(ALL).await else { return Ok(()) };
+        let Some((written, put)) = self.put(ALL, Cause::from(context), Some(giver)).await else { return Ok(()) };
+        let coordinator = written.evidence().ok_or("no evidence")?.coordinator;
+        let mut context = core::Context::open(&written.context().to_bytes(), CLUSTER, self.key.as_bytes())?;
+        // Among the node's actors that the key has met, the one that minted this write is the one whose dots show it.
+        let shown = written.evidence().and_then(|evidence| evidence.dots.first()).ok_or("no dot")?;
+        let actor = context.actors().into_iter().find(|actor| {
+            let dot = Dot { actor: *actor, counter: context.highest(actor) };
+            actor.node == coordinator && dot.to_string() == *shown
+        });
+        // A retry's dot may be another node's, or not the actor's newest.
+        let Some(actor) = actor else { return Ok(()) };
+        let next_but_one = Dot { actor, counter: context.highest(&actor) + 2 };
+        context.insert(next_but_one);
+        let machine = machines.iter().find(|machine| machine.node() == coordinator).ok_or("a stranger coordinates")?;
+        let forged = Blob(context.seal(CLUSTER, self.key.as_bytes()));
+        self.write_at(machine, random, Action::Delete { cause: Some(put) }, Some(forged)).await;
+        self.write_at(machine, random, Action::Put { cause: None }, None).await;
+        self.get(ALL).await;
+        Ok(())
+    }
+
+    /// A write whose coordinator is the auditor's choice.
+    async fn write_at(&self, machine: &Machine, random: &Random, action: Action, context: Option<Blob>) {
+        let is_put = matches!(action, Action::Put { .. });
+        let no = self.notebook.begin(self.who, self.key, ALL, action, now_us());
+        let body = RequestBody::Write(Write {
+            key: Blob::copy_from(self.key.as_bytes()),
+            value: is_put.then(|| Blob(value(no, VALUE_LEN_MIN))),
+            context,
+            op_id: OpId(random.u128()),
+            w: Some(ALL.quorum),
+            strict: ALL.strict,
+            explain: false,
+        });
+        match self.client.request_at(machine.addr(), body, RequestOptions::default()).await {
+            Ok(Reply::Written(written)) => self.notebook.end(no, Outcome::Written, Some(&written.quorum)),
+            Ok(other) => self.notebook.end(no, Outcome::Unknown(format!("an odd answer: {other:?}")), None),
+            Err(error) => self.notebook.end(no, failed(&error), None),
+        }
+    }
+
+    async fn get(&self, asked: Asked) -> Option<(Context, OpNo)> {
+        let no = self.notebook.begin(self.who, self.key, asked, Action::Get { monotonic: false }, now_us());
+        let mut get = self.client.get(self.key).r(asked.quorum);
+        get = if asked.strict { get.strict() } else { get };
+        let read = get.allow_absent().await;
         read_down(self.notebook, no, &read);
         read.ok().map(|read| (read.context().clone(), no))
     }
@@ -254,6 +419,8 @@ struct Worker {
     keys: Keys,
     /// The newest context that the session has of each key, and the operation that gave it.
     seen: BTreeMap<String, (Context, OpNo)>,
+    /// Only scans need it.
+    ring: Option<Ring>,
 }
 
 /// What one operation asks for beside its key.
@@ -266,14 +433,28 @@ struct Terms {
     explain: bool,
 }
 
+impl Terms {
+    fn read(self) -> Asked {
+        Asked { quorum: self.r, strict: self.strict }
+    }
+
+    fn write(self) -> Asked {
+        Asked { quorum: self.w, strict: self.strict }
+    }
+}
+
 impl Worker {
     async fn operate(&mut self) {
         let workload = &self.plan.workload;
         let key = key_text(self.keys.draw(&self.random));
+        let scans = workload.scan_percent > 0 && self.random.below(100) < workload.scan_percent.into();
         let pair = self.random.below(workload.quorums.len() as u64) as usize;
         let (r, w) = workload.quorums[pair];
         let strict = self.random.below(100) < workload.strict_percent.into();
         let terms = Terms { r, w, strict, explain: self.random.below(8) == 0 };
+        if scans {
+            return self.scan(&key, terms).await;
+        }
         let mix = workload.mix;
         let mut drawn = self.random.below(mix.total().into());
         for (weight, kind) in [mix.get, mix.put, mix.blind_put, mix.delete, mix.update].into_iter().zip(0..) {
@@ -284,7 +465,8 @@ impl Worker {
             match kind {
                 0 => self.get(&key, terms).await,
                 1 => {
-                    let seen = self.seen.get(&key).cloned();
+                    let foreign = self.foreign(&key);
+                    let seen = foreign.or_else(|| self.seen.get(&key).cloned());
                     self.put(&key, terms, seen).await;
                 }
                 2 => self.put(&key, terms, None).await,
@@ -295,8 +477,17 @@ impl Worker {
         }
     }
 
+    /// Now and then the context of another key, as a client with a bug sends it.
+    fn foreign(&self, key: &str) -> Option<(Context, OpNo)> {
+        let percent = self.plan.workload.foreign_percent;
+        if percent == 0 || self.random.below(100) >= percent.into() {
+            return None;
+        }
+        self.seen.iter().find(|(other, _)| *other != key).map(|(_, seen)| seen.clone())
+    }
+
     async fn get(&mut self, key: &str, terms: Terms) {
-        let no = self.begin(key, terms, Action::Get { monotonic: false });
+        let no = self.begin(key, terms.read(), Action::Get { monotonic: false });
         let mut get = self.client.get(key).r(terms.r);
         get = if terms.strict { get.strict() } else { get };
         get = if terms.explain { get.explain() } else { get };
@@ -312,7 +503,7 @@ impl Worker {
             Some((context, no)) => (Cause::from(context), Some(no)),
             None => (Cause::from(Blind), None),
         };
-        let no = self.begin(key, terms, Action::Put { cause: giver });
+        let no = self.begin(key, terms.write(), Action::Put { cause: giver });
         let mut put = self.client.put(key, value(no, self.value_len()), cause).w(terms.w);
         put = if terms.strict { put.strict() } else { put };
         put = if terms.explain { put.explain() } else { put };
@@ -320,12 +511,44 @@ impl Worker {
         self.written(key, no, written);
     }
 
+    /// Reads the whole partition of a key, page by page. In the history that is a read of each of its keys: of those that a page
+    /// shows from the page's start to its end, of those that no page shows from the first page to the last.
+    async fn scan(&mut self, key: &str, terms: Terms) {
+        let ring = self.ring.get_or_insert_with(|| self.plan.ring()).clone();
+        let partition = ring.partition_of(key.as_bytes());
+        let timeout = Duration::from_millis(self.plan.workload.timeout_ms.into());
+        let page_size = 1 + self.random.below(10) as u32;
+        let mut scanner = self.client.scan().partition(partition).r(terms.r).page_size(page_size).timeout(timeout);
+        let asked = Asked { quorum: terms.r, strict: false };
+        let begun_us = now_us();
+        let (mut shown, mut last) = (BTreeSet::new(), None);
+        loop {
+            let page_us = now_us();
+            // What a scan that fails in the middle has shown stands; of the rest it has said nothing.
+            let Ok(page) = scanner.next_page().await else { return };
+            let Some(page) = page else { break };
+            for read in page.records {
+                let key = String::from_utf8_lossy(read.key()).into_owned();
+                let no = self.notebook.begin(self.who, &key, asked, Action::Get { monotonic: false }, page_us);
+                self.notebook.end(no, Outcome::Found(numbers(read.siblings())), Some(read.quorum()));
+                self.seen.insert(key.clone(), (read.context().clone(), no));
+                shown.insert(key);
+            }
+            last = Some(page.quorum);
+        }
+        let keys = (0..self.plan.workload.keys).map(key_text);
+        for key in keys.filter(|key| !shown.contains(key) && ring.partition_of(key.as_bytes()) == partition) {
+            let no = self.notebook.begin(self.who, &key, asked, Action::Get { monotonic: false }, begun_us);
+            self.notebook.end(no, Outcome::Found(BTreeSet::new()), last.as_ref());
+        }
+    }
+
     async fn delete(&mut self, key: &str, terms: Terms) {
         if !self.seen.contains_key(key) {
             self.get(key, terms).await;
         }
         let Some((context, giver)) = self.seen.get(key).cloned() else { return };
-        let no = self.begin(key, terms, Action::Delete { cause: Some(giver) });
+        let no = self.begin(key, terms.write(), Action::Delete { cause: Some(giver) });
         let mut delete = self.client.delete(key, context).w(terms.w);
         delete = if terms.strict { delete.strict() } else { delete };
         delete = if terms.explain { delete.explain() } else { delete };
@@ -340,7 +563,7 @@ impl Worker {
             began_us: u64,
             shown: usize,
         }
-        let first = self.begin(key, terms, Action::Get { monotonic: false });
+        let first = self.begin(key, terms.read(), Action::Get { monotonic: false });
         let (notebook, who, len) = (self.notebook.clone(), self.who, self.value_len());
         let mut rounds: Vec<Round> = Vec::new();
         let change = |read: &Read| {
@@ -351,14 +574,15 @@ impl Worker {
                     // The next round begins after the write before it was acknowledged. What it shows is what that one
                     // had been shown, and behind that what stood beside its result.
                     notebook.end(before.put, Outcome::Written, None);
-                    let get = notebook.begin(who, key, terms.strict, Action::Get { monotonic: false }, before.began_us);
+                    let action = Action::Get { monotonic: false };
+                    let get = notebook.begin(who, key, terms.read(), action, before.began_us);
                     let mut found = numbers(read.siblings().get(before.shown..).unwrap_or_default());
                     found.insert(before.put);
                     (get, found)
                 }
             };
             notebook.end(get, Outcome::Found(found), Some(read.quorum()));
-            let put = notebook.begin(who, key, terms.strict, Action::Put { cause: Some(get) }, now_us());
+            let put = notebook.begin(who, key, terms.write(), Action::Put { cause: Some(get) }, now_us());
             rounds.push(Round { put, began_us: now_us(), shown });
             Some(value(put, len))
         };
@@ -384,8 +608,8 @@ impl Worker {
         }
     }
 
-    fn begin(&self, key: &str, terms: Terms, action: Action) -> OpNo {
-        self.notebook.begin(self.who, key, terms.strict, action, now_us())
+    fn begin(&self, key: &str, asked: Asked, action: Action) -> OpNo {
+        self.notebook.begin(self.who, key, asked, action, now_us())
     }
 
     fn value_len(&self) -> u32 {
@@ -396,7 +620,10 @@ impl Worker {
 
 fn written_down(notebook: &Notebook, no: OpNo, written: &Result<Written, Error>) {
     match written {
-        Ok(written) => notebook.end(no, Outcome::Written, Some(written.quorum())),
+        Ok(written) => {
+            notebook.minted(no, written.evidence().and_then(|evidence| evidence.dots.first().cloned()));
+            notebook.end(no, Outcome::Written, Some(written.quorum()));
+        }
         Err(error) => notebook.end(no, failed(error), None),
     }
 }
@@ -494,6 +721,25 @@ mod tests {
         damaged[15] ^= 1;
         assert_eq!(number(&damaged), OpNo::MAX);
         assert_eq!(number(b"short"), OpNo::MAX);
+    }
+
+    #[test]
+    fn a_core_can_do_what_its_primaries_suffice_for() {
+        let mut plan = Plan::draw(1, &BTreeSet::new());
+        (plan.zones, plan.n, plan.partitions) = ((0..5).collect(), 3, 64);
+        assert_eq!(plan.problems(), [] as [String; 0]);
+        let whole = Core::new(&plan, &BTreeSet::new());
+        let core = Core::new(&plan, &[0, 3].into());
+        let mut seen = BTreeSet::new();
+        for key in (0..100).map(key_text) {
+            let sound = core.sound_primaries(&key);
+            assert_eq!(whole.sound_primaries(&key), 3);
+            assert_eq!(core.can_read(&key, Quorum::Majority), sound >= 2);
+            assert_eq!(core.can_write(&key, Quorum::One, true), sound >= 1);
+            assert!(!core.can_write(&key, Quorum::All, true) || sound == 3);
+            seen.insert(sound);
+        }
+        assert_eq!(seen, [1, 2, 3].into());
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Bugs that the simulator has found, by the seed that found them. Each life must be good for ever.
 //!
-//! What a seed does changes with the way plans are drawn; each bug therefore also has a test of its own where it was mended.
+//! They were found before lives had points of misbehaviour and aftermaths, and are run without them. What a seed does changes
+//! with the way plans are drawn; each bug therefore also has a test of its own where it was mended.
 
 use quorate_sim::life;
 use quorate_sim::plan::{FaultClass, Plan};
 use quorate_sim::trace::Trace;
 
 fn must_be_good(seed: u64) {
-    let report = life::run(&Plan::draw(seed, &FaultClass::survivable()), Trace::new());
+    let classes = FaultClass::ALL.into_iter().filter(|class| !class.destroys()).collect();
+    let report = life::run(&Plan::draw(seed, &classes).plain(), Trace::new());
     assert!(report.is_good(), "{report}");
 }
 

@@ -188,7 +188,7 @@ impl Context {
     }
 
     /// All actors that it knows, in order: the table that a record's encoding refers to.
-    pub(crate) fn actors(&self) -> Vec<Actor> {
+    pub fn actors(&self) -> Vec<Actor> {
         let mut actors: Vec<Actor> = self.vector.keys().copied().collect();
         if !self.dots.is_empty() {
             actors.extend(self.dots.iter().map(|dot| dot.actor));

@@ -3,19 +3,19 @@
 //! The first half of "an acknowledged write survives": nothing of the key is left, or only what the write itself replaced. Where
 //! another write stands in its place, it is [`super::lost_update`]. (DESIGN, "What each mode promises", last row.)
 
-use super::{Property, Violation, lost};
-use crate::history::{Causality, History};
+use super::keys::OfKey;
+use super::{Property, Violation};
 
 /// Acknowledged puts that vanished without anything in their place.
-pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
+pub fn check(keys: &[OfKey<'_>]) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (key, operations) in history.by_key() {
-        for write in lost(history, &operations, causality, key) {
-            let left = history.left(key);
-            if left.iter().all(|value| causality.covers(write.no, *value)) {
+    for of_key in keys {
+        let left = of_key.left;
+        for write in of_key.lost() {
+            if left.iter().all(|value| of_key.causality.covers(write.no, *value)) {
                 violations.push(Violation {
                     property: Property::Durable,
-                    key: key.to_owned(),
+                    key: of_key.key.to_owned(),
                     operations: vec![write.no],
                     what: format!("write {} was acknowledged and is gone; left is {left:?}", write.no),
                 });
@@ -28,11 +28,13 @@ pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checker::keys::of_keys;
     use crate::checker::story::{Story, proofs};
+    use crate::history::Causality;
 
     fn judged(story: &Story) -> std::collections::BTreeSet<Vec<u64>> {
         let history = story.history();
-        proofs(check(&history, &Causality::of(&history)))
+        proofs(check(&of_keys(&history, &Causality::of(&history))))
     }
 
     #[test]

@@ -5,32 +5,35 @@
 
 use std::collections::BTreeSet;
 
+use super::keys::OfKey;
 use super::{Property, Violation};
-use crate::history::{Causality, History, OpNo};
+use crate::history::OpNo;
 
-/// Every pair of values that were shown together though one knew of the other.
-pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
+/// Every pair of values that were shown together though one knew of the other. With `forgets_us`, values that
+/// [may rise again](OfKey::may_rise_again) are left out.
+pub fn check(keys: &[OfKey<'_>], forgets_us: Option<u64>) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let mut compare = |key: &str, values: &BTreeSet<OpNo>, reader: Option<OpNo>| {
+    let mut compare = |of_key: &OfKey<'_>, values: &BTreeSet<OpNo>, reader: Option<OpNo>| {
+        let excused = |value| forgets_us.is_some_and(|within_us| of_key.may_rise_again(value, within_us));
         for old in values {
-            for new in values.iter().filter(|new| causality.covers(**new, *old)) {
+            for new in values.iter().filter(|new| of_key.causality.covers(**new, *old) && !excused(*old)) {
                 let place = reader.map_or_else(|| "at the end".to_owned(), |read| format!("by read {read}"));
                 violations.push(Violation {
                     property: Property::NoFalseConcurrency,
-                    key: key.to_owned(),
+                    key: of_key.key.to_owned(),
                     operations: [*old, *new].into_iter().chain(reader).collect(),
                     what: format!("{old} is shown {place} beside {new}, which knew of it"),
                 });
             }
         }
     };
-    for read in history.operations.values() {
-        if let Some(values) = read.found() {
-            compare(&read.key, values, Some(read.no));
+    for of_key in keys {
+        for read in &of_key.operations {
+            if let Some(values) = read.found() {
+                compare(of_key, values, Some(read.no));
+            }
         }
-    }
-    for (key, values) in &history.merged {
-        compare(key, values, None);
+        compare(of_key, of_key.left, None);
     }
     violations
 }
@@ -38,7 +41,9 @@ pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checker::keys::of_keys;
     use crate::checker::story::{Story, proofs};
+    use crate::history::Causality;
 
     #[test]
     fn a_value_beside_its_successor_is_found() {
@@ -49,7 +54,7 @@ mod tests {
         let read = story.get([old, new, beside]);
         story.left([old, new]);
         let history = story.history();
-        let found = proofs(check(&history, &Causality::of(&history)));
+        let found = proofs(check(&of_keys(&history, &Causality::of(&history)), None));
         assert_eq!(found, [vec![old, new, read], vec![old, new]].into());
     }
 
@@ -62,6 +67,6 @@ mod tests {
         story.get([one, two]);
         story.left([one, two]);
         let history = story.history();
-        assert_eq!(check(&history, &Causality::of(&history)), []);
+        assert_eq!(check(&of_keys(&history, &Causality::of(&history)), None), []);
     }
 }

@@ -3,19 +3,19 @@
 //! What last-write-wins does to carts; the reason for siblings. (DeCandia et al., "Dynamo", 2007, section 4.4; DESIGN, rules
 //! V2 and V4: a blind writer's next put must not erase a sibling that it never saw.)
 
-use super::{Property, Violation, lost};
-use crate::history::{Causality, History};
+use super::keys::OfKey;
+use super::{Property, Violation};
 
 /// Acknowledged puts in whose place a write stands that did not know of them.
-pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
+pub fn check(keys: &[OfKey<'_>]) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (key, operations) in history.by_key() {
-        for write in lost(history, &operations, causality, key) {
-            let usurper = history.left(key).iter().find(|value| !causality.covers(write.no, **value));
+    for of_key in keys {
+        for write in of_key.lost() {
+            let usurper = of_key.left.iter().find(|value| !of_key.causality.covers(write.no, **value));
             if let Some(usurper) = usurper {
                 violations.push(Violation {
                     property: Property::NoLostUpdate,
-                    key: key.to_owned(),
+                    key: of_key.key.to_owned(),
                     operations: vec![write.no, *usurper],
                     what: format!("write {} was acknowledged; {usurper} stands without having known of it", write.no),
                 });
@@ -28,11 +28,13 @@ pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checker::keys::of_keys;
     use crate::checker::story::{Story, proofs};
+    use crate::history::Causality;
 
     fn judged(story: &Story) -> std::collections::BTreeSet<Vec<u64>> {
         let history = story.history();
-        proofs(check(&history, &Causality::of(&history)))
+        proofs(check(&of_keys(&history, &Causality::of(&history))))
     }
 
     #[test]

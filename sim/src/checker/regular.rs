@@ -4,23 +4,19 @@
 //! write that is under way in opposite order. (Lamport, "On Interprocess Communication", 1986; DESIGN, "What each mode
 //! promises", first row.)
 
-use super::{Property, Violation, may_be_deleted, must_meet};
-use crate::history::{Action, Causality, History};
+use super::keys::OfKey;
+use super::{Property, Violation};
 
 /// Every read that misses an acknowledged write.
-pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
+pub fn check(keys: &[OfKey<'_>]) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (key, operations) in history.by_key() {
-        let puts = operations.iter().filter(|write| write.acknowledged() && matches!(write.action, Action::Put { .. }));
-        for write in puts {
-            for read in operations.iter().filter(|read| write.before(read) && must_meet(write, read)) {
-                let Some(values) = read.found() else { continue };
-                let until_us = read.returned_us.unwrap_or(u64::MAX);
-                if !causality.reflected(write.no, values) && !may_be_deleted(&operations, causality, write.no, until_us)
-                {
+    for of_key in keys {
+        for write in of_key.acknowledged_puts() {
+            for (read, _) in of_key.reads_that_met(write) {
+                if of_key.misses(read, write.no) {
                     violations.push(Violation {
                         property: Property::RegularRegister,
-                        key: key.to_owned(),
+                        key: of_key.key.to_owned(),
                         operations: vec![write.no, read.no],
                         what: format!(
                             "write {} was acknowledged before read {} began, which misses it",
@@ -37,11 +33,13 @@ pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checker::keys::of_keys;
     use crate::checker::story::{Story, proofs};
+    use crate::history::Causality;
 
     fn judged(story: &Story) -> std::collections::BTreeSet<Vec<u64>> {
         let history = story.history();
-        proofs(check(&history, &Causality::of(&history)))
+        proofs(check(&of_keys(&history, &Causality::of(&history))))
     }
 
     #[test]

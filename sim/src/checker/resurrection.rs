@@ -4,33 +4,33 @@
 //! (DESIGN: "a deleted value does not come back"; how Cassandra's tombstones fail when they are collected before every replica
 //! has them.)
 
-use super::{Property, Violation, must_meet};
-use crate::history::{Causality, History, OpNo};
+use super::keys::OfKey;
+use super::{Property, Violation};
+use crate::history::OpNo;
 
-/// Every value that was seen after something that was acknowledged had replaced or deleted it.
-pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
+/// Every value that was seen after something that was acknowledged had replaced or deleted it. With `forgets_us`, values that
+/// [may rise again](OfKey::may_rise_again) are left out.
+pub fn check(keys: &[OfKey<'_>], forgets_us: Option<u64>) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (key, operations) in history.by_key() {
+    for of_key in keys {
+        let excused = |value| forgets_us.is_some_and(|within_us| of_key.may_rise_again(value, within_us));
+        let replaced = |killer: OpNo, value: OpNo| of_key.causality.covers(killer, value) && !excused(value);
         let mut report = |value: OpNo, killer: OpNo, reader: Option<OpNo>| {
             let place = reader.map_or_else(|| "is there at the end".to_owned(), |read| format!("was read by {read}"));
             violations.push(Violation {
                 property: Property::NoResurrection,
-                key: key.to_owned(),
+                key: of_key.key.to_owned(),
                 operations: [killer, value].into_iter().chain(reader).collect(),
                 what: format!("{killer} replaced or deleted {value} and was acknowledged; {value} {place}"),
             });
         };
-        for killer in operations.iter().filter(|operation| operation.acknowledged()) {
-            for value in history.left(key) {
-                if causality.covers(killer.no, *value) {
-                    report(*value, killer.no, None);
-                }
+        for killer in of_key.acknowledged() {
+            for value in of_key.left.iter().filter(|value| replaced(killer.no, **value)) {
+                report(*value, killer.no, None);
             }
-            for read in operations.iter().filter(|read| killer.before(read) && must_meet(killer, read)) {
-                for value in read.found().into_iter().flatten() {
-                    if causality.covers(killer.no, *value) {
-                        report(*value, killer.no, Some(read.no));
-                    }
+            for (read, values) in of_key.reads_that_met(killer) {
+                for value in values.iter().filter(|value| replaced(killer.no, **value)) {
+                    report(*value, killer.no, Some(read.no));
                 }
             }
         }
@@ -41,11 +41,13 @@ pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checker::keys::of_keys;
     use crate::checker::story::{Story, proofs};
+    use crate::history::Causality;
 
     fn judged(story: &Story) -> std::collections::BTreeSet<Vec<u64>> {
         let history = story.history();
-        proofs(check(&history, &Causality::of(&history)))
+        proofs(check(&of_keys(&history, &Causality::of(&history)), None))
     }
 
     #[test]
@@ -55,6 +57,9 @@ mod tests {
         let delete = story.delete(Some(write));
         story.left([write]);
         assert_eq!(judged(&story), [vec![delete, write]].into());
+        let history = story.history();
+        let forgiven = check(&of_keys(&history, &Causality::of(&history)), Some(1_000_000));
+        assert_eq!(forgiven, [], "the delete came soon enough for a retry of the write to follow it");
         story.unknown(delete);
         assert_eq!(judged(&story), [].into(), "the delete may not have happened");
     }

@@ -4,41 +4,33 @@
 //! first. Monotonic reads hold for every reader, of any session. (Terry et al., "Session Guarantees for Weakly Consistent
 //! Replicated Data", 1994; DESIGN, "What each mode promises", second row.)
 
-use super::{Property, Violation, may_be_deleted, must_meet};
-use crate::history::{Action, Causality, History, OpNo, Operation};
+use super::keys::OfKey;
+use super::{Property, Violation};
+use crate::history::{Action, OpNo, Operation};
 
 /// Every read that misses its session's own write, or what an earlier monotonic read had returned.
-pub fn check(history: &History, causality: &Causality) -> Vec<Violation> {
+pub fn check(keys: &[OfKey<'_>]) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (key, operations) in history.by_key() {
-        let misses = |read: &Operation, write: OpNo| {
-            let until_us = read.returned_us.unwrap_or(u64::MAX);
-            read.found().is_some_and(|values| !causality.reflected(write, values))
-                && !may_be_deleted(&operations, causality, write, until_us)
-        };
+    for of_key in keys {
         let mut report = |operations: Vec<OpNo>, what: String| {
-            violations.push(Violation { property: Property::SessionOrder, key: key.to_owned(), operations, what });
+            let key = of_key.key.to_owned();
+            violations.push(Violation { property: Property::SessionOrder, key, operations, what });
         };
-        for earlier in &operations {
-            for read in operations.iter().filter(|read| earlier.before(read)) {
-                let own = (earlier.client, earlier.session) == (read.client, read.session);
-                match earlier.action {
-                    Action::Put { .. } if own && earlier.acknowledged() && must_meet(earlier, read) => {
-                        if misses(read, earlier.no) {
-                            let what = format!("read {} misses write {} of its own session", read.no, earlier.no);
-                            report(vec![earlier.no, read.no], what);
-                        }
-                    }
-                    Action::Get { monotonic: true } if meets_majority(read) => {
-                        for value in earlier.found().into_iter().flatten().filter(|value| misses(read, **value)) {
-                            let what = format!(
-                                "read {} misses {value}, which monotonic read {} returned",
-                                read.no, earlier.no
-                            );
-                            report(vec![earlier.no, *value, read.no], what);
-                        }
-                    }
-                    Action::Put { .. } | Action::Delete { .. } | Action::Get { .. } => {}
+        for write in of_key.acknowledged_puts() {
+            let own = |read: &Operation| (write.client, write.session) == (read.client, read.session);
+            for (read, _) in of_key.reads_that_met(write).filter(|(read, _)| own(read)) {
+                if of_key.misses(read, write.no) {
+                    let what = format!("read {} misses write {} of its own session", read.no, write.no);
+                    report(vec![write.no, read.no], what);
+                }
+            }
+        }
+        let monotonic = |read: &&&Operation| matches!(read.action, Action::Get { monotonic: true });
+        for earlier in of_key.operations.iter().filter(monotonic) {
+            for (read, _) in of_key.reads_after(earlier).filter(|(read, _)| meets_majority(read)) {
+                for value in earlier.found().into_iter().flatten().filter(|value| of_key.misses(read, **value)) {
+                    let what = format!("read {} misses {value}, which monotonic read {} returned", read.no, earlier.no);
+                    report(vec![earlier.no, *value, read.no], what);
                 }
             }
         }
@@ -54,11 +46,13 @@ fn meets_majority(read: &Operation) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checker::keys::of_keys;
     use crate::checker::story::{Story, proofs};
+    use crate::history::Causality;
 
     fn judged(story: &Story) -> std::collections::BTreeSet<Vec<u64>> {
         let history = story.history();
-        proofs(check(&history, &Causality::of(&history)))
+        proofs(check(&of_keys(&history, &Causality::of(&history))))
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Story {
             returned_us: Some(self.now_us + 10),
             outcome,
             strict: true,
+            asked: 2,
             quorum: Some(Quorum { n: 3, need: 2, primaries: 2, fallbacks: 0, degraded: false, layout: 1 }),
             dot: None,
         });
