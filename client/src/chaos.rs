@@ -90,6 +90,8 @@ pub const POINTS: &[Point] = &[
     point("replica: few superseded operations are remembered", Forgets),
     point("replica: a page ends early", Slows),
     point("replica: the last page does not know that it is", Slows),
+    point("hash trees: a pause in the middle of a leaf", Slows),
+    point("exchange: short pages", Slows),
     point("store: a pause before a sync", Slows),
     point("store: a ticket syncs for itself", Slows),
     // Hints and their handoff.
@@ -161,6 +163,9 @@ pub const MARKS: &[&str] = &[
     "merge: replaced a corrupt record",
     "replica: found a corrupt record",
     "replica: forgot an operation before its time",
+    "hash trees: a partition was summed up at once",
+    "hash trees: a leaf was summed up",
+    "hash trees: taken over from a clean stop",
     "store: writes shared a sync",
     "store: a sync failed",
     // Fallbacks, hints and their handoff, read repair.

@@ -19,6 +19,7 @@ pub mod membership;
 
 pub(crate) mod calls;
 pub mod coordinator;
+pub mod hash_trees;
 pub mod replica;
 pub(crate) mod replica_service;
 

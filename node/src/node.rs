@@ -16,6 +16,7 @@ use quinn::Endpoint;
 use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
 use quorate_client::quic::{self, Link};
+use quorate_client::sometimes;
 use quorate_client::tls::{self, Credentials, Subject};
 use quorate_client::wire::{ALPN_CLIENT, NodeStatus};
 use tokio::sync::{mpsc, watch};
@@ -71,6 +72,8 @@ pub struct Node {
     membership: Membership,
     coordinator: Coordinator,
     handoff: Handoff,
+    replica: Replica,
+    boot: u64,
     committer: Committer,
     store: Arc<dyn Store>,
     status: Status,
@@ -195,6 +198,14 @@ impl Node {
         )
         .await?;
         known.set(Some(layouts.clone()));
+        // Before the first write. An unclean stop leaves data that the saved trees know nothing of.
+        if let Some(current) = layouts.current() {
+            replica.set_partitions(current.layout.partitions);
+            if identity.clean {
+                let loaded = replica.load_trees(identity.boot).await;
+                sometimes!("hash trees: taken over from a clean stop", loaded > 0);
+            }
+        }
 
         let coordinator = Coordinator::new(CoordinatorParts {
             me,
@@ -214,6 +225,7 @@ impl Node {
             replica: replica.clone(),
             peers: peers.clone(),
         });
+        let boot = identity.boot;
         let status = Status {
             cluster,
             identity,
@@ -247,7 +259,8 @@ impl Node {
             })
         });
         let accepting = tokio::spawn(server::accept(endpoint.clone(), services, peers.clone()));
-        let learning = tokio::spawn(follow_layouts(me, layouts.clone(), replica, peers.clone(), membership.clone()));
+        let learning =
+            tokio::spawn(follow_layouts(me, layouts.clone(), replica.clone(), peers.clone(), membership.clone()));
         info!(node = %me, %addr, %cluster, "listening");
         Ok(Self {
             id: me,
@@ -259,6 +272,8 @@ impl Node {
             membership,
             coordinator,
             handoff,
+            replica,
+            boot,
             committer,
             store,
             status,
@@ -317,6 +332,12 @@ impl Node {
         // Every other end has been told by now; a connection that drains for longer has nobody at its other end.
         let _ = timeout(limit.min(DRAIN_TIME), self.endpoint.wait_idle()).await;
         self.release();
+        let saved = timeout(limit, self.replica.close(self.boot)).await;
+        if let Err(why) =
+            saved.map_err(|_| format!("not within {limit:?}")).and_then(|saved| saved.map_err(|e| e.to_string()))
+        {
+            warn!("the hash trees were not saved, the next start sums them up anew: {why}");
+        }
         self.committer.stop();
         self.store.close()
     }

@@ -4,12 +4,17 @@
 //! request that is given up in the middle leaves neither a half-done job nor an unlocked one behind. No lock is held while
 //! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
 //!
-//! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan.
+//! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
+//! range, so that all keys of a leaf of a [hash tree](crate::hash_trees) lie under few locks; the same job changes the leaf
+//! once the insert has succeeded.
+//!
+//! `healing` holds what anti-entropy asks of a replica: lists, whole records, and trees that are summed up anew.
 
+mod healing;
 mod hints;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -26,6 +31,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::core::mint::{self, Minter};
 use crate::core::record::{Dropped, Record};
 use crate::core::version::{Actor, Context, Dot};
+use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
 use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
 
@@ -69,6 +75,10 @@ pub enum MintError {
 pub struct Merged {
     /// The merge changed what was there.
     pub changed: bool,
+    /// What was there was corrupt, and is replaced.
+    pub was_corrupt: bool,
+    /// The [digest](Record::digest) of what is there now.
+    pub digest: u128,
     /// What its acknowledgement has to wait for; also when nothing changed.
     pub ticket: Ticket,
 }
@@ -152,6 +162,9 @@ impl Replica {
             operations: Mutex::default(),
             corrupt: Mutex::default(),
             counters: Counters::default(),
+            trees: HashTrees::default(),
+            rebuild: tokio::sync::Mutex::default(),
+            closed: AtomicBool::new(false),
         }))
     }
 
@@ -159,6 +172,7 @@ impl Replica {
     pub fn set_partitions(&self, partitions: u16) {
         let before = self.0.partitions.swap(partitions, Ordering::Relaxed);
         assert!(before == 0 || before == partitions, "Q never changes, but went from {before} to {partitions}");
+        self.0.trees.set_partitions(partitions);
     }
 
     /// Mints the dot of a write (rules V2, V4, V5, V6) and inserts the merged record. No value: a delete.
@@ -308,9 +322,9 @@ impl Replica {
         T: Send + 'static,
         F: FnOnce(&Inner, Instant) -> T + Send + 'static,
     {
-        let stripe = key_hash(key) % STRIPES as u64;
+        let stripe = stripe_of(key_hash(key));
         dawdle!("replica: a pause before a key is locked");
-        let lock: OwnedMutexGuard<()> = self.0.stripes[stripe as usize].clone().lock_owned().await;
+        let lock: OwnedMutexGuard<()> = self.0.stripes[stripe].clone().lock_owned().await;
         dawdle!("replica: a pause with a key locked");
         // A storage thread has no runtime, whose clock may be a simulation's.
         let now = Instant::now();
@@ -342,6 +356,11 @@ struct Inner {
     /// How much is kept for whom.
     kept: Mutex<Kept>,
     counters: Counters,
+    trees: HashTrees,
+    /// One partition is summed up at a time.
+    rebuild: tokio::sync::Mutex<()>,
+    /// Nothing is written any more, so that the trees can be saved.
+    closed: AtomicBool,
 }
 
 /// Where a record lies: this node's own copy, or one that it keeps for another node.
@@ -379,6 +398,7 @@ impl Inner {
     fn mint(&self, write: Write, place: &Place, held: Record, now: Instant) -> Result<Minted, MintError> {
         let Write { partition, key, op_id, value, cause } = write;
         self.assert_partition(partition, &key);
+        self.check_open()?;
         let of_key = Operations::of_key(partition, &key);
         let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now);
         if let Some(repeated) = mint::repeated(&held, &op_id, &cause, remembered) {
@@ -400,6 +420,8 @@ impl Inner {
             Place::Data => held.context.clone(),
             Place::Hint { .. } => self.stored_at(place, &key).ok().flatten().unwrap_or_default().context,
         };
+        let data_key = data_key(&key);
+        let old_digest = digest_of(&held, &key);
         let dot = self.next_dot(partition, &held, &cause);
         let fresh = mint::mint(held, dot, op_id, value, &cause);
         if fresh.record.value_count() > SIBLINGS_MAX.max(siblings) {
@@ -412,9 +434,9 @@ impl Inner {
         check_len("record", record_len, RECORD_LEN_MAX.max(len))?;
 
         self.make_room(place, &key, record_len)?;
-        let doubt = InDoubt { inner: self, partition };
+        let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
         match self.insert(place, &key, &fresh.record) {
-            Ok(()) => doubt.settled(),
+            Ok(()) => doubt.settled(old_digest, fresh.record.digest(&key)),
             Err(error @ StoreError::Full(_)) if self.still_holds(place, &key, &before) => {
                 sometimes!("mint: the disk was full");
                 return Err(self.failed(error.to_string()).into());
@@ -448,6 +470,7 @@ impl Inner {
         now: Instant,
     ) -> Result<Merged, NotApplied> {
         self.assert_partition(partition, key);
+        self.check_open()?;
         let mut corrupt = false;
         let mut record = match self.stored_at(place, key) {
             Ok(record) => record.unwrap_or_default(),
@@ -465,15 +488,25 @@ impl Inner {
             other.siblings.iter().any(|(dot, theirs)| !record.context.covers(dot) && remembered(&theirs.op_id))
         );
         let siblings = record.value_count();
+        let old_digest = digest_of(&record, key);
         let (dropped, changed) = mint::merge(&mut record, other, &remembered);
         sometimes!("merge: dropped a superseded sibling", record.value_count() < siblings);
         sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
+        let mut digest = old_digest.unwrap_or(0);
         if changed || corrupt {
             self.make_room(place, key, record.encoded_len())?;
-            let doubt = InDoubt { inner: self, partition };
+            let data_key = data_key(key);
+            let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
+            digest = record.digest(key);
             match self.insert(place, key, &record) {
-                Ok(()) => doubt.settled(),
+                Ok(()) => {
+                    doubt.settled(old_digest, digest);
+                    if corrupt && *place == Place::Data {
+                        // Whether the leaf counted what is lost is not known.
+                        self.trees.doubt(partition, &data_key);
+                    }
+                }
                 Err(error) => {
                     self.check_engine(&error);
                     self.remember_if_there(of_key, place, key, &record, dropped, now);
@@ -489,7 +522,7 @@ impl Inner {
         let wrote = changed || corrupt;
         count(if wrote { &self.counters.merged } else { &self.counters.unchanged }, 1);
         let ticket = if wrote { self.committer.ticket() } else { self.committer.ticket_unchanged() };
-        Ok(Merged { changed: wrote, ticket })
+        Ok(Merged { changed: wrote, was_corrupt: corrupt, digest, ticket })
     }
 
     fn page(
@@ -582,6 +615,9 @@ impl Inner {
             sometimes!("replica: found a corrupt record");
             self.draw_new_actor(partition);
             lock(&self.operations).forget_key(of_key);
+            if !key.is_empty() {
+                self.trees.doubt(partition, &data_key(key));
+            }
             count(&self.counters.corrupt, 1);
             tracing::error!(node = %self.node, %partition, why, "a record is corrupt; a merge from another replica will replace it");
         }
@@ -596,6 +632,13 @@ impl Inner {
     fn assert_partition(&self, partition: Partition, key: &[u8]) {
         let partitions = self.partitions.load(Ordering::Relaxed);
         assert!(partitions == 0 || Partition::of(key_hash(key), partitions) == partition, "a key of another partition");
+    }
+
+    fn check_open(&self) -> Result<(), NotApplied> {
+        match self.closed.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(NotApplied::NotServing { node: self.node, why: "it is shutting down".into() }),
+        }
     }
 
     fn failed(&self, why: String) -> NotApplied {
@@ -665,10 +708,16 @@ impl Inner {
 struct InDoubt<'a> {
     inner: &'a Inner,
     partition: Partition,
+    place: &'a Place,
+    data_key: &'a [u8],
 }
 
 impl InDoubt<'_> {
-    fn settled(self) {
+    /// It succeeded: the tree follows the data.
+    fn settled(self, old: Option<u128>, new: u128) {
+        if *self.place == Place::Data {
+            self.inner.trees.replaced(self.partition, self.data_key, old, Some(new));
+        }
         std::mem::forget(self);
     }
 }
@@ -676,6 +725,9 @@ impl InDoubt<'_> {
 impl Drop for InDoubt<'_> {
     fn drop(&mut self) {
         self.inner.draw_new_actor(self.partition);
+        if *self.place == Place::Data {
+            self.inner.trees.doubt(self.partition, self.data_key);
+        }
     }
 }
 
@@ -783,6 +835,16 @@ fn check_len(what: &str, got: usize, limit: usize) -> Result<(), NotApplied> {
     Err(NotApplied::TooLarge { what: what.into(), limit: limit as u64, got: got as u64 })
 }
 
+/// The digest of a record, if there is one.
+fn digest_of(record: &Record, key: &[u8]) -> Option<u128> {
+    (*record != Record::default()).then(|| record.digest(key))
+}
+
+/// The lock of a hash.
+fn stripe_of(hash: u64) -> usize {
+    (hash >> (u64::BITS - STRIPES.ilog2())) as usize
+}
+
 /// Where a record lies in [`Tree::Data`].
 fn data_key(key: &[u8]) -> Vec<u8> {
     [&key_hash(key).to_be_bytes()[..], key].concat()
@@ -790,7 +852,8 @@ fn data_key(key: &[u8]) -> Vec<u8> {
 
 /// The key's hash before the key.
 const HASH_LEN: usize = 8;
-/// Locks that keys share by their hash: far more than there are requests in flight on few keys, and 64 KiB in all.
+/// Locks that keys share by the first ten bits of their hash: far more than there are requests in flight on few keys, and
+/// 64 KiB in all.
 const STRIPES: usize = 1024;
 /// A write that would make a record longer is refused: it has to fit a peer's frame of 112 MiB, also after some merges.
 const RECORD_LEN_MAX: usize = 16 << 20;

@@ -73,7 +73,7 @@ impl ReplicaService {
 
     /// Says that a record is merged, once that is durable.
     async fn acknowledge(&self, merged: Merged) -> Result<PeerReply, NotApplied> {
-        let Merged { changed, ticket } = merged;
+        let Merged { changed, ticket, .. } = merged;
         dawdle!("replica: a pause between a merge and its acknowledgement");
         match ticket.durable().await {
             Ok(synced) => Ok(PeerReply::Replicated { synced, changed }),

@@ -63,6 +63,13 @@ impl Store for Flaky {
         Ok(page)
     }
 
+    fn keys(&self, _: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        let map = lock(&self.map);
+        let keys = map.range(from.to_vec()..).map(|(key, _)| key);
+        let inside = keys.take_while(|key| to.is_none_or(|to| key.as_slice() < to));
+        Ok(inside.take(limit).map(|key| Bytes::copy_from_slice(key)).collect())
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         match self.broken.load(Ordering::Relaxed) {
             true => Err(StoreError::Io("the disk has gone".into())),

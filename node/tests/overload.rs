@@ -91,6 +91,10 @@ impl Store for HangingStore {
         self.memory.scan(tree, from, to, limit, bytes_max)
     }
 
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.memory.keys(tree, from, to, limit)
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         self.memory.sync()
     }
