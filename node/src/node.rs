@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
+use crate::anti_entropy::{self, AntiEntropy, AntiEntropyConfig};
 pub use crate::coordinator::Mechanisms;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
@@ -34,6 +35,7 @@ use crate::membership::{self, Membership};
 use crate::metrics::{Metrics, Sample};
 use crate::peer_wire::{ALPN_PEER, Hello};
 use crate::peers::{Peers, PeersConfig};
+use crate::recovery::Recovery;
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::server::{self, Admission, Services};
@@ -59,6 +61,8 @@ pub struct NodeConfig {
     pub sync_interval: Duration,
     /// What heals; all of it, unless a simulation leaves some out.
     pub mechanisms: Mechanisms,
+    /// How it compares itself with others.
+    pub anti_entropy: AntiEntropyConfig,
 }
 
 /// A running node. Dropping it is a crash: its tasks end where they stand and nothing is marked as clean.
@@ -72,6 +76,7 @@ pub struct Node {
     membership: Membership,
     coordinator: Coordinator,
     handoff: Handoff,
+    anti_entropy: AntiEntropy,
     replica: Replica,
     boot: u64,
     committer: Committer,
@@ -137,7 +142,10 @@ impl Node {
         let committer =
             Committer::start(Arc::clone(&store), env.executor.clone(), config.durability, config.sync_interval, failed);
         let random = &env.seams.random;
-        let replica = Replica::new(me, Arc::clone(&store), env.executor.clone(), committer.clone(), random.fork());
+        let reader = Arc::clone(&store);
+        let recovery = env.executor.run(move || Recovery::open(reader)).await?;
+        let replica =
+            Replica::new(me, Arc::clone(&store), env.executor.clone(), committer.clone(), random.fork(), recovery);
 
         if quarantined.is_none() {
             replica.load_hints().await?;
@@ -225,6 +233,17 @@ impl Node {
             replica: replica.clone(),
             peers: peers.clone(),
         });
+        let anti_entropy = AntiEntropy::start(anti_entropy::Parts {
+            me,
+            config: config.anti_entropy,
+            layouts: layouts.clone(),
+            membership: membership.clone(),
+            replica: replica.clone(),
+            peers: peers.clone(),
+            random: random.fork(),
+        });
+        let compared = anti_entropy.clone();
+        metrics.source(move || compared.samples());
         let boot = identity.boot;
         let status = Status {
             cluster,
@@ -245,6 +264,7 @@ impl Node {
             me,
             replica_service: ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone()),
             coordinator: coordinator.clone(),
+            anti_entropy: anti_entropy.clone(),
             layouts: layouts.clone(),
             status: status.clone(),
             metrics: metrics.clone(),
@@ -272,6 +292,7 @@ impl Node {
             membership,
             coordinator,
             handoff,
+            anti_entropy,
             replica,
             boot,
             committer,
@@ -347,6 +368,7 @@ impl Node {
     fn release(&self) {
         self.tasks.abort();
         self.handoff.shutdown();
+        self.anti_entropy.shutdown();
         self.layouts.shutdown();
         self.peers.shutdown();
         self.known.set(None);

@@ -28,11 +28,13 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::core::merkle::{self, Leaves};
 use crate::core::mint::{self, Minter};
 use crate::core::record::{Dropped, Record};
 use crate::core::version::{Actor, Context, Dot};
 use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
+use crate::recovery::{Reason, Recovery};
 use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
 
 use self::hints::Kept;
@@ -148,7 +150,14 @@ impl ReplicaStats {
 
 impl Replica {
     /// Serves the records of `store`. The number of partitions is told later, see [`set_partitions`](Self::set_partitions).
-    pub fn new(node: NodeId, store: Arc<dyn Store>, executor: Executor, committer: Committer, random: Random) -> Self {
+    pub fn new(
+        node: NodeId,
+        store: Arc<dyn Store>,
+        executor: Executor,
+        committer: Committer,
+        random: Random,
+        recovery: Recovery,
+    ) -> Self {
         Self(Arc::new(Inner {
             kept: Mutex::new(Kept::new(HINT_BYTES_MAX)),
             node,
@@ -163,6 +172,7 @@ impl Replica {
             corrupt: Mutex::default(),
             counters: Counters::default(),
             trees: HashTrees::default(),
+            recovery,
             rebuild: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
         }))
@@ -215,8 +225,20 @@ impl Replica {
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed or the record is corrupt: that is never said to be absent.
+    /// [`NotApplied::NotServing`] if the replica is [recovering](crate::recovery) there.
     pub async fn read(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         check_key(key)?;
+        let inner = &self.0;
+        let partitions = inner.partitions.load(Ordering::Relaxed);
+        if partitions == 0 {
+            return self.read_anyhow(key).await;
+        }
+        let hash = key_hash(key);
+        let leaf = [merkle::leaf_of(hash, partitions)].into_iter().collect();
+        inner.unless_lost(Partition::of(hash, partitions), &leaf, || self.read_anyhow(key)).await
+    }
+
+    async fn read_anyhow(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         let inner = &self.0;
         match (inner.stored(key), inner.partitions.load(Ordering::Relaxed)) {
             (Ok(record), _) => Ok(record),
@@ -254,7 +276,7 @@ impl Replica {
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed or a record is corrupt, [`NotApplied::NotServing`] before the layout is
-    /// known.
+    /// known and while the replica is [recovering](crate::recovery) anything of the partition.
     pub async fn range(
         &self,
         partition: Partition,
@@ -281,9 +303,11 @@ impl Replica {
         if end.as_ref().is_some_and(|end| from >= *end) {
             return Ok((Vec::new(), true));
         }
-        let job = inner.clone();
-        let page = move || job.page(partition, &from, end.as_deref(), limit.max(1));
-        inner.executor.run(page).await
+        let page = || {
+            let (job, from, end) = (inner.clone(), from.clone(), end.clone());
+            inner.executor.run(move || job.page(partition, &from, end.as_deref(), limit.max(1)))
+        };
+        inner.unless_lost(partition, &Leaves::ALL, page).await
     }
 
     /// Rule V1, to be called *before* records of a partition are deleted or known to be lost in any way other than by `mint`
@@ -357,6 +381,7 @@ struct Inner {
     kept: Mutex<Kept>,
     counters: Counters,
     trees: HashTrees,
+    recovery: Recovery,
     /// One partition is summed up at a time.
     rebuild: tokio::sync::Mutex<()>,
     /// Nothing is written any more, so that the trees can be saved.
@@ -476,7 +501,11 @@ impl Inner {
             Ok(record) => record.unwrap_or_default(),
             Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
             Err(Unreadable::Corrupt(why)) => {
-                self.found_corrupt(partition, key, &why);
+                self.found_corrupt(partition, place, key, &why);
+                if *place == Place::Data {
+                    // What takes its place may be older than what was acknowledged here, so that the loss is noted first.
+                    self.lose(partition, key).map_err(|error| self.failed(error.to_string()))?;
+                }
                 corrupt = true;
                 Record::default()
             }
@@ -536,8 +565,9 @@ impl Inner {
         let entries = match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
             Ok(entries) => entries,
             Err(StoreError::Corrupt(why)) => {
-                // Which key it is turns out when somebody reads it; the actor is given up now, once.
-                return Err(self.found_corrupt(partition, &[], &why));
+                // Which key it is turns out when they are read one by one.
+                self.digests(partition, from, to, limit)?;
+                return Err(self.refused_corrupt(&why));
             }
             Err(error) => return Err(self.failed(error.to_string())),
         };
@@ -549,7 +579,7 @@ impl Inner {
             let key = Blob(key.slice(HASH_LEN.min(key.len())..));
             match Record::decode(&value) {
                 Ok(record) => Ok((key, record)),
-                Err(why) => Err(self.found_corrupt(partition, &key, &why)),
+                Err(why) => Err(self.found_corrupt(partition, &Place::Data, &key, &why)),
             }
         };
         Ok((entries.into_iter().map(decode).collect::<Result<_, _>>()?, last))
@@ -599,13 +629,13 @@ impl Inner {
 
     fn read_or_refuse(&self, partition: Partition, key: &[u8]) -> Result<Option<Record>, NotApplied> {
         self.stored(key).map_err(|unreadable| match unreadable {
-            Unreadable::Corrupt(why) => self.found_corrupt(partition, key, &why),
+            Unreadable::Corrupt(why) => self.found_corrupt(partition, &Place::Data, key, &why),
             Unreadable::Failed(why) => self.failed(why),
         })
     }
 
     /// A record is lost (rule V1). Its operations are forgotten with it; the rest of the partition is as it was.
-    fn found_corrupt(&self, partition: Partition, key: &[u8], why: &str) -> NotApplied {
+    fn found_corrupt(&self, partition: Partition, place: &Place, key: &[u8], why: &str) -> NotApplied {
         let of_key = Operations::of_key(partition, key);
         let mut corrupt = lock(&self.corrupt);
         if !corrupt.contains(&of_key) {
@@ -615,13 +645,52 @@ impl Inner {
             sometimes!("replica: found a corrupt record");
             self.draw_new_actor(partition);
             lock(&self.operations).forget_key(of_key);
-            if !key.is_empty() {
+            if *place == Place::Data {
                 self.trees.doubt(partition, &data_key(key));
+                if let Err(error) = self.lose(partition, key) {
+                    // It will be seen again, and until it is noted it cannot be replaced.
+                    tracing::error!(node = %self.node, %partition, %error, "that a record is corrupt cannot be noted");
+                    corrupt.remove(&of_key);
+                }
             }
             count(&self.counters.corrupt, 1);
-            tracing::error!(node = %self.node, %partition, why, "a record is corrupt; a merge from another replica will replace it");
+            tracing::error!(node = %self.node, %partition, why, "a record is corrupt; it is recovered from the other owners");
         }
         self.refused_corrupt(why)
+    }
+
+    /// Notes that what was held of a key is lost, unless it is noted already.
+    fn lose(&self, partition: Partition, key: &[u8]) -> Result<(), StoreError> {
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        if partitions == 0 {
+            return Ok(());
+        }
+        let leaf = [merkle::leaf_of(key_hash(key), partitions)].into_iter().collect();
+        if self.recovery.is_lost(partition, &leaf) {
+            return Ok(());
+        }
+        self.recovery.lose(partition, &leaf, Reason::Corrupt)
+    }
+
+    /// Reads, unless something of it is lost, or was lost while it was read.
+    async fn unless_lost<T, F: Future<Output = Result<T, NotApplied>>>(
+        &self,
+        partition: Partition,
+        leaves: &Leaves,
+        read: impl Fn() -> F,
+    ) -> Result<T, NotApplied> {
+        let not_serving = |why| NotApplied::NotServing { node: self.node, why };
+        for _ in 0..LOOKS_MAX {
+            let look = self.recovery.look(partition, leaves).map_err(|why| {
+                sometimes!("recovery: a read was refused");
+                not_serving(why)
+            })?;
+            let read = read().await;
+            if read.is_err() || self.recovery.confirm(look) {
+                return read;
+            }
+        }
+        Err(not_serving("much is being lost at the moment".into()))
     }
 
     fn refused_corrupt(&self, why: &str) -> NotApplied {
@@ -867,6 +936,8 @@ const OPERATIONS_MAX: usize = 1 << 18;
 /// What the hints of a node may take, in bytes of keys and values: a million writes of 1 KiB, an hour at 300 a second for one
 /// node that is down. Past it a fallback refuses, and is not counted; nothing is dropped.
 pub const HINT_BYTES_MAX: u64 = 1 << 30;
+/// How often a read is repeated because something was lost, somewhere, while it was under way.
+const LOOKS_MAX: u32 = 4;
 /// How many corrupt records are known one by one; beyond it the actor is given up at each look.
 const CORRUPT_MAX: usize = 4096;
 

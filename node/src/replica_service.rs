@@ -50,7 +50,7 @@ impl ReplicaService {
                 self.fetch_range(label, partition, after, limit).await
             }
             PeerBody::Forward { request } => Ok(self.forwarded(from, request, timeout).await),
-            PeerBody::Hello(_) | PeerBody::AcceptFirstLayout { .. } | PeerBody::LayoutState => {
+            PeerBody::Hello(_) | PeerBody::Heal { .. } | PeerBody::AcceptFirstLayout { .. } | PeerBody::LayoutState => {
                 let why = "it is no request for data".into();
                 Err(NotApplied::Unsupported { why })
             }

@@ -3,26 +3,49 @@
 //!
 //! A record that is corrupt counts as missing here: a peer's copy of it is what heals it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use quorate_client::codec::Blob;
-use quorate_client::ids::{Partition, key_hash};
+use quorate_client::ids::{NodeId, Partition, key_hash};
 use quorate_client::wire::NotApplied;
 use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{HASH_LEN, Inner, PAGE_BYTES, Replica, Unreadable, data_key, digest_of, stripe_of};
+use super::{HASH_LEN, Inner, PAGE_BYTES, Place, Replica, Unreadable, data_key, digest_of, stripe_of};
 use crate::core::exchange::Listed;
 use crate::core::merkle::{self, HashTree, LEAVES, Leaves};
 use crate::core::record::Record;
 use crate::hash_trees::HashTrees;
+use crate::recovery::{Lost, Recovery};
 use crate::store::{StoreError, Tree};
 
 impl Replica {
     /// The hash trees of its partitions.
     pub fn trees(&self) -> &HashTrees {
         &self.0.trees
+    }
+
+    /// What it has lost.
+    pub fn recovery(&self) -> &Recovery {
+        &self.0.recovery
+    }
+
+    /// Notes an exchange of what is lost, see [`Recovery::exchanged`]. What came must be durable.
+    ///
+    /// # Errors
+    /// When the store does not take it; then it is to be done again.
+    pub async fn exchanged(
+        &self,
+        partition: Partition,
+        lost: Lost,
+        with: NodeId,
+        recovering: Leaves,
+        need: usize,
+        others: usize,
+    ) -> Result<bool, StoreError> {
+        let recovery = self.0.recovery.clone();
+        let job = move || recovery.exchanged(partition, lost, with, &recovering, need, others);
+        self.0.executor.run(job).await
     }
 
     /// Takes the trees that were saved by the start before `boot`, which must have ended cleanly; tells how many. To be called
@@ -116,7 +139,7 @@ impl Replica {
             Ok(record) => Ok(record),
             Err(Unreadable::Failed(why)) => Err(inner.failed(why)),
             Err(Unreadable::Corrupt(why)) => {
-                inner.found_corrupt(partition, &key, &why);
+                inner.found_corrupt(partition, &Place::Data, &key, &why);
                 Ok(None)
             }
         };
@@ -188,15 +211,15 @@ impl Replica {
 }
 
 /// A page of a list, and where the next one begins.
-struct DigestPage {
+pub(super) struct DigestPage {
     entries: Vec<Listed>,
     next: Option<Vec<u8>>,
 }
 
 impl Inner {
     /// The digests of the records between two places, at most `limit`. Corrupt records are left out, and noted.
-    fn digests(
-        self: &Arc<Self>,
+    pub(super) fn digests(
+        &self,
         partition: Partition,
         from: &[u8],
         to: Option<&[u8]>,
@@ -214,7 +237,7 @@ impl Inner {
                     let key = Blob(place.slice(HASH_LEN.min(place.len())..));
                     match Record::decode(&value) {
                         Ok(record) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
-                        Err(why) => drop(self.found_corrupt(partition, &key, &why)),
+                        Err(why) => drop(self.found_corrupt(partition, &Place::Data, &key, &why)),
                     }
                 }
             }
@@ -231,7 +254,7 @@ impl Inner {
                     match self.stored(&key) {
                         Ok(Some(record)) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
                         Ok(None) => {}
-                        Err(Unreadable::Corrupt(why)) => drop(self.found_corrupt(partition, &key, &why)),
+                        Err(Unreadable::Corrupt(why)) => drop(self.found_corrupt(partition, &Place::Data, &key, &why)),
                         Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
                     }
                 }
@@ -266,9 +289,10 @@ const ONE_BY_ONE: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use quorate_client::ids::{NodeId, OpId};
+    use quorate_client::ids::OpId;
     use quorate_client::random::Random;
 
     use super::*;
@@ -288,7 +312,8 @@ mod tests {
             Duration::from_secs(1),
             Arc::new(|why| panic!("{why}")),
         );
-        let replica = Replica::new(node, shared, executor, committer, Random::from_seed(7));
+        let recovery = Recovery::open(shared.clone()).expect("readable");
+        let replica = Replica::new(node, shared, executor, committer, Random::from_seed(7), recovery);
         replica.set_partitions(PARTITIONS);
         replica
     }
