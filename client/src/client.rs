@@ -395,7 +395,9 @@ impl Client {
             RequestBody::Read(read) => (Destination::Key(&read.key), Order::Spread),
             RequestBody::Locate { key } => (Destination::Key(key), Order::Spread),
             RequestBody::Scan(scan) => (Destination::Partition(scan.partition), Order::Spread),
-            RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) => (Destination::Any, Order::Spread),
+            RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) | RequestBody::Repair(_) => {
+                (Destination::Any, Order::Spread)
+            }
         };
         let routes = self.routes();
         let failing = |addr| self.inner.transport.failing(addr);
@@ -692,7 +694,8 @@ fn kind(body: &RequestBody) -> Kind {
         | RequestBody::Route
         | RequestBody::Locate { .. }
         | RequestBody::Status
-        | RequestBody::Layout(LayoutCommand::Show) => Kind::Read,
+        | RequestBody::Layout(LayoutCommand::Show)
+        | RequestBody::Repair(_) => Kind::Read,
         RequestBody::Layout(
             LayoutCommand::StageJoin { .. }
             | LayoutCommand::StageSettings { .. }
@@ -709,7 +712,8 @@ fn class_of(body: &RequestBody) -> u8 {
         | RequestBody::Read(_)
         | RequestBody::Route
         | RequestBody::Locate { .. }
-        | RequestBody::Status => class::REQUEST,
+        | RequestBody::Status
+        | RequestBody::Repair(_) => class::REQUEST,
     }
 }
 
@@ -723,6 +727,7 @@ fn answers(body: &RequestBody, reply: &Reply) -> bool {
             | (RequestBody::Locate { .. }, Reply::Located(_))
             | (RequestBody::Status, Reply::Status(_))
             | (RequestBody::Layout(_), Reply::Layout(_))
+            | (RequestBody::Repair(_), Reply::Repair(_))
     )
 }
 
@@ -735,6 +740,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Located(_) => "a question for a key's place",
         Reply::Status(_) => "a question for its status",
         Reply::Layout(_) => "a layout command",
+        Reply::Repair(_) => "a repair command",
     };
     Error::Codec { why: format!("the node answered {what}, which was not what it was asked") }
 }

@@ -59,6 +59,8 @@ pub enum RequestBody {
     Status,
     /// Shows or changes the layout; needs an administrator's certificate.
     Layout(LayoutCommand),
+    /// Shows or steers how the answering node compares itself with others; all but showing needs an administrator's certificate.
+    Repair(RepairCommand),
 }
 
 /// A put (with a value) or a delete (without one).
@@ -156,6 +158,26 @@ impl LayoutCommand {
     }
 }
 
+/// What an operator can tell a node's anti-entropy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RepairCommand {
+    /// To begin a pass now, also if it was paused or is switched off.
+    Start,
+    /// To report.
+    Status,
+    /// To make no passes until it is resumed or the node starts again.
+    Pause,
+    /// To go on.
+    Resume,
+}
+
+impl RepairCommand {
+    /// Whether it changes anything.
+    pub fn changes(&self) -> bool {
+        !matches!(self, Self::Status)
+    }
+}
+
 /// A node's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Response {
@@ -182,6 +204,8 @@ pub enum Reply {
     Status(Box<NodeStatus>),
     /// To [`RequestBody::Layout`].
     Layout(Box<LayoutReport>),
+    /// To [`RequestBody::Repair`].
+    Repair(Box<RepairReport>),
 }
 
 /// Which replicas acknowledged, by the role in which they did.
@@ -395,6 +419,63 @@ pub struct PeerStatus {
     pub since_ms: u64,
     /// The layout version that it last said it holds.
     pub layout: Option<LayoutVersion>,
+}
+
+/// How a node's anti-entropy stands. What is counted is counted since the node's start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// The node.
+    pub node: NodeId,
+    /// It makes passes of its own accord.
+    pub enabled: bool,
+    /// An operator has paused it.
+    pub paused: bool,
+    /// A pass is under way.
+    pub running: bool,
+    /// The number of the newest pass.
+    pub pass: u64,
+    /// Partitions that the node owns.
+    pub partitions: u32,
+    /// Of the newest pass: comparisons of one partition with one other owner. Of two owners one compares.
+    pub compared: u64,
+    /// Those of them that differed, writes on their way included.
+    pub differing: u64,
+    /// Those that could not be compared, because a hash tree has still to be summed up.
+    pub unknown: u64,
+    /// Records that were repaired here because a write, or its hint, had not arrived.
+    pub repaired_missed: u64,
+    /// Records that were repaired here because they were corrupt.
+    pub repaired_corrupt: u64,
+    /// Records that were repaired here because the disk had lost them.
+    pub repaired_wiped: u64,
+    /// Bytes of lists of keys that were compared.
+    pub bytes_listed: u64,
+    /// Bytes of records that were sent to be merged.
+    pub bytes_sent: u64,
+    /// Bytes of records that came back.
+    pub bytes_received: u64,
+    /// How long ago, in milliseconds, the newest pass ended that had reached every other owner.
+    pub last_pass_ms: Option<u64>,
+    /// Hash trees that have still to be summed up, as after an unclean stop.
+    pub rebuild_left: u32,
+    /// How long that will take, in milliseconds, at the pace so far.
+    pub rebuild_eta_ms: Option<u64>,
+    /// What it has lost and is bringing back.
+    pub recovering: Option<Recovering>,
+}
+
+/// A node that has lost something which it had acknowledged: it takes writes and answers no reads of these partitions until
+/// other owners have told it what it held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovering {
+    /// Why, for people.
+    pub why: String,
+    /// Partitions that are not whole yet.
+    pub left: u32,
+    /// Partitions of which something was lost.
+    pub total: u32,
+    /// How long it will take, in milliseconds, at the pace so far.
+    pub eta_ms: Option<u64>,
 }
 
 /// The layout, what is staged, and what applying it would do.

@@ -282,7 +282,7 @@ impl Coordinator {
                 read::coordinate_scan(&self.0, &turn, scan, need).await.map_err(Failure::from)
             }
             RequestBody::Locate { key } => Ok(Reply::Located(self.locate(key)?)),
-            RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) => {
+            RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) | RequestBody::Repair(_) => {
                 let why = "only requests for data are coordinated or forwarded: write, read, scan, locate";
                 Err(NotApplied::Unsupported { why: why.into() }.into())
             }

@@ -1100,6 +1100,10 @@ mod tests {
             panic!("layouts are never scanned for")
         }
 
+        fn keys(&self, _: Tree, _: &[u8], _: Option<&[u8]>, _: usize) -> Result<Vec<Bytes>, StoreError> {
+            panic!("layouts are never scanned for")
+        }
+
         fn sync(&self) -> Result<(), StoreError> {
             if self.sync_fails.load(Ordering::SeqCst) {
                 return Err(StoreError::Io("the disk is gone".into()));

@@ -19,7 +19,11 @@ pub mod membership;
 
 pub(crate) mod calls;
 pub mod coordinator;
+pub mod hash_trees;
+pub mod recovery;
 pub mod replica;
+
+pub mod anti_entropy;
 pub(crate) mod replica_service;
 
 pub(crate) mod handoff;

@@ -16,6 +16,7 @@ use quinn::Endpoint;
 use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
 use quorate_client::quic::{self, Link};
+use quorate_client::sometimes;
 use quorate_client::tls::{self, Credentials, Subject};
 use quorate_client::wire::{ALPN_CLIENT, NodeStatus};
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
+use crate::anti_entropy::{self, AntiEntropy, AntiEntropyConfig};
 pub use crate::coordinator::Mechanisms;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
@@ -33,6 +35,7 @@ use crate::membership::{self, Membership};
 use crate::metrics::{Metrics, Sample};
 use crate::peer_wire::{ALPN_PEER, Hello};
 use crate::peers::{Peers, PeersConfig};
+use crate::recovery::Recovery;
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::server::{self, Admission, Services};
@@ -58,6 +61,8 @@ pub struct NodeConfig {
     pub sync_interval: Duration,
     /// What heals; all of it, unless a simulation leaves some out.
     pub mechanisms: Mechanisms,
+    /// How it compares itself with others.
+    pub anti_entropy: AntiEntropyConfig,
 }
 
 /// A running node. Dropping it is a crash: its tasks end where they stand and nothing is marked as clean.
@@ -71,6 +76,9 @@ pub struct Node {
     membership: Membership,
     coordinator: Coordinator,
     handoff: Handoff,
+    anti_entropy: AntiEntropy,
+    replica: Replica,
+    boot: u64,
     committer: Committer,
     store: Arc<dyn Store>,
     status: Status,
@@ -134,7 +142,10 @@ impl Node {
         let committer =
             Committer::start(Arc::clone(&store), env.executor.clone(), config.durability, config.sync_interval, failed);
         let random = &env.seams.random;
-        let replica = Replica::new(me, Arc::clone(&store), env.executor.clone(), committer.clone(), random.fork());
+        let reader = Arc::clone(&store);
+        let recovery = env.executor.run(move || Recovery::open(reader)).await?;
+        let replica =
+            Replica::new(me, Arc::clone(&store), env.executor.clone(), committer.clone(), random.fork(), recovery);
 
         if quarantined.is_none() {
             replica.load_hints().await?;
@@ -195,6 +206,14 @@ impl Node {
         )
         .await?;
         known.set(Some(layouts.clone()));
+        // Before the first write. An unclean stop leaves data that the saved trees know nothing of.
+        if let Some(current) = layouts.current() {
+            replica.set_partitions(current.layout.partitions);
+            if identity.clean {
+                let loaded = replica.load_trees(identity.boot).await;
+                sometimes!("hash trees: taken over from a clean stop", loaded > 0);
+            }
+        }
 
         let coordinator = Coordinator::new(CoordinatorParts {
             me,
@@ -214,6 +233,18 @@ impl Node {
             replica: replica.clone(),
             peers: peers.clone(),
         });
+        let anti_entropy = AntiEntropy::start(anti_entropy::Parts {
+            me,
+            config: config.anti_entropy,
+            layouts: layouts.clone(),
+            membership: membership.clone(),
+            replica: replica.clone(),
+            peers: peers.clone(),
+            random: random.fork(),
+        });
+        let compared = anti_entropy.clone();
+        metrics.source(move || compared.samples());
+        let boot = identity.boot;
         let status = Status {
             cluster,
             identity,
@@ -233,6 +264,7 @@ impl Node {
             me,
             replica_service: ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone()),
             coordinator: coordinator.clone(),
+            anti_entropy: anti_entropy.clone(),
             layouts: layouts.clone(),
             status: status.clone(),
             metrics: metrics.clone(),
@@ -247,7 +279,8 @@ impl Node {
             })
         });
         let accepting = tokio::spawn(server::accept(endpoint.clone(), services, peers.clone()));
-        let learning = tokio::spawn(follow_layouts(me, layouts.clone(), replica, peers.clone(), membership.clone()));
+        let learning =
+            tokio::spawn(follow_layouts(me, layouts.clone(), replica.clone(), peers.clone(), membership.clone()));
         info!(node = %me, %addr, %cluster, "listening");
         Ok(Self {
             id: me,
@@ -259,6 +292,9 @@ impl Node {
             membership,
             coordinator,
             handoff,
+            anti_entropy,
+            replica,
+            boot,
             committer,
             store,
             status,
@@ -317,6 +353,12 @@ impl Node {
         // Every other end has been told by now; a connection that drains for longer has nobody at its other end.
         let _ = timeout(limit.min(DRAIN_TIME), self.endpoint.wait_idle()).await;
         self.release();
+        let saved = timeout(limit, self.replica.close(self.boot)).await;
+        if let Err(why) =
+            saved.map_err(|_| format!("not within {limit:?}")).and_then(|saved| saved.map_err(|e| e.to_string()))
+        {
+            warn!("the hash trees were not saved, the next start sums them up anew: {why}");
+        }
         self.committer.stop();
         self.store.close()
     }
@@ -326,6 +368,7 @@ impl Node {
     fn release(&self) {
         self.tasks.abort();
         self.handoff.shutdown();
+        self.anti_entropy.shutdown();
         self.layouts.shutdown();
         self.peers.shutdown();
         self.known.set(None);

@@ -3,6 +3,8 @@
 //! A message is one frame of a lane, as between clients and nodes. Every question about data names the layout versions that
 //! it is made under, and a replica refuses what it may no longer serve.
 
+pub mod heal;
+
 use std::net::SocketAddr;
 
 use quorate_client::codec::Blob;
@@ -10,6 +12,7 @@ use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
 use quorate_client::wire;
 use serde::{Deserialize, Serialize};
 
+use self::heal::{HealReply, HealRequest};
 use crate::core::layout::{Layout, LayoutHash};
 
 /// The application protocol that nodes ask for in the TLS handshake; it takes a node's certificate.
@@ -24,7 +27,7 @@ pub mod class {
     pub const REPLICATE: u8 = 1;
     /// Clients' requests, passed on to a primary.
     pub const FORWARD: u8 = 2;
-    /// Pages of records.
+    /// Pages of records, and what replicas compare and exchange.
     pub const BULK: u8 = 3;
     /// Hints on their way home: a class of its own, so that a page of them never stands before a client's write.
     pub const HANDOFF: u8 = 4;
@@ -132,6 +135,13 @@ pub enum PeerBody {
         /// At most so many records; the page is bounded in bytes as well.
         limit: u32,
     },
+    /// To compare and exchange what two owners hold.
+    Heal {
+        /// See [`Label`].
+        label: Label,
+        /// What is asked.
+        request: HealRequest,
+    },
     /// To run a client's request. It is never passed on again.
     Forward {
         /// The request.
@@ -177,6 +187,8 @@ pub enum PeerReply {
         /// There is nothing after them.
         done: bool,
     },
+    /// To [`PeerBody::Heal`].
+    Healed(HealReply),
     /// To [`PeerBody::Forward`].
     Forwarded(wire::Response),
     /// To [`PeerBody::AcceptFirstLayout`]: it is durable here.

@@ -4,12 +4,17 @@
 //! request that is given up in the middle leaves neither a half-done job nor an unlocked one behind. No lock is held while
 //! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
 //!
-//! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan.
+//! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
+//! range, so that all keys of a leaf of a [hash tree](crate::hash_trees) lie under few locks; the same job changes the leaf
+//! once the insert has succeeded.
+//!
+//! `healing` holds what anti-entropy asks of a replica: lists, whole records, and trees that are summed up anew.
 
+mod healing;
 mod hints;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -23,10 +28,13 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::core::merkle::{self, Leaves};
 use crate::core::mint::{self, Minter};
 use crate::core::record::{Dropped, Record};
 use crate::core::version::{Actor, Context, Dot};
+use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
+use crate::recovery::{Reason, Recovery};
 use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
 
 use self::hints::Kept;
@@ -69,6 +77,10 @@ pub enum MintError {
 pub struct Merged {
     /// The merge changed what was there.
     pub changed: bool,
+    /// What was there was corrupt, and is replaced.
+    pub was_corrupt: bool,
+    /// The [digest](Record::digest) of what is there now.
+    pub digest: u128,
     /// What its acknowledgement has to wait for; also when nothing changed.
     pub ticket: Ticket,
 }
@@ -138,7 +150,14 @@ impl ReplicaStats {
 
 impl Replica {
     /// Serves the records of `store`. The number of partitions is told later, see [`set_partitions`](Self::set_partitions).
-    pub fn new(node: NodeId, store: Arc<dyn Store>, executor: Executor, committer: Committer, random: Random) -> Self {
+    pub fn new(
+        node: NodeId,
+        store: Arc<dyn Store>,
+        executor: Executor,
+        committer: Committer,
+        random: Random,
+        recovery: Recovery,
+    ) -> Self {
         Self(Arc::new(Inner {
             kept: Mutex::new(Kept::new(HINT_BYTES_MAX)),
             node,
@@ -152,6 +171,10 @@ impl Replica {
             operations: Mutex::default(),
             corrupt: Mutex::default(),
             counters: Counters::default(),
+            trees: HashTrees::default(),
+            recovery,
+            rebuild: tokio::sync::Mutex::default(),
+            closed: AtomicBool::new(false),
         }))
     }
 
@@ -159,6 +182,7 @@ impl Replica {
     pub fn set_partitions(&self, partitions: u16) {
         let before = self.0.partitions.swap(partitions, Ordering::Relaxed);
         assert!(before == 0 || before == partitions, "Q never changes, but went from {before} to {partitions}");
+        self.0.trees.set_partitions(partitions);
     }
 
     /// Mints the dot of a write (rules V2, V4, V5, V6) and inserts the merged record. No value: a delete.
@@ -201,8 +225,20 @@ impl Replica {
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed or the record is corrupt: that is never said to be absent.
+    /// [`NotApplied::NotServing`] if the replica is [recovering](crate::recovery) there.
     pub async fn read(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         check_key(key)?;
+        let inner = &self.0;
+        let partitions = inner.partitions.load(Ordering::Relaxed);
+        if partitions == 0 {
+            return self.read_anyhow(key).await;
+        }
+        let hash = key_hash(key);
+        let leaf = [merkle::leaf_of(hash, partitions)].into_iter().collect();
+        inner.unless_lost(Partition::of(hash, partitions), &leaf, || self.read_anyhow(key)).await
+    }
+
+    async fn read_anyhow(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         let inner = &self.0;
         match (inner.stored(key), inner.partitions.load(Ordering::Relaxed)) {
             (Ok(record), _) => Ok(record),
@@ -240,7 +276,7 @@ impl Replica {
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed or a record is corrupt, [`NotApplied::NotServing`] before the layout is
-    /// known.
+    /// known and while the replica is [recovering](crate::recovery) anything of the partition.
     pub async fn range(
         &self,
         partition: Partition,
@@ -267,9 +303,11 @@ impl Replica {
         if end.as_ref().is_some_and(|end| from >= *end) {
             return Ok((Vec::new(), true));
         }
-        let job = inner.clone();
-        let page = move || job.page(partition, &from, end.as_deref(), limit.max(1));
-        inner.executor.run(page).await
+        let page = || {
+            let (job, from, end) = (inner.clone(), from.clone(), end.clone());
+            inner.executor.run(move || job.page(partition, &from, end.as_deref(), limit.max(1)))
+        };
+        inner.unless_lost(partition, &Leaves::ALL, page).await
     }
 
     /// Rule V1, to be called *before* records of a partition are deleted or known to be lost in any way other than by `mint`
@@ -308,9 +346,9 @@ impl Replica {
         T: Send + 'static,
         F: FnOnce(&Inner, Instant) -> T + Send + 'static,
     {
-        let stripe = key_hash(key) % STRIPES as u64;
+        let stripe = stripe_of(key_hash(key));
         dawdle!("replica: a pause before a key is locked");
-        let lock: OwnedMutexGuard<()> = self.0.stripes[stripe as usize].clone().lock_owned().await;
+        let lock: OwnedMutexGuard<()> = self.0.stripes[stripe].clone().lock_owned().await;
         dawdle!("replica: a pause with a key locked");
         // A storage thread has no runtime, whose clock may be a simulation's.
         let now = Instant::now();
@@ -342,6 +380,12 @@ struct Inner {
     /// How much is kept for whom.
     kept: Mutex<Kept>,
     counters: Counters,
+    trees: HashTrees,
+    recovery: Recovery,
+    /// One partition is summed up at a time.
+    rebuild: tokio::sync::Mutex<()>,
+    /// Nothing is written any more, so that the trees can be saved.
+    closed: AtomicBool,
 }
 
 /// Where a record lies: this node's own copy, or one that it keeps for another node.
@@ -379,6 +423,7 @@ impl Inner {
     fn mint(&self, write: Write, place: &Place, held: Record, now: Instant) -> Result<Minted, MintError> {
         let Write { partition, key, op_id, value, cause } = write;
         self.assert_partition(partition, &key);
+        self.check_open()?;
         let of_key = Operations::of_key(partition, &key);
         let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now);
         if let Some(repeated) = mint::repeated(&held, &op_id, &cause, remembered) {
@@ -400,6 +445,8 @@ impl Inner {
             Place::Data => held.context.clone(),
             Place::Hint { .. } => self.stored_at(place, &key).ok().flatten().unwrap_or_default().context,
         };
+        let data_key = data_key(&key);
+        let old_digest = digest_of(&held, &key);
         let dot = self.next_dot(partition, &held, &cause);
         let fresh = mint::mint(held, dot, op_id, value, &cause);
         if fresh.record.value_count() > SIBLINGS_MAX.max(siblings) {
@@ -412,9 +459,9 @@ impl Inner {
         check_len("record", record_len, RECORD_LEN_MAX.max(len))?;
 
         self.make_room(place, &key, record_len)?;
-        let doubt = InDoubt { inner: self, partition };
+        let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
         match self.insert(place, &key, &fresh.record) {
-            Ok(()) => doubt.settled(),
+            Ok(()) => doubt.settled(old_digest, fresh.record.digest(&key)),
             Err(error @ StoreError::Full(_)) if self.still_holds(place, &key, &before) => {
                 sometimes!("mint: the disk was full");
                 return Err(self.failed(error.to_string()).into());
@@ -448,12 +495,17 @@ impl Inner {
         now: Instant,
     ) -> Result<Merged, NotApplied> {
         self.assert_partition(partition, key);
+        self.check_open()?;
         let mut corrupt = false;
         let mut record = match self.stored_at(place, key) {
             Ok(record) => record.unwrap_or_default(),
             Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
             Err(Unreadable::Corrupt(why)) => {
-                self.found_corrupt(partition, key, &why);
+                self.found_corrupt(partition, place, key, &why);
+                if *place == Place::Data {
+                    // What takes its place may be older than what was acknowledged here, so that the loss is noted first.
+                    self.lose(partition, key).map_err(|error| self.failed(error.to_string()))?;
+                }
                 corrupt = true;
                 Record::default()
             }
@@ -465,15 +517,25 @@ impl Inner {
             other.siblings.iter().any(|(dot, theirs)| !record.context.covers(dot) && remembered(&theirs.op_id))
         );
         let siblings = record.value_count();
+        let old_digest = digest_of(&record, key);
         let (dropped, changed) = mint::merge(&mut record, other, &remembered);
         sometimes!("merge: dropped a superseded sibling", record.value_count() < siblings);
         sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
+        let mut digest = old_digest.unwrap_or(0);
         if changed || corrupt {
             self.make_room(place, key, record.encoded_len())?;
-            let doubt = InDoubt { inner: self, partition };
+            let data_key = data_key(key);
+            let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
+            digest = record.digest(key);
             match self.insert(place, key, &record) {
-                Ok(()) => doubt.settled(),
+                Ok(()) => {
+                    doubt.settled(old_digest, digest);
+                    if corrupt && *place == Place::Data {
+                        // Whether the leaf counted what is lost is not known.
+                        self.trees.doubt(partition, &data_key);
+                    }
+                }
                 Err(error) => {
                     self.check_engine(&error);
                     self.remember_if_there(of_key, place, key, &record, dropped, now);
@@ -489,7 +551,7 @@ impl Inner {
         let wrote = changed || corrupt;
         count(if wrote { &self.counters.merged } else { &self.counters.unchanged }, 1);
         let ticket = if wrote { self.committer.ticket() } else { self.committer.ticket_unchanged() };
-        Ok(Merged { changed: wrote, ticket })
+        Ok(Merged { changed: wrote, was_corrupt: corrupt, digest, ticket })
     }
 
     fn page(
@@ -503,8 +565,9 @@ impl Inner {
         let entries = match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
             Ok(entries) => entries,
             Err(StoreError::Corrupt(why)) => {
-                // Which key it is turns out when somebody reads it; the actor is given up now, once.
-                return Err(self.found_corrupt(partition, &[], &why));
+                // Which key it is turns out when they are read one by one.
+                self.digests(partition, from, to, limit)?;
+                return Err(self.refused_corrupt(&why));
             }
             Err(error) => return Err(self.failed(error.to_string())),
         };
@@ -516,7 +579,7 @@ impl Inner {
             let key = Blob(key.slice(HASH_LEN.min(key.len())..));
             match Record::decode(&value) {
                 Ok(record) => Ok((key, record)),
-                Err(why) => Err(self.found_corrupt(partition, &key, &why)),
+                Err(why) => Err(self.found_corrupt(partition, &Place::Data, &key, &why)),
             }
         };
         Ok((entries.into_iter().map(decode).collect::<Result<_, _>>()?, last))
@@ -566,13 +629,13 @@ impl Inner {
 
     fn read_or_refuse(&self, partition: Partition, key: &[u8]) -> Result<Option<Record>, NotApplied> {
         self.stored(key).map_err(|unreadable| match unreadable {
-            Unreadable::Corrupt(why) => self.found_corrupt(partition, key, &why),
+            Unreadable::Corrupt(why) => self.found_corrupt(partition, &Place::Data, key, &why),
             Unreadable::Failed(why) => self.failed(why),
         })
     }
 
     /// A record is lost (rule V1). Its operations are forgotten with it; the rest of the partition is as it was.
-    fn found_corrupt(&self, partition: Partition, key: &[u8], why: &str) -> NotApplied {
+    fn found_corrupt(&self, partition: Partition, place: &Place, key: &[u8], why: &str) -> NotApplied {
         let of_key = Operations::of_key(partition, key);
         let mut corrupt = lock(&self.corrupt);
         if !corrupt.contains(&of_key) {
@@ -582,10 +645,52 @@ impl Inner {
             sometimes!("replica: found a corrupt record");
             self.draw_new_actor(partition);
             lock(&self.operations).forget_key(of_key);
+            if *place == Place::Data {
+                self.trees.doubt(partition, &data_key(key));
+                if let Err(error) = self.lose(partition, key) {
+                    // It will be seen again, and until it is noted it cannot be replaced.
+                    tracing::error!(node = %self.node, %partition, %error, "that a record is corrupt cannot be noted");
+                    corrupt.remove(&of_key);
+                }
+            }
             count(&self.counters.corrupt, 1);
-            tracing::error!(node = %self.node, %partition, why, "a record is corrupt; a merge from another replica will replace it");
+            tracing::error!(node = %self.node, %partition, why, "a record is corrupt; it is recovered from the other owners");
         }
         self.refused_corrupt(why)
+    }
+
+    /// Notes that what was held of a key is lost, unless it is noted already.
+    fn lose(&self, partition: Partition, key: &[u8]) -> Result<(), StoreError> {
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        if partitions == 0 {
+            return Ok(());
+        }
+        let leaf = [merkle::leaf_of(key_hash(key), partitions)].into_iter().collect();
+        if self.recovery.is_lost(partition, &leaf) {
+            return Ok(());
+        }
+        self.recovery.lose(partition, &leaf, Reason::Corrupt)
+    }
+
+    /// Reads, unless something of it is lost, or was lost while it was read.
+    async fn unless_lost<T, F: Future<Output = Result<T, NotApplied>>>(
+        &self,
+        partition: Partition,
+        leaves: &Leaves,
+        read: impl Fn() -> F,
+    ) -> Result<T, NotApplied> {
+        let not_serving = |why| NotApplied::NotServing { node: self.node, why };
+        for _ in 0..LOOKS_MAX {
+            let look = self.recovery.look(partition, leaves).map_err(|why| {
+                sometimes!("recovery: a read was refused");
+                not_serving(why)
+            })?;
+            let read = read().await;
+            if read.is_err() || self.recovery.confirm(look) {
+                return read;
+            }
+        }
+        Err(not_serving("much is being lost at the moment".into()))
     }
 
     fn refused_corrupt(&self, why: &str) -> NotApplied {
@@ -596,6 +701,13 @@ impl Inner {
     fn assert_partition(&self, partition: Partition, key: &[u8]) {
         let partitions = self.partitions.load(Ordering::Relaxed);
         assert!(partitions == 0 || Partition::of(key_hash(key), partitions) == partition, "a key of another partition");
+    }
+
+    fn check_open(&self) -> Result<(), NotApplied> {
+        match self.closed.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(NotApplied::NotServing { node: self.node, why: "it is shutting down".into() }),
+        }
     }
 
     fn failed(&self, why: String) -> NotApplied {
@@ -665,10 +777,16 @@ impl Inner {
 struct InDoubt<'a> {
     inner: &'a Inner,
     partition: Partition,
+    place: &'a Place,
+    data_key: &'a [u8],
 }
 
 impl InDoubt<'_> {
-    fn settled(self) {
+    /// It succeeded: the tree follows the data.
+    fn settled(self, old: Option<u128>, new: u128) {
+        if *self.place == Place::Data {
+            self.inner.trees.replaced(self.partition, self.data_key, old, Some(new));
+        }
         std::mem::forget(self);
     }
 }
@@ -676,6 +794,9 @@ impl InDoubt<'_> {
 impl Drop for InDoubt<'_> {
     fn drop(&mut self) {
         self.inner.draw_new_actor(self.partition);
+        if *self.place == Place::Data {
+            self.inner.trees.doubt(self.partition, self.data_key);
+        }
     }
 }
 
@@ -783,6 +904,16 @@ fn check_len(what: &str, got: usize, limit: usize) -> Result<(), NotApplied> {
     Err(NotApplied::TooLarge { what: what.into(), limit: limit as u64, got: got as u64 })
 }
 
+/// The digest of a record, if there is one.
+fn digest_of(record: &Record, key: &[u8]) -> Option<u128> {
+    (*record != Record::default()).then(|| record.digest(key))
+}
+
+/// The lock of a hash.
+fn stripe_of(hash: u64) -> usize {
+    (hash >> (u64::BITS - STRIPES.ilog2())) as usize
+}
+
 /// Where a record lies in [`Tree::Data`].
 fn data_key(key: &[u8]) -> Vec<u8> {
     [&key_hash(key).to_be_bytes()[..], key].concat()
@@ -790,7 +921,8 @@ fn data_key(key: &[u8]) -> Vec<u8> {
 
 /// The key's hash before the key.
 const HASH_LEN: usize = 8;
-/// Locks that keys share by their hash: far more than there are requests in flight on few keys, and 64 KiB in all.
+/// Locks that keys share by the first ten bits of their hash: far more than there are requests in flight on few keys, and
+/// 64 KiB in all.
 const STRIPES: usize = 1024;
 /// A write that would make a record longer is refused: it has to fit a peer's frame of 112 MiB, also after some merges.
 const RECORD_LEN_MAX: usize = 16 << 20;
@@ -804,6 +936,8 @@ const OPERATIONS_MAX: usize = 1 << 18;
 /// What the hints of a node may take, in bytes of keys and values: a million writes of 1 KiB, an hour at 300 a second for one
 /// node that is down. Past it a fallback refuses, and is not counted; nothing is dropped.
 pub const HINT_BYTES_MAX: u64 = 1 << 30;
+/// How often a read is repeated because something was lost, somewhere, while it was under way.
+const LOOKS_MAX: u32 = 4;
 /// How many corrupt records are known one by one; beyond it the actor is given up at each look.
 const CORRUPT_MAX: usize = 4096;
 

@@ -50,7 +50,7 @@ impl ReplicaService {
                 self.fetch_range(label, partition, after, limit).await
             }
             PeerBody::Forward { request } => Ok(self.forwarded(from, request, timeout).await),
-            PeerBody::Hello(_) | PeerBody::AcceptFirstLayout { .. } | PeerBody::LayoutState => {
+            PeerBody::Hello(_) | PeerBody::Heal { .. } | PeerBody::AcceptFirstLayout { .. } | PeerBody::LayoutState => {
                 let why = "it is no request for data".into();
                 Err(NotApplied::Unsupported { why })
             }
@@ -73,7 +73,7 @@ impl ReplicaService {
 
     /// Says that a record is merged, once that is durable.
     async fn acknowledge(&self, merged: Merged) -> Result<PeerReply, NotApplied> {
-        let Merged { changed, ticket } = merged;
+        let Merged { changed, ticket, .. } = merged;
         dawdle!("replica: a pause between a merge and its acknowledgement");
         match ticket.durable().await {
             Ok(synced) => Ok(PeerReply::Replicated { synced, changed }),

@@ -3,11 +3,13 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::store::{Durability, Stats};
+use crate::store::{Durability, MemoryStore, Stats};
 
 /// A map that fails when it is told to.
 #[derive(Debug, Default)]
 struct Flaky {
+    /// Every tree but the data.
+    others: MemoryStore,
     map: Mutex<BTreeMap<Vec<u8>, Bytes>>,
     corrupt: Mutex<BTreeSet<Vec<u8>>>,
     full: AtomicBool,
@@ -18,14 +20,20 @@ struct Flaky {
 }
 
 impl Store for Flaky {
-    fn get(&self, _: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        if tree != Tree::Data {
+            return self.others.get(tree, key);
+        }
         match lock(&self.corrupt).contains(key) {
             true => Err(StoreError::Corrupt("its checksum is wrong".into())),
             false => Ok(lock(&self.map).get(key).cloned()),
         }
     }
 
-    fn insert(&self, _: Tree, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    fn insert(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if tree != Tree::Data {
+            return self.others.insert(tree, key, value);
+        }
         if self.full.load(Ordering::Relaxed) {
             return Err(StoreError::Full("no space left".into()));
         }
@@ -37,19 +45,25 @@ impl Store for Flaky {
         }
     }
 
-    fn remove(&self, _: Tree, key: &[u8]) -> Result<(), StoreError> {
+    fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), StoreError> {
+        if tree != Tree::Data {
+            return self.others.remove(tree, key);
+        }
         lock(&self.map).remove(key);
         Ok(())
     }
 
     fn scan(
         &self,
-        _: Tree,
+        tree: Tree,
         from: &[u8],
         to: Option<&[u8]>,
         limit: usize,
         bytes_max: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        if tree != Tree::Data {
+            return self.others.scan(tree, from, to, limit, bytes_max);
+        }
         let map = lock(&self.map);
         let mut bytes = 0;
         let mut page = Vec::new();
@@ -61,6 +75,13 @@ impl Store for Flaky {
             page.push((Bytes::copy_from_slice(key), value.clone()));
         }
         Ok(page)
+    }
+
+    fn keys(&self, _: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        let map = lock(&self.map);
+        let keys = map.range(from.to_vec()..).map(|(key, _)| key);
+        let inside = keys.take_while(|key| to.is_none_or(|to| key.as_slice() < to));
+        Ok(inside.take(limit).map(|key| Bytes::copy_from_slice(key)).collect())
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -86,7 +107,8 @@ fn setup(node: &str, executor: Executor) -> Setup {
     let interval = Duration::from_millis(100);
     let committer = Committer::start(store.clone(), executor.clone(), Durability::Always, interval, fatal);
     let node = NodeId::new(node).expect("legal");
-    let replica = Replica::new(node, store.clone(), executor, committer, Random::from_seed(7));
+    let recovery = Recovery::open(store.clone()).expect("readable");
+    let replica = Replica::new(node, store.clone(), executor, committer, Random::from_seed(7), recovery);
     Setup { store, replica }
 }
 
@@ -101,7 +123,9 @@ async fn an_engine_that_has_failed_for_good_ends_the_node() {
             let interval = Duration::from_millis(100);
             let committer = Committer::start(store.clone(), Executor::Inline, durability, interval, tell);
             let node = NodeId::new("n1").expect("legal");
-            let replica = Replica::new(node, store.clone(), Executor::Inline, committer, Random::from_seed(7));
+            let recovery = Recovery::open(store.clone()).expect("readable");
+            let replica =
+                Replica::new(node, store.clone(), Executor::Inline, committer, Random::from_seed(7), recovery);
             let one = Setup { store, replica };
             let other = inline().put(1, "a", &Context::new()).await.expect("minted").record;
             let fail = async || match merges {

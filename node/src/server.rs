@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{Instrument, debug, debug_span, info};
 
+use crate::anti_entropy::AntiEntropy;
 use crate::coordinator::{Coordinator, Origin, RETRY_AFTER_MS};
 use crate::layouts::Layouts;
 use crate::metrics::{Metrics, Sample};
@@ -32,6 +33,7 @@ pub(crate) struct Services {
     pub(crate) me: NodeId,
     pub(crate) coordinator: Coordinator,
     pub(crate) replica_service: ReplicaService,
+    pub(crate) anti_entropy: AntiEntropy,
     pub(crate) layouts: Layouts,
     pub(crate) status: Status,
     pub(crate) metrics: Metrics,
@@ -154,6 +156,14 @@ impl Services {
                 }
                 Ok(Reply::Layout(Box::new(self.layouts.command(command.clone()).await?)))
             }
+            RequestBody::Repair(command) => {
+                if !admin && command.changes() {
+                    let why =
+                        "steering repair needs an administrator's certificate (`quorate cert client NAME --admin`)";
+                    return Err(NotApplied::Forbidden { why: why.into() }.into());
+                }
+                Ok(Reply::Repair(Box::new(self.anti_entropy.command(*command))))
+            }
         }
     }
 
@@ -170,6 +180,10 @@ impl Services {
                 | PeerBody::FetchRange { .. }
                 | PeerBody::Forward { .. } => match self.serving() {
                     Ok(()) => self.replica_service.serve_peer(from, request.body, timeout).await,
+                    Err(refusal) => PeerReply::Refused(refusal),
+                },
+                PeerBody::Heal { label, request } => match self.serving() {
+                    Ok(()) => self.anti_entropy.answer(from, label, request, timeout).await,
                     Err(refusal) => PeerReply::Refused(refusal),
                 },
                 PeerBody::AcceptFirstLayout { layout } => self.layouts.accept_first(layout).await,
@@ -255,6 +269,7 @@ fn kind(body: &RequestBody) -> &'static str {
         RequestBody::Scan(_) => "scan",
         RequestBody::Route | RequestBody::Locate { .. } | RequestBody::Status => "look",
         RequestBody::Layout(_) => "layout",
+        RequestBody::Repair(_) => "repair",
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use quorate_client::ids::{ClusterId, DiskId, NodeId};
 use quorate_client::quic::Seams;
 use quorate_client::tls::Credentials;
+use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, VALIDITY};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
@@ -105,6 +106,7 @@ async fn start_with(
         durability,
         sync_interval,
         mechanisms: Mechanisms::default(),
+        anti_entropy: AntiEntropyConfig::default(),
     };
     Node::start(config, Env::system(Arc::new(open))).await.expect("starts")
 }

@@ -12,6 +12,7 @@ use quorate_client::quic::Seams;
 use quorate_client::tls::Credentials;
 use quorate_client::wire::{LayoutCommand, NotApplied, RequestBody, VALUE_LEN_MAX};
 use quorate_client::{Blind, Client};
+use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
@@ -91,6 +92,10 @@ impl Store for HangingStore {
         self.memory.scan(tree, from, to, limit, bytes_max)
     }
 
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.memory.keys(tree, from, to, limit)
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         self.memory.sync()
     }
@@ -122,6 +127,7 @@ async fn cluster_of_one(store: &HangingStore) -> (Node, Client) {
         durability: Durability::Group,
         sync_interval: Duration::from_millis(100),
         mechanisms: Mechanisms::default(),
+        anti_entropy: AntiEntropyConfig::default(),
     };
     let store = store.clone();
     let open = move || {

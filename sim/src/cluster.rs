@@ -20,6 +20,7 @@ use quorate_client::quic::Seams;
 use quorate_client::random::Random;
 use quorate_client::tls::Credentials;
 use quorate_client::{Client, Error};
+use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
@@ -321,6 +322,7 @@ impl Machine {
             },
             sync_interval: Duration::from_secs(1),
             mechanisms: Mechanisms::default(),
+            anti_entropy: AntiEntropyConfig { enabled: true, interval: ANTI_ENTROPY_EVERY },
         };
         let node = match Node::start(config, env).await {
             Ok(node) => node,
@@ -427,3 +429,6 @@ const OLDER_THAN_CLOCKS: Duration = Duration::from_secs(3 * 86_400);
 
 /// What an operator's process manager grants before it kills.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// A little faster than in production, since lives are short.
+const ANTI_ENTROPY_EVERY: Duration = Duration::from_secs(4);

@@ -428,6 +428,15 @@ impl Store for SimStore {
         Ok(found)
     }
 
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.not_quarantined(tree)?;
+        let state = self.state()?;
+        let start = (tree, Bytes::copy_from_slice(from));
+        let entries = state.content.range((Bound::Included(start), Bound::Unbounded)).map(|(slot, _)| slot);
+        let inside = entries.take_while(|(at, key)| *at == tree && to.is_none_or(|to| key.as_ref() < to));
+        Ok(inside.take(limit).map(|(_, key)| key.clone()).collect())
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         self.writable()?.sync()
     }

@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Check(CheckCommand),
     #[command(subcommand)]
     Layout(LayoutCommand),
+    #[command(subcommand)]
+    Repair(RepairCommand),
     Server(Box<ServerArgs>),
     #[command(subcommand)]
     Cert(CertCommand),
@@ -418,6 +420,38 @@ pub(crate) enum LayoutCommand {
         #[command(flatten)]
         args: LayoutArgs,
     },
+}
+
+/// Compare replicas and bring together what differs
+///
+/// Owners of a partition compare their hash trees all the time; what differs in two passes in a row is exchanged. Nothing has
+/// to be scheduled. All but `status` needs an administrator's certificate, and holds until the node starts again.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  quorate repair status
+  quorate repair start
+  quorate repair pause --node n1
+  quorate repair status -o json")]
+pub(crate) enum RepairCommand {
+    /// Begin a pass now, also where it was paused
+    Start(RepairArgs),
+    /// Show passes, what they repaired and why, and what is being recovered
+    Status(RepairArgs),
+    /// Make no passes until `repair resume`
+    Pause(RepairArgs),
+    /// Go on
+    Resume(RepairArgs),
+}
+
+/// What every repair command takes.
+#[derive(Debug, Args)]
+pub(crate) struct RepairArgs {
+    /// Only these nodes, comma separated [default: all members]
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    pub(crate) node: Vec<NodeId>,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 /// What every layout command takes.
@@ -864,6 +898,7 @@ The cluster:
   node         Look at the nodes
   locate       Show where a key lives
   layout       Show and change who owns what
+  repair       Compare replicas and bring together what differs
   bench        Measure a cluster
 
 Running nodes:

@@ -14,7 +14,8 @@ use quorate_client::random::Random;
 use quorate_client::read::Context;
 use quorate_client::tls::Credentials;
 use quorate_client::wire::{
-    Found, LayoutCommand, LayoutReport, Located, NodeStatus, Read, Reply, RequestBody, Scan, Scanned, Write, Written,
+    Found, LayoutCommand, LayoutReport, Located, NodeStatus, Read, RepairCommand, RepairReport, Reply, RequestBody,
+    Scan, Scanned, Write, Written,
 };
 use quorate_node::config::Endpoint;
 
@@ -131,6 +132,14 @@ impl Cluster {
         }
     }
 
+    /// Shows or steers the anti-entropy of the node with this address.
+    pub(crate) async fn repair_at(&self, addr: SocketAddr, command: RepairCommand) -> Result<RepairReport, Error> {
+        match self.client.request_at(addr, RequestBody::Repair(command), self.options()).await? {
+            Reply::Repair(report) => Ok(*report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn request(&self, body: RequestBody) -> Result<Reply, Error> {
         self.client.request(body, self.options()).await
     }
@@ -208,6 +217,7 @@ fn unexpected(reply: &Reply) -> Error {
         Reply::Located(_) => "a locate request",
         Reply::Status(_) => "a status request",
         Reply::Layout(_) => "a layout command",
+        Reply::Repair(_) => "a repair command",
     };
     Error::Codec { why: format!("a node answered as if it had been asked for {what}; compare the releases") }
 }

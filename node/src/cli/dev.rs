@@ -25,6 +25,7 @@ use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::random::Random;
 use quorate_client::tls::Credentials;
 use quorate_client::wire::LayoutCommand;
+use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::config::{LogConfig, LogFormat};
 use quorate_node::node::{Mechanisms, NodeConfig};
@@ -273,6 +274,7 @@ impl Plan {
                 durability: Durability::Group,
                 sync_interval: SYNC_INTERVAL,
                 mechanisms: Mechanisms::default(),
+                anti_entropy: AntiEntropyConfig::default(),
                 credentials: credentials.clone(),
             },
             http: self.http.then(|| self.addr(number)),

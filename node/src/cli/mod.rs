@@ -17,6 +17,7 @@ mod import;
 mod key_value;
 mod layout;
 mod ndjson;
+mod repair;
 mod value;
 
 mod cert;
@@ -95,6 +96,9 @@ fn run(command: Command) -> (Output, Outcome) {
         }),
         Command::Layout(command) => client(&command.args().common, None, None, async |settings, output| {
             layout::run(&command, settings, output).await
+        }),
+        Command::Repair(command) => client(&command.args().common, None, None, async |settings, output| {
+            repair::run(&command, settings, output).await
         }),
         Command::Bench(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
             bench::run(&args, settings, output).await

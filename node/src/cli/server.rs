@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quorate_client::tls::{Credentials, Subject};
+use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, NodeConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,6 +45,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
                 durability: config.durability,
                 sync_interval: config.sync_interval,
                 mechanisms: Mechanisms::default(),
+                anti_entropy: AntiEntropyConfig::default(),
                 credentials,
             },
             http: config.http,

@@ -45,6 +45,10 @@ fn every_command_is_understood() {
         "layout stage settings --replicas 5 --partitions 256 --floor-r 2 --floor-w 4",
         "layout revert",
         "layout apply --version 1",
+        "repair status -o json",
+        "repair start --node n1,n2",
+        "repair pause --node n1 --node n2",
+        "repair resume",
         "server --config n1.toml",
         "server --node n1 --listen 0.0.0.0:7400 --advertise 10.0.0.1:7400 --join n2:7400 --data-dir d --durability interval \
          --sync-interval 50ms --http 127.0.0.1:7480 --ca ca.pem --cert n1.pem --key n1.key --log-format json --log-level debug",

@@ -9,6 +9,9 @@ pub mod ring;
 pub mod staging;
 pub mod version;
 
+pub mod exchange;
+pub mod merkle;
+
 pub mod get;
 pub mod put;
 pub mod quorum;

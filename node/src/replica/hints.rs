@@ -253,13 +253,14 @@ impl Inner {
     fn joined(&self, partition: Partition, key: &[u8], primaries: &[NodeId]) -> Result<Option<Record>, NotApplied> {
         let mut joined: Option<Record> = None;
         for target in primaries {
-            match self.stored_at(&Place::Hint { target: *target, since_ms: 0 }, key) {
+            let place = Place::Hint { target: *target, since_ms: 0 };
+            match self.stored_at(&place, key) {
                 Ok(None) => {}
                 Ok(Some(record)) => match &mut joined {
                     Some(joined) => drop(joined.merge(&record, &|_| false)),
                     None => joined = Some(record),
                 },
-                Err(Unreadable::Corrupt(why)) => drop(self.found_corrupt(partition, key, &why)),
+                Err(Unreadable::Corrupt(why)) => drop(self.found_corrupt(partition, &place, key, &why)),
                 Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
             }
         }

@@ -315,6 +315,9 @@ mod tests {
         ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
             self.memory.scan(tree, from, to, limit, bytes_max)
         }
+        fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+            self.memory.keys(tree, from, to, limit)
+        }
         fn sync(&self) -> Result<(), StoreError> {
             self.began.fetch_add(1, Ordering::SeqCst);
             self.gate.lock().expect("no panic").recv().expect("the test lives")

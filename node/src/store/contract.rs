@@ -114,6 +114,12 @@ fn scans_keep_order_and_bounds(store: &dyn Store) {
     assert!(scan(&key(5), Some(&key(5))).is_empty(), "an empty range");
     assert!(scan(&key(6), Some(&key(5))).is_empty(), "bounds the wrong way round");
     assert!(scan(b"", Some(b"")).is_empty(), "nothing is below the empty key");
+    let keys = |from: &[u8], to: Option<&[u8]>, limit| store.keys(Tree::Data, from, to, limit).expect("readable");
+    assert_eq!(keys(b"", None, usize::MAX).len(), 300);
+    assert_eq!(keys(&key(10), Some(&key(13)), 2), [key(10), key(11)].map(|key| key.to_vec()));
+    assert_eq!(keys(&[0, 10, 0], Some(&[0, 12, 0]), 9), [key(11), key(12)].map(|key| key.to_vec()));
+    assert!(keys(&key(6), Some(&key(5)), 9).is_empty() && keys(&key(300), None, 9).is_empty());
+    assert!(store.keys(Tree::Hints, b"", None, 9).expect("readable").is_empty(), "of this tree only");
 }
 
 fn scans_stop_at_their_limits(store: &dyn Store) {
@@ -199,6 +205,7 @@ fn damage_surfaces_as_corrupt(subject: &dyn Subject) {
     assert!(matches!(&error, StoreError::Corrupt(text) if text.contains("key b")), "{error}");
     let error = store.scan(Tree::Data, b"", None, 10, usize::MAX).expect_err("one of them is damaged");
     assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
+    assert_eq!(store.keys(Tree::Data, b"", None, 10).expect("keys are whole"), [b"a", b"b", b"c"].map(|key| &key[..]));
     assert!(store.get(Tree::Data, b"a").expect("not damaged").is_some());
     store.insert(Tree::Data, b"b", b"again").expect("room");
     assert_eq!(store.get(Tree::Data, b"b").expect("repaired").as_deref(), Some(&b"again"[..]));

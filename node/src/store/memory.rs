@@ -107,6 +107,15 @@ impl Store for MemoryStore {
         Ok(found)
     }
 
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        if to.is_some_and(|to| to <= from) {
+            return Ok(Vec::new());
+        }
+        let map = self.map(tree);
+        let range = (Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded));
+        Ok(map.entries.range::<[u8], _>(range).take(limit).map(|(key, _)| key.clone()).collect())
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         Ok(())
     }

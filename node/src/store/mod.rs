@@ -123,6 +123,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         bytes_max: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
+    /// The keys with `from <= key < to`, at most `limit` of them, in order; also those whose values are damaged, which
+    /// [`scan`](Self::scan) cannot pass by.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError>;
+
     /// When it returns `Ok`, all that was inserted or removed before the call survives a power cut.
     ///
     /// # Errors

@@ -55,6 +55,13 @@ impl Store for QuarantinedStore {
         }
     }
 
+    fn keys(&self, tree: Tree, _from: &[u8], _to: Option<&[u8]>, _limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        match tree {
+            Tree::Data | Tree::Hints | Tree::HashTree => self.refuse(),
+            Tree::Meta => Ok(Vec::new()),
+        }
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         Ok(())
     }

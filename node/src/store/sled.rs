@@ -301,6 +301,23 @@ impl Store for SledStore {
         Ok(found)
     }
 
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        if to.is_some_and(|to| to <= from) {
+            return Ok(Vec::new());
+        }
+        let entries = match to {
+            Some(to) => self.core.tree(tree).range(from..to),
+            None => self.core.tree(tree).range(from..),
+        };
+        let mut entries = entries.keys();
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let Some(key) = self.core.guard("scanning", || entries.next().transpose())? else { break };
+            found.push(Bytes::copy_from_slice(&key));
+        }
+        Ok(found)
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         self.request(Work::Sync)
     }

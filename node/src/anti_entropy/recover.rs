@@ -1,0 +1,120 @@
+//! Brings back what this node has lost: exchanges it with the other owners, at once and several partitions at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_client::ids::Partition;
+use quorate_client::sometimes;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::Desk;
+use super::pair::Pair;
+use crate::layouts::Current;
+
+/// The background task.
+pub(super) async fn run(desk: Arc<Desk>) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let partitions = desk.replica.recovery().partitions();
+        let current = desk.layouts.current().filter(|_| !partitions.is_empty());
+        let Some(current) = current else {
+            tokio::select! {
+                biased;
+                () = desk.replica.recovery().news() => {}
+                () = sleep(PAUSE_MAX) => {}
+            }
+            pause = PAUSE_MIN;
+            continue;
+        };
+        let (began, before) = (Instant::now(), partitions.len());
+        tracing::info!(partitions = before, "recovering from the other owners");
+        let mut jobs = JoinSet::new();
+        for partition in partitions {
+            if jobs.len() >= AT_ONCE {
+                join(&mut jobs).await;
+            }
+            let (desk, current) = (desk.clone(), current.clone());
+            jobs.spawn(async move { recover(&desk, &current, partition).await });
+        }
+        while !jobs.is_empty() {
+            join(&mut jobs).await;
+        }
+        let left = desk.replica.recovery().partitions().len();
+        match desk.replica.recovery().progress() {
+            None => tracing::info!(partitions = before, took = ?began.elapsed(), "recovered"),
+            Some(progress) => tracing::info!(left, reason = %progress.reason, "not recovered yet: owners are missing"),
+        }
+        if left > 0 {
+            pause = if left < before { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+            let jitter = desk.random.below(pause.as_millis() as u64 / 2 + 1);
+            tokio::select! {
+                biased;
+                () = sleep(pause - Duration::from_millis(jitter)) => {}
+                () = desk.replica.recovery().news() => pause = PAUSE_MIN,
+            }
+        }
+    }
+}
+
+async fn join(jobs: &mut JoinSet<()>) {
+    if let Some(Err(error)) = jobs.join_next().await
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+/// Exchanges what is lost of a partition with its other owners until it is whole, or all were asked.
+async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
+    let owners = current.ring.primaries(partition);
+    let others: Vec<_> = owners.iter().copied().filter(|owner| *owner != desk.me).collect();
+    // Any w owners that acknowledged a write, this one among them, share one with so many of the others.
+    let need = usize::from(current.layout.n - current.layout.w) + 1;
+    if let Err(why) = desk.replica.rebuild(partition).await {
+        tracing::debug!(%partition, "it cannot be summed up: {why}");
+    }
+    let Some(lost) = desk.replica.recovery().lost(partition) else { return };
+    if others.is_empty() {
+        // There is nobody who could hold more.
+        if let Err(error) = desk.replica.exchanged(partition, lost, desk.me, merkle_none(), need, 0).await {
+            tracing::warn!(%partition, "a recovery cannot be noted: {error}");
+        }
+        return;
+    }
+    for peer in desk.reachable(&others) {
+        let pair = Pair { desk, current, peer, partition, paced: false };
+        let told = async {
+            let compared = pair.compare().await?;
+            let leaves = lost.leaves.and(&compared.differ.or(&compared.unknown));
+            let mut recovering = compared.recovering;
+            if !leaves.is_empty() {
+                recovering = recovering.or(&pair.exchange(&leaves).await?.recovering);
+            }
+            let exchanged = desk.replica.exchanged(partition, lost, peer, recovering, need, others.len()).await;
+            exchanged.map_err(|error| error.to_string())
+        };
+        match told.await {
+            Ok(true) => {
+                sometimes!("recovery: a partition is whole again");
+                return;
+            }
+            Ok(false) => sometimes!("recovery: one owner was not enough"),
+            Err(why) => {
+                sometimes!("recovery: an owner could not be asked");
+                tracing::debug!(%peer, %partition, "no exchange: {why}");
+            }
+        }
+    }
+}
+
+fn merkle_none() -> crate::core::merkle::Leaves {
+    crate::core::merkle::Leaves::NONE
+}
+
+/// Partitions that are exchanged at a time.
+const AT_ONCE: usize = 4;
+/// The pause after a round that left something; it doubles while nothing changes.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// The longest pause: owners that come back are asked so soon.
+const PAUSE_MAX: Duration = Duration::from_secs(4);

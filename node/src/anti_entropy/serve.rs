@@ -1,0 +1,170 @@
+//! The answering side: compares, lists and merges what another owner asks for.
+
+use std::time::Duration;
+
+use quorate_client::ids::{NodeId, Partition};
+use quorate_client::wire::NotApplied;
+use quorate_client::{buggify, dawdle, sometimes};
+use tokio::time::Instant;
+
+use super::Desk;
+use crate::core::merkle;
+use crate::core::record::Record;
+use crate::peer_wire::heal::{HealReply, HealRequest, LISTED_MAX, LeafSet, OFFERS_MAX, Offer, ROOTS_MAX, Sum};
+use crate::peer_wire::{Label, PeerReply};
+
+impl Desk {
+    /// Answers one question of a peer that owns what it asks about, as this node does. `timeout` is what the peer gives it.
+    pub(super) async fn answer(
+        &self,
+        from: NodeId,
+        label: Label,
+        request: HealRequest,
+        timeout: Duration,
+    ) -> PeerReply {
+        dawdle!("anti-entropy: a pause before an answer");
+        match self.try_answer(from, label, request, timeout).await {
+            Ok(reply) => PeerReply::Healed(reply),
+            Err(refusal) => {
+                tracing::debug!(%from, %refusal, "a peer's comparison is refused");
+                PeerReply::Refused(refusal)
+            }
+        }
+    }
+
+    async fn try_answer(
+        &self,
+        from: NodeId,
+        label: Label,
+        request: HealRequest,
+        timeout: Duration,
+    ) -> Result<HealReply, NotApplied> {
+        self.check(from, label, &request.partitions())?;
+        let trees = self.replica.trees();
+        let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
+        match request {
+            HealRequest::Roots { roots } => {
+                at_most("partitions", ROOTS_MAX, roots.len())?;
+                let (mut differ, mut unknown) = (Vec::new(), Vec::new());
+                for (partition, theirs) in roots {
+                    match (trees.root(partition), theirs) {
+                        (Some(ours), Some(theirs)) if ours == theirs.0 => {}
+                        (Some(_), Some(_)) => differ.push(partition),
+                        (None, _) | (_, None) => unknown.push(partition),
+                    }
+                }
+                Ok(HealReply::Roots { differ, unknown })
+            }
+            HealRequest::Groups { partition, groups } => {
+                if groups.len() != merkle::GROUPS {
+                    return Err(unsupported(format!("{} groups, a tree has {}", groups.len(), merkle::GROUPS)));
+                }
+                let theirs: Vec<_> = groups.into_iter().map(|sum| sum.map(|sum| sum.0)).collect();
+                let (mut asked, unknown) = merkle::compare(&trees.groups(partition), &theirs);
+                asked.extend(unknown);
+                asked.sort_unstable();
+                let leaves = |group| trees.leaves(partition, group).into_iter().map(|sum| sum.map(Sum)).collect();
+                let groups = asked.into_iter().map(|group| (group, leaves(group))).collect();
+                Ok(HealReply::Groups { groups, recovering: recovering(partition) })
+            }
+            HealRequest::List { partition, leaves, after } => {
+                let (entries, done) = self.replica.list(partition, &leaves.0, after.as_ref(), LISTED_MAX).await?;
+                let entries = entries.into_iter().map(|(key, digest)| (key, Sum(digest))).collect();
+                // Asked last: making the list may have met a corrupt record.
+                Ok(HealReply::Listed { entries, done, recovering: recovering(partition) })
+            }
+            HealRequest::Exchange { partition, offers } => {
+                at_most("records", OFFERS_MAX, offers.len())?;
+                self.exchange(from, partition, offers, timeout).await
+            }
+            HealRequest::Recount { partition, leaves } => {
+                trees.forget(partition, &leaves.0);
+                Ok(HealReply::Recounting)
+            }
+        }
+    }
+
+    /// Merges what is offered, in order, until the answer is full or half of the time is over.
+    async fn exchange(
+        &self,
+        from: NodeId,
+        partition: Partition,
+        offers: Vec<Offer>,
+        timeout: Duration,
+    ) -> Result<HealReply, NotApplied> {
+        let began = Instant::now();
+        let bytes_max = buggify!("exchange: an answer of few bytes", ANSWER_BYTES, 1);
+        let (mut processed, mut records, mut bytes, mut ticket) = (0, Vec::new(), 0, None);
+        for Offer { key, digest, record } in offers {
+            crate::coordinator::check_key(&key)?;
+            if self.partition_of(&key)? != partition {
+                return Err(unsupported("a key of another partition".into()));
+            }
+            let ours = match record {
+                Some(record) => {
+                    let record = Record::decode(&record)
+                        .map_err(|why| unsupported(format!("the record cannot be decoded: {why}")))?;
+                    let merged = self.merge(partition, &key, record, from).await?;
+                    ticket = Some(merged.ticket);
+                    Some(merged.digest)
+                }
+                None => None,
+            };
+            if ours.is_none() || ours != digest.map(|digest| digest.0) {
+                let held = self.replica.held(partition, &key).await?.filter(|record| *record != Record::default());
+                let encoded = held.map(|record| quorate_client::codec::Blob(record.encode()));
+                bytes += key.len() + encoded.as_ref().map_or(0, |record| record.len());
+                records.push((key, encoded));
+            }
+            processed += 1;
+            if bytes >= bytes_max || began.elapsed() >= timeout / 2 {
+                break;
+            }
+        }
+        if let Some(ticket) = ticket {
+            // Syncs are in order: the last one's covers all before it.
+            let storage = |error| NotApplied::Storage { node: self.me, why: format!("no sync: {error}") };
+            ticket.durable().await.map_err(storage)?;
+        }
+        sometimes!("exchange: records went both ways", records.iter().any(|(_, record)| record.is_some()));
+        Ok(HealReply::Exchanged { processed, records })
+    }
+
+    /// That both are owners of all these partitions, in a layout that is not too old.
+    fn check(&self, from: NodeId, label: Label, partitions: &[Partition]) -> Result<(), NotApplied> {
+        let not_serving = |why| NotApplied::NotServing { node: self.me, why };
+        let current = self.layouts.current().ok_or_else(|| not_serving("there is no layout yet".into()))?;
+        let version = current.layout.version;
+        if label.high < version {
+            return Err(NotApplied::StaleLayout { need: version, had: label.high });
+        }
+        for partition in partitions {
+            if partition.0 >= current.ring.partitions() {
+                return Err(unsupported(format!("there is no partition {partition}")));
+            }
+            let owners = current.ring.primaries(*partition);
+            for node in [self.me, from] {
+                if !owners.contains(&node) {
+                    return Err(not_serving(format!("{node} is no primary of partition {partition}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn partition_of(&self, key: &[u8]) -> Result<Partition, NotApplied> {
+        let why = || NotApplied::NotServing { node: self.me, why: "there is no layout yet".into() };
+        Ok(self.layouts.current().ok_or_else(why)?.ring.partition_of(key))
+    }
+}
+
+fn at_most(what: &str, most: usize, got: usize) -> Result<(), NotApplied> {
+    if got <= most { Ok(()) } else { Err(unsupported(format!("{got} {what} at once, at most {most} are possible"))) }
+}
+
+fn unsupported(why: String) -> NotApplied {
+    NotApplied::Unsupported { why }
+}
+
+/// Records in one answer; one more still fits a frame.
+const ANSWER_BYTES: usize = 1 << 20;

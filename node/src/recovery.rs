@@ -1,0 +1,408 @@
+//! What a replica has lost, and so must not speak of until others have told it.
+//!
+//! A replica that lost what it had acknowledged (its disk was emptied, exchanged, rolled back or damaged) is **recovering**: it
+//! takes writes, which count for W, but it answers no read, never says that a key is absent, and is no complete source for
+//! others. It serves again what it has exchanged completely, leaf by leaf, with
+//! - N - w + 1 owners that are not recovering there: any write that w owners had acknowledged, this one among them, is held by
+//!   one of these; or
+//! - all N - 1 others, whatever their state: nobody holds more. So a power cut that takes something from all ends.
+//!
+//! What is lost is noted on disk before anything can take its place, so that a restart does not forget it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use quorate_client::codec::{self, Blob};
+use quorate_client::ids::{NodeId, Partition};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::core::merkle::{LEAVES, Leaves};
+use crate::store::{Store, StoreError, Tree};
+
+/// Why something is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Reason {
+    /// A record failed its checksum.
+    Corrupt,
+    /// The layout names this node with another disk: this one was emptied or exchanged.
+    OtherDisk,
+    /// The last stop was unclean, and writes had been acknowledged before they were synced.
+    Unclean,
+    /// A peer remembers this disk further ahead: it was rolled back or cloned.
+    RolledBack,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Corrupt => "a record was corrupt",
+            Self::OtherDisk => "the disk is not the one that the layout names",
+            Self::Unclean => "the last stop was unclean, with writes that were not synced",
+            Self::RolledBack => "a peer remembers the disk further ahead",
+        })
+    }
+}
+
+/// What is lost on one node. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Recovery(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn Store>,
+    state: Mutex<State>,
+    /// Wakes whoever recovers.
+    lost: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether it is known what is lost. Until then all is taken for lost.
+    undecided: bool,
+    partitions: BTreeMap<Partition, Entry>,
+    /// Counts losses: what was read before one and is answered after it may be wrong.
+    losses: u64,
+    /// The partitions of the recovery under way, those that are done included, and since when.
+    total: u32,
+    since: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    reason: Reason,
+    leaves: Leaves,
+    /// The number of the last loss in it: exchanges that began before it do not count.
+    loss: u64,
+    /// Per owner: the leaves that were exchanged completely with it, and those of them for which it could speak.
+    exchanged: BTreeMap<NodeId, (Leaves, Leaves)>,
+}
+
+/// What has to be exchanged of one partition; tells a later loss from this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// The leaves.
+    pub leaves: Leaves,
+    loss: u64,
+}
+
+/// How a recovery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Why, the gravest reason.
+    pub reason: Reason,
+    /// Partitions of which something is lost.
+    pub left: u32,
+    /// Partitions of which something was lost when it began, or later.
+    pub total: u32,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// A look at what is lost, to be confirmed after what was looked at has been read.
+#[derive(Debug, Clone, Copy)]
+pub struct Look(u64);
+
+/// As it is stored.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    reason: Reason,
+    leaves: Blob,
+}
+
+impl Recovery {
+    /// Goes on from what the store knows. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is something else.
+    pub fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let mut state = State::default();
+        let to = [PREFIX, &[u8::MAX; 3]].concat();
+        for (key, value) in store.scan(Tree::Meta, PREFIX, Some(&to), usize::MAX, usize::MAX)? {
+            let (partition, stored) = decode(&key, &value)
+                .ok_or_else(|| StoreError::Corrupt(format!("{} is not what a recovery stores", key.escape_ascii())))?;
+            let (reason, leaves) = stored;
+            state.losses += 1;
+            state
+                .partitions
+                .insert(partition, Entry { reason, leaves, loss: state.losses, exchanged: BTreeMap::new() });
+        }
+        state.total = state.partitions.len() as u32;
+        state.since = (state.total > 0).then(Instant::now);
+        Ok(Self(Arc::new(Shared { store, state: Mutex::new(state), lost: Notify::new() })))
+    }
+
+    /// Nothing is served until [`decided`](Self::decided) is called: it is not known yet what is lost.
+    pub fn undecided(&self) {
+        self.state().undecided = true;
+    }
+
+    /// What is lost is noted now.
+    pub fn decided(&self) {
+        self.state().undecided = false;
+        self.0.lost.notify_one();
+    }
+
+    /// Something is lost. It is on its way to the disk when this returns, ahead of whatever is written later. Blocking.
+    ///
+    /// # Errors
+    /// When the store does not take it; then nothing has changed.
+    pub fn lose(&self, partition: Partition, leaves: &Leaves, reason: Reason) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let before = state.partitions.get(&partition);
+        let all = before.map_or(*leaves, |entry| entry.leaves.or(leaves));
+        let reason = before.map_or(reason, |entry| entry.reason.max(reason));
+        self.keep(partition, reason, &all)?;
+        state.losses += 1;
+        let loss = state.losses;
+        if state.since.is_none() {
+            state.since = Some(Instant::now());
+        }
+        match state.partitions.get_mut(&partition) {
+            Some(entry) => *entry = Entry { reason, leaves: all, loss, exchanged: BTreeMap::new() },
+            None => {
+                state.total += 1;
+                state.partitions.insert(partition, Entry { reason, leaves: all, loss, exchanged: BTreeMap::new() });
+            }
+        }
+        drop(state);
+        self.0.lost.notify_one();
+        Ok(())
+    }
+
+    /// Whether all of these leaves are known to be lost.
+    pub fn is_lost(&self, partition: Partition, leaves: &Leaves) -> bool {
+        self.state().partitions.get(&partition).is_some_and(|entry| leaves.without(&entry.leaves).is_empty())
+    }
+
+    /// Whether these leaves may be served, to be asked before they are read.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn look(&self, partition: Partition, leaves: &Leaves) -> Result<Look, String> {
+        let state = self.state();
+        if state.undecided {
+            return Err("it is not known yet whether its disk lacks something".into());
+        }
+        match state.partitions.get(&partition).filter(|entry| !entry.leaves.and(leaves).is_empty()) {
+            Some(entry) => Err(format!("it is recovering partition {partition} ({})", entry.reason)),
+            None => Ok(Look(state.losses)),
+        }
+    }
+
+    /// Whether nothing was lost anywhere since that look: what was read in between may be served.
+    pub fn confirm(&self, look: Look) -> bool {
+        let state = self.state();
+        state.losses == look.0 && !state.undecided
+    }
+
+    /// The leaves of a partition for which this replica cannot speak.
+    pub fn recovering(&self, partition: Partition) -> Leaves {
+        let state = self.state();
+        if state.undecided {
+            return Leaves::ALL;
+        }
+        state.partitions.get(&partition).map_or(Leaves::NONE, |entry| entry.leaves)
+    }
+
+    /// The partitions of which something is lost, in order.
+    pub fn partitions(&self) -> Vec<Partition> {
+        let state = self.state();
+        if state.undecided { Vec::new() } else { state.partitions.keys().copied().collect() }
+    }
+
+    /// What is to be exchanged of a partition.
+    pub fn lost(&self, partition: Partition) -> Option<Lost> {
+        let state = self.state();
+        state.partitions.get(&partition).map(|entry| Lost { leaves: entry.leaves, loss: entry.loss })
+    }
+
+    /// The reason why a leaf is lost, if it is.
+    pub fn reason(&self, partition: Partition, leaf: u8) -> Option<Reason> {
+        let state = self.state();
+        state.partitions.get(&partition).filter(|entry| entry.leaves.contains(leaf)).map(|entry| entry.reason)
+    }
+
+    /// The leaves of `lost` were exchanged completely with an owner that could not speak for `recovering` of them, and what
+    /// came is durable here. `need` such owners that can speak, or all the `others`, make a leaf whole. Tells whether all
+    /// of the partition is. Blocking.
+    ///
+    /// # Errors
+    /// When the store does not take it; then it is to be done again.
+    pub fn exchanged(
+        &self,
+        partition: Partition,
+        lost: Lost,
+        with: NodeId,
+        recovering: &Leaves,
+        need: usize,
+        others: usize,
+    ) -> Result<bool, StoreError> {
+        let mut state = self.state();
+        let Some(entry) = state.partitions.get_mut(&partition) else { return Ok(true) };
+        if entry.loss != lost.loss {
+            return Ok(false);
+        }
+        entry.exchanged.insert(with, (lost.leaves, lost.leaves.without(recovering)));
+        let whole: Leaves = entry.leaves.iter().filter(|leaf| entry.is_whole(*leaf, need, others)).collect();
+        let left = entry.leaves.without(&whole);
+        if left == entry.leaves {
+            return Ok(false);
+        }
+        let reason = entry.reason;
+        if left.is_empty() {
+            self.0.store.remove(Tree::Meta, &meta_key(partition))?;
+            state.partitions.remove(&partition);
+            if state.partitions.is_empty() {
+                (state.total, state.since) = (0, None);
+            }
+            return Ok(true);
+        }
+        self.keep(partition, reason, &left)?;
+        state.partitions.get_mut(&partition).expect("seen above").leaves = left;
+        Ok(false)
+    }
+
+    /// How it stands; nothing if nothing is lost.
+    pub fn progress(&self) -> Option<Progress> {
+        let state = self.state();
+        let reason = state.partitions.values().map(|entry| entry.reason).max()?;
+        let (left, total) = (state.partitions.len() as u32, state.total);
+        Some(Progress { reason, left, total, since: state.since? })
+    }
+
+    /// Waits until something is lost, or what is lost is known.
+    pub(crate) async fn news(&self) {
+        self.0.lost.notified().await;
+    }
+
+    fn keep(&self, partition: Partition, reason: Reason, leaves: &Leaves) -> Result<(), StoreError> {
+        let stored = Stored { reason, leaves: Blob::copy_from(&leaves.to_bytes()) };
+        self.0.store.insert(Tree::Meta, &meta_key(partition), &codec::encode(&stored))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("nothing panics while it is locked")
+    }
+}
+
+impl Entry {
+    fn is_whole(&self, leaf: u8, need: usize, others: usize) -> bool {
+        let complete = self.exchanged.values().filter(|(complete, _)| complete.contains(leaf)).count();
+        let serving = self.exchanged.values().filter(|(_, serving)| serving.contains(leaf)).count();
+        serving >= need || complete >= others
+    }
+}
+
+fn meta_key(partition: Partition) -> Vec<u8> {
+    [PREFIX, &partition.0.to_be_bytes()].concat()
+}
+
+fn decode(key: &[u8], value: &bytes::Bytes) -> Option<(Partition, (Reason, Leaves))> {
+    let partition = Partition(u16::from_be_bytes(key.strip_prefix(PREFIX)?.try_into().ok()?));
+    let stored: Stored = codec::decode(value).ok()?;
+    Some((partition, (stored.reason, Leaves::from_bytes(&stored.leaves)?)))
+}
+
+/// Before the partition in the keys of [`Tree::Meta`].
+const PREFIX: &[u8] = b"recovery/partition/";
+
+const _: () = assert!(LEAVES == 256, "leaves are stored in 32 bytes");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    const PARTITION: Partition = Partition(3);
+
+    fn recovery(store: &MemoryStore) -> Recovery {
+        Recovery::open(Arc::new(store.clone())).expect("readable")
+    }
+
+    fn node(i: u32) -> NodeId {
+        NodeId::new(&format!("n{i}")).expect("legal")
+    }
+
+    fn some() -> Leaves {
+        [3, 4].into_iter().collect()
+    }
+
+    #[test]
+    fn enough_owners_that_can_speak_make_it_whole() {
+        let recovery = recovery(&MemoryStore::new());
+        recovery.lose(PARTITION, &some(), Reason::OtherDisk).expect("room");
+        let lost = recovery.lost(PARTITION).expect("lost");
+        let exchanged = |with, recovering: &Leaves| {
+            recovery.exchanged(PARTITION, lost, node(with), recovering, 2, 4).expect("room")
+        };
+        assert!(!exchanged(1, &Leaves::NONE));
+        assert!(!exchanged(1, &Leaves::NONE), "nobody counts twice");
+        assert!(!exchanged(2, &[4].into_iter().collect()), "it cannot speak for leaf 4");
+        assert_eq!(recovery.recovering(PARTITION), [4].into_iter().collect());
+        assert!(recovery.look(PARTITION, &[3].into_iter().collect()).is_ok());
+        assert!(recovery.look(PARTITION, &some()).expect_err("lost").contains("recovering partition 3"));
+        assert!(exchanged(3, &Leaves::NONE));
+        assert_eq!((recovery.lost(PARTITION), recovery.progress()), (None, None));
+    }
+
+    #[test]
+    fn all_others_in_any_state_make_it_whole() {
+        let recovery = recovery(&MemoryStore::new());
+        recovery.lose(PARTITION, &Leaves::ALL, Reason::Unclean).expect("room");
+        let lost = recovery.lost(PARTITION).expect("lost");
+        assert!(!recovery.exchanged(PARTITION, lost, node(1), &Leaves::ALL, 2, 2).expect("room"));
+        assert!(recovery.exchanged(PARTITION, lost, node(2), &Leaves::ALL, 2, 2).expect("room"));
+    }
+
+    #[test]
+    fn exchanges_that_began_before_a_loss_do_not_count() {
+        let recovery = recovery(&MemoryStore::new());
+        recovery.lose(PARTITION, &some(), Reason::Corrupt).expect("room");
+        let early = recovery.lost(PARTITION).expect("lost");
+        recovery.exchanged(PARTITION, early, node(1), &Leaves::NONE, 2, 2).expect("room");
+        recovery.lose(PARTITION, &some(), Reason::Corrupt).expect("room");
+        assert!(!recovery.exchanged(PARTITION, early, node(2), &Leaves::NONE, 2, 2).expect("room"));
+        let lost = recovery.lost(PARTITION).expect("lost");
+        assert!(!recovery.exchanged(PARTITION, lost, node(2), &Leaves::NONE, 2, 2).expect("room"));
+        assert!(recovery.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 2, 2).expect("room"));
+    }
+
+    #[test]
+    fn a_restart_forgets_nothing_but_who_was_asked() {
+        let store = MemoryStore::new();
+        let first = recovery(&store);
+        first.lose(PARTITION, &some(), Reason::Corrupt).expect("room");
+        first.lose(Partition(260), &Leaves::ALL, Reason::RolledBack).expect("room");
+        let again = recovery(&store);
+        assert_eq!(again.partitions(), [PARTITION, Partition(260)]);
+        assert_eq!((again.recovering(PARTITION), again.recovering(Partition(260))), (some(), Leaves::ALL));
+        assert_eq!(again.reason(PARTITION, 3), Some(Reason::Corrupt));
+        let progress = again.progress().expect("under way");
+        assert_eq!((progress.reason, progress.left, progress.total), (Reason::RolledBack, 2, 2));
+        let lost = again.lost(PARTITION).expect("lost");
+        assert!(again.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
+        assert_eq!(recovery(&store).partitions(), [Partition(260)]);
+        store.insert(Tree::Meta, &meta_key(PARTITION), b"garbage").expect("room");
+        assert!(Recovery::open(Arc::new(store)).is_err());
+    }
+
+    #[test]
+    fn what_was_read_around_a_loss_is_not_served() {
+        let recovery = recovery(&MemoryStore::new());
+        let look = recovery.look(PARTITION, &some()).expect("nothing is lost");
+        assert!(recovery.confirm(look));
+        recovery.lose(PARTITION, &some(), Reason::Corrupt).expect("room");
+        let lost = recovery.lost(PARTITION).expect("lost");
+        assert!(recovery.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 1).expect("room"));
+        assert!(!recovery.confirm(look), "though it is whole again");
+        let look = recovery.look(PARTITION, &some()).expect("whole");
+        recovery.undecided();
+        assert!(!recovery.confirm(look) && recovery.look(PARTITION, &some()).is_err());
+        assert_eq!(recovery.recovering(Partition(9)), Leaves::ALL);
+        recovery.decided();
+        assert!(recovery.confirm(look));
+    }
+}

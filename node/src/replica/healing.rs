@@ -1,0 +1,459 @@
+//! What anti-entropy asks of a replica: lists of what it holds, whole records whatever their state, and hash trees that are
+//! summed up anew.
+//!
+//! A record that is corrupt counts as missing here: a peer's copy of it is what heals it.
+
+use std::sync::atomic::Ordering;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::{NodeId, Partition, key_hash};
+use quorate_client::wire::NotApplied;
+use quorate_client::{buggify, dawdle, sometimes};
+use tokio::sync::OwnedMutexGuard;
+
+use super::{HASH_LEN, Inner, PAGE_BYTES, Place, Replica, Unreadable, data_key, digest_of, stripe_of};
+use crate::core::exchange::Listed;
+use crate::core::merkle::{self, HashTree, LEAVES, Leaves};
+use crate::core::record::Record;
+use crate::hash_trees::HashTrees;
+use crate::recovery::{Lost, Recovery};
+use crate::store::{StoreError, Tree};
+
+impl Replica {
+    /// The hash trees of its partitions.
+    pub fn trees(&self) -> &HashTrees {
+        &self.0.trees
+    }
+
+    /// What it has lost.
+    pub fn recovery(&self) -> &Recovery {
+        &self.0.recovery
+    }
+
+    /// Notes an exchange of what is lost, see [`Recovery::exchanged`]. What came must be durable.
+    ///
+    /// # Errors
+    /// When the store does not take it; then it is to be done again.
+    pub async fn exchanged(
+        &self,
+        partition: Partition,
+        lost: Lost,
+        with: NodeId,
+        recovering: Leaves,
+        need: usize,
+        others: usize,
+    ) -> Result<bool, StoreError> {
+        let recovery = self.0.recovery.clone();
+        let job = move || recovery.exchanged(partition, lost, with, &recovering, need, others);
+        self.0.executor.run(job).await
+    }
+
+    /// Takes the trees that were saved by the start before `boot`, which must have ended cleanly; tells how many. To be called
+    /// once the number of partitions is known and before anything is written.
+    pub async fn load_trees(&self, boot: u64) -> usize {
+        let inner = self.0.clone();
+        self.0.executor.run(move || inner.trees.load(&*inner.store, boot)).await
+    }
+
+    /// Refuses every write from here on, waits for those that have begun, and saves the trees for the next start.
+    ///
+    /// # Errors
+    /// When the trees could not be saved; they are summed up anew then.
+    pub async fn close(&self, boot: u64) -> Result<(), StoreError> {
+        self.0.closed.store(true, Ordering::SeqCst);
+        for stripe in &self.0.stripes {
+            drop(stripe.clone().lock_owned().await);
+        }
+        let inner = self.0.clone();
+        self.0.executor.run(move || inner.trees.save(&*inner.store, boot)).await
+    }
+
+    /// Sums up the unknown leaves of a partition from the data. Requests for its keys wait for one page at a time at most.
+    ///
+    /// # Errors
+    /// When the store cannot be read. A leaf that fell into doubt again and again is left unknown, which is no error.
+    pub async fn rebuild(&self, partition: Partition) -> Result<(), NotApplied> {
+        let Some(partitions) = self.partitions() else { return Ok(()) };
+        let _one = self.0.rebuild.lock().await;
+        let unknown = self.0.trees.unknown(partition);
+        if unknown.len() > WHOLE_FROM && self.rebuild_whole(partition, partitions).await? {
+            sometimes!("hash trees: a partition was summed up at once");
+            return Ok(());
+        }
+        for leaf in unknown.iter() {
+            sometimes!("hash trees: a leaf was summed up");
+            for _ in 0..ATTEMPTS_MAX {
+                if self.rebuild_leaf(partition, leaf, partitions).await? {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A list of what it holds in some leaves of a partition, in the order of (key hash, key) after the key `after`: at most
+    /// `limit` records, and whether nothing follows on them.
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] if the store failed, [`NotApplied::NotServing`] before the layout is known.
+    pub async fn list(
+        &self,
+        partition: Partition,
+        leaves: &Leaves,
+        after: Option<&Blob>,
+        limit: usize,
+    ) -> Result<(Vec<Listed>, bool), NotApplied> {
+        let inner = &self.0;
+        let partitions = self.partitions().ok_or_else(|| {
+            let why = "there is no layout yet".into();
+            NotApplied::NotServing { node: inner.node, why }
+        })?;
+        let limit = buggify!("exchange: short pages", limit.max(1), 1);
+        let after = after.map(|key| [&data_key(key)[..], &[0]].concat());
+        let mut found = Vec::new();
+        for (from, to) in ranges(partition, leaves, partitions) {
+            let mut from = after.clone().map_or(from.clone(), |after| after.max(from));
+            while to.as_ref().is_none_or(|to| from < *to) {
+                if found.len() >= limit {
+                    return Ok((found, false));
+                }
+                let (job, to, left) = (inner.clone(), to.clone(), limit - found.len());
+                let page = inner.executor.run(move || job.digests(partition, &from, to.as_deref(), left)).await?;
+                found.extend(page.entries);
+                match page.next {
+                    Some(next) => from = next,
+                    None => break,
+                }
+            }
+        }
+        Ok((found, true))
+    }
+
+    /// The record of a key as it lies here, whether or not this replica may serve it; nothing if there is none or it is corrupt.
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] if the store failed.
+    pub async fn held(&self, partition: Partition, key: &Blob) -> Result<Option<Record>, NotApplied> {
+        let (inner, key) = (self.0.clone(), key.clone());
+        let job = move || match inner.stored(&key) {
+            Ok(record) => Ok(record),
+            Err(Unreadable::Failed(why)) => Err(inner.failed(why)),
+            Err(Unreadable::Corrupt(why)) => {
+                inner.found_corrupt(partition, &Place::Data, &key, &why);
+                Ok(None)
+            }
+        };
+        self.0.executor.run(job).await
+    }
+
+    /// Sums up a partition in one page. False if it does not fit into one.
+    async fn rebuild_whole(&self, partition: Partition, partitions: u16) -> Result<bool, NotApplied> {
+        let (from, to) = ranges(partition, &Leaves::ALL, partitions).remove(0);
+        let locks = self.lock_between(&from, to.as_deref()).await;
+        let inner = self.0.clone();
+        let job = move || {
+            let _locks = locks;
+            let page = inner.digests(partition, &from, to.as_deref(), REBUILD_PAGE)?;
+            if page.next.is_some() {
+                return Ok(false);
+            }
+            let mut sums = [0u128; LEAVES];
+            for (key, digest) in &page.entries {
+                let sum = &mut sums[usize::from(merkle::leaf_of(key_hash(key), partitions))];
+                *sum = sum.wrapping_add(*digest);
+            }
+            let mut tree = HashTree::unknown();
+            (0..=u8::MAX).zip(sums).for_each(|(leaf, sum)| tree.set(leaf, sum));
+            inner.trees.set_all(partition, tree);
+            Ok(true)
+        };
+        self.0.executor.run(job).await
+    }
+
+    /// Sums up a leaf page by page. False if it fell into doubt meanwhile.
+    async fn rebuild_leaf(&self, partition: Partition, leaf: u8, partitions: u16) -> Result<bool, NotApplied> {
+        let (first, to) = ranges(partition, &[leaf].into_iter().collect(), partitions).remove(0);
+        let mut from = first.clone();
+        loop {
+            let locks = self.lock_between(&first, to.as_deref()).await;
+            let (inner, at, begins, end) = (self.0.clone(), from.clone(), from == first, to.clone());
+            let job = move || {
+                let _locks = locks;
+                let page = inner.digests(partition, &at, end.as_deref(), REBUILD_PAGE)?;
+                if begins {
+                    inner.trees.begin(partition, leaf, at);
+                }
+                let sum = page.entries.iter().fold(0u128, |sum, (_, digest)| sum.wrapping_add(*digest));
+                Ok((inner.trees.add_page(partition, leaf, sum, page.next.clone()), page.next))
+            };
+            match self.0.executor.run(job).await? {
+                (true, Some(next)) => from = next,
+                (done, _) => return Ok(done),
+            }
+            dawdle!("hash trees: a pause in the middle of a leaf");
+        }
+    }
+
+    /// Every lock of keys that lie between two places, in ascending order, as everybody takes more than one.
+    async fn lock_between(&self, from: &[u8], to: Option<&[u8]>) -> Vec<OwnedMutexGuard<()>> {
+        let hash = |place: &[u8]| place.first_chunk().map_or(0, |hash| u64::from_be_bytes(*hash));
+        let last = to.map_or(u64::MAX, |to| hash(to).saturating_sub(1));
+        let mut locks = Vec::new();
+        for stripe in &self.0.stripes[stripe_of(hash(from))..=stripe_of(last)] {
+            locks.push(stripe.clone().lock_owned().await);
+        }
+        locks
+    }
+
+    fn partitions(&self) -> Option<u16> {
+        Some(self.0.partitions.load(Ordering::Relaxed)).filter(|partitions| *partitions > 0)
+    }
+}
+
+/// A page of a list, and where the next one begins.
+pub(super) struct DigestPage {
+    entries: Vec<Listed>,
+    next: Option<Vec<u8>>,
+}
+
+impl Inner {
+    /// The digests of the records between two places, at most `limit`. Corrupt records are left out, and noted.
+    pub(super) fn digests(
+        &self,
+        partition: Partition,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<DigestPage, NotApplied> {
+        let next_after = |last: &[u8]| [last, &[0]].concat();
+        let mut page = DigestPage { entries: Vec::new(), next: None };
+        match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
+            Ok(entries) => {
+                let bytes: usize = entries.iter().map(|(key, value)| key.len() + value.len()).sum();
+                if entries.len() >= limit || bytes >= PAGE_BYTES {
+                    page.next = entries.last().map(|(key, _)| next_after(key));
+                }
+                for (place, value) in entries {
+                    let key = Blob(place.slice(HASH_LEN.min(place.len())..));
+                    match Record::decode(&value) {
+                        Ok(record) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
+                        Err(why) => drop(self.found_corrupt(partition, &Place::Data, &key, &why)),
+                    }
+                }
+            }
+            // A scan does not get past a damaged value, and does not say whose it is.
+            Err(StoreError::Corrupt(_)) => {
+                let limit = limit.min(ONE_BY_ONE);
+                let keys =
+                    self.store.keys(Tree::Data, from, to, limit).map_err(|error| self.failed(error.to_string()))?;
+                if keys.len() >= limit {
+                    page.next = keys.last().map(|key| next_after(key));
+                }
+                for place in keys {
+                    let key = Blob(place.slice(HASH_LEN.min(place.len())..));
+                    match self.stored(&key) {
+                        Ok(Some(record)) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
+                        Ok(None) => {}
+                        Err(Unreadable::Corrupt(why)) => drop(self.found_corrupt(partition, &Place::Data, &key, &why)),
+                        Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
+                    }
+                }
+            }
+            Err(error) => return Err(self.failed(error.to_string())),
+        }
+        Ok(page)
+    }
+}
+
+/// Where some leaves of a partition lie in the data, neighbours in one piece.
+fn ranges(partition: Partition, leaves: &Leaves, partitions: u16) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    let place = |leaf: u16| merkle::first_hash(partition, leaf, partitions).map(|hash| hash.to_be_bytes().to_vec());
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for leaf in leaves.iter().map(u16::from) {
+        match ranges.last_mut() {
+            Some((_, end)) if *end == leaf => *end += 1,
+            _ => ranges.push((leaf, leaf + 1)),
+        }
+    }
+    ranges.into_iter().map(|(from, to)| (place(from).expect("a leaf begins somewhere"), place(to))).collect()
+}
+
+/// From so many unknown leaves on it is tried whether all of the partition fits into a page: 256 scans of nothing cost more.
+const WHOLE_FROM: usize = 8;
+/// Records that are summed up while their keys are locked: a few milliseconds of reading and hashing.
+const REBUILD_PAGE: usize = 512;
+/// How often a leaf is begun anew before it is left to the next round.
+const ATTEMPTS_MAX: u32 = 3;
+/// Keys that are read one by one around a damaged value.
+const ONE_BY_ONE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use quorate_client::ids::OpId;
+    use quorate_client::random::Random;
+
+    use super::*;
+    use crate::core::exchange::order;
+    use crate::core::version::Context;
+    use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
+
+    const PARTITIONS: u16 = 8;
+
+    fn replica(store: &MemoryStore, executor: Executor) -> Replica {
+        let node = NodeId::new("n1").expect("legal");
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let committer = Committer::start(
+            shared.clone(),
+            executor.clone(),
+            Durability::Group,
+            Duration::from_secs(1),
+            Arc::new(|why| panic!("{why}")),
+        );
+        let recovery = Recovery::open(shared.clone()).expect("readable");
+        let replica = Replica::new(node, shared, executor, committer, Random::from_seed(7), recovery);
+        replica.set_partitions(PARTITIONS);
+        replica
+    }
+
+    fn key(i: u32) -> Blob {
+        Blob::copy_from(format!("key-{i}").as_bytes())
+    }
+
+    fn partition(key: &Blob) -> Partition {
+        Partition::of(key_hash(key), PARTITIONS)
+    }
+
+    async fn put(replica: &Replica, i: u32, value: &str) {
+        let (key, op_id) = (key(i), OpId(key_hash(value.as_bytes()).into()));
+        let value = Some(Blob::copy_from(value.as_bytes()));
+        replica.mint(partition(&key), &key, op_id, value, Context::new()).await.expect("minted");
+    }
+
+    async fn roots(replica: &Replica) -> Vec<Option<u128>> {
+        for partition in (0..PARTITIONS).map(Partition) {
+            replica.rebuild(partition).await.expect("readable");
+        }
+        (0..PARTITIONS).map(|partition| replica.trees().root(Partition(partition))).collect()
+    }
+
+    /// What the data says, whatever the trees say.
+    async fn truth(store: &MemoryStore) -> Vec<Option<u128>> {
+        roots(&replica(store, Executor::Inline)).await
+    }
+
+    #[tokio::test]
+    async fn writes_keep_the_trees_in_step_with_the_data() {
+        let store = MemoryStore::new();
+        let one = replica(&store, Executor::Inline);
+        assert!(roots(&one).await.iter().all(|root| *root == Some(0)));
+        for i in 0..2000 {
+            put(&one, i % 700, &i.to_string()).await;
+        }
+        let kept: Vec<_> = (0..PARTITIONS).map(|partition| one.trees().root(Partition(partition))).collect();
+        assert!(kept.iter().all(|root| root.is_some_and(|root| root != 0)));
+        assert_eq!(kept, truth(&store).await);
+    }
+
+    #[tokio::test]
+    async fn trees_that_are_summed_up_while_writes_go_on_are_right() {
+        let store = MemoryStore::new();
+        let executor = Executor::threads(2);
+        let one = replica(&store, executor.clone());
+        // More than a page in each partition, so that leaves are summed up one by one.
+        for i in 0..8000 {
+            put(&one, i, "first").await;
+        }
+        for partition in (0..PARTITIONS).map(Partition) {
+            one.trees().forget(partition, &Leaves::ALL);
+        }
+        let writer = one.clone();
+        let writing = tokio::spawn(async move {
+            for i in 0..8000u32 {
+                put(&writer, i.wrapping_mul(2_654_435_761) % 9000, &format!("second {i}")).await;
+            }
+        });
+        for _ in 0..3 {
+            roots(&one).await;
+            one.trees().forget(Partition(3), &(0..40).collect());
+        }
+        writing.await.expect("no panic");
+        assert_eq!(roots(&one).await, truth(&store).await);
+    }
+
+    #[tokio::test]
+    async fn lists_are_whole_sorted_and_paged() {
+        let store = MemoryStore::new();
+        let one = replica(&store, Executor::Inline);
+        for i in 0..500 {
+            put(&one, i, "x").await;
+        }
+        for (leaves, limit) in [(Leaves::ALL, 7), (Leaves::ALL, 1000), ((0..100).chain(200..=255).collect(), 5)] {
+            let mut listed: Vec<Listed> = Vec::new();
+            loop {
+                let after = listed.last().map(|(key, _)| key.clone());
+                let (page, done) = one.list(Partition(2), &leaves, after.as_ref(), limit).await.expect("readable");
+                assert!(page.len() <= limit && (done || !page.is_empty()));
+                listed.extend(page);
+                if done {
+                    break;
+                }
+            }
+            let of_leaf = |key: &Blob| leaves.contains(merkle::leaf_of(key_hash(key), PARTITIONS));
+            let mut expected: Vec<Blob> = (0..500).map(key).filter(|key| partition(key) == Partition(2)).collect();
+            expected.retain(of_leaf);
+            expected.sort_by(|one, other| order(one, other));
+            assert_eq!(listed.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>(), expected);
+            for (key, digest) in listed {
+                let record = one.held(Partition(2), &key).await.expect("readable").expect("listed");
+                assert_eq!(record.digest(&key), digest);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn corrupt_records_count_as_missing_and_a_merge_brings_the_tree_back() {
+        let store = MemoryStore::new();
+        let one = replica(&store, Executor::Inline);
+        for i in 0..100 {
+            put(&one, i, "x").await;
+        }
+        let whole = roots(&one).await;
+        let key = key(4);
+        let partition = partition(&key);
+        let record = one.held(partition, &key).await.expect("readable").expect("there");
+        assert!(store.flip_bit(Tree::Data, &data_key(&key)));
+        assert_eq!(one.held(partition, &key).await, Ok(None));
+        assert_eq!(one.trees().unknown(partition).len(), 1, "its leaf is in doubt");
+        let without = roots(&one).await;
+        let lost = whole[usize::from(partition.0)].map(|sum| sum.wrapping_sub(record.digest(&key)));
+        assert_eq!(without[usize::from(partition.0)], lost);
+        let (listed, _) = one.list(partition, &Leaves::ALL, None, 1000).await.expect("readable");
+        assert!(!listed.is_empty() && listed.iter().all(|(listed, _)| *listed != key));
+
+        let merged = one.merge(partition, &key, record.clone()).await.expect("merged");
+        assert_eq!((merged.changed, merged.was_corrupt, merged.digest), (true, true, record.digest(&key)));
+        assert_eq!(roots(&one).await, whole);
+    }
+
+    #[tokio::test]
+    async fn after_close_nothing_is_written_and_the_next_start_takes_the_trees() {
+        let store = MemoryStore::new();
+        let one = replica(&store, Executor::Inline);
+        for i in 0..100 {
+            put(&one, i, "x").await;
+        }
+        let expected = roots(&one).await;
+        one.close(3).await.expect("room");
+        let refused = one.mint(partition(&key(1)), &key(1), OpId(1), None, Context::new()).await.expect_err("closed");
+        assert!(refused.to_string().contains("shutting down"), "{refused}");
+        let record = one.held(partition(&key(1)), &key(1)).await.expect("readable").expect("there");
+        assert!(one.merge(partition(&key(1)), &key(1), record).await.is_err());
+        let next = replica(&store, Executor::Inline);
+        assert_eq!(next.load_trees(4).await, usize::from(PARTITIONS));
+        let taken: Vec<_> = (0..PARTITIONS).map(|partition| next.trees().root(Partition(partition))).collect();
+        assert_eq!(taken, expected);
+    }
+}
