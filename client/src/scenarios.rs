@@ -106,7 +106,7 @@ impl Store {
                 Some(table) => Ok(Reply::Route(table.clone())),
                 None => Err(NotApplied::NotServing { node: n(0), why: "there is no layout yet".into() }.into()),
             },
-            RequestBody::Locate { .. } | RequestBody::Status | RequestBody::Layout(_) => {
+            RequestBody::Locate { .. } | RequestBody::Status | RequestBody::Repair(_) | RequestBody::Layout(_) => {
                 Err(NotApplied::Unsupported { why: "not here".into() }.into())
             }
         }

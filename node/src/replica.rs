@@ -38,6 +38,8 @@ use crate::recovery::{Reason, Recovery};
 use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
 
 use self::hints::Kept;
+#[doc(hidden)]
+pub use self::hints::decode_hint;
 pub use self::hints::{HintPage, HintTotals, Hinted};
 
 /// One node's records. Clones share them.

@@ -138,6 +138,7 @@ impl Cluster {
                 credentials: credentials(ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues")),
                 durability: Durability::Group,
                 sync_interval: Duration::from_millis(100),
+                mechanisms: Default::default(),
                 anti_entropy: AntiEntropyConfig { enabled: true, interval },
             };
             let store = store.clone();

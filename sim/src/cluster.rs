@@ -23,7 +23,7 @@ use quorate_client::{Client, Error};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
-use quorate_node::node::{Mechanisms, Node, NodeConfig};
+use quorate_node::node::{self, Node, NodeConfig};
 use quorate_node::store::{self, Executor, Latency};
 use tokio::sync::watch;
 use turmoil::Sim;
@@ -321,8 +321,15 @@ impl Machine {
                 Durability::Group => store::Durability::Group,
             },
             sync_interval: Duration::from_secs(1),
-            mechanisms: Mechanisms::default(),
-            anti_entropy: AntiEntropyConfig { enabled: true, interval: ANTI_ENTROPY_EVERY },
+            mechanisms: node::Mechanisms {
+                // Who stands in without handing over what it was given would break its word.
+                fallbacks: self.shared.mechanisms.fallbacks && self.shared.mechanisms.hints,
+                read_repair: self.shared.mechanisms.read_repair,
+            },
+            anti_entropy: AntiEntropyConfig {
+                enabled: self.shared.mechanisms.anti_entropy,
+                interval: ANTI_ENTROPY_EVERY,
+            },
         };
         let node = match Node::start(config, env).await {
             Ok(node) => node,

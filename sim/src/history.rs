@@ -135,7 +135,7 @@ pub struct History {
     pub operations: BTreeMap<OpNo, Operation>,
     /// What every replica held at the end.
     pub replicas: Vec<Replica>,
-    /// What a reader of all replicas sees at the end: the merged records' values.
+    /// What a reader of all replicas and all hints sees at the end: the merged records' values.
     pub merged: BTreeMap<String, BTreeSet<OpNo>>,
 }
 
@@ -146,6 +146,19 @@ pub struct Replica {
     pub node: String,
     /// Its records of the keys that it is a primary of.
     pub records: BTreeMap<String, Record>,
+    /// What it keeps for others.
+    pub hints: Vec<Hint>,
+}
+
+/// A record that one node keeps for another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint {
+    /// For whom.
+    pub target: String,
+    /// The key.
+    pub key: String,
+    /// Whose value each live dot carries.
+    pub dots: BTreeMap<String, OpNo>,
 }
 
 /// A record, as far as checkers look at it.

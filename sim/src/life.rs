@@ -30,7 +30,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::checker::{self, Expectations, Violation, Window};
 use crate::cluster::{Cluster, random_of};
 use crate::disk::{DiskCounts, SimDisk};
-use crate::history::{self, History, Outcome, Replica};
+use crate::history::{self, History, OpNo, Outcome, Replica};
 use crate::interpose;
 use crate::nemesis::Nemesis;
 use crate::plan::{Aftermath, FaultClass, Plan};
@@ -311,8 +311,17 @@ fn through(
     // Each coordinator admits so many; merging can bring together what several have admitted.
     let siblings_max = SIBLINGS_MAX * usize::from(plan.n);
     let forgets_us = plan.has_point(Effect::Forgets).then_some(RETRY_LATEST_US);
-    let mut expectations =
-        Expectations { n: plan.n, siblings_max, converged: false, available: Vec::new(), forgets_us };
+    let owners = owners(plan, &report.history);
+    // What heals by itself has done so before anybody reads; where it was left out, the audit's own reads and writes make up.
+    let mut expectations = Expectations {
+        n: plan.n,
+        siblings_max,
+        converged: plan.mechanisms.anti_entropy,
+        drained: true,
+        owners,
+        available: Vec::new(),
+        forgets_us,
+    };
     let mut violations = checker::judge(&before, &expectations);
     expectations.converged = true;
     expectations.available = available;
@@ -423,18 +432,28 @@ fn program(
     }
 }
 
-/// The history with what lies on the disks now.
+/// The primaries of every key that a history tells of.
+fn owners(plan: &Plan, history: &History) -> BTreeMap<String, BTreeSet<String>> {
+    let ring = plan.ring();
+    let of_key = |key: &str| {
+        let primaries = ring.primaries(ring.partition_of(key.as_bytes()));
+        (key.to_owned(), primaries.iter().map(ToString::to_string).collect())
+    };
+    history.by_key().into_keys().map(of_key).collect()
+}
+
+/// The history with what lies on the disks now: records, and the hints that nodes keep for each other.
 fn with_disks(mut history: History, cluster: &Cluster<'_>) -> Result<History, String> {
     let mut merged: BTreeMap<String, Record> = BTreeMap::new();
     for machine in cluster.machines() {
-        let mut replica = Replica { node: machine.node().to_string(), records: BTreeMap::new() };
+        let (node, hints) = (machine.node().to_string(), Vec::new());
+        let mut replica = Replica { node, records: BTreeMap::new(), hints };
         for (key, record, encoded) in records(&machine.disk)? {
-            let dots = record.siblings.iter().map(|(dot, sibling)| {
-                let actor = dot.actor;
-                let name = format!("{}/{:016x}#{}", actor.node, actor.incarnation, dot.counter);
-                (name, workload::number(&sibling.value))
-            });
-            replica.records.insert(key.clone(), history::Record { dots: dots.collect(), encoded });
+            replica.records.insert(key.clone(), history::Record { dots: dots(&record), encoded });
+            merged.entry(key).or_default().merge(&record, &|_| false);
+        }
+        for (target, key, record) in hints_of(&machine.disk)? {
+            replica.hints.push(history::Hint { target, key: key.clone(), dots: dots(&record) });
             merged.entry(key).or_default().merge(&record, &|_| false);
         }
         history.replicas.push(replica);
@@ -444,6 +463,26 @@ fn with_disks(mut history: History, cluster: &Cluster<'_>) -> Result<History, St
         history.merged.insert(key, values);
     }
     Ok(history)
+}
+
+/// Whose value each live dot carries.
+fn dots(record: &Record) -> BTreeMap<String, OpNo> {
+    let dots = record.siblings.iter().map(|(dot, sibling)| {
+        let actor = dot.actor;
+        let name = format!("{}/{:016x}#{}", actor.node, actor.incarnation, dot.counter);
+        (name, workload::number(&sibling.value))
+    });
+    dots.collect()
+}
+
+/// Every hint of a disk that is not damaged: for whom, the key, and the record.
+fn hints_of(disk: &SimDisk) -> Result<Vec<(String, String, Record)>, String> {
+    let decode = |(stored, value): (bytes::Bytes, bytes::Bytes)| {
+        let (target, key, record) =
+            quorate_node::replica::decode_hint(&stored, &value).map_err(|why| format!("a hint on a disk: {why}"))?;
+        Ok((target.to_string(), String::from_utf8_lossy(&key).into_owned(), record))
+    };
+    disk.content(Tree::Hints).into_iter().map(decode).collect()
 }
 
 /// Every record of a disk that is not damaged: its key, itself, and its bytes in hexadecimal.

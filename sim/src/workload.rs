@@ -258,11 +258,12 @@ pub async fn audit_core(
         let strict = index.is_multiple_of(2);
         let asked = |quorum| Asked { quorum, strict };
         let sound = core.sound_primaries(&key);
-        if sound == 0 {
-            continue;
-        }
-        // With all that the core holds of the key seen, a write leaves no sibling that the core knows of.
-        let mut seen = auditor.get(asked(Quorum::Exactly(sound))).await;
+        // With all that the core holds of the key seen, a write leaves no sibling that the core knows of. Where it has no
+        // primary nobody can speak of the key, and a write is blind.
+        let mut seen = match sound {
+            0 => None,
+            sound => auditor.get(asked(Quorum::Exactly(sound))).await,
+        };
         let usual = plan.workload.quorums[index as usize % plan.workload.quorums.len()];
         for (r, w) in [usual, (Quorum::Majority, Quorum::Majority)] {
             if core.can_write(&key, w, strict) {
@@ -286,13 +287,16 @@ struct Core {
     ring: Ring,
     sound: BTreeSet<NodeId>,
     n: u8,
+    /// Fallbacks stand in for primaries.
+    sloppy: bool,
 }
 
 impl Core {
     fn new(plan: &Plan, broken: &BTreeSet<u8>) -> Self {
         let sound = (0..plan.nodes()).filter(|node| !broken.contains(node));
         let sound = sound.map(|node| NodeId::new(&name(node)).expect("a legal name")).collect();
-        Self { ring: plan.ring(), sound, n: plan.n }
+        let sloppy = plan.mechanisms.fallbacks && plan.mechanisms.hints;
+        Self { ring: plan.ring(), sound, n: plan.n, sloppy }
     }
 
     /// How many of a key's primaries are in the core.
@@ -306,10 +310,10 @@ impl Core {
         self.sound_primaries(key) >= r.count(self.n)
     }
 
-    /// A write needs W primaries. (The seat of sloppy quorums: where fallbacks stand in and the write is not strict, W nodes of
-    /// the whole core will do.)
-    fn can_write(&self, key: &str, w: Quorum, _strict: bool) -> bool {
-        self.sound_primaries(key) >= w.count(self.n)
+    /// A strict write needs W primaries; where fallbacks stand in, W nodes of the whole core will do for another one.
+    fn can_write(&self, key: &str, w: Quorum, strict: bool) -> bool {
+        let counting = if self.sloppy && !strict { self.sound.len() as u8 } else { self.sound_primaries(key) };
+        counting >= w.count(self.n)
     }
 }
 
@@ -389,6 +393,7 @@ impl Auditor<'_> {
             value: is_put.then(|| Blob(value(no, VALUE_LEN_MIN))),
             context,
             op_id: OpId(random.u128()),
+            retry: false,
             w: Some(ALL.quorum),
             strict: ALL.strict,
             explain: false,
@@ -487,8 +492,11 @@ impl Worker {
     }
 
     async fn get(&mut self, key: &str, terms: Terms) {
-        let no = self.begin(key, terms.read(), Action::Get { monotonic: false });
+        let percent = self.plan.workload.monotonic_percent;
+        let monotonic = percent > 0 && self.random.below(100) < percent.into();
+        let no = self.begin(key, terms.read(), Action::Get { monotonic });
         let mut get = self.client.get(key).r(terms.r);
+        get = if monotonic { get.monotonic() } else { get };
         get = if terms.strict { get.strict() } else { get };
         get = if terms.explain { get.explain() } else { get };
         let read = get.allow_absent().await;

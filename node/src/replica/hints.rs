@@ -415,6 +415,17 @@ fn encode(since_ms: u64, record: &Record) -> Vec<u8> {
     [&since_ms.to_be_bytes()[..], &record.encode()].concat()
 }
 
+/// A hint as it lies in a store: for whom, the key, and the record. For whoever looks at disks from outside.
+///
+/// # Errors
+/// When it is no hint.
+#[doc(hidden)]
+pub fn decode_hint(stored: &Bytes, value: &Bytes) -> Result<(NodeId, Bytes, Record), String> {
+    let target = target_of(stored).ok_or("it names no target")?;
+    let key = stored.slice((target_prefix(target).len() + HASH_LEN).min(stored.len())..);
+    Ok((target, key, decode(value)?.1))
+}
+
 /// When a hint was begun, and its record.
 pub(super) fn decode(value: &Bytes) -> Result<(u64, Record), String> {
     let since_ms = value.first_chunk().ok_or("a hint is too short")?;

@@ -6,6 +6,7 @@ use quorate_client::random::Random;
 
 use super::*;
 use crate::core::version::{Actor, Dot};
+use crate::recovery::Recovery;
 use crate::store::{Committer, Durability, Executor, MemoryStore};
 
 const P: Partition = Partition(0);
@@ -23,7 +24,8 @@ fn replica(store: &std::sync::Arc<MemoryStore>) -> Replica {
     let fatal = std::sync::Arc::new(|why| panic!("{why}"));
     let interval = Duration::from_millis(100);
     let committer = Committer::start(store.clone(), executor.clone(), Durability::Always, interval, fatal);
-    Replica::new(node("f"), store, executor, committer, Random::from_seed(7))
+    let recovery = Recovery::open(store.clone()).expect("readable");
+    Replica::new(node("f"), store, executor, committer, Random::from_seed(7), recovery)
 }
 
 /// A record with one value of another node's; those of different numbers are concurrent.

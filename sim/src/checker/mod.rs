@@ -21,12 +21,15 @@ pub mod session;
 
 pub mod convergence;
 pub mod dots;
+pub mod drained;
+pub mod placement;
 
 pub mod availability;
 
 #[cfg(test)]
 pub(crate) mod story;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +66,10 @@ pub enum Property {
     UniqueDots,
     /// See [`availability`].
     Availability,
+    /// See [`drained`].
+    HintsDrained,
+    /// See [`placement`].
+    Placement,
 }
 
 /// A proof that a promise was broken.
@@ -93,6 +100,10 @@ pub struct Expectations {
     pub siblings_max: usize,
     /// The faults were over and every replica had the time to catch up, so that replicas must be equal.
     pub converged: bool,
+    /// Everybody was there for long enough that nobody keeps anything for anybody any more.
+    pub drained: bool,
+    /// Who has to hold each key when replicas are equal, and nobody else.
+    pub owners: BTreeMap<String, BTreeSet<String>>,
     /// When every operation had to succeed.
     pub available: Vec<Window>,
     /// Replicas may have forgotten which operations were superseded, and a retry may have come so long after its write had ended,
@@ -131,8 +142,12 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     violations.extend(session::check(&keys));
     violations.extend(dots::check(history));
     violations.extend(availability::check(history, &expectations.available));
+    if expectations.drained {
+        violations.extend(drained::check(history));
+    }
     if expectations.converged {
         violations.extend(convergence::check(history, expectations.n));
+        violations.extend(placement::check(history, &expectations.owners));
     }
     violations
 }
@@ -160,8 +175,15 @@ mod tests {
             story.replica(node, [("a#7", unknown)]);
         }
         let window = Window { from_us: 0, to_us: 100 };
-        let expectations =
-            Expectations { n: 3, siblings_max: 2, converged: true, available: vec![window], forgets_us: None };
+        let expectations = Expectations {
+            n: 3,
+            siblings_max: 2,
+            converged: true,
+            drained: true,
+            owners: BTreeMap::new(),
+            available: vec![window],
+            forgets_us: None,
+        };
         assert_eq!(judge(&story.history(), &expectations), []);
     }
 
@@ -169,8 +191,15 @@ mod tests {
     fn a_value_from_nowhere_ends_the_judgement() {
         let mut story = Story::new();
         story.get([99]);
-        let expectations =
-            Expectations { n: 3, siblings_max: 2, converged: true, available: Vec::new(), forgets_us: None };
+        let expectations = Expectations {
+            n: 3,
+            siblings_max: 2,
+            converged: true,
+            drained: true,
+            owners: BTreeMap::new(),
+            available: Vec::new(),
+            forgets_us: None,
+        };
         let violations = judge(&story.history(), &expectations);
         assert_eq!(violations.len(), 1);
         assert_eq!(violations[0].property, Property::Genuine);

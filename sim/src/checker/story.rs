@@ -61,7 +61,7 @@ impl Story {
         let dots: BTreeMap<String, OpNo> = dots.into_iter().map(|(dot, no)| (dot.to_owned(), no)).collect();
         let encoded = format!("{dots:?}");
         let records = BTreeMap::from([(KEY.to_owned(), Record { dots, encoded })]);
-        self.history.replicas.push(Replica { node: node.to_owned(), records });
+        self.history.replicas.push(Replica { node: node.to_owned(), records, hints: Vec::new() });
     }
 
     pub(crate) fn history(&self) -> History {
