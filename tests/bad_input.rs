@@ -351,15 +351,36 @@ fn a_data_directory_of_another_node_or_cluster_is_refused_untouched() {
 }
 
 #[test]
-fn a_damaged_store_is_quarantined_while_the_others_answer() {
+fn a_damaged_store_is_replaced_once_and_then_quarantined_while_the_others_answer() {
     let mut cluster = Cluster::start(3);
     for number in 0..50 {
         cluster.run(&["put", &format!("k{number}"), "v", "--blind", "--w", "all"]).expect(0, &[]);
     }
-    assert!(cluster.terminate(2).success());
     let db = cluster.dir().join("data-n2/sled/db");
-    let len = std::fs::metadata(&db).expect("there").len();
-    File::options().write(true).open(&db).and_then(|file| file.set_len(len / 2)).expect("truncated");
+    let cut = || {
+        let len = std::fs::metadata(&db).expect("there").len();
+        File::options().write(true).open(&db).and_then(|file| file.set_len(len / 2)).expect("truncated");
+    };
+    assert!(cluster.terminate(2).success());
+    cut();
+    cluster.start_node(2);
+    cluster.await_ready(2);
+    assert!(cluster.log(2).contains("moved aside"), "{}", cluster.log(2));
+    assert!(cluster.dir().join("data-n2/sled.damaged/db").exists());
+    // The others bring back what it held, and then it answers again.
+    eventually("n2 has recovered", || (cluster.metric(2, "quorate_recovering_partitions") == 0).then_some(()));
+    for number in 0..50 {
+        let key = format!("k{number}");
+        let got = eventually("all three answer", || {
+            let said = cluster.run(&["get", &key, "--r", "all", "--timeout", "2s"]);
+            (said.code == 0).then_some(said)
+        });
+        got.expect(0, &["v"]);
+    }
+    assert_eq!(cluster.metric(2, "quorate_repaired_wiped_total"), 50);
+
+    assert!(cluster.terminate(2).success());
+    cut();
     cluster.start_node(2);
     let (status, why) = eventually("n2 shows itself", || cluster.http(2, "/readyz"));
     assert!(status == 503 && why.contains("damaged"), "{status}: {why}");

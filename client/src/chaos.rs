@@ -180,6 +180,7 @@ pub const MARKS: &[&str] = &[
     "anti-entropy: repaired what was missed",
     "anti-entropy: repaired what was corrupt",
     "anti-entropy: repaired what was wiped",
+    "beacons: a disk was found to be set back",
     "recovery: a read was refused",
     "recovery: a partition is whole again",
     "recovery: one owner was not enough",

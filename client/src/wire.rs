@@ -375,6 +375,8 @@ pub struct NodeStatus {
     pub hints: Vec<HintStatus>,
     /// What hints may take in all, in bytes of keys and values; beyond it they are refused.
     pub hint_bytes_max: u64,
+    /// What it has lost and is bringing back.
+    pub recovering: Option<Recovering>,
     /// How many partitions have how many reachable primaries: `reachable[k]` of them have k.
     pub reachable: Vec<u32>,
     /// Monotonic counters by name, the ones that `/metrics` shows.

@@ -29,6 +29,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use self::pair::Pair;
+use crate::beacons::Beacons;
 use crate::core::merkle::{self, Leaves};
 use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
@@ -64,6 +65,7 @@ pub(crate) struct Parts {
     pub(crate) membership: Membership,
     pub(crate) replica: Replica,
     pub(crate) peers: Peers,
+    pub(crate) beacons: Beacons,
     pub(crate) random: Random,
 }
 
@@ -83,6 +85,7 @@ struct Desk {
     liveness: watch::Receiver<Arc<Liveness>>,
     replica: Replica,
     peers: Peers,
+    beacons: Beacons,
     random: Random,
     state: Mutex<State>,
     wake: Notify,
@@ -129,10 +132,11 @@ struct Counters {
 impl AntiEntropy {
     /// Starts its tasks. Must be called within a runtime.
     pub(crate) fn start(parts: Parts) -> Self {
-        let Parts { me, config, layouts, membership, replica, peers, random } = parts;
+        let Parts { me, config, layouts, membership, replica, peers, beacons, random } = parts;
         let (liveness, state) = (membership.liveness(), Mutex::default());
         let (wake, counters) = (Notify::new(), Counters::default());
-        let desk = Arc::new(Desk { me, config, layouts, liveness, replica, peers, random, state, wake, counters });
+        let desk =
+            Arc::new(Desk { me, config, layouts, liveness, replica, peers, beacons, random, state, wake, counters });
         let passes = tokio::spawn(run(desk.clone()));
         let recovery = tokio::spawn(recover::run(desk.clone()));
         Self { desk, tasks: Arc::new(vec![passes.abort_handle(), recovery.abort_handle()]) }
@@ -251,6 +255,7 @@ async fn run(desk: Arc<Desk>) {
     loop {
         let began = Instant::now();
         let mut pace = desk.config.interval;
+        desk.replica.save_beacons(&desk.beacons).await;
         if let Some(current) = desk.layouts.current() {
             desk.rebuild(&current).await;
             let run = {

@@ -943,16 +943,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wiped_member_stores_nothing_and_says_why() {
+    async fn a_wiped_member_accepts_nothing_and_learns_what_is_in_force() {
         let disk = Arc::new(Disk::default());
         let wiped = Desk::open(disk.clone(), Executor::Inline, Me { disk: DiskId(77), ..me(2) }).await.expect("opens");
         let wiped = Arc::new(wiped);
         let layout = layout(3, 64);
-        assert!(wiped.accept(layout.clone()).await.is_err());
-        assert!(!wiped.hear(id(0), Some(layout), true).await.expect("no storage is touched"));
-        assert!(wiped.told().not_serving.clone().expect("why").contains("emptied or exchanged"));
+        let why = wiped.accept(layout.clone()).await.expect_err("another disk").to_string();
+        assert!(why.contains("emptied or exchanged"), "{why}");
+        assert!(!wiped.hear(id(0), Some(layout.clone()), false).await.expect("no storage is touched"));
         assert_eq!(wiped.state(), PeerReply::LayoutState { accepted: None, chosen: false });
         assert!(disk.durable.lock().expect("lock").is_empty());
+        assert!(wiped.hear(id(0), Some(layout), true).await.expect("stored"), "what is in force is learned");
+        assert!(wiped.told().not_serving.is_none() && wiped.report().await.holding.is_empty());
     }
 
     #[tokio::test]

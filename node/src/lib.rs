@@ -11,6 +11,7 @@ pub use quorate_client::chaos;
 pub mod env;
 pub mod store;
 
+pub mod beacons;
 pub mod peer_wire;
 pub mod peers;
 

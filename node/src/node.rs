@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::Endpoint;
-use quorate_client::ids::{LayoutVersion, NodeId};
+use quorate_client::ids::{DiskId, LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
 use quorate_client::quic::{self, Link};
 use quorate_client::sometimes;
@@ -21,21 +21,22 @@ use quorate_client::tls::{self, Credentials, Subject};
 use quorate_client::wire::{ALPN_CLIENT, NodeStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anti_entropy::{self, AntiEntropy, AntiEntropyConfig};
+use crate::beacons::Beacons;
 pub use crate::coordinator::Mechanisms;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
 use crate::handoff::{self, Handoff};
 use crate::http::Watched;
-use crate::layouts::Layouts;
+use crate::layouts::{Current, Layouts};
 use crate::membership::{self, Membership};
 use crate::metrics::{Metrics, Sample};
 use crate::peer_wire::{ALPN_PEER, Hello};
 use crate::peers::{Peers, PeersConfig};
-use crate::recovery::Recovery;
+use crate::recovery::{Doubt, Facts, Recovery};
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::server::{self, Admission, Services};
@@ -116,6 +117,13 @@ impl Node {
         let opened = env.executor.run(move || open()).await?;
         let (store, identity) = (opened.store, opened.identity);
         let quarantined: Option<Arc<str>> = opened.quarantined.map(Into::into);
+        let start = Start {
+            me,
+            disk: identity.disk,
+            unclean: !identity.clean,
+            interval: config.durability == Durability::Interval,
+            quarantined: quarantined.is_some(),
+        };
         if let Some(why) = &quarantined {
             error!(node = %me, "QUARANTINED, no data is served: {why}");
         }
@@ -144,8 +152,20 @@ impl Node {
         let random = &env.seams.random;
         let reader = Arc::clone(&store);
         let recovery = env.executor.run(move || Recovery::open(reader)).await?;
-        let replica =
-            Replica::new(me, Arc::clone(&store), env.executor.clone(), committer.clone(), random.fork(), recovery);
+        // Until the layout is known, so is not whether this disk lacks something.
+        recovery.doubt(Doubt::Layout);
+        let beacons = {
+            let (reader, disk, life, committer) = (Arc::clone(&store), identity.disk, random.u64(), committer.clone());
+            env.executor.run(move || Beacons::open(&*reader, disk, life, committer)).await
+        };
+        let replica = Replica::new(
+            me,
+            Arc::clone(&store),
+            env.executor.clone(),
+            committer.clone(),
+            random.fork(),
+            recovery.clone(),
+        );
 
         if quarantined.is_none() {
             replica.load_hints().await?;
@@ -155,8 +175,8 @@ impl Node {
         // Peers ask for layouts in their handshakes, and layouts talk to peers.
         let known = KnownLayouts::default();
         let hello = {
-            let (known, identity) = (known.clone(), identity.clone());
-            Arc::new(move || Hello {
+            let (known, identity, beacons) = (known.clone(), identity.clone(), beacons.clone());
+            Arc::new(move |to| Hello {
                 cluster,
                 node: me,
                 disk: identity.disk,
@@ -168,11 +188,18 @@ impl Node {
                     .map_or(LayoutVersion::NONE, |current| current.layout.version),
                 first_layout: known.get().and_then(|layouts| layouts.accepted_first()),
                 release: env!("CARGO_PKG_VERSION").into(),
+                life: beacons.life(),
+                beacon: beacons.start(),
+                remembers: beacons.of(to),
             })
         };
         let check = {
-            let known = known.clone();
+            let (known, beacons, recovery) = (known.clone(), beacons.clone(), recovery.clone());
             Arc::new(move |hello: &Hello| {
+                // Before anything is answered to this peer.
+                if beacons.told(&hello.remembers) {
+                    recovery.doubt(Doubt::SetBack);
+                }
                 match known.get().and_then(|layouts| layouts.first_hash_conflicts(hello.first_layout)) {
                     Some(conflict) => Err(conflict),
                     None => Ok(()),
@@ -186,6 +213,7 @@ impl Node {
             dial,
             random: random.fork(),
             hello,
+            beacons: beacons.clone(),
             check,
             datagrams: datagrams_tx,
         });
@@ -212,6 +240,9 @@ impl Node {
             if identity.clean {
                 let loaded = replica.load_trees(identity.boot).await;
                 sometimes!("hash trees: taken over from a clean stop", loaded > 0);
+            }
+            if quarantined.is_none() {
+                replica.decide(start.facts(&current)).await?;
             }
         }
 
@@ -240,6 +271,7 @@ impl Node {
             membership: membership.clone(),
             replica: replica.clone(),
             peers: peers.clone(),
+            beacons: beacons.clone(),
             random: random.fork(),
         });
         let compared = anti_entropy.clone();
@@ -256,6 +288,7 @@ impl Node {
             metrics: metrics.clone(),
             quarantined: quarantined.clone(),
             handoff: handoff.clone(),
+            anti_entropy: anti_entropy.clone(),
             wall_clock: Arc::clone(&env.seams.wall_clock),
         };
         let admission = Admission::new();
@@ -279,8 +312,14 @@ impl Node {
             })
         });
         let accepting = tokio::spawn(server::accept(endpoint.clone(), services, peers.clone()));
-        let learning =
-            tokio::spawn(follow_layouts(me, layouts.clone(), replica.clone(), peers.clone(), membership.clone()));
+        let learning = tokio::spawn(follow_layouts(
+            start.clone(),
+            layouts.clone(),
+            replica.clone(),
+            peers.clone(),
+            membership.clone(),
+        ));
+        let watching = tokio::spawn(follow_set_backs(me, layouts.clone(), replica.clone(), beacons));
         info!(node = %me, %addr, %cluster, "listening");
         Ok(Self {
             id: me,
@@ -300,7 +339,7 @@ impl Node {
             status,
             metrics,
             fatal,
-            tasks: Tasks(vec![accepting.abort_handle(), learning.abort_handle()]),
+            tasks: Tasks(vec![accepting.abort_handle(), learning.abort_handle(), watching.abort_handle()]),
         })
     }
 
@@ -432,11 +471,24 @@ impl Drop for Tasks {
 
 /// Passes on what follows from the layout in force: how many partitions there are, whom to stay connected to, and what gossip
 /// tells the others.
-async fn follow_layouts(me: NodeId, layouts: Layouts, replica: Replica, peers: Peers, membership: Membership) {
+async fn follow_layouts(start: Start, layouts: Layouts, replica: Replica, peers: Peers, membership: Membership) {
+    let me = start.me;
+    let mut decided = layouts.current().is_some() || start.quarantined;
     let mut layouts = layouts.watch();
     loop {
-        if let Some(current) = layouts.borrow_and_update().clone() {
+        let current = layouts.borrow_and_update().clone();
+        if let Some(current) = current {
             replica.set_partitions(current.layout.partitions);
+            // A layout that comes later than the start says only now whether this disk is the one that it names.
+            while !decided {
+                match replica.decide(start.facts(&current)).await {
+                    Ok(()) => decided = true,
+                    Err(why) => {
+                        warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
+                        sleep(DECIDE_AGAIN).await;
+                    }
+                }
+            }
             let others = current.layout.members.iter().map(|member| member.node).filter(|node| *node != me);
             peers.keep_connected(others.collect());
             for member in &current.layout.members {
@@ -447,6 +499,49 @@ async fn follow_layouts(me: NodeId, layouts: Layouts, replica: Replica, peers: P
         }
         if layouts.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Notes what is lost when this disk turns out to have been set back.
+async fn follow_set_backs(me: NodeId, layouts: Layouts, replica: Replica, beacons: Beacons) {
+    let mut layouts = layouts.watch();
+    loop {
+        let ahead = beacons.set_back().await;
+        error!(node = %me, ahead, start = beacons.start(), "this disk was rolled back or cloned: a peer remembers it further ahead");
+        let owned = loop {
+            let current = layouts.borrow_and_update().clone();
+            match current {
+                Some(current) => break current.ring.owned_by(me),
+                None if layouts.changed().await.is_err() => return,
+                None => {}
+            }
+        };
+        while let Err(why) = replica.set_back(owned.clone()).await {
+            warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
+            sleep(DECIDE_AGAIN).await;
+        }
+    }
+}
+
+/// What a start is judged by, but for the layout.
+#[derive(Clone)]
+struct Start {
+    me: NodeId,
+    disk: DiskId,
+    unclean: bool,
+    interval: bool,
+    quarantined: bool,
+}
+
+impl Start {
+    fn facts(&self, current: &Current) -> Facts {
+        Facts {
+            disk: self.disk,
+            named: current.layout.member(self.me).map(|member| member.disk),
+            owned: current.ring.owned_by(self.me),
+            unclean: self.unclean,
+            interval: self.interval,
         }
     }
 }
@@ -497,6 +592,9 @@ fn watch_parts(
 /// whose very first packet was a close (a peer that had dialed in vain, and got through otherwise) would stay, in quinn, until
 /// its idle time-out.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// How soon a store that failed is tried again.
+const DECIDE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Gossip datagrams that wait for membership; more are dropped, gossip repeats itself.
 const DATAGRAMS_MAX: usize = 256;

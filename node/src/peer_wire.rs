@@ -13,6 +13,7 @@ use quorate_client::wire;
 use serde::{Deserialize, Serialize};
 
 use self::heal::{HealReply, HealRequest};
+use crate::beacons::Remembered;
 use crate::core::layout::{Layout, LayoutHash};
 
 /// The application protocol that nodes ask for in the TLS handshake; it takes a node's certificate.
@@ -52,6 +53,12 @@ pub struct Hello {
     pub first_layout: Option<LayoutHash>,
     /// The release that it runs, for people.
     pub release: String,
+    /// This life of the node: random, drawn at its start. See [`crate::beacons`].
+    pub life: u64,
+    /// How far its disk was when it started.
+    pub beacon: u64,
+    /// What it remembers of the disks of the node that it says hello to.
+    pub remembers: Vec<Remembered>,
 }
 
 /// The live layout versions that a question about data names, both ends included (rule L1 of the layout change). As long as
@@ -69,8 +76,19 @@ pub struct Label {
 pub struct PeerRequest {
     /// Of the client's request that caused it; 0 if none did.
     pub request_id: u64,
+    /// How far the asker's disk is, durably. See [`crate::beacons`].
+    pub beacon: u64,
     /// What is asked.
     pub body: PeerBody,
+}
+
+/// An answer, and how far the disk of the answering node is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerAnswer {
+    /// Durably, at the time of the answer. See [`crate::beacons`].
+    pub beacon: u64,
+    /// The answer.
+    pub reply: PeerReply,
 }
 
 /// What a node can ask of another one.

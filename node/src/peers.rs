@@ -28,8 +28,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::beacons::{Beacons, Speaker};
 use crate::env::BoxFuture;
-use crate::peer_wire::{ALPN_PEER, Hello, PeerBody, PeerReply, PeerRequest, class};
+use crate::peer_wire::{ALPN_PEER, Hello, PeerAnswer, PeerBody, PeerReply, PeerRequest, class};
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,8 +61,10 @@ pub struct PeersConfig {
     pub dial: quinn::ClientConfig,
     /// For the back-off's jitter.
     pub random: Random,
-    /// What this node says of itself, fresh for each connection.
-    pub hello: Arc<dyn Fn() -> Hello + Send + Sync>,
+    /// What this node says of itself to another one, fresh for each connection.
+    pub hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
+    /// How far disks are: goes with every message.
+    pub beacons: Beacons,
     /// Whether to talk to a peer (its layout may contradict ours). Name and cluster have been checked.
     pub check: HelloCheck,
     /// Where gossip datagrams go; they are dropped when it is full.
@@ -107,6 +110,7 @@ impl Peers {
             dial: config.dial,
             random: config.random,
             hello: config.hello,
+            beacons: config.beacons,
             check: config.check,
             datagrams: config.datagrams,
         });
@@ -132,8 +136,8 @@ impl Peers {
         timeout: Duration,
     ) -> Result<PeerReply, PeerError> {
         let deadline = Instant::now() + timeout;
-        let lanes = self.0.connect(to, deadline).await?;
-        let request = codec::encode(&PeerRequest { request_id, body });
+        let (lanes, speaker) = self.0.connect(to, deadline).await?;
+        let request = codec::encode(&PeerRequest { request_id, beacon: self.0.beacons.durable(), body });
         let left = deadline.saturating_duration_since(Instant::now());
         let reply = lanes.call(class, request, left).await.map_err(|error| match error {
             CallError::NotSent(why) => PeerError::NotSent(why),
@@ -142,7 +146,10 @@ impl Peers {
         if buggify!("peers: the connection is closed after an answer") {
             lanes.connection().close(close::DONE, b"at random");
         }
-        codec::decode(&reply).map_err(|error| PeerError::Unknown(format!("its answer is not understood: {error}")))
+        let answer: PeerAnswer = codec::decode(&reply)
+            .map_err(|error| PeerError::Unknown(format!("its answer is not understood: {error}")))?;
+        self.0.beacons.heard(speaker, answer.beacon);
+        Ok(answer.reply)
     }
 
     /// The connection's smoothed round trip, if there is one: for ordering reads.
@@ -330,7 +337,8 @@ struct Shared {
     endpoint: Mutex<Option<Endpoint>>,
     dial: quinn::ClientConfig,
     random: Random,
-    hello: Arc<dyn Fn() -> Hello + Send + Sync>,
+    hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
+    beacons: Beacons,
     check: HelloCheck,
     datagrams: mpsc::Sender<(NodeId, Bytes)>,
     /// Reaches the node's services, which reach the pool: whoever ends the pool must open this ring.
@@ -367,6 +375,12 @@ struct Link {
     since: Instant,
 }
 
+impl Link {
+    fn speaker(&self) -> Speaker {
+        Speaker { node: self.hello.node, disk: self.hello.disk, life: self.hello.life }
+    }
+}
+
 impl State {
     /// The connection to use: one that the node with the smaller name dialed, and of those the newest.
     fn link(&self, me: NodeId, to: NodeId) -> Option<&Link> {
@@ -397,14 +411,14 @@ impl Shared {
     }
 
     /// The lanes to a peer, dialed if need be.
-    async fn connect(self: &Arc<Self>, to: NodeId, deadline: Instant) -> Result<Lanes, PeerError> {
+    async fn connect(self: &Arc<Self>, to: NodeId, deadline: Instant) -> Result<(Lanes, Speaker), PeerError> {
         let not_sent = PeerError::NotSent;
         let mut dialed = false;
         loop {
             let mut changes = {
                 let mut state = self.state();
                 if let Some(link) = state.link(self.me, to) {
-                    return Ok(link.lanes.clone());
+                    return Ok((link.lanes.clone(), link.speaker()));
                 }
                 if state.stopped {
                     return Err(not_sent("this node is stopping".into()));
@@ -570,9 +584,10 @@ impl Shared {
     /// Says who this node is and hears who the other one is.
     async fn greet(&self, node: NodeId, lanes: &Lanes) -> Result<Hello, String> {
         dawdle!("peers: a pause before hello");
-        let request = codec::encode(&PeerRequest { request_id: 0, body: PeerBody::Hello((self.hello)()) });
+        let body = PeerBody::Hello((self.hello)(node));
+        let request = codec::encode(&PeerRequest { request_id: 0, beacon: self.beacons.durable(), body });
         let reply = lanes.call(class::CONTROL, request, HELLO_TIMEOUT).await.map_err(|error| error.to_string())?;
-        match codec::decode::<PeerReply>(&reply) {
+        match codec::decode::<PeerAnswer>(&reply).map(|answer| answer.reply) {
             Ok(PeerReply::Hello(hello)) => self.check_hello(node, &hello).map(|()| hello),
             Ok(PeerReply::Refused(why)) => Err(format!("it refuses this node: {why}")),
             Ok(_) => Err("it answered something else to a hello".into()),
@@ -587,7 +602,9 @@ impl Shared {
         if hello.cluster != self.cluster {
             return Err(format!("it is of cluster {}, this node is of {}", hello.cluster, self.cluster));
         }
-        (self.check)(hello)
+        (self.check)(hello)?;
+        self.beacons.heard(Speaker { node, disk: hello.disk, life: hello.life }, hello.beacon);
+        Ok(())
     }
 
     fn register(&self, node: NodeId, link: Link) {
@@ -725,6 +742,9 @@ impl rpc::Handler for Service {
                 let begun = Instant::now();
                 // Fails only when the sender is gone, and this is one.
                 let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+                if let Some(speaker) = self.speaker() {
+                    self.shared.beacons.heard(speaker, request.beacon);
+                }
                 let handler = lock(&self.shared.handler).clone();
                 match handler {
                     Some(handler) => handler(self.node, request, timeout.saturating_sub(begun.elapsed())).await,
@@ -736,7 +756,7 @@ impl rpc::Handler for Service {
             }
             Err(error) => PeerReply::Refused(NotApplied::Unsupported { why: error.to_string() }),
         };
-        codec::encode(&reply)
+        codec::encode(&PeerAnswer { beacon: self.shared.beacons.durable(), reply })
     }
 }
 
@@ -750,7 +770,14 @@ impl Service {
             let (lanes, since) = (self.lanes.clone(), Instant::now());
             self.shared.register(self.node, Link { lanes, dialed: false, hello, since });
         }
-        PeerReply::Hello((self.shared.hello)())
+        PeerReply::Hello((self.shared.hello)(self.node))
+    }
+
+    /// Who is at the other end, if the connection has not been given up.
+    fn speaker(&self) -> Option<Speaker> {
+        let state = self.shared.state();
+        let ours = |link: &&Link| link.lanes.connection().stable_id() == self.lanes.connection().stable_id();
+        state.peers.get(&self.node)?.links.iter().find(ours).map(Link::speaker)
     }
 }
 

@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use quorate_client::codec::{self, Blob};
-use quorate_client::ids::{NodeId, Partition};
+use quorate_client::ids::{DiskId, NodeId, Partition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -58,10 +58,34 @@ struct Shared {
     lost: Notify,
 }
 
+/// What is not known yet, so that all is taken for lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// The layout, and so whether this disk is the one that it names.
+    Layout = 1,
+    /// What a disk lacks that was set back.
+    SetBack = 2,
+}
+
+/// What a start is judged by.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// This disk.
+    pub disk: DiskId,
+    /// The disk that the layout names for this node; nothing if it does not name the node.
+    pub named: Option<DiskId>,
+    /// The partitions that the node owns.
+    pub owned: Vec<Partition>,
+    /// The stop before this start was unclean.
+    pub unclean: bool,
+    /// From now on writes are acknowledged before they are synced.
+    pub interval: bool,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// Whether it is known what is lost. Until then all is taken for lost.
-    undecided: bool,
+    /// The [`Doubt`]s, a bit each.
+    doubts: u8,
     partitions: BTreeMap<Partition, Entry>,
     /// Counts losses: what was read before one and is answered after it may be wrong.
     losses: u64,
@@ -120,10 +144,16 @@ impl Recovery {
     pub fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let mut state = State::default();
         let to = [PREFIX, &[u8::MAX; 3]].concat();
-        for (key, value) in store.scan(Tree::Meta, PREFIX, Some(&to), usize::MAX, usize::MAX)? {
-            let (partition, stored) = decode(&key, &value)
-                .ok_or_else(|| StoreError::Corrupt(format!("{} is not what a recovery stores", key.escape_ascii())))?;
-            let (reason, leaves) = stored;
+        for key in store.keys(Tree::Meta, PREFIX, Some(&to), usize::MAX)? {
+            let number = key.strip_prefix(PREFIX).and_then(|number| number.try_into().ok());
+            let Some(partition) = number.map(|number| Partition(u16::from_be_bytes(number))) else { continue };
+            let value = match store.get(Tree::Meta, &key) {
+                Ok(value) => value,
+                Err(StoreError::Corrupt(_)) => None,
+                Err(error) => return Err(error),
+            };
+            // A note that is damaged still says of which partition something is lost.
+            let (reason, leaves) = value.as_ref().and_then(decode).unwrap_or((Reason::Corrupt, Leaves::ALL));
             state.losses += 1;
             state
                 .partitions
@@ -134,15 +164,61 @@ impl Recovery {
         Ok(Self(Arc::new(Shared { store, state: Mutex::new(state), lost: Notify::new() })))
     }
 
-    /// Nothing is served until [`decided`](Self::decided) is called: it is not known yet what is lost.
-    pub fn undecided(&self) {
-        self.state().undecided = true;
+    /// Nothing is served until this doubt is [settled](Self::settle).
+    pub fn doubt(&self, doubt: Doubt) {
+        self.state().doubts |= doubt as u8;
     }
 
-    /// What is lost is noted now.
-    pub fn decided(&self) {
-        self.state().undecided = false;
+    /// What is lost, as far as this doubt goes, is noted now.
+    pub fn settle(&self, doubt: Doubt) {
+        self.state().doubts &= !(doubt as u8);
         self.0.lost.notify_one();
+    }
+
+    /// Judges a start under a layout, notes durably what is lost, and settles [`Doubt::Layout`]. Blocking.
+    ///
+    /// # Errors
+    /// When the store fails; the doubt stays then.
+    pub fn decide(&self, facts: &Facts) -> Result<(), StoreError> {
+        let store = &*self.0.store;
+        // A note that is damaged counts as missing where that loses more, and as there where that does.
+        let note = |key, damaged: &'static [u8]| match store.get(Tree::Meta, key) {
+            Err(StoreError::Corrupt(_)) => Ok(Some(bytes::Bytes::from_static(damaged))),
+            other => other,
+        };
+        let mut changed = false;
+        if let Some(named) = facts.named.filter(|named| *named != facts.disk) {
+            // Noted once for this layout's disk, so that a restart does not begin anew.
+            let noted = [named.0.to_be_bytes(), facts.disk.0.to_be_bytes()].concat();
+            if note(DISK_KEY, b"")?.as_deref() != Some(&noted) {
+                self.lose_all(&facts.owned, Reason::OtherDisk)?;
+                store.insert(Tree::Meta, DISK_KEY, &noted)?;
+                changed = true;
+            }
+        }
+        let was_interval = note(MODE_KEY, INTERVAL)?.as_deref() == Some(INTERVAL);
+        if was_interval && facts.unclean {
+            self.lose_all(&facts.owned, Reason::Unclean)?;
+            changed = true;
+        }
+        if was_interval != facts.interval {
+            store.insert(Tree::Meta, MODE_KEY, if facts.interval { INTERVAL } else { b"synced" })?;
+            changed = true;
+        }
+        if changed {
+            store.sync()?;
+        }
+        self.settle(Doubt::Layout);
+        Ok(())
+    }
+
+    /// All of these partitions are lost; see [`lose`](Self::lose).
+    ///
+    /// # Errors
+    /// As `lose`; some of them may have been noted then.
+    pub fn lose_all(&self, partitions: &[Partition], reason: Reason) -> Result<(), StoreError> {
+        tracing::warn!(partitions = partitions.len(), %reason, "recovering: reads are refused until the other owners were asked");
+        partitions.iter().try_for_each(|partition| self.lose(*partition, &Leaves::ALL, reason))
     }
 
     /// Something is lost. It is on its way to the disk when this returns, ahead of whatever is written later. Blocking.
@@ -183,7 +259,7 @@ impl Recovery {
     /// Why not.
     pub fn look(&self, partition: Partition, leaves: &Leaves) -> Result<Look, String> {
         let state = self.state();
-        if state.undecided {
+        if state.doubts > 0 {
             return Err("it is not known yet whether its disk lacks something".into());
         }
         match state.partitions.get(&partition).filter(|entry| !entry.leaves.and(leaves).is_empty()) {
@@ -195,13 +271,13 @@ impl Recovery {
     /// Whether nothing was lost anywhere since that look: what was read in between may be served.
     pub fn confirm(&self, look: Look) -> bool {
         let state = self.state();
-        state.losses == look.0 && !state.undecided
+        state.losses == look.0 && state.doubts == 0
     }
 
     /// The leaves of a partition for which this replica cannot speak.
     pub fn recovering(&self, partition: Partition) -> Leaves {
         let state = self.state();
-        if state.undecided {
+        if state.doubts > 0 {
             return Leaves::ALL;
         }
         state.partitions.get(&partition).map_or(Leaves::NONE, |entry| entry.leaves)
@@ -210,7 +286,7 @@ impl Recovery {
     /// The partitions of which something is lost, in order.
     pub fn partitions(&self) -> Vec<Partition> {
         let state = self.state();
-        if state.undecided { Vec::new() } else { state.partitions.keys().copied().collect() }
+        if state.doubts > 0 { Vec::new() } else { state.partitions.keys().copied().collect() }
     }
 
     /// What is to be exchanged of a partition.
@@ -300,14 +376,18 @@ fn meta_key(partition: Partition) -> Vec<u8> {
     [PREFIX, &partition.0.to_be_bytes()].concat()
 }
 
-fn decode(key: &[u8], value: &bytes::Bytes) -> Option<(Partition, (Reason, Leaves))> {
-    let partition = Partition(u16::from_be_bytes(key.strip_prefix(PREFIX)?.try_into().ok()?));
+fn decode(value: &bytes::Bytes) -> Option<(Reason, Leaves)> {
     let stored: Stored = codec::decode(value).ok()?;
-    Some((partition, (stored.reason, Leaves::from_bytes(&stored.leaves)?)))
+    Some((stored.reason, Leaves::from_bytes(&stored.leaves)?))
 }
 
 /// Before the partition in the keys of [`Tree::Meta`].
 const PREFIX: &[u8] = b"recovery/partition/";
+/// The disk that the layout names, and this one, once what that means is noted.
+const DISK_KEY: &[u8] = b"recovery/disk";
+/// Whether writes are acknowledged before they are synced.
+const MODE_KEY: &[u8] = b"recovery/mode";
+const INTERVAL: &[u8] = b"interval";
 
 const _: () = assert!(LEAVES == 256, "leaves are stored in 32 bytes");
 
@@ -386,7 +466,9 @@ mod tests {
         assert!(again.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
         assert_eq!(recovery(&store).partitions(), [Partition(260)]);
         store.insert(Tree::Meta, &meta_key(PARTITION), b"garbage").expect("room");
-        assert!(Recovery::open(Arc::new(store)).is_err());
+        assert_eq!(recovery(&store).recovering(PARTITION), Leaves::ALL);
+        assert!(store.flip_bit(Tree::Meta, &meta_key(PARTITION)));
+        assert_eq!(recovery(&store).recovering(PARTITION), Leaves::ALL, "a damaged note is still one");
     }
 
     #[test]
@@ -399,10 +481,56 @@ mod tests {
         assert!(recovery.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 1).expect("room"));
         assert!(!recovery.confirm(look), "though it is whole again");
         let look = recovery.look(PARTITION, &some()).expect("whole");
-        recovery.undecided();
+        recovery.doubt(Doubt::Layout);
+        recovery.doubt(Doubt::SetBack);
+        recovery.settle(Doubt::SetBack);
         assert!(!recovery.confirm(look) && recovery.look(PARTITION, &some()).is_err());
         assert_eq!(recovery.recovering(Partition(9)), Leaves::ALL);
-        recovery.decided();
+        recovery.settle(Doubt::Layout);
         assert!(recovery.confirm(look));
+    }
+
+    #[test]
+    fn a_start_is_judged_once_by_what_the_layout_says_and_how_the_last_life_ended() {
+        let store = MemoryStore::new();
+        let facts = |disk, unclean, interval| Facts {
+            disk: DiskId(disk),
+            named: Some(DiskId(1)),
+            owned: vec![PARTITION, Partition(4)],
+            unclean,
+            interval,
+        };
+        let judged = |facts: &Facts| {
+            let recovery = recovery(&store);
+            recovery.doubt(Doubt::Layout);
+            recovery.decide(facts).expect("room");
+            recovery
+        };
+        assert_eq!(judged(&facts(1, true, false)).progress(), None, "whatever was acknowledged was synced");
+        assert_eq!(judged(&facts(1, true, true)).progress(), None, "that begins now");
+        assert_eq!(judged(&facts(1, false, true)).progress(), None, "a clean stop");
+        let unclean = judged(&facts(1, true, false));
+        assert_eq!(unclean.progress().expect("lost").reason, Reason::Unclean);
+        let whole = |recovery: &Recovery| {
+            for partition in recovery.partitions() {
+                let lost = recovery.lost(partition).expect("lost");
+                assert!(recovery.exchanged(partition, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
+            }
+        };
+        whole(&unclean);
+        assert_eq!(judged(&facts(1, true, false)).progress(), None, "the mode is another one now");
+
+        let wiped = judged(&facts(2, false, false));
+        assert_eq!(wiped.progress().expect("lost").left, 2);
+        let lost = wiped.lost(PARTITION).expect("lost");
+        assert!(wiped.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
+        let again = judged(&facts(2, true, false));
+        assert_eq!(again.partitions(), [Partition(4)], "a restart goes on");
+        whole(&again);
+        assert_eq!(judged(&facts(2, true, false)).progress(), None);
+        assert_eq!(judged(&facts(3, true, false)).progress().expect("wiped again").left, 2);
+        let stranger = Facts { named: None, ..facts(9, false, false) };
+        whole(&recovery(&store));
+        assert_eq!(judged(&stranger).progress(), None);
     }
 }

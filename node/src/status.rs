@@ -8,6 +8,7 @@ use quorate_client::ids::{ClusterId, NodeId, Partition};
 use quorate_client::wire::{NodeStatus, PeerStatus};
 use tokio::time::Instant;
 
+use crate::anti_entropy::AntiEntropy;
 use crate::coordinator::WallClock;
 use crate::handoff::Handoff;
 use crate::layouts::Layouts;
@@ -29,6 +30,7 @@ pub(crate) struct Status {
     pub(crate) metrics: Metrics,
     pub(crate) quarantined: Option<Arc<str>>,
     pub(crate) handoff: Handoff,
+    pub(crate) anti_entropy: AntiEntropy,
     pub(crate) wall_clock: WallClock,
 }
 
@@ -118,6 +120,7 @@ impl Status {
             peers,
             hints: self.handoff.status(now_ms),
             hint_bytes_max: HINT_BYTES_MAX,
+            recovering: self.anti_entropy.recovering(),
             reachable,
             counters: self.metrics.snapshot(),
         }

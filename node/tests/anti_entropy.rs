@@ -18,7 +18,7 @@ use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::core::record::Record;
 use quorate_node::core::version::{Actor, Context, Dot};
 use quorate_node::env::Env;
-use quorate_node::node::{Node, NodeConfig};
+use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store, Tree};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,7 +138,7 @@ impl Cluster {
                 credentials: credentials(ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues")),
                 durability: Durability::Group,
                 sync_interval: Duration::from_millis(100),
-                mechanisms: Default::default(),
+                mechanisms: Mechanisms::default(),
                 anti_entropy: AntiEntropyConfig { enabled: true, interval },
             };
             let store = store.clone();

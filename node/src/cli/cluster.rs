@@ -230,6 +230,7 @@ pub(crate) mod tests {
             peers: vec![peer("n1"), peer("n2"), peer("n3")],
             hints: Vec::new(),
             hint_bytes_max: 0,
+            recovering: None,
             reachable: vec![0, 0, 0, 8],
             counters: BTreeMap::new(),
         }

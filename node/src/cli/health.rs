@@ -10,6 +10,7 @@ use super::args::{CheckCommand, HintsArgs};
 use super::connection::Cluster;
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Output, bytes_text, print, readable, table, time_text};
+use super::repair::recovering_text;
 use super::settings::Settings;
 
 /// A node as another one names it, and what it says itself; nothing if it was not asked.
@@ -123,6 +124,10 @@ fn of_node(own: &NodeStatus, seen: &NodeStatus) -> Vec<(Verdict, String)> {
     let mut reasons = Vec::new();
     if let (Some(why), true) = (&own.not_serving, own.node != seen.node) {
         reasons.push((Verdict::Degraded, format!("{} does not serve data: {why}", own.node)));
+    }
+    if let Some(recovering) = &own.recovering {
+        let text = format!("{} is recovering: {}", own.node, recovering_text(recovering));
+        reasons.push((Verdict::Degraded, text));
     }
     for hint in &own.hints {
         let HintStatus { target, count, bytes, oldest_ms, .. } = hint;

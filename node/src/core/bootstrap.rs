@@ -9,7 +9,8 @@
 //! - A layout is chosen once a majority of the members that it names have accepted it, each with the disk that it is named
 //!   with. Two layouts over the same members can therefore not both be chosen, and what is chosen stays chosen.
 //! - A node that is named with another disk than the one it has (it was wiped, or exchanged) is not that member: it accepts
-//!   nothing and counts for nothing.
+//!   nothing and counts for nothing. It learns what is in force, as everybody does, and takes writes under it; what it may say
+//!   of its data is another question ([`crate::recovery`]).
 //!
 //! This is one acceptor's state and its arithmetic. It calls nobody and stores nothing: the caller makes each step durable
 //! and then says so ([`Bootstrap::stored`]).
@@ -78,9 +79,9 @@ impl Bootstrap {
         let mut bootstrap = Self { me, first: None, shut_out: None };
         if let Some((layout, chosen)) = stored {
             match bootstrap.other_disk(&layout) {
-                // The store was copied from another data directory: it does not speak for this disk.
-                Some(why) => bootstrap.shut_out = Some(why),
-                None => bootstrap.stored(layout, chosen),
+                // The store was copied from another data directory: what was accepted there does not speak for this disk.
+                Some(why) if !chosen => bootstrap.shut_out = Some(why),
+                Some(_) | None => bootstrap.stored(layout, chosen),
             }
         }
         bootstrap
@@ -99,6 +100,7 @@ impl Bootstrap {
             None => {}
         }
         self.check(layout)?;
+        self.other_disk(layout).map_or(Ok(()), Err)?;
         if layout.member(self.me.node).is_none() {
             return Err(format!("{} is no member of layout 1 ({})", self.me.node, hash.short()));
         }
@@ -114,7 +116,8 @@ impl Bootstrap {
                 first.chosen |= chosen;
             }
             None => {
-                let holders = layout.member(self.me.node).map(|member| member.node).into_iter().collect();
+                let own = layout.member(self.me.node).filter(|member| member.disk == self.me.disk);
+                let holders = own.map(|member| member.node).into_iter().collect();
                 self.first = Some(First { layout, hash, chosen, holders });
                 self.shut_out = None;
             }
@@ -128,11 +131,7 @@ impl Bootstrap {
             return match accepted {
                 Some(layout) if chosen => match self.check(layout) {
                     Ok(()) => Heard::Learn(layout.clone()),
-                    Err(why) => {
-                        // It is in force, so that this will not change; what is only proposed may still be mended.
-                        self.shut_out = self.other_disk(layout);
-                        Heard::Refused(why)
-                    }
+                    Err(why) => Heard::Refused(why),
                 },
                 _ => Heard::Nothing,
             };
@@ -216,7 +215,7 @@ impl Bootstrap {
         if !problems.is_empty() {
             return Err(format!("the layout cannot be applied: {}", problems.join("; ")));
         }
-        self.other_disk(layout).map_or(Ok(()), Err)
+        Ok(())
     }
 
     fn other_disk(&self, layout: &Layout) -> Option<String> {
@@ -294,19 +293,24 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_node_accepts_nothing_and_counts_for_nothing() {
+    fn a_wiped_node_accepts_nothing_counts_for_nothing_and_learns_what_is_in_force() {
         let layout = layout(3, 64);
         let mut wiped = Bootstrap::new(Me { disk: DiskId(77), ..me(2) }, None);
         let why = wiped.offer(&layout).expect_err("another disk");
         assert!(why.contains("disk 00000000000000000000000000000002"), "{why}");
         assert!(wiped.not_serving().expect("nothing yet").contains("no layout yet"), "a proposal may still be mended");
-        assert!(matches!(wiped.hear(id(0), Some(&layout), true), Heard::Refused(_)), "also when it is in force");
+        assert_eq!(wiped.hear(id(0), Some(&layout), false), Heard::Nothing);
         assert!(wiped.accepted().is_none());
-        assert_eq!(wiped.not_serving(), Some(why));
 
         let mut node = Bootstrap::new(me(0), Some((layout.clone(), false)));
         assert_eq!(node.hear(id(2), wiped.accepted().map(|(layout, _)| layout), wiped.is_chosen()), Heard::Nothing);
         assert!(!node.has_majority());
+
+        assert_eq!(wiped.hear(id(0), Some(&layout), true), Heard::Learn(layout.clone()));
+        wiped.stored(layout.clone(), true);
+        assert_eq!((wiped.not_serving(), wiped.holding()), (None, vec![]));
+        let restarted = Bootstrap::new(Me { disk: DiskId(77), ..me(2) }, Some((layout, true)));
+        assert_eq!((restarted.not_serving(), restarted.holding()), (None, vec![]));
     }
 
     #[test]
@@ -321,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_store_of_another_disk_does_not_speak_for_this_one() {
-        let node = Bootstrap::new(Me { disk: DiskId(77), ..me(0) }, Some((layout(3, 64), true)));
+        let node = Bootstrap::new(Me { disk: DiskId(77), ..me(0) }, Some((layout(3, 64), false)));
         assert!(node.accepted().is_none());
         assert!(node.not_serving().expect("shut out").contains("emptied or exchanged"));
     }

@@ -10,6 +10,7 @@ use quorate_client::wire::ALPN_CLIENT;
 
 use super::*;
 use crate::cert::{Ca, Issued, VALIDITY};
+use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
 const CLUSTER: ClusterId = ClusterId(0xc1);
@@ -57,7 +58,7 @@ impl Node {
         let endpoint = quic::endpoint(&seams, bound, Some(server)).expect("an endpoint");
         let addr = endpoint.local_addr().expect("bound");
         let boot = BOOTS.fetch_add(1, Ordering::SeqCst);
-        let hello = move || Hello {
+        let hello = move |_| Hello {
             cluster: CLUSTER,
             node: me,
             disk: DiskId(1),
@@ -66,7 +67,19 @@ impl Node {
             layout: LayoutVersion::NONE,
             first_layout: None,
             release: "test".into(),
+            life: boot,
+            beacon: 0,
+            remembers: Vec::new(),
         };
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let committer = Committer::start(
+            store.clone(),
+            Executor::Inline,
+            Durability::Group,
+            SECOND,
+            Arc::new(|why| panic!("{why}")),
+        );
+        let beacons = Beacons::open(&*store, DiskId(1), boot, committer);
         let (datagrams, gossip) = mpsc::channel(16);
         let peers = Peers::start(PeersConfig {
             me,
@@ -75,6 +88,7 @@ impl Node {
             dial: tls::client_config(&seams, &own, ALPN_PEER, LinkKind::Peer).expect("a client configuration"),
             random: Random::from_seed(boot),
             hello: Arc::new(hello),
+            beacons,
             check,
             datagrams,
         });
@@ -221,11 +235,11 @@ async fn an_unknown_request_is_refused_and_costs_nothing() {
     let lanes = Lanes::new(connection.clone(), LanesConfig::default());
     for unknown in [codec::encode(&(1u64, "Teleport")), Bytes::from_static(&[9, 1]), Bytes::new()] {
         let reply = lanes.call(class::CONTROL, unknown, SECOND).await.expect("an answer");
-        let reply: PeerReply = codec::decode(&reply).expect("a reply");
+        let reply = codec::decode::<PeerAnswer>(&reply).expect("a reply").reply;
         assert!(matches!(reply, PeerReply::Refused(NotApplied::Unsupported { .. })), "{reply:?}");
     }
     // Known, but nobody has said hello: it waits, and then the connection is refused.
-    let request = codec::encode(&PeerRequest { request_id: 1, body: PeerBody::LayoutState });
+    let request = codec::encode(&PeerRequest { request_id: 1, beacon: 0, body: PeerBody::LayoutState });
     assert!(lanes.call(class::CONTROL, request, SECOND / 4).await.is_err());
     let told = explain_connection_error(&connection.closed().await);
     assert!(told.contains("no acceptable hello"), "{told}");
@@ -308,7 +322,7 @@ proptest::proptest! {
         bytes.insert(0, codec::CODEC_VERSION);
         let bytes = Bytes::from(bytes);
         let _ = codec::decode::<PeerRequest>(&bytes);
-        let _ = codec::decode::<PeerReply>(&bytes);
+        let _ = codec::decode::<PeerAnswer>(&bytes);
     }
 
     #[test]
@@ -316,7 +330,7 @@ proptest::proptest! {
         let key = codec::Blob(key.into());
         let label = crate::peer_wire::Label { low: LayoutVersion(1), high: LayoutVersion(1) };
         let body = PeerBody::Replicate { label, record: key.clone(), key };
-        let request = PeerRequest { request_id: 7, body };
+        let request = PeerRequest { request_id: 7, beacon: 0, body };
         let encoded = codec::encode(&request);
         proptest::prop_assert_eq!(&codec::decode::<PeerRequest>(&encoded).expect("a request"), &request);
         let mut bytes = encoded.to_vec();

@@ -12,11 +12,12 @@ use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{HASH_LEN, Inner, PAGE_BYTES, Place, Replica, Unreadable, data_key, digest_of, stripe_of};
+use crate::beacons::Beacons;
 use crate::core::exchange::Listed;
 use crate::core::merkle::{self, HashTree, LEAVES, Leaves};
 use crate::core::record::Record;
 use crate::hash_trees::HashTrees;
-use crate::recovery::{Lost, Recovery};
+use crate::recovery::{Doubt, Facts, Lost, Reason, Recovery};
 use crate::store::{StoreError, Tree};
 
 impl Replica {
@@ -28,6 +29,39 @@ impl Replica {
     /// What it has lost.
     pub fn recovery(&self) -> &Recovery {
         &self.0.recovery
+    }
+
+    /// Judges the start, see [`Recovery::decide`].
+    ///
+    /// # Errors
+    /// When the store fails; nothing is served then.
+    pub async fn decide(&self, facts: Facts) -> Result<(), StoreError> {
+        let recovery = self.0.recovery.clone();
+        self.0.executor.run(move || recovery.decide(&facts)).await
+    }
+
+    /// This disk was set back: all of these partitions are lost.
+    ///
+    /// # Errors
+    /// When the store fails; nothing is served then.
+    pub async fn set_back(&self, owned: Vec<Partition>) -> Result<(), StoreError> {
+        let inner = self.0.clone();
+        let job = move || {
+            inner.recovery.lose_all(&owned, Reason::RolledBack)?;
+            inner.store.sync()?;
+            inner.recovery.settle(Doubt::SetBack);
+            Ok(())
+        };
+        self.0.executor.run(job).await
+    }
+
+    /// Stores what is remembered of other nodes' disks.
+    pub(crate) async fn save_beacons(&self, beacons: &Beacons) {
+        let (inner, beacons) = (self.0.clone(), beacons.clone());
+        let saved = self.0.executor.run(move || beacons.save(&*inner.store)).await;
+        if let Err(error) = saved {
+            tracing::debug!("how far other disks are is not stored: {error}");
+        }
     }
 
     /// Notes an exchange of what is lost, see [`Recovery::exchanged`]. What came must be durable.

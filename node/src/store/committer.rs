@@ -20,7 +20,8 @@ use quorate_client::{buggify, dawdle, sometimes};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::{Executor, Store, StoreError, Writes};
+use super::beacon::Beacon;
+use super::{Executor, Store, StoreError};
 
 /// When a write is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,7 @@ impl Committer {
         fatal: Arc<dyn Fn(String) + Send + Sync>,
     ) -> Self {
         let shared = Arc::new(Shared {
+            beacon: Beacon::open(&*store),
             store,
             executor,
             fatal,
@@ -83,7 +85,17 @@ impl Committer {
     /// on to answer each write with "outcome unknown".
     pub fn check(&self) {
         let shared = &self.handle.shared;
-        shared.sync_here(shared.taken.load(Ordering::SeqCst), shared.store.writes());
+        shared.sync_here(shared.taken.load(Ordering::SeqCst));
+    }
+
+    /// The newest [beacon](super::beacon) that is durable.
+    pub fn beacon(&self) -> u64 {
+        self.handle.shared.beacon.durable()
+    }
+
+    /// The next beacon is above this one.
+    pub(crate) fn pass_beacon(&self, number: u64) {
+        self.handle.shared.beacon.pass(number);
     }
 
     /// To be called before the store is closed, which syncs once more by itself: nothing is acknowledged from here on, and that
@@ -179,6 +191,7 @@ impl fmt::Debug for Handle {
 
 struct Shared {
     store: Arc<dyn Store>,
+    beacon: Beacon,
     executor: Executor,
     fatal: Arc<dyn Fn(String) + Send + Sync>,
     /// Tickets given out.
@@ -202,16 +215,18 @@ impl Shared {
         dawdle!("store: a pause before a sync");
         let taken = self.taken.load(Ordering::SeqCst);
         sometimes!("store: writes shared a sync", taken > self.progress.borrow().synced + 1);
-        let writes = self.store.writes();
         let shared = Arc::clone(self);
         // The job itself notes how it ended: with `always` whoever waits for it may go away, and a failure that nobody
         // heard of would let a later sync vouch for what this one has lost.
-        self.executor.run(move || shared.sync_here(taken, writes)).await;
+        self.executor.run(move || shared.sync_here(taken)).await;
         // A sync that succeeds after another has failed proves nothing: what failed may have been dropped.
         self.progress.borrow().failed.clone().map_or(Ok(()), Err)
     }
 
-    fn sync_here(&self, taken: u64, writes: Option<Writes>) {
+    fn sync_here(&self, taken: u64) {
+        let beacon = self.unsynced().then(|| self.beacon.write_next(&*self.store).ok()).flatten();
+        // After the beacon, which is a write as well, and before the sync begins.
+        let writes = self.store.writes();
         let synced = catch_unwind(AssertUnwindSafe(|| self.store.sync()))
             .unwrap_or_else(|_| Err(StoreError::Io("the engine panicked while it synced".to_owned())));
         let mut reason = None;
@@ -219,6 +234,9 @@ impl Shared {
             Ok(()) => {
                 // With `always` syncs overlap, and an earlier one may end later.
                 progress.synced = progress.synced.max(taken);
+                if let Some(beacon) = beacon {
+                    self.beacon.reached(beacon);
+                }
                 let quiet = writes.filter(|writes| writes.begun == writes.finished).map(|writes| writes.begun);
                 progress.synced_writes = progress.synced_writes.max(quiet);
             }
@@ -285,7 +303,7 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::store::{MemoryStore, Stats, Tree};
+    use crate::store::{MemoryStore, Stats, Tree, Writes};
 
     /// A store whose syncs wait until the test lets each of them end.
     #[derive(Debug)]

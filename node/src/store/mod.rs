@@ -17,6 +17,7 @@ pub mod quarantine;
 pub mod sidecar;
 pub mod sled;
 
+mod beacon;
 pub mod committer;
 pub mod executor;
 

@@ -5,6 +5,7 @@
 //!   DIR/quorate.json   the sidecar: whose directory, and what must be found in the engine
 //!   DIR/sled/db        sled's log          conf, snap.*: its settings and a shortcut for its start
 //!   DIR/sled/blobs/    pages of more than 128 KiB, a file each
+//!   DIR/sled.damaged/  an engine that was found damaged, kept as evidence
 //! ```
 //!
 //! What was measured or read of sled, and what follows:
@@ -63,8 +64,9 @@ impl Default for SledOptions {
 
 /// Opens a node's data directory, or makes it.
 ///
-/// A directory whose data is damaged or gone opens as [`Opened::quarantined`]: the store then refuses what it cannot know, and
-/// the damaged files stay as they are, also through later starts, until an operator moves them away.
+/// An engine that is damaged or gone is moved aside, to `sled.damaged`, and the node begins with an empty one under a new disk
+/// id. If there lies a damaged one already, which is evidence, the directory opens as [`Opened::quarantined`]: the store then
+/// refuses what it cannot know, and the damaged files stay as they are, also through later starts, until an operator acts.
 ///
 /// # Errors
 /// - [`StoreError::Locked`] when another process has it open, after two seconds of trying.
@@ -123,40 +125,74 @@ pub fn open(
         sync_parent(dir)?;
     }
 
-    let reason = match &content.quarantined {
-        Some(reason) => reason.clone(),
-        None => {
-            let made = content.stamp > 0;
-            let opened = if made && !engine_there {
-                Err(Refusal::Damaged("its files are gone".to_owned()))
-            } else {
-                open_engine(&engine_dir, &content, options)
-            };
-            match opened {
-                Ok((db, trees, stamp)) => {
-                    content.stamp = stamp;
-                    let store = SledStore::start(dir, db, trees, content, options, lock)?;
-                    return Ok(Opened { store: Arc::new(store), identity, quarantined: None });
-                }
-                Err(Refusal::Failed(error)) => return Err(error),
-                Err(Refusal::Damaged(how)) => {
-                    let reason = format!(
-                        "the store of disk {} in {} is damaged ({how}). Nothing in it is served or changed any more. Keep or \
-                         restore the directory as you need, then move it away and start again: the node begins with an \
-                         empty disk under a new disk id",
-                        content.disk,
-                        engine_dir.display()
-                    );
-                    content.quarantined = Some(reason.clone());
-                    sidecar::write(dir, &content)?;
-                    reason
-                }
-            }
-        }
+    let made = content.stamp > 0;
+    let opened = match &content.quarantined {
+        Some(_) => None,
+        None if made && !engine_there => Some(Err(Refusal::Damaged("its files are gone".to_owned()))),
+        None => Some(open_engine(&engine_dir, &content, options)),
     };
+    match opened {
+        Some(Ok((db, trees, stamp))) => {
+            content.stamp = stamp;
+            let store = SledStore::start(dir, db, trees, content, options, lock)?;
+            return Ok(Opened { store: Arc::new(store), identity, quarantined: None });
+        }
+        Some(Err(Refusal::Failed(error))) => return Err(error),
+        Some(Err(Refusal::Damaged(how))) => {
+            content.quarantined =
+                Some(format!("the store of disk {} in {} is damaged ({how})", content.disk, dir.display()));
+            // Whatever happens from here on, nothing in it is served any more.
+            sidecar::write(dir, &content)?;
+        }
+        None => {}
+    }
+    let damage = content.quarantined.clone().expect("else it would have been opened");
+    let aside = dir.join(DAMAGED_DIR);
+    if !aside.exists() || !engine_dir.exists() {
+        if engine_dir.exists() {
+            set_aside(dir, &engine_dir, &aside)?;
+        }
+        let lost = content.disk;
+        let fresh = loop {
+            let drawn = DiskId(random.u128());
+            // Not even by a generator that began anew with its old seed.
+            if drawn != lost {
+                break drawn;
+            }
+        };
+        content = Content { disk: fresh, has_data: false, stamp: 0, records: 0, quarantined: None, ..content };
+        sidecar::write(dir, &content)?;
+        tracing::error!(%lost, disk = %content.disk, aside = %aside.display(),
+            "{damage}. It was moved aside, and the node begins with an empty disk: other owners bring back what it held");
+        return match open_engine(&engine_dir, &content, options) {
+            Ok((db, trees, stamp)) => {
+                content.stamp = stamp;
+                let identity = Identity { disk: content.disk, clean: true, ..identity };
+                let store = SledStore::start(dir, db, trees, content, options, lock)?;
+                Ok(Opened { store: Arc::new(store), identity, quarantined: None })
+            }
+            Err(Refusal::Failed(error)) => Err(error),
+            Err(Refusal::Damaged(how)) => {
+                Err(StoreError::Corrupt(format!("a new engine in {} is damaged: {how}", dir.display())))
+            }
+        };
+    }
+    let reason = format!(
+        "{damage}. An earlier damaged store lies in {} already, so that this one stays where it is, and nothing in it is served \
+         or changed. Find out what is wrong with the disk; then move {} away and start again: the node begins with an empty \
+         disk under a new disk id, and other owners bring back what it held",
+        aside.display(),
+        aside.display()
+    );
     tracing::error!(disk = %content.disk, reason, "the store is quarantined");
     let store = Arc::new(QuarantinedStore::new(reason.clone()));
     Ok(Opened { store, identity, quarantined: Some(reason) })
+}
+
+/// Moves a damaged engine to where evidence is kept, durably.
+fn set_aside(dir: &Path, engine_dir: &Path, aside: &Path) -> Result<(), StoreError> {
+    let moved = fs::rename(engine_dir, aside).and_then(|()| sidecar::sync_dir(dir));
+    moved.map_err(|e| StoreError::from_io(&format!("moving {} to {}", engine_dir.display(), aside.display()), &e))
 }
 
 /// sled with checksums, real syncs and a sidecar. Made by [`open`].
@@ -704,6 +740,8 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 const ENGINE_DIR: &str = "sled";
+/// Where a damaged engine is moved to.
+const DAMAGED_DIR: &str = "sled.damaged";
 
 /// Stands for the engine's own tree in checksums.
 const ENGINE_TAG: u8 = 0xff;
@@ -873,30 +911,69 @@ mod tests {
     }
 
     #[test]
-    fn a_log_cut_to_any_part_is_quarantined_and_stays_so() {
+    fn a_log_cut_to_any_part_is_set_aside_once_and_then_quarantined() {
         for (clean, part) in [(true, 0.0), (true, 0.5), (true, 0.9), (false, 0.1), (false, 0.5)] {
             let dir = filled(clean);
             let log = dir.path().join(ENGINE_DIR).join("db");
-            let file = File::options().write(true).open(&log).expect("there");
-            let length = file.metadata().expect("there").len();
-            file.set_len((length as f64 * part) as u64).expect("cut");
+            let cut = |log: &Path| {
+                let file = File::options().write(true).open(log).expect("there");
+                let length = file.metadata().expect("there").len();
+                file.set_len((length as f64 * part) as u64).expect("cut");
+            };
+            cut(&log);
+            let before = sidecar::read(dir.path()).expect("whole").expect("there");
             let case = format!("clean: {clean}, cut to {part}");
 
             let opened = open_n1(dir.path()).expect("it starts");
+            assert_eq!(opened.quarantined, None, "{case}");
+            assert_ne!(opened.identity.disk, before.disk, "{case}: not noticed");
+            assert_eq!((opened.identity.boot, opened.identity.clean), (before.boot + 1, true));
+            assert_eq!(opened.store.get(Tree::Data, &key(1)).expect("empty, under another disk id"), None);
+            assert!(dir.path().join(DAMAGED_DIR).join("db").exists(), "{case}: the evidence is kept");
+            for i in 0..RECORDS {
+                opened.store.insert(Tree::Data, &key(i), &value(i)).expect("room");
+            }
+            let fresh = opened.identity.disk;
+            opened.store.close().expect("closed");
+            drop(opened);
+
+            cut(&log);
+            let opened = open_n1(dir.path()).expect("it starts");
+            assert_eq!(opened.identity.disk, fresh);
             let reason = opened.quarantined.clone().unwrap_or_else(|| panic!("{case}: not noticed"));
-            assert!(reason.contains("move it away"), "{reason}");
+            assert!(reason.contains("sled.damaged away and start again"), "{reason}");
             let error = opened.store.get(Tree::Data, &key(1)).expect_err("never 'not found'");
             assert!(matches!(error, StoreError::Quarantined(_)), "{case}: {error}");
             opened.store.insert(Tree::Data, &key(1), b"v").expect_err("takes nothing");
             opened.store.scan(Tree::Data, b"", None, 1, 1).expect_err("knows nothing");
+            opened.store.keys(Tree::Data, b"", None, 1).expect_err("knows nothing");
             opened.store.sync().expect("nothing to do");
             let after = fs::metadata(&log).map(|m| m.modified().expect("a time")).ok();
             drop(opened);
             let again = open_n1(dir.path()).expect("it starts");
             assert_eq!(again.quarantined, Some(reason), "{case}");
-            assert_eq!(again.identity.boot, 3);
             assert_eq!(fs::metadata(&log).map(|m| m.modified().expect("a time")).ok(), after, "{case}: touched again");
+            drop(again);
+
+            // What the reason says to do.
+            fs::remove_dir_all(dir.path().join(DAMAGED_DIR)).expect("there");
+            let fresher = open_n1(dir.path()).expect("it starts");
+            assert_eq!(fresher.quarantined, None, "{case}");
+            assert_ne!(fresher.identity.disk, fresh, "{case}");
+            assert_eq!(fresher.store.get(Tree::Data, &key(1)).expect("empty"), None);
         }
+    }
+
+    #[test]
+    fn a_crash_between_setting_aside_and_beginning_anew_goes_on() {
+        let dir = filled(true);
+        let content = sidecar::read(dir.path()).expect("whole").expect("there");
+        let damaged = Content { quarantined: Some("it is damaged".to_owned()), ..content.clone() };
+        sidecar::write(dir.path(), &damaged).expect("room");
+        fs::rename(dir.path().join(ENGINE_DIR), dir.path().join(DAMAGED_DIR)).expect("moved");
+        let opened = open_n1(dir.path()).expect("it starts");
+        assert_eq!(opened.quarantined, None);
+        assert_ne!(opened.identity.disk, content.disk);
     }
 
     #[test]
@@ -917,7 +994,8 @@ mod tests {
             fs::write(&log, damaged).expect("room");
             let before = sidecar::read(source.path()).expect("whole").expect("there");
             let opened = open_n1(source.path()).expect("it starts");
-            if opened.quarantined.is_some() {
+            assert_eq!(opened.quarantined, None, "there is no other damaged one");
+            if opened.identity.disk != before.disk {
                 quarantined += 1;
             } else {
                 let mut bad = 0;
@@ -932,6 +1010,7 @@ mod tests {
                 if bad > 0 { corrupt += 1 } else { harmless += 1 }
             }
             drop(opened);
+            let _ = fs::remove_dir_all(source.path().join(DAMAGED_DIR));
             fs::remove_dir_all(source.path().join(ENGINE_DIR)).expect("there");
             fs::create_dir_all(source.path().join(ENGINE_DIR).join("blobs")).expect("room");
             sidecar::write(source.path(), &before).expect("room");
@@ -940,31 +1019,27 @@ mod tests {
     }
 
     #[test]
-    fn a_vanished_engine_is_quarantined() {
-        let dir = filled(true);
-        fs::remove_dir_all(dir.path().join(ENGINE_DIR)).expect("there");
-        let opened = open_n1(dir.path()).expect("it starts");
-        let reason = opened.quarantined.expect("vanished");
-        assert!(reason.contains("files are gone"), "{reason}");
-        assert!(opened.store.get(Tree::Meta, b"layout").expect("knows nothing, and says so").is_none());
-    }
+    fn an_engine_that_is_gone_or_not_this_disks_gives_way_to_an_empty_one() {
+        let replaced = |dir: &tempfile::TempDir| {
+            let before = sidecar::read(dir.path()).expect("whole").expect("there").disk;
+            let opened = open_n1(dir.path()).expect("it starts");
+            assert_eq!(opened.store.get(Tree::Meta, b"layout").expect("readable"), None);
+            opened.identity.disk != before && opened.quarantined.is_none()
+        };
+        let gone = filled(true);
+        fs::remove_dir_all(gone.path().join(ENGINE_DIR)).expect("there");
+        assert!(replaced(&gone), "vanished");
+        assert!(!gone.path().join(DAMAGED_DIR).exists(), "there is no evidence");
 
-    #[test]
-    fn another_disks_engine_is_quarantined() {
         let (dir, other) = (filled(true), tempfile::tempdir().expect("a directory"));
         let seed = Random::from_seed(99);
         open(other.path(), CLUSTER, node("n1"), &seed, &options()).expect("new").store.close().expect("closed");
         fs::remove_dir_all(dir.path().join(ENGINE_DIR)).expect("there");
         fs::rename(other.path().join(ENGINE_DIR), dir.path().join(ENGINE_DIR)).expect("moved");
-        let reason = open_n1(dir.path()).expect("it starts").quarantined.expect("another's");
-        assert!(reason.contains("engine of disk"), "{reason}");
-    }
+        assert!(replaced(&dir), "another disk's");
 
-    #[test]
-    fn an_older_copy_of_the_engine_is_quarantined() {
         let dir = filled(true);
-        let copy = dir.path().join("copy");
-        let engine = dir.path().join(ENGINE_DIR);
+        let (copy, engine) = (dir.path().join("copy"), dir.path().join(ENGINE_DIR));
         copy_dir(&engine, &copy);
         let opened = open_n1(dir.path()).expect("whole");
         opened.store.insert(Tree::Data, b"later", b"v").expect("room");
@@ -972,8 +1047,7 @@ mod tests {
         drop(opened);
         fs::remove_dir_all(&engine).expect("there");
         fs::rename(&copy, &engine).expect("moved");
-        let reason = open_n1(dir.path()).expect("it starts").quarantined.expect("rolled back");
-        assert!(reason.contains("end of its log is lost"), "{reason}");
+        assert!(replaced(&dir), "an older copy");
     }
 
     fn copy_dir(from: &Path, to: &Path) {

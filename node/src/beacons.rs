@@ -1,0 +1,237 @@
+//! How far each disk has come, as its node has told: who remembers a disk further ahead than it is has seen it rolled back.
+//!
+//! Every message between nodes carries the [beacon](crate::store) that is durable at its sender, and each hello the one that its
+//! disk had when the sender started, a number for this life, and what the sender remembers of the receiver's disk. A node
+//! that hears of a higher beacon of its own disk, told in another life, has been set back: from a backup, by a snapshot, or
+//! because two processes run on copies of one disk.
+//!
+//! What nobody was told, nobody can remember: a disk that is set back to before its last few writes, of which it had told
+//! nobody but clients, is not noticed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use quorate_client::codec;
+use quorate_client::ids::{DiskId, NodeId};
+use quorate_client::sometimes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::store::{Committer, Store, StoreError, Tree};
+
+/// How far a disk had come, and in which life it said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The disk.
+    pub disk: DiskId,
+    /// The life of its node: random, drawn at each start.
+    pub life: u64,
+    /// The highest beacon that it has told.
+    pub beacon: u64,
+}
+
+/// Who speaks: one life of a node on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speaker {
+    /// The node.
+    pub node: NodeId,
+    /// Its disk.
+    pub disk: DiskId,
+    /// Its life.
+    pub life: u64,
+}
+
+/// What one node remembers of others, and hears of itself. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Beacons(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    disk: DiskId,
+    life: u64,
+    /// What this disk had at the start.
+    start: u64,
+    committer: Committer,
+    state: Mutex<State>,
+    set_back: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The newest disks of each node, the newest first.
+    remembered: BTreeMap<NodeId, Vec<Remembered>>,
+    /// What is not stored yet.
+    unsaved: BTreeSet<NodeId>,
+    /// The highest beacon of this disk that another life has told, above its start.
+    ahead: u64,
+}
+
+impl Beacons {
+    /// Goes on from what the store remembers of others. `life` is random. Blocking.
+    pub fn open(store: &dyn Store, disk: DiskId, life: u64, committer: Committer) -> Self {
+        let mut state = State::default();
+        let to = [PREFIX, &[u8::MAX]].concat();
+        // What cannot be read is not remembered: it is a help, and no promise.
+        for key in store.keys(Tree::Meta, PREFIX, Some(&to), NODES_MAX).unwrap_or_default() {
+            let name = key.strip_prefix(PREFIX).and_then(|name| std::str::from_utf8(name).ok());
+            let (Some(Ok(node)), Ok(Some(value))) = (name.map(NodeId::new), store.get(Tree::Meta, &key)) else {
+                continue;
+            };
+            if let Ok(remembered) = codec::decode(&value) {
+                state.remembered.insert(node, remembered);
+            }
+        }
+        let start = committer.beacon();
+        let (state, set_back) = (Mutex::new(state), Notify::new());
+        Self(Arc::new(Shared { disk, life, start, committer, state, set_back }))
+    }
+
+    /// This life.
+    pub fn life(&self) -> u64 {
+        self.0.life
+    }
+
+    /// What this disk had at its start.
+    pub fn start(&self) -> u64 {
+        self.0.start
+    }
+
+    /// What is durable now.
+    pub fn durable(&self) -> u64 {
+        self.0.committer.beacon()
+    }
+
+    /// Somebody has told how far its disk is.
+    pub fn heard(&self, from: Speaker, beacon: u64) {
+        let mut state = self.state();
+        if state.remembered.len() >= NODES_MAX && !state.remembered.contains_key(&from.node) {
+            return;
+        }
+        let disks = state.remembered.entry(from.node).or_default();
+        let known = disks.iter().position(|known| known.disk == from.disk);
+        if let Some(at) = known {
+            if disks[at].beacon >= beacon {
+                return;
+            }
+            disks.remove(at);
+        }
+        disks.insert(0, Remembered { disk: from.disk, life: from.life, beacon });
+        disks.truncate(DISKS_MAX);
+        state.unsaved.insert(from.node);
+    }
+
+    /// What is remembered of a node, to be told to it.
+    pub fn of(&self, node: NodeId) -> Vec<Remembered> {
+        self.state().remembered.get(&node).cloned().unwrap_or_default()
+    }
+
+    /// Takes in what another node remembers of this one. Tells whether this disk was set back, which is news.
+    pub fn told(&self, remembered: &[Remembered]) -> bool {
+        let own = remembered.iter().filter(|told| told.disk == self.0.disk && told.life != self.0.life);
+        let Some(highest) = own.map(|told| told.beacon).max() else { return false };
+        let mut state = self.state();
+        if highest <= self.0.start.max(state.ahead) {
+            return false;
+        }
+        sometimes!("beacons: a disk was found to be set back");
+        state.ahead = highest;
+        drop(state);
+        self.0.set_back.notify_one();
+        true
+    }
+
+    /// Waits until this disk turns out to have been set back; to where it had been then. The beacon goes on above that.
+    pub(crate) async fn set_back(&self) -> u64 {
+        self.0.set_back.notified().await;
+        let ahead = self.state().ahead;
+        self.0.committer.pass_beacon(ahead);
+        ahead
+    }
+
+    /// Stores what is not stored yet; it survives with the next sync. Blocking.
+    ///
+    /// # Errors
+    /// When the store does not take it; it is tried again then.
+    pub(crate) fn save(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let unsaved: Vec<_> = {
+            let state = self.state();
+            state.unsaved.iter().map(|node| (*node, state.remembered[node].clone())).collect()
+        };
+        for (node, remembered) in unsaved {
+            let key = [PREFIX, node.as_str().as_bytes()].concat();
+            store.insert(Tree::Meta, &key, &codec::encode(&remembered))?;
+            let mut state = self.state();
+            if state.remembered.get(&node) == Some(&remembered) {
+                state.unsaved.remove(&node);
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("nothing panics while it is locked")
+    }
+}
+
+/// Before the node's name in the keys of [`Tree::Meta`].
+const PREFIX: &[u8] = b"beacon/of/";
+/// Nodes that are remembered, as many as a pool of connections knows.
+const NODES_MAX: usize = 1024;
+/// Disks of one node that are remembered: replaced ones may come back from a shelf.
+const DISKS_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::{Durability, Executor, MemoryStore};
+
+    fn beacons(store: &MemoryStore, life: u64) -> Beacons {
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let fatal = Arc::new(|why| panic!("{why}"));
+        let committer = Committer::start(shared, Executor::Inline, Durability::Group, Duration::from_secs(1), fatal);
+        Beacons::open(store, DiskId(1), life, committer)
+    }
+
+    fn speaker(disk: u128, life: u64) -> Speaker {
+        Speaker { node: NodeId::new("n2").expect("legal"), disk: DiskId(disk), life }
+    }
+
+    #[tokio::test]
+    async fn the_highest_of_each_disk_is_remembered_over_a_restart() {
+        let store = MemoryStore::new();
+        let one = beacons(&store, 7);
+        for (disk, life, beacon) in [(2, 1, 5), (2, 1, 9), (2, 2, 6), (3, 4, 1)] {
+            one.heard(speaker(disk, life), beacon);
+        }
+        let remembered = |disk, life, beacon| Remembered { disk: DiskId(disk), life, beacon };
+        let expected = [remembered(3, 4, 1), remembered(2, 1, 9)];
+        let node = speaker(2, 1).node;
+        assert_eq!(one.of(node), expected, "a later life that is behind does not hide the earlier one");
+        one.save(&store).expect("room");
+        assert_eq!(beacons(&store, 8).of(node), expected);
+        one.heard(speaker(2, 2), 10);
+        assert_eq!(one.of(node)[0], remembered(2, 2, 10));
+        for disk in 10..20 {
+            one.heard(speaker(disk, 1), 1);
+        }
+        assert_eq!(one.of(node).len(), DISKS_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_disk_is_set_back_if_another_life_had_come_further() {
+        let store = MemoryStore::new();
+        store.insert(Tree::Meta, b"beacon/0", &10u64.to_be_bytes()).expect("room");
+        let one = beacons(&store, 7);
+        assert_eq!(one.start(), 10);
+        let told = |disk, life, beacon| one.told(&[Remembered { disk: DiskId(disk), life, beacon }]);
+        assert!(!told(1, 6, 10), "no further than it was at its start");
+        assert!(!told(1, 7, 12), "that was this life");
+        assert!(!told(2, 6, 12), "another disk");
+        assert!(told(1, 6, 12));
+        assert!(!told(1, 6, 12), "that is known");
+        assert_eq!(one.set_back().await, 12);
+        assert!(told(1, 5, 15), "even further");
+    }
+}
