@@ -52,6 +52,51 @@ fn the_first_steps_of_the_readme_work_as_printed() {
 }
 
 #[test]
+fn a_node_with_an_empty_disk_gets_everything_back_before_it_answers() {
+    let mut cluster = Cluster::start(3);
+    let put = |cluster: &Cluster, key: &str, value: &str| {
+        cluster.run(&["put", key, value, "--blind", "--timeout", "5s"]).expect(0, &[]);
+    };
+    for number in 0..40 {
+        put(&cluster, &format!("k{number}"), &format!("v{number}"));
+    }
+    cluster.kill(2);
+    std::fs::remove_dir_all(cluster.dir().join("data-n2")).expect("removed");
+    for number in 40..60 {
+        put(&cluster, &format!("k{number}"), &format!("v{number}"));
+    }
+    cluster.start_node(2);
+    cluster.await_ready(2);
+    eventually("n2 has recovered", || (cluster.metric(2, "quorate_recovering_partitions") == 0).then_some(()));
+    assert!(cluster.log(2).contains("the disk is not the one that the layout names"), "{}", cluster.log(2));
+    assert!(cluster.metric(2, "quorate_repaired_wiped_total") >= 40);
+    for number in 0..60 {
+        let (key, value) = (format!("k{number}"), format!("v{number}"));
+        let said = eventually("all three answer", || {
+            let said = cluster.run(&["get", &key, "--r", "all", "--timeout", "2s"]);
+            (said.code == 0).then_some(said)
+        });
+        said.expect(0, &[&value]);
+    }
+    // Byte for byte: hash trees that are known and equal.
+    eventually("nothing differs", || {
+        let passes = |said: &Said| -> Option<u64> {
+            let nodes = said.json();
+            let nodes = nodes["nodes"].as_array()?.clone();
+            let quiet = |node: &serde_json::Value| {
+                node["differing"] == 0 && node["unknown"] == 0 && !node["last_pass_ms"].is_null()
+            };
+            nodes.iter().all(quiet).then(|| nodes.iter().filter_map(|node| node["pass"].as_u64()).sum())
+        };
+        let before = passes(&cluster.run(&["repair", "start", "-o", "json", "--timeout", "5s"]));
+        std::thread::sleep(Duration::from_millis(500));
+        let after = passes(&cluster.run(&["repair", "status", "-o", "json", "--timeout", "5s"]));
+        (before.is_some() && after > before).then_some(())
+    });
+    cluster.run(&["repair", "status"]).expect(0, &["n1", "n2", "n3", "resting"]);
+}
+
+#[test]
 fn a_persistent_development_cluster_goes_on_where_it_stopped() {
     let dir = tempfile::tempdir().expect("a directory");
     let ports = free_ports().to_string();

@@ -329,9 +329,9 @@ impl FaultClass {
         matches!(self, Self::CorruptRecord | Self::EmptyDisk | Self::RolledBackDisk)
     }
 
-    /// Every class that a cluster which does not heal itself survives. A corrupt record is replaced by the next write of its key.
+    /// Every class that a cluster survives: all of them, as long as a copy of what was acknowledged is left.
     pub fn survivable() -> BTreeSet<Self> {
-        Self::ALL.into_iter().filter(|class| !class.destroys() || *class == Self::CorruptRecord).collect()
+        Self::ALL.into_iter().collect()
     }
 }
 

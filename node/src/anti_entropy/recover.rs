@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Desk;
 use super::pair::Pair;
+use crate::core::merkle::Leaves;
 use crate::layouts::Current;
 
 /// The background task.
@@ -77,39 +78,43 @@ async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
     let Some(lost) = desk.replica.recovery().lost(partition) else { return };
     if others.is_empty() {
         // There is nobody who could hold more.
-        if let Err(error) = desk.replica.exchanged(partition, lost, desk.me, merkle_none(), need, 0).await {
+        if let Err(error) = desk.replica.exchanged(partition, lost, desk.me, Leaves::NONE, need, 0).await {
             tracing::warn!(%partition, "a recovery cannot be noted: {error}");
         }
         return;
     }
+    // All that can be reached, also if fewer would do: a write below the layout's floor may be with only one of them.
+    let mut told = Vec::new();
     for peer in desk.reachable(&others) {
         let pair = Pair { desk, current, peer, partition, paced: false };
-        let told = async {
-            let compared = pair.compare().await?;
-            let leaves = lost.leaves.and(&compared.differ.or(&compared.unknown));
-            let mut recovering = compared.recovering;
-            if !leaves.is_empty() {
-                recovering = recovering.or(&pair.exchange(&leaves).await?.recovering);
-            }
-            let exchanged = desk.replica.exchanged(partition, lost, peer, recovering, need, others.len()).await;
-            exchanged.map_err(|error| error.to_string())
-        };
-        match told.await {
-            Ok(true) => {
-                sometimes!("recovery: a partition is whole again");
-                return;
-            }
-            Ok(false) => sometimes!("recovery: one owner was not enough"),
+        match exchange(&pair, &lost.leaves).await {
+            Ok(recovering) => told.push((peer, recovering)),
             Err(why) => {
                 sometimes!("recovery: an owner could not be asked");
                 tracing::debug!(%peer, %partition, "no exchange: {why}");
             }
         }
     }
+    for (peer, recovering) in told {
+        match desk.replica.exchanged(partition, lost, peer, recovering, need, others.len()).await {
+            Ok(true) => {
+                sometimes!("recovery: a partition is whole again");
+                return;
+            }
+            Ok(false) => sometimes!("recovery: one owner was not enough"),
+            Err(error) => tracing::warn!(%partition, "a recovery cannot be noted: {error}"),
+        }
+    }
 }
 
-fn merkle_none() -> crate::core::merkle::Leaves {
-    crate::core::merkle::Leaves::NONE
+/// Exchanges some leaves completely with one owner; the leaves for which that one cannot speak.
+async fn exchange(pair: &Pair<'_>, lost: &Leaves) -> Result<Leaves, String> {
+    let compared = pair.compare().await?;
+    let leaves = lost.and(&compared.differ.or(&compared.unknown));
+    if leaves.is_empty() {
+        return Ok(compared.recovering);
+    }
+    Ok(compared.recovering.or(&pair.exchange(&leaves).await?.recovering))
 }
 
 /// Partitions that are exchanged at a time.

@@ -1,0 +1,61 @@
+//! Disks that lose what was acknowledged: a node that does not speak of it until others have told it keeps every promise.
+
+use std::collections::BTreeSet;
+
+use quorate_client::options::Quorum;
+use quorate_sim::life::{self, Report};
+use quorate_sim::plan::{Fault, FaultKind, Plan};
+use quorate_sim::trace::Trace;
+
+/// A life of five nodes, three replicas and majorities, with these faults and no other: (when, how long, what).
+fn lives(seed: u64, faults: &[(u32, u32, FaultKind)]) -> Report {
+    let mut plan = Plan::draw(seed, &BTreeSet::new()).plain();
+    (plan.zones, plan.n, plan.partitions) = ((0..5).collect(), 3, 8);
+    plan.workload.quorums = vec![(Quorum::Majority, Quorum::Majority)];
+    (plan.workload.keys, plan.workload.clients, plan.workload.pause_max_ms) = (30, 6, 20);
+    plan.workload.operations = 400;
+    let fault =
+        |(at_ms, for_ms, kind): &(u32, u32, FaultKind)| Fault { at_ms: *at_ms, for_ms: *for_ms, kind: kind.clone() };
+    plan.faults = faults.iter().map(fault).collect();
+    let report = life::run(&plan, Trace::new());
+    assert!(report.is_good(), "{report}");
+    report
+}
+
+fn reached(reports: &[Report], mark: &str) {
+    let times: u64 = reports.iter().map(|report| report.chaos.reached[mark]).sum();
+    assert!(times > 0, "no life has reached {mark:?}");
+}
+
+#[test]
+fn a_wiped_disk_is_filled_before_it_speaks() {
+    let faults = [(3_000, 2_000, FaultKind::EmptyDisk(1)), (9_000, 3_000, FaultKind::EmptyDisk(1))];
+    let reports: Vec<Report> = (0..4).map(|seed| lives(seed, &faults)).collect();
+    reached(&reports, "recovery: a read was refused");
+    reached(&reports, "recovery: a partition is whole again");
+    reached(&reports, "anti-entropy: repaired what was wiped");
+}
+
+#[test]
+fn a_wiped_disk_in_the_middle_of_a_crash_goes_on_where_it_was() {
+    let crash = FaultKind::Crash { node: 1, torn: false };
+    let faults = [(3_000, 1_000, FaultKind::EmptyDisk(1)), (4_300, 500, crash.clone()), (5_200, 500, crash)];
+    let reports: Vec<Report> = (10..14).map(|seed| lives(seed, &faults)).collect();
+    reached(&reports, "recovery: a partition is whole again");
+}
+
+#[test]
+fn a_disk_that_was_set_back_is_found_out() {
+    let faults = [(9_000, 2_000, FaultKind::RolledBackDisk { node: 1, back_ms: 6_000 })];
+    let reports: Vec<Report> = (20..24).map(|seed| lives(seed, &faults)).collect();
+    reached(&reports, "beacons: a disk was found to be set back");
+    reached(&reports, "recovery: a partition is whole again");
+}
+
+#[test]
+fn corrupt_records_are_brought_back() {
+    let faults: Vec<_> = (0..8).map(|i| (3_000 + 800 * i, 100, FaultKind::CorruptRecord(1))).collect();
+    let reports: Vec<Report> = (30..34).map(|seed| lives(seed, &faults)).collect();
+    reached(&reports, "replica: found a corrupt record");
+    reached(&reports, "anti-entropy: repaired what was corrupt");
+}
