@@ -10,10 +10,12 @@ use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 use quorate_client::quic::{self, Gate, Link, Seams};
 use quorate_client::random::Random;
 use quorate_client::tls::{self, Credentials};
+use quorate_node::beacons::Beacons;
 use quorate_node::cert::{Ca, VALIDITY};
 use quorate_node::membership::{Identity, Membership, Parts};
 use quorate_node::peer_wire::{ALPN_PEER, Hello};
 use quorate_node::peers::{Peers, PeersConfig};
+use quorate_node::store::{Committer, Durability, Executor, MemoryStore, Store};
 use quorate_sim::interpose;
 use quorate_sim::socket::{Cable, PacketFaults, SimRuntime};
 use quorate_sim::trace::{Trace, TraceHash};
@@ -135,7 +137,7 @@ impl Host {
         let server = tls::server_config(&seams, &own, &[ALPN_PEER])?;
         let endpoint = quic::endpoint(&seams, self.cable.bind(self.addr).await?, Some(server))?;
         let addr = self.addr;
-        let hello = move || Hello {
+        let hello = move |_| Hello {
             cluster: CLUSTER,
             node: me,
             disk: DiskId(1),
@@ -144,7 +146,15 @@ impl Host {
             layout: LayoutVersion::NONE,
             first_layout: None,
             release: "test".into(),
+            life: boot,
+            beacon: 0,
+            remembers: Vec::new(),
         };
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let fatal = Arc::new(|why| panic!("{why}"));
+        let every = Duration::from_secs(1);
+        let committer = Committer::start(store.clone(), Executor::Inline, Durability::Group, every, fatal);
+        let beacons = Beacons::open(&*store, DiskId(1), boot, committer);
         let (gossip, datagrams) = mpsc::channel(256);
         let peers = Peers::start(PeersConfig {
             me,
@@ -153,6 +163,7 @@ impl Host {
             dial: tls::client_config(&seams, &own, ALPN_PEER, Link::Peer)?,
             random: seams.random.fork(),
             hello: Arc::new(hello),
+            beacons,
             check: Arc::new(|_| Ok(())),
             datagrams: gossip,
         });
