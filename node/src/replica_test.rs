@@ -77,7 +77,10 @@ impl Store for Flaky {
         Ok(page)
     }
 
-    fn keys(&self, _: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        if tree != Tree::Data {
+            return self.others.keys(tree, from, to, limit);
+        }
         let map = lock(&self.map);
         let keys = map.range(from.to_vec()..).map(|(key, _)| key);
         let inside = keys.take_while(|key| to.is_none_or(|to| key.as_slice() < to));
