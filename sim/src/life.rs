@@ -134,11 +134,11 @@ impl fmt::Display for Report {
              {truncated} truncated, {delayed} delayed",
             self.counts.packets
         )?;
-        let DiskCounts { crashes, writes_lost, torn, corrupted, syncs_failed, full } = self.disks;
+        let DiskCounts { crashes, writes_lost, torn, corrupted, syncs_failed, inserts_failed, full } = self.disks;
         writeln!(
             f,
             "disks: {crashes} crashes, {writes_lost} writes lost, {torn} torn, {corrupted} corrupted, \
-             {syncs_failed} syncs failed, {full} writes refused for want of room"
+             {syncs_failed} syncs failed, {inserts_failed} inserts failed, {full} writes refused for want of room"
         )?;
         let fired = self.chaos.fired.values().sum::<u64>();
         let reached = self.chaos.reached.values().filter(|count| **count > 0).count();
@@ -539,6 +539,7 @@ fn sum_disks(one: DiskCounts, other: DiskCounts) -> DiskCounts {
         torn: one.torn + other.torn,
         corrupted: one.corrupted + other.corrupted,
         syncs_failed: one.syncs_failed + other.syncs_failed,
+        inserts_failed: one.inserts_failed + other.inserts_failed,
         full: one.full + other.full,
     }
 }

@@ -62,6 +62,7 @@ enum Step {
     Keep(u8),
     LetGo(u8),
     FailSync(u8),
+    FailInsert(u8),
     Corrupt(u8),
     TakeImage(usize, u8),
     Wipe(u8),
@@ -191,6 +192,9 @@ impl Nemesis {
             }
             Step::End(i) => {
                 self.active.remove(&i);
+                if let FaultKind::FailedInsert(node) = self.plan.faults[i].kind {
+                    cluster.machines()[usize::from(node)].disk.set_fail_next_insert(false);
+                }
                 self.apply(cluster);
             }
             Step::Kill { node, torn } => {
@@ -213,6 +217,7 @@ impl Nemesis {
                 let kept = self.kept_down.entry(node).or_default();
                 *kept = kept.saturating_sub(1);
             }
+            Step::FailInsert(node) => cluster.machines()[usize::from(node)].disk.set_fail_next_insert(true),
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
             Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
             Step::Corrupt(node) => {
@@ -362,6 +367,7 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
             steps.extend([(to, Step::Kill { node: *node, torn: false }), (to, Step::LetGo(*node))]);
             steps.push((to, Step::Start(*node)));
         }
+        FaultKind::FailedInsert(node) => steps.push((from, Step::FailInsert(*node))),
         FaultKind::CorruptRecord(node) => steps.push((from, Step::Corrupt(*node))),
         FaultKind::EmptyDisk(node) => {
             down(&mut steps, *node, false, from, to);

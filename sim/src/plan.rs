@@ -234,6 +234,8 @@ pub enum FaultKind {
     RollingRestart,
     /// The node's next sync fails, which ends it; it starts again at the end.
     FailedSync(u8),
+    /// The insert of the node's next record fails; whether the record is there all the same nobody knows.
+    FailedInsert(u8),
     /// The node's disk takes no more than it holds now.
     FullDisk(u8),
     /// Each call to the node's disk takes so many milliseconds.
@@ -288,6 +290,8 @@ pub enum FaultClass {
     RollingRestart,
     /// [`FaultKind::FailedSync`].
     FailedSync,
+    /// [`FaultKind::FailedInsert`].
+    FailedInsert,
     /// [`FaultKind::FullDisk`].
     FullDisk,
     /// [`FaultKind::SlowDisk`].
@@ -304,7 +308,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -316,6 +320,7 @@ impl FaultClass {
         Self::PowerCut,
         Self::RollingRestart,
         Self::FailedSync,
+        Self::FailedInsert,
         Self::FullDisk,
         Self::SlowDisk,
         Self::WrongClock,
@@ -356,6 +361,7 @@ impl FaultKind {
             Self::PowerCut(_) => FaultClass::PowerCut,
             Self::RollingRestart => FaultClass::RollingRestart,
             Self::FailedSync(_) => FaultClass::FailedSync,
+            Self::FailedInsert(_) => FaultClass::FailedInsert,
             Self::FullDisk(_) => FaultClass::FullDisk,
             Self::SlowDisk { .. } => FaultClass::SlowDisk,
             Self::WrongClock { .. } => FaultClass::WrongClock,
@@ -378,6 +384,7 @@ impl FaultKind {
             | Self::Crash { node, .. }
             | Self::CrashInRecovery { node, .. }
             | Self::FailedSync(node)
+            | Self::FailedInsert(node)
             | Self::FullDisk(node)
             | Self::SlowDisk { node, .. }
             | Self::WrongClock { node, .. }
@@ -619,6 +626,7 @@ impl Plan {
             FaultClass::PowerCut => FaultKind::PowerCut(if rng.random_bool(0.5) { (0..nodes).collect() } else { some }),
             FaultClass::RollingRestart => FaultKind::RollingRestart,
             FaultClass::FailedSync => FaultKind::FailedSync(node),
+            FaultClass::FailedInsert => FaultKind::FailedInsert(node),
             FaultClass::FullDisk => FaultKind::FullDisk(node),
             FaultClass::SlowDisk => FaultKind::SlowDisk { node, latency_ms: rng.random_range(1..=200) },
             FaultClass::WrongClock => {
