@@ -285,6 +285,13 @@ impl SimDisk {
         intact.map(|((_, key), stored)| (key.clone(), stored.value.clone())).collect()
     }
 
+    /// The keys of a tree whose values are damaged.
+    pub fn damaged(&self, tree: Tree) -> Vec<Bytes> {
+        let state = self.state();
+        let damaged = state.content.range(whole(tree)).filter(|(_, stored)| stored.damaged);
+        damaged.map(|((_, key), _)| key.clone()).collect()
+    }
+
     /// What was done to it.
     pub fn counts(&self) -> DiskCounts {
         self.state().counts

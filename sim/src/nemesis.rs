@@ -155,7 +155,7 @@ impl Nemesis {
         self.active.clear();
         self.kept_down.clear();
         self.lasting = aftermath.map(|aftermath| lasting(aftermath, self.plan.nodes())).unwrap_or_default();
-        if let Some(Aftermath { broken, how: Broken::Down }) = aftermath {
+        if let Some(Aftermath { broken, how: Broken::Down, .. }) = aftermath {
             for node in broken {
                 self.kept_down.insert(*node, 1);
                 cluster.crash(*node, Crash::Clean);
@@ -308,7 +308,7 @@ impl Nemesis {
 
 /// What keeps the nodes of an aftermath broken; those that are down are kept so without it.
 fn lasting(aftermath: &Aftermath, nodes: u8) -> Vec<FaultKind> {
-    let Aftermath { broken, how } = aftermath;
+    let Aftermath { broken, how, .. } = aftermath;
     // The host after the last node is the clients'.
     let others = |node: u8| (0..=nodes).filter(move |other| *other != node).map(move |other| (node, other));
     let pairs = || broken.iter().copied().flat_map(others);
@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn an_aftermath_parts_the_broken_from_everybody_also_from_clients() {
         let reach = |how, from, to| {
-            let broken = lasting(&Aftermath { broken: [1].into(), how }, 3);
+            let broken = lasting(&Aftermath { broken: [1].into(), how, sudden: false }, 3);
             !broken.iter().any(|fault| cuts(fault, from, to))
         };
         for other in [0, 2, 3] {
@@ -454,7 +454,7 @@ mod tests {
             assert_eq!((reach(Broken::Deaf, 1, other), reach(Broken::Deaf, other, 1)), (true, false));
         }
         assert!(reach(Broken::Cut, 0, 2) && reach(Broken::Mute, 0, 3) && reach(Broken::Deaf, 2, 3));
-        let paused = Aftermath { broken: [1].into(), how: Broken::Paused };
+        let paused = Aftermath { broken: [1].into(), how: Broken::Paused, sudden: false };
         assert_eq!(lasting(&paused, 3), [FaultKind::Pause(1)]);
     }
 

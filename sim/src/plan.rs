@@ -80,6 +80,9 @@ pub struct Aftermath {
     pub broken: BTreeSet<u8>,
     /// In what way.
     pub how: Broken,
+    /// Everything is mended first, and these nodes break just before the others are asked to serve without them. Else the others have
+    /// had the time to notice.
+    pub sudden: bool,
 }
 
 /// How nodes stay broken.
@@ -744,7 +747,8 @@ fn draw_aftermath(seed: u64, nodes: u8) -> Option<Aftermath> {
     let broken = draw_nodes(rng, nodes, count);
     let ways = [Broken::Down, Broken::Cut, Broken::Mute, Broken::Deaf, Broken::Paused];
     let how = *ways.get(rng.random_range(0..ways.len())).expect("in range");
-    (minority > 0 && rng.random_bool(0.6)).then_some(Aftermath { broken, how })
+    let sudden = rng.random_bool(0.4);
+    (minority > 0 && rng.random_bool(0.6)).then_some(Aftermath { broken, how, sudden })
 }
 
 fn draw_packets(rng: &mut StdRng) -> PacketFaults {
