@@ -13,6 +13,7 @@ use quorate_sim::trace::Trace;
 
 /// Five nodes, ten clients that together make about a hundred requests a second for half a minute, real TLS, no faults.
 #[test]
+#[allow(clippy::print_stdout, reason = "whoever asks for it wants the figures")]
 #[ignore = "it measures, and means something only of an optimised build on a quiet machine"]
 fn five_nodes_at_a_hundred_requests_a_second_run_thirty_times_as_fast_as_a_processor() {
     let mut plan = Plan::draw(1, &BTreeSet::new()).plain();
