@@ -40,6 +40,8 @@ pub struct DiskCounts {
     pub corrupted: u64,
     /// Syncs that failed.
     pub syncs_failed: u64,
+    /// Inserts that failed.
+    pub inserts_failed: u64,
     /// Writes that a full disk refused.
     pub full: u64,
 }
@@ -82,6 +84,7 @@ struct State {
     bytes: u64,
     bytes_max: Option<u64>,
     fail_next_sync: bool,
+    fail_next_insert: bool,
     /// After a failed sync nobody knows what is on the disk, and asking again proves nothing.
     sync_failed: bool,
     latency: Duration,
@@ -109,6 +112,7 @@ impl SimDisk {
             bytes: 0,
             bytes_max: None,
             fail_next_sync: false,
+            fail_next_insert: false,
             sync_failed: false,
             latency: Duration::ZERO,
             counts: DiskCounts::default(),
@@ -153,7 +157,7 @@ impl SimDisk {
             return;
         }
         state.sync_failed = false;
-        state.fail_next_sync = false;
+        (state.fail_next_sync, state.fail_next_insert) = (false, false);
         state.counts.crashes += 1;
         let kept = self.0.random.below(state.unsynced.len() as u64 + 1) as usize;
         let lost = state.unsynced.split_off(kept);
@@ -195,6 +199,11 @@ impl SimDisk {
     /// The next sync fails, and all after it until the process has ended.
     pub fn fail_next_sync(&self) {
         self.state().fail_next_sync = true;
+    }
+
+    /// Whether the next insert of a record fails; it is drawn whether the record is there all the same.
+    pub fn set_fail_next_insert(&self, fail: bool) {
+        self.state().fail_next_insert = fail;
     }
 
     /// How many bytes of keys and values it holds at most; nothing for a disk without end.
@@ -274,6 +283,13 @@ impl SimDisk {
         let state = self.state();
         let intact = state.content.range(whole(tree)).filter(|(_, stored)| !stored.damaged);
         intact.map(|((_, key), stored)| (key.clone(), stored.value.clone())).collect()
+    }
+
+    /// The keys of a tree whose values are damaged.
+    pub fn damaged(&self, tree: Tree) -> Vec<Bytes> {
+        let state = self.state();
+        let damaged = state.content.range(whole(tree)).filter(|(_, stored)| stored.damaged);
+        damaged.map(|((_, key), _)| key.clone()).collect()
     }
 
     /// What was done to it.
@@ -389,8 +405,15 @@ impl Store for SimStore {
                 state.counts.full += 1;
                 return Err(StoreError::Full(format!("{} bytes are in use and {more} are needed", state.bytes)));
             }
-            let stored = Stored { value: Bytes::copy_from_slice(value), damaged: false };
-            state.write((tree, Bytes::copy_from_slice(key)), Some(stored));
+            let fails = tree == Tree::Data && std::mem::take(&mut state.fail_next_insert);
+            if !fails || self.disk.0.random.below(2) == 0 {
+                let stored = Stored { value: Bytes::copy_from_slice(value), damaged: false };
+                state.write((tree, Bytes::copy_from_slice(key)), Some(stored));
+            }
+            if fails {
+                state.counts.inserts_failed += 1;
+                return Err(StoreError::Io("insert: input/output error".to_owned()));
+            }
             Ok(())
         })
     }
@@ -630,6 +653,23 @@ mod tests {
         let wiped = start(&disk);
         assert_eq!(wiped.boot, 1);
         assert_ne!(wiped.disk, third.disk);
+    }
+
+    #[test]
+    fn a_failed_insert_is_there_or_not_and_the_next_one_succeeds() {
+        let mut there = BTreeMap::new();
+        for seed in 0..20 {
+            let disk = disk(seed);
+            let store = open(&disk);
+            disk.set_fail_next_insert(true);
+            store.insert(Tree::Meta, b"m", b"v").expect("only records are hit");
+            store.insert(Tree::Data, b"k", b"v").expect_err("that was asked for");
+            let found = store.get(Tree::Data, b"k").expect("reads go on");
+            *there.entry(found.is_some()).or_insert(0) += 1;
+            store.insert(Tree::Data, b"k", b"w").expect("once is enough");
+            assert_eq!(disk.counts().inserts_failed, 1);
+        }
+        assert_eq!(there.len(), 2, "{there:?}");
     }
 
     #[test]

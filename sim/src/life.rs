@@ -122,8 +122,9 @@ impl fmt::Display for Report {
             let (from, to) = (fault.at_ms, fault.at_ms + fault.for_ms);
             writeln!(f, "  {:>6}-{:<6} ms {:?}", from, to, fault.kind)?;
         }
-        if let Some(Aftermath { broken, how }) = &plan.aftermath {
-            writeln!(f, "  {:>6}-       ms {broken:?} stay {how:?} until the others were audited", plan.active_ms)?;
+        if let Some(Aftermath { broken, how, sudden }) = &plan.aftermath {
+            let when = if *sudden { "are" } else { "stay" };
+            writeln!(f, "  {:>6}-       ms {broken:?} {when} {how:?} while the others are audited", plan.active_ms)?;
         }
         let Outcomes { written, found, not_applied, unknown } = self.outcomes();
         writeln!(f, "operations: {written} written, {found} read, {not_applied} not applied, {unknown} unknown")?;
@@ -134,11 +135,11 @@ impl fmt::Display for Report {
              {truncated} truncated, {delayed} delayed",
             self.counts.packets
         )?;
-        let DiskCounts { crashes, writes_lost, torn, corrupted, syncs_failed, full } = self.disks;
+        let DiskCounts { crashes, writes_lost, torn, corrupted, syncs_failed, inserts_failed, full } = self.disks;
         writeln!(
             f,
             "disks: {crashes} crashes, {writes_lost} writes lost, {torn} torn, {corrupted} corrupted, \
-             {syncs_failed} syncs failed, {full} writes refused for want of room"
+             {syncs_failed} syncs failed, {inserts_failed} inserts failed, {full} writes refused for want of room"
         )?;
         let fired = self.chaos.fired.values().sum::<u64>();
         let reached = self.chaos.reached.values().filter(|count| **count > 0).count();
@@ -218,8 +219,8 @@ enum Phase {
     Working(Duration),
     /// Every client has ended.
     Settling,
-    /// The harness asks for the audit of the core; nothing is expected of these nodes.
-    AuditingCore(BTreeSet<u8>),
+    /// The harness asks for the audit of the core; nothing is expected of the unsound nodes, and these keys come first.
+    AuditingCore { unsound: BTreeSet<u8>, keys: BTreeSet<String> },
     /// When it began and was over, in microseconds.
     CoreAudited(Window),
     /// The harness asks for the audit.
@@ -276,11 +277,17 @@ fn through(
     chaos::calm();
     let mut available = Vec::new();
     if let Some(aftermath) = &plan.aftermath {
-        nemesis.heal_but(Some(aftermath), cluster);
+        nemesis.heal_but(Some(aftermath).filter(|aftermath| !aftermath.sudden), cluster);
         settle(cluster, &mut nemesis, CORE_SETTLES)?;
         ended(phase, notebook, report, CORE_SETTLES)?;
-        let broken = aftermath.broken.union(nemesis.destroyed()).copied().collect();
-        phase.send_replace(Phase::AuditingCore(broken));
+        if aftermath.sudden {
+            nemesis.heal_but(Some(aftermath), cluster);
+        }
+        let unsound = aftermath.broken.union(nemesis.destroyed()).copied().collect();
+        // A record that is damaged somewhere is where a replica refuses though its node is there.
+        let damaged = cluster.machines().iter().flat_map(|machine| machine.disk.damaged(Tree::Data));
+        let keys = damaged.filter_map(|slot| key_of(&slot)).collect();
+        phase.send_replace(Phase::AuditingCore { unsound, keys });
         available.push(audited(cluster, &mut nemesis, phase, |phase| match phase {
             Phase::CoreAudited(window) => Some(*window),
             _ => None,
@@ -409,13 +416,13 @@ fn program(
         phase.send_replace(Phase::Settling);
         // The sender is held here, so that it cannot be gone.
         if plan.aftermath.is_some() {
-            let asked = |phase: &Phase| matches!(phase, Phase::AuditingCore(_));
-            let broken = match &*phase.subscribe().wait_for(asked).await? {
-                Phase::AuditingCore(broken) => broken.clone(),
+            let asked = |phase: &Phase| matches!(phase, Phase::AuditingCore { .. });
+            let (unsound, keys) = match &*phase.subscribe().wait_for(asked).await? {
+                Phase::AuditingCore { unsound, keys } => (unsound.clone(), keys.clone()),
                 _ => unreachable!("that is what was waited for"),
             };
             let from_us = workload::now_us();
-            let audited = match workload::audit_core(&clients, &plan, &broken, &notebook).await {
+            let audited = match workload::audit_core(&clients, &plan, &unsound, keys, &notebook).await {
                 Ok(()) => Phase::CoreAudited(Window { from_us, to_us: workload::now_us() + 1 }),
                 Err(why) => Phase::Stuck(format!("the audit of a healthy core: {why}")),
             };
@@ -489,11 +496,15 @@ fn hints_of(disk: &SimDisk) -> Result<Vec<(String, String, Record)>, String> {
 fn records(disk: &SimDisk) -> Result<Vec<(String, Record, String)>, String> {
     let decode = |(key, encoded): (bytes::Bytes, bytes::Bytes)| {
         let record = Record::decode(&encoded).map_err(|why| format!("a record on a disk: {why}"))?;
-        // Data lies under the hash of its key, 8 bytes, and the key.
-        let key = String::from_utf8_lossy(key.get(8..).unwrap_or_default()).into_owned();
+        let key = key_of(&key).unwrap_or_default();
         Ok((key, record, encoded.iter().map(|byte| format!("{byte:02x}")).collect()))
     };
     disk.content(Tree::Data).into_iter().map(decode).collect()
+}
+
+/// Data lies under the hash of its key, 8 bytes, and the key.
+fn key_of(slot: &[u8]) -> Option<String> {
+    Some(String::from_utf8_lossy(slot.get(8..)?).into_owned())
 }
 
 /// What a panic said, as far as it said something.
@@ -539,6 +550,7 @@ fn sum_disks(one: DiskCounts, other: DiskCounts) -> DiskCounts {
         torn: one.torn + other.torn,
         corrupted: one.corrupted + other.corrupted,
         syncs_failed: one.syncs_failed + other.syncs_failed,
+        inserts_failed: one.inserts_failed + other.inserts_failed,
         full: one.full + other.full,
     }
 }

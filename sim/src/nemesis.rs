@@ -62,6 +62,7 @@ enum Step {
     Keep(u8),
     LetGo(u8),
     FailSync(u8),
+    FailInsert(u8),
     Corrupt(u8),
     TakeImage(usize, u8),
     Wipe(u8),
@@ -154,7 +155,7 @@ impl Nemesis {
         self.active.clear();
         self.kept_down.clear();
         self.lasting = aftermath.map(|aftermath| lasting(aftermath, self.plan.nodes())).unwrap_or_default();
-        if let Some(Aftermath { broken, how: Broken::Down }) = aftermath {
+        if let Some(Aftermath { broken, how: Broken::Down, .. }) = aftermath {
             for node in broken {
                 self.kept_down.insert(*node, 1);
                 cluster.crash(*node, Crash::Clean);
@@ -191,6 +192,9 @@ impl Nemesis {
             }
             Step::End(i) => {
                 self.active.remove(&i);
+                if let FaultKind::FailedInsert(node) = self.plan.faults[i].kind {
+                    cluster.machines()[usize::from(node)].disk.set_fail_next_insert(false);
+                }
                 self.apply(cluster);
             }
             Step::Kill { node, torn } => {
@@ -213,6 +217,7 @@ impl Nemesis {
                 let kept = self.kept_down.entry(node).or_default();
                 *kept = kept.saturating_sub(1);
             }
+            Step::FailInsert(node) => cluster.machines()[usize::from(node)].disk.set_fail_next_insert(true),
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
             Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
             Step::Corrupt(node) => {
@@ -303,7 +308,7 @@ impl Nemesis {
 
 /// What keeps the nodes of an aftermath broken; those that are down are kept so without it.
 fn lasting(aftermath: &Aftermath, nodes: u8) -> Vec<FaultKind> {
-    let Aftermath { broken, how } = aftermath;
+    let Aftermath { broken, how, .. } = aftermath;
     // The host after the last node is the clients'.
     let others = |node: u8| (0..=nodes).filter(move |other| *other != node).map(move |other| (node, other));
     let pairs = || broken.iter().copied().flat_map(others);
@@ -362,6 +367,7 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
             steps.extend([(to, Step::Kill { node: *node, torn: false }), (to, Step::LetGo(*node))]);
             steps.push((to, Step::Start(*node)));
         }
+        FaultKind::FailedInsert(node) => steps.push((from, Step::FailInsert(*node))),
         FaultKind::CorruptRecord(node) => steps.push((from, Step::Corrupt(*node))),
         FaultKind::EmptyDisk(node) => {
             down(&mut steps, *node, false, from, to);
@@ -439,7 +445,7 @@ mod tests {
     #[test]
     fn an_aftermath_parts_the_broken_from_everybody_also_from_clients() {
         let reach = |how, from, to| {
-            let broken = lasting(&Aftermath { broken: [1].into(), how }, 3);
+            let broken = lasting(&Aftermath { broken: [1].into(), how, sudden: false }, 3);
             !broken.iter().any(|fault| cuts(fault, from, to))
         };
         for other in [0, 2, 3] {
@@ -448,7 +454,7 @@ mod tests {
             assert_eq!((reach(Broken::Deaf, 1, other), reach(Broken::Deaf, other, 1)), (true, false));
         }
         assert!(reach(Broken::Cut, 0, 2) && reach(Broken::Mute, 0, 3) && reach(Broken::Deaf, 2, 3));
-        let paused = Aftermath { broken: [1].into(), how: Broken::Paused };
+        let paused = Aftermath { broken: [1].into(), how: Broken::Paused, sudden: false };
         assert_eq!(lasting(&paused, 3), [FaultKind::Pause(1)]);
     }
 

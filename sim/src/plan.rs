@@ -80,6 +80,9 @@ pub struct Aftermath {
     pub broken: BTreeSet<u8>,
     /// In what way.
     pub how: Broken,
+    /// Everything is mended first, and these nodes break just before the others are asked to serve without them. Else the others have
+    /// had the time to notice.
+    pub sudden: bool,
 }
 
 /// How nodes stay broken.
@@ -234,6 +237,8 @@ pub enum FaultKind {
     RollingRestart,
     /// The node's next sync fails, which ends it; it starts again at the end.
     FailedSync(u8),
+    /// The insert of the node's next record fails; whether the record is there all the same nobody knows.
+    FailedInsert(u8),
     /// The node's disk takes no more than it holds now.
     FullDisk(u8),
     /// Each call to the node's disk takes so many milliseconds.
@@ -288,6 +293,8 @@ pub enum FaultClass {
     RollingRestart,
     /// [`FaultKind::FailedSync`].
     FailedSync,
+    /// [`FaultKind::FailedInsert`].
+    FailedInsert,
     /// [`FaultKind::FullDisk`].
     FullDisk,
     /// [`FaultKind::SlowDisk`].
@@ -304,7 +311,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -316,6 +323,7 @@ impl FaultClass {
         Self::PowerCut,
         Self::RollingRestart,
         Self::FailedSync,
+        Self::FailedInsert,
         Self::FullDisk,
         Self::SlowDisk,
         Self::WrongClock,
@@ -356,6 +364,7 @@ impl FaultKind {
             Self::PowerCut(_) => FaultClass::PowerCut,
             Self::RollingRestart => FaultClass::RollingRestart,
             Self::FailedSync(_) => FaultClass::FailedSync,
+            Self::FailedInsert(_) => FaultClass::FailedInsert,
             Self::FullDisk(_) => FaultClass::FullDisk,
             Self::SlowDisk { .. } => FaultClass::SlowDisk,
             Self::WrongClock { .. } => FaultClass::WrongClock,
@@ -378,6 +387,7 @@ impl FaultKind {
             | Self::Crash { node, .. }
             | Self::CrashInRecovery { node, .. }
             | Self::FailedSync(node)
+            | Self::FailedInsert(node)
             | Self::FullDisk(node)
             | Self::SlowDisk { node, .. }
             | Self::WrongClock { node, .. }
@@ -619,6 +629,7 @@ impl Plan {
             FaultClass::PowerCut => FaultKind::PowerCut(if rng.random_bool(0.5) { (0..nodes).collect() } else { some }),
             FaultClass::RollingRestart => FaultKind::RollingRestart,
             FaultClass::FailedSync => FaultKind::FailedSync(node),
+            FaultClass::FailedInsert => FaultKind::FailedInsert(node),
             FaultClass::FullDisk => FaultKind::FullDisk(node),
             FaultClass::SlowDisk => FaultKind::SlowDisk { node, latency_ms: rng.random_range(1..=200) },
             FaultClass::WrongClock => {
@@ -736,7 +747,8 @@ fn draw_aftermath(seed: u64, nodes: u8) -> Option<Aftermath> {
     let broken = draw_nodes(rng, nodes, count);
     let ways = [Broken::Down, Broken::Cut, Broken::Mute, Broken::Deaf, Broken::Paused];
     let how = *ways.get(rng.random_range(0..ways.len())).expect("in range");
-    (minority > 0 && rng.random_bool(0.6)).then_some(Aftermath { broken, how })
+    let sudden = rng.random_bool(0.4);
+    (minority > 0 && rng.random_bool(0.6)).then_some(Aftermath { broken, how, sudden })
 }
 
 fn draw_packets(rng: &mut StdRng) -> PacketFaults {

@@ -238,42 +238,42 @@ pub async fn audit(
     Ok(second_us)
 }
 
-/// Asks of a cluster of which a minority is still broken what the rest of it must do: of some keys, a read of all replicas that
-/// are sound, then writes and reads with the life's quorums as far as these replicas suffice. `broken` are the nodes that
-/// nothing is expected of.
+/// Asks of a cluster of which a minority is broken what the rest of it must do: of the given keys and some others, a read of all
+/// replicas that are sound, then writes and reads with the life's quorums as far as the core suffices. Nothing is expected of the
+/// unsound nodes.
 ///
 /// # Errors
 /// When the auditor cannot connect.
 pub async fn audit_core(
     clients: &ClientMachine,
     plan: &Plan,
-    broken: &BTreeSet<u8>,
+    unsound: &BTreeSet<u8>,
+    mut keys: BTreeSet<String>,
     notebook: &Notebook,
 ) -> Result<(), String> {
+    // A client that had sent a write to a node that is dead by now would wait for that node first.
     let client = clients.connect(u16::MAX - 2, false, AUDIT_TIMEOUT).await.map_err(|error| error.to_string())?;
-    let core = Core::new(plan, broken);
-    for index in 0..plan.workload.keys.min(CORE_KEYS_MAX) {
-        let key = key_text(index);
-        let auditor = Auditor { client: &client, notebook, who: Who { client: AUDITOR, session: 3 }, key: &key };
+    let core = Core::new(plan, unsound);
+    keys.extend((0..plan.workload.keys.min(CORE_KEYS_MAX)).map(key_text));
+    for (index, key) in keys.iter().enumerate() {
+        let auditor = Auditor { client: &client, notebook, who: Who { client: AUDITOR, session: 3 }, key };
         let strict = index.is_multiple_of(2);
         let asked = |quorum| Asked { quorum, strict };
-        let sound = core.sound_primaries(&key);
-        // With all that the core holds of the key seen, a write leaves no sibling that the core knows of. Where it has no
-        // primary nobody can speak of the key, and a write is blind.
-        let mut seen = match sound {
+        // With all that the core holds of the key seen, a write leaves no sibling that the core knows of.
+        let mut seen = match core.sound_primaries(key) {
             0 => None,
             sound => auditor.get(asked(Quorum::Exactly(sound))).await,
         };
-        let usual = plan.workload.quorums[index as usize % plan.workload.quorums.len()];
+        let usual = plan.workload.quorums[index % plan.workload.quorums.len()];
         for (r, w) in [usual, (Quorum::Majority, Quorum::Majority)] {
-            if core.can_write(&key, w, strict) {
+            if core.can_write(key, w, strict) {
                 let (cause, giver) = match seen.take() {
                     Some((context, no)) => (Cause::from(context), Some(no)),
                     None => (Cause::from(Blind), None),
                 };
                 auditor.put(asked(w), cause, giver).await;
             }
-            if core.can_read(&key, r) {
+            if core.can_read(key, r) {
                 seen = auditor.get(asked(r)).await;
             }
         }
@@ -287,16 +287,19 @@ struct Core {
     ring: Ring,
     sound: BTreeSet<NodeId>,
     n: u8,
-    /// Fallbacks stand in for primaries.
+    /// Healthy nodes stand in for broken primaries.
     sloppy: bool,
+    /// The core has had the time to notice who is broken.
+    settled: bool,
 }
 
 impl Core {
-    fn new(plan: &Plan, broken: &BTreeSet<u8>) -> Self {
-        let sound = (0..plan.nodes()).filter(|node| !broken.contains(node));
+    fn new(plan: &Plan, unsound: &BTreeSet<u8>) -> Self {
+        let sound = (0..plan.nodes()).filter(|node| !unsound.contains(node));
         let sound = sound.map(|node| NodeId::new(&name(node)).expect("a legal name")).collect();
         let sloppy = plan.mechanisms.fallbacks && plan.mechanisms.hints;
-        Self { ring: plan.ring(), sound, n: plan.n, sloppy }
+        let settled = plan.aftermath.as_ref().is_none_or(|aftermath| !aftermath.sudden);
+        Self { ring: plan.ring(), sound, n: plan.n, sloppy, settled }
     }
 
     /// How many of a key's primaries are in the core.
@@ -310,10 +313,12 @@ impl Core {
         self.sound_primaries(key) >= r.count(self.n)
     }
 
-    /// A strict write needs W primaries; where fallbacks stand in, W nodes of the whole core will do for another one.
+    /// A write needs W primaries; if it need not be strict and fallbacks stand in, W nodes of the whole core will do. Where no primary
+    /// is in the core, a fallback may have to learn first that it cannot forward the write.
     fn can_write(&self, key: &str, w: Quorum, strict: bool) -> bool {
-        let counting = if self.sloppy && !strict { self.sound.len() as u8 } else { self.sound_primaries(key) };
-        counting >= w.count(self.n)
+        let (primaries, w) = (self.sound_primaries(key), w.count(self.n));
+        let stand_ins = self.sloppy && !strict && (primaries > 0 || self.settled);
+        primaries >= w || (stand_ins && self.sound.len() >= usize::from(w))
     }
 }
 
@@ -735,6 +740,7 @@ mod tests {
     fn a_core_can_do_what_its_primaries_suffice_for() {
         let mut plan = Plan::draw(1, &BTreeSet::new());
         (plan.zones, plan.n, plan.partitions) = ((0..5).collect(), 3, 64);
+        (plan.mechanisms, plan.aftermath) = (crate::plan::Mechanisms::ALL, None);
         assert_eq!(plan.problems(), [] as [String; 0]);
         let whole = Core::new(&plan, &BTreeSet::new());
         let core = Core::new(&plan, &[0, 3].into());
@@ -744,7 +750,8 @@ mod tests {
             assert_eq!(whole.sound_primaries(&key), 3);
             assert_eq!(core.can_read(&key, Quorum::Majority), sound >= 2);
             assert_eq!(core.can_write(&key, Quorum::One, true), sound >= 1);
-            assert!(!core.can_write(&key, Quorum::All, true) || sound == 3);
+            assert_eq!(core.can_write(&key, Quorum::All, true), sound == 3);
+            assert!(core.can_write(&key, Quorum::All, false), "three nodes of the core, whoever they are");
             seen.insert(sound);
         }
         assert_eq!(seen, [1, 2, 3].into());
