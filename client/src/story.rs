@@ -15,7 +15,7 @@
 //!
 //! ```text
 //!   ask { node, to, request, what } ──> asked { node, from, request, what }
-//!   told { node, from, request, said } <── tell { node, to, request, said }
+//!   told { node, from, request, said } <── tell { node, to, request, said, ok }
 //! ```
 //!
 //! A client asks and is told without a `node`; `to` and `from` are then addresses. Whatever else is told has an `act` that can
@@ -56,6 +56,7 @@ pub fn asked(body: &RequestBody) -> Option<(&'static str, &[u8])> {
         | RequestBody::Route
         | RequestBody::Locate { .. }
         | RequestBody::Status
+        | RequestBody::Repair(_)
         | RequestBody::Layout(_) => None,
     }
 }

@@ -245,6 +245,11 @@ pub enum PeerReply {
 }
 
 impl PeerReply {
+    /// Whether what was asked for was done, for people.
+    pub(crate) fn is_ok(&self) -> bool {
+        !matches!(self, Self::Refused(_) | Self::Forwarded(wire::Response { body: Err(_), .. }))
+    }
+
     /// What it says, in a few words, for people.
     pub(crate) fn said(&self) -> String {
         match self {

@@ -759,7 +759,7 @@ impl rpc::Handler for Service {
                 };
                 if let Some((what, key)) = &about {
                     tell!(act = "tell", key = %story::text(key), node = %me, to = %from, request = id, what,
-                        said = reply.said());
+                        said = reply.said(), ok = reply.is_ok());
                 }
                 reply
             }

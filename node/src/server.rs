@@ -135,7 +135,7 @@ impl rpc::Handler for ClientHandler {
         services.metrics.request(kind, outcome(&answer), started.elapsed());
         if let Some((what, key)) = told {
             tell!(act = "tell", key = %story::text(key), node = %services.me, request = request.request_id, what,
-                said = story::said(&answer));
+                said = story::said(&answer), ok = answer.is_ok());
         }
         sometimes!("server: a request was answered before there was a layout", services.layouts.current().is_none());
         let table = services.layouts.current().filter(|current| current.layout.version > request.layout);

@@ -21,6 +21,17 @@ pub mod workload;
 
 pub mod life;
 
+pub mod story;
+pub mod tale;
+
+pub mod explain;
+pub mod report;
+
+pub mod shrink;
+
+pub mod scenario;
+pub mod scenarios;
+
 pub mod history;
 
 pub mod checker;
