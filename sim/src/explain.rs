@@ -30,16 +30,18 @@ pub fn explain(tale: &Tale, key: &str) -> String {
         let (no, who) = (operation.no, tale.client(operation.client));
         for (at, (from_us, to_us, outcome)) in tale.tries(operation).into_iter().enumerate() {
             let again = if at > 0 { "the same operation again: " } else { "" };
-            lines.push(Line::new(from_us, 3, &who, format!("{no}: {again}{}", tale.asks(operation))));
+            lines.push(Line::new(from_us, 4, &who, format!("{no}: {again}{}", tale.asks(operation))));
             if let Some(to_us) = to_us {
                 let tried = Operation { outcome, ..(*operation).clone() };
-                lines.push(Line::new(to_us, 5, &who, format!("{no}: {}", tale.ends(&tried))));
+                // A client goes on at once when it has its answer: that comes first, unless it came in the same moment.
+                let rank = if to_us > from_us { 3 } else { 6 };
+                lines.push(Line::new(to_us, rank, &who, format!("{no}: {}", tale.ends(&tried))));
             }
         }
     }
     for event in tale.events(key) {
         if let Some((who, what)) = told(tale, event) {
-            lines.push(Line::new(event.at_us, 4, &who, format!("  {what}")));
+            lines.push(Line::new(event.at_us, 5, &who, format!("  {what}")));
         }
     }
     lines.sort_by_key(|line| (line.at_us, line.rank));

@@ -47,7 +47,7 @@ use crate::disk::Crash;
 use crate::history::History;
 use crate::interpose;
 use crate::life;
-use crate::plan::{Mechanisms, Plan, Points};
+use crate::plan::{Mechanisms, Plan};
 use crate::story::Story;
 use crate::tale::{Parts, Tale};
 use crate::trace::{Trace, TraceHash};
@@ -178,9 +178,8 @@ impl Scenario {
         let latencies = (self.latency_ms, self.latency_ms.max(self.between_zones_ms));
         (plan.network.latency_min_ms, plan.network.latency_max_ms) = latencies;
         plan.workload.quorums = vec![(Quorum::Majority, Quorum::Majority)];
-        plan.points = Points { on: BTreeSet::new(), per_mille: 0 };
+        plan = plan.plain();
         plan.mechanisms = self.mechanisms;
-        plan.aftermath = None;
         plan
     }
 
@@ -222,7 +221,10 @@ impl Scenario {
         let broken = match played {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
-            Err(panic) => Some(format!("panic: {}", life::panic_text(panic.as_ref()))),
+            Err(panic) => {
+                let misuse = board.borrow_mut().misuse.take();
+                misuse.or_else(|| Some(format!("panic: {}", life::panic_text(panic.as_ref()))))
+            }
         };
         if history.operations.is_empty() {
             history = notebook.history();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::ids::OpId;
-use quorate_client::wire::Evidence;
+use quorate_client::wire::{self, Evidence, Role};
 use quorate_client::{Blind, Cause, Client, Context, Error, Quorum, Read, Written};
 use tokio::sync::{mpsc, oneshot};
 
@@ -70,6 +70,8 @@ pub struct Wrote {
     outcome: Outcome,
     /// How many values the key had then, as far as the reply says.
     siblings: u32,
+    /// Somebody stood in for a primary.
+    degraded: bool,
 }
 
 /// How a read ended.
@@ -266,8 +268,9 @@ impl Putting {
             Err(error) => error.op_id(),
         };
         let siblings = written.as_ref().map_or(0, Written::siblings);
+        let degraded = written.as_ref().is_ok_and(|written| written.quorum().degraded);
         let context = written.ok().map(|written| written.context().clone());
-        Wrote { putting: self.clone(), no, op_id, context, outcome, siblings }
+        Wrote { putting: self.clone(), no, op_id, context, outcome, siblings, degraded }
     }
 }
 
@@ -413,6 +416,11 @@ impl Wrote {
         self.siblings
     }
 
+    /// Whether somebody stood in for a primary, so that it is not yet where it belongs.
+    pub fn is_degraded(&self) -> bool {
+        self.degraded
+    }
+
     /// The same operation once more, by its operation id: however often it is made, it happens once.
     ///
     /// # Panics
@@ -537,8 +545,11 @@ fn failed(error: &Error) -> Outcome {
 
 fn evidence(evidence: Option<&Evidence>) -> String {
     let Some(evidence) = evidence else { return String::new() };
-    let counted: Vec<_> =
-        evidence.asked.iter().filter(|asked| asked.counted).map(|asked| asked.node.to_string()).collect();
+    let name = |asked: &wire::Asked| match asked.role {
+        Role::Primary => asked.node.to_string(),
+        Role::Fallback => format!("{} (stands in)", asked.node),
+    };
+    let counted: Vec<_> = evidence.asked.iter().filter(|asked| asked.counted).map(name).collect();
     format!(" by {}, coordinated by {}", counted.join(" "), evidence.coordinator)
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Board {
     pub(super) tries: BTreeMap<OpNo, Vec<(u64, u64, Outcome)>>,
     /// Those without an end last.
     bands: Vec<(Band, bool)>,
+    /// What the script has done wrong, where only a panic could end it.
+    pub(super) misuse: Option<String>,
     /// Clients that have connected or given up.
     pub(super) ready: usize,
     nodes: u8,
@@ -98,12 +100,13 @@ impl Stage {
     /// # Panics
     /// When the scenario has no client of that name.
     pub fn client(&self, name: &str) -> Player {
-        let known = || self.parts.players.keys().cloned().collect::<Vec<_>>().join(", ");
-        self.parts
-            .players
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| panic!("no client is called {name:?}, only: {}", known()))
+        if let Some(player) = self.parts.players.get(name) {
+            return player.clone();
+        }
+        let known = self.parts.players.keys().cloned().collect::<Vec<_>>().join(", ");
+        let why = format!("no client is called {name:?}, only: {known}");
+        self.board.borrow_mut().misuse = Some(why.clone());
+        panic!("{why}")
     }
 
     /// Tells the reader something.
@@ -390,6 +393,7 @@ impl Board {
             values: BTreeMap::new(),
             tries: BTreeMap::new(),
             bands: Vec::new(),
+            misuse: None,
             ready: 0,
             nodes: plan.nodes(),
         }

@@ -1,9 +1,12 @@
 //! Stories to read and to run: `quorate-sim scenario run NAME`. To add one, write its file and name it in [`ALL`].
 
+mod anti_entropy;
 mod coordinator_dies;
+mod hinted_handoff;
 mod one_is_enough;
 mod one_way;
 mod power_cut;
+mod read_repair;
 mod rolling_restart;
 mod split_brain_cart;
 
@@ -28,6 +31,9 @@ pub const ALL: &[Named] = &[
     rolling_restart::STORY,
     power_cut::STORY,
     coordinator_dies::STORY,
+    hinted_handoff::STORY,
+    read_repair::STORY,
+    anti_entropy::STORY,
 ];
 
 /// The story of a name.
