@@ -70,6 +70,12 @@ fn left(tale: &Tale, key: &str, operations: &[&Operation]) -> String {
         let values = if values.is_empty() { "only what was deleted".to_owned() } else { values.join(" | ") };
         let _ = writeln!(text, "at the end {} holds {values}", replica.node);
     }
+    for replica in &tale.history.replicas {
+        for hint in replica.hints.iter().filter(|hint| hint.key == key) {
+            let values: Vec<_> = hint.dots.values().map(|no| tale.value(*no)).collect();
+            let _ = writeln!(text, "at the end {} keeps {} for {}", replica.node, values.join(" | "), hint.target);
+        }
+    }
     let _ = writeln!(text, "all replicas together show {}", tale.some_values(tale.history.left(key)));
     let hung = operations.iter().filter(|operation| operation.returned_us.is_none());
     for operation in hung {

@@ -31,7 +31,7 @@ fn hopeless() -> Plan {
     plan.workload.keys = 2;
     plan.workload.operations = 20;
     plan.reckless = true;
-    plan.active_ms = 9_000;
+    (plan.active_ms, plan.settle_ms) = (9_000, 2_000);
     let fault = |at_ms, kind| Fault { at_ms, for_ms: 500, kind };
     plan.faults = vec![
         fault(1_000, FaultKind::WrongClock { node: 1, offset_ms: 5_000 }),
@@ -72,7 +72,7 @@ fn a_hopeless_life_is_shrunk_to_what_kills_it() {
     assert_eq!(run.status.code(), Some(1), "{}", text(&run.stdout));
     assert!(text(&run.stdout).contains("VIOLATION Durable"), "{}", text(&run.stdout));
     let arguments = ["shrink", "--plan", plan.to_str().expect("text"), "--out", out.to_str().expect("text")];
-    let shrink = sim(&[&arguments[..], &["--tries", "25"]].concat());
+    let shrink = sim(&[&arguments[..], &["--tries", "20"]].concat());
     let said = text(&shrink.stdout);
     assert_eq!(shrink.status.code(), Some(1), "{said}{}", text(&shrink.stderr));
     assert!(said.contains("has a violation of Durable"), "{said}");
