@@ -664,8 +664,8 @@ impl Inner {
             if corrupt.len() < CORRUPT_MAX {
                 corrupt.insert(of_key);
             }
-            sometimes!("replica: found a corrupt record");
             tell!(act = "finds its record corrupt", key = %story::text(key), node = %self.node);
+            sometimes!("replica: found a corrupt record");
             self.draw_new_actor(partition);
             lock(&self.operations).forget_key(of_key);
             if *place == Place::Data {

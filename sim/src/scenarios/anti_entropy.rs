@@ -24,6 +24,8 @@ async fn script(stage: Stage) -> Result<(), Broken> {
 
     stage.say("One replica is cut off while the key is written.");
     stage.partition(&[cut_off]).await?;
+    // Long enough that nobody still has something under way for it when the network heals.
+    stage.wait_ms(15_000).await;
     alice.put("ledger", "page 2").after(&old).timeout_ms(4000).await.acknowledged()?;
     let held = stage.on_disk(cut_off, "ledger")?;
     stage.demand(held == ["page 1"], &format!("{cut_off} should still hold page 1, it holds {held:?}"))?;

@@ -24,6 +24,8 @@ async fn script(stage: Stage) -> Result<(), Broken> {
 
     stage.say("One replica is cut off while the key is written. A majority takes the write.");
     stage.partition(&[cut_off]).await?;
+    // Long enough that nobody still has something under way for it when the network heals.
+    stage.wait_ms(15_000).await;
     alice.put("news", "new").after(&old).timeout_ms(4000).await.acknowledged()?;
     stage.heal().await?;
     stage.wait_ms(5000).await;
