@@ -199,7 +199,7 @@ impl Scenario {
             let _guard = interpose::enter(plan.seed);
             panic::catch_unwind(AssertUnwindSafe(|| {
                 let mut cluster = Cluster::new(&plan, trace.clone());
-                let hosts = self.hosts(&mut cluster, &plan);
+                let hosts = self.hosts(&cluster, &plan);
                 let stage = Stage::new(&mut cluster, &plan, &self.clients, board.clone(), &notebook);
                 let result = Rc::new(RefCell::new(None));
                 let (ended, director) = (result.clone(), stage.clone());
@@ -229,18 +229,16 @@ impl Scenario {
         if history.operations.is_empty() {
             history = notebook.history();
         }
-        self.ending(&plan, broken, end, history, &story, &trace, &board)
+        self.ending(&plan, Played { broken, end, history }, &story, &trace, &board.borrow())
     }
 
     fn ending(
         &self,
         plan: &Plan,
-        broken: Option<String>,
-        end: Duration,
-        history: History,
+        Played { broken, end, history }: Played,
         story: &Story,
         trace: &Trace,
-        board: &RefCell<Board>,
+        board: &Board,
     ) -> Ending {
         let siblings_max = SIBLINGS_MAX * usize::from(plan.n);
         let expectations = Expectations {
@@ -254,7 +252,6 @@ impl Scenario {
         };
         let violations = checker::judge(&history, &expectations);
         let end_us = u64::try_from(end.as_micros()).expect("no simulation lasts so long");
-        let board = board.borrow();
         let zones = plan.zones.iter().zip(0..);
         let verdict = match &broken {
             None if violations.is_empty() => "it went as the script says, and no promise was broken".to_owned(),
@@ -279,16 +276,18 @@ impl Scenario {
         Ending { lines: board.lines.clone(), broken, hash: trace.hash(), tale }
     }
 
-    /// Sets the latencies and finds the addresses, of nodes and clients alike.
-    fn hosts(&self, cluster: &mut Cluster<'_>, plan: &Plan) -> Hosts {
-        let mut hosts = Hosts { addrs: BTreeMap::new() };
-        let nodes = (0..plan.nodes()).map(|node| (name(node), Some(plan.zones[usize::from(node)])));
-        let all: Vec<_> = nodes.chain(self.clients.iter().map(|client| (client.clone(), None))).collect();
-        for (host, _) in &all {
-            hosts.addrs.insert(host.clone(), cluster.network().lookup(host.as_str()));
-        }
-        hosts
+    /// Finds the addresses, of nodes and clients alike.
+    fn hosts(&self, cluster: &Cluster<'_>, plan: &Plan) -> Hosts {
+        let hosts = (0..plan.nodes()).map(name).chain(self.clients.iter().cloned());
+        Hosts { addrs: hosts.map(|host| (host.clone(), cluster.network().lookup(host))).collect() }
     }
+}
+
+/// What is left when a script is over.
+struct Played {
+    broken: Option<String>,
+    end: Duration,
+    history: History,
 }
 
 /// Who is where on the network.

@@ -211,7 +211,8 @@ impl<'a> Drawing<'a> {
             let (class, label) = match what {
                 "serves" => ("serves", "▲ serves".to_owned()),
                 "is killed" => ("killed", "✖ killed".to_owned()),
-                "is started" => ("started", "started".to_owned()),
+                // It serves in the same moment, unless its disk is slow or damaged.
+                "is started" => continue,
                 what => ("killed", short(what, 16)),
             };
             let label = text(class, (self.columns[at].x + 9.0, self.axis.y(us) + 4.0), &label);
@@ -282,6 +283,7 @@ impl<'a> Drawing<'a> {
             None => "a write".to_owned(),
         };
         match event.act.as_str() {
+            "lets a delivered hint go" => Some("hint delivered".to_owned()),
             "merges" | "mints" if event.field("kept_for").is_some() => {
                 Some(format!("hint for {}", event.field("kept_for").unwrap_or_default()))
             }

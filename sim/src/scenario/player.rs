@@ -193,7 +193,7 @@ impl Putting {
         Pending(pending)
     }
 
-    async fn perform(mut self, client: &Client) -> Wrote {
+    async fn perform(self, client: &Client) -> Wrote {
         let Write { key, value, cause, w, strict, timeout_ms, again } = self.write.clone();
         let player = self.player.clone();
         let giver = cause.as_ref().map(|(_, giver)| *giver);
@@ -240,7 +240,7 @@ impl Putting {
         self.ended(no, begun_us, written)
     }
 
-    fn ended(&mut self, no: OpNo, begun_us: u64, written: Result<Written, Error>) -> Wrote {
+    fn ended(&self, no: OpNo, begun_us: u64, written: Result<Written, Error>) -> Wrote {
         let player = &self.player;
         let quorum = written.as_ref().ok().map(Written::quorum);
         let outcome = match &written {

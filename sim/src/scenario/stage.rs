@@ -218,7 +218,12 @@ impl Stage {
         let addr = self.parts.machines[usize::from(at)].addr();
         let started = workload::elapsed();
         loop {
-            let why = match self.admin().await?.status_at(addr).await {
+            // A client that has a connection to the process before would wait for that one to answer.
+            let asked = match self.parts.director.connect(u16::MAX - 3, true, Duration::from_secs(1)).await {
+                Ok(fresh) => fresh.status_at(addr).await,
+                Err(error) => Err(error),
+            };
+            let why = match asked {
                 Ok(status) => match status.not_serving {
                     None => break,
                     Some(why) => why,
