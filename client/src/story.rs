@@ -85,7 +85,13 @@ mod tests {
 
     #[test]
     fn requests_and_answers_are_said_in_a_few_words() {
-        let read = Read { key: crate::codec::Blob::copy_from(b"k\n"), r: None, strict: false, explain: false };
+        let read = Read {
+            key: crate::codec::Blob::copy_from(b"k\n"),
+            r: None,
+            strict: false,
+            explain: false,
+            monotonic: false,
+        };
         let body = RequestBody::Read(read);
         let (what, key) = asked(&body).expect("it is about a key");
         assert_eq!((what, text(key).to_string().as_str()), ("get", "k\\n"));

@@ -28,6 +28,7 @@ async fn script(stage: Stage) -> Result<(), Broken> {
     Ok(())
 }
 
+/// The whole of it: five nodes, two clients, and the script.
 pub fn play() -> Ending {
     Scenario::new("two people book the last seat").nodes(5).clients(&["alice", "bob"]).play(script)
 }
