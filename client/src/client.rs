@@ -30,7 +30,7 @@ use crate::wire::{
     ALPN_CLIENT, Failure, LayoutCommand, Located, NodeStatus, NotApplied, Reply, Request, RequestBody, Response,
     RouteTable,
 };
-use crate::{buggify, sometimes};
+use crate::{buggify, sometimes, story, tell};
 
 /// A connection to a cluster. Clones share everything; it can be used from many tasks at once.
 ///
@@ -303,7 +303,9 @@ impl Client {
             if buggify!("client: an attempt's time is cut short") {
                 slice.whole /= 4;
             }
+            self.tell_question(targets[at], request_id, &body);
             let called = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
+            self.tell_answer(targets[at], request_id, &body, &called);
             let (outcome, what) = match self.judge(&body, called) {
                 Ok(reply) => {
                     sometimes!("client: a request went to a second node", at > 0);
@@ -340,6 +342,27 @@ impl Client {
             self.resolve_again();
         }
         Err(self.failed(end, &body, tried))
+    }
+
+    /// See [`story`].
+    fn tell_question(&self, to: Target, request: u64, body: &RequestBody) {
+        if let Some((what, key)) = story::asked(body) {
+            let op_id = if let RequestBody::Write(write) = body { Some(write.op_id) } else { None };
+            let op_id = op_id.map(tracing::field::display);
+            tell!(act = "ask", key = %story::text(key), to = %to.addr, request, what, op_id);
+        }
+    }
+
+    fn tell_answer(&self, from: Target, request: u64, body: &RequestBody, called: &Result<Bytes, CallError>) {
+        if let Some((what, key)) = story::asked(body) {
+            let said = || match called {
+                Ok(frame) => codec::decode::<Response>(frame)
+                    .map_or_else(|error| error.to_string(), |response| story::said(&response.body)),
+                Err(error) => format!("no answer: {error}"),
+            };
+            tell!(act = "told", key = %story::text(key), from = %from.addr, request, what,
+                said = said(), came = called.is_ok());
+        }
     }
 
     /// What an answer, or the lack of one, means.

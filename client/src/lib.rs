@@ -88,6 +88,8 @@ pub mod wire;
 
 #[doc(hidden)]
 pub mod chaos;
+#[doc(hidden)]
+pub mod story;
 
 mod pool;
 mod retry;

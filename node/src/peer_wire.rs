@@ -174,6 +174,46 @@ pub enum PeerBody {
     LayoutState,
 }
 
+impl PeerBody {
+    /// The key that it is about, if it is about one.
+    pub(crate) fn key(&self) -> Option<&Blob> {
+        match self {
+            Self::Replicate { key, .. }
+            | Self::Hint { key, .. }
+            | Self::Fetch { key, .. }
+            | Self::FetchHint { key, .. } => Some(key),
+            Self::Forward { request } => match &request.body {
+                wire::RequestBody::Write(write) => Some(&write.key),
+                wire::RequestBody::Read(read) => Some(&read.key),
+                _ => None,
+            },
+            Self::Hello(_)
+            | Self::Handoff { .. }
+            | Self::FetchRange { .. }
+            | Self::Heal { .. }
+            | Self::AcceptFirstLayout { .. }
+            | Self::LayoutState => None,
+        }
+    }
+
+    /// Its name, for people.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Replicate { .. } => "replicate",
+            Self::Hint { .. } => "keep a hint",
+            Self::Handoff { .. } => "handoff",
+            Self::Fetch { .. } => "fetch",
+            Self::FetchHint { .. } => "fetch hints",
+            Self::FetchRange { .. } => "fetch a page",
+            Self::Heal { .. } => "heal",
+            Self::Forward { .. } => "forward",
+            Self::AcceptFirstLayout { .. } => "accept the first layout",
+            Self::LayoutState => "layout state",
+        }
+    }
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerReply {
@@ -220,4 +260,30 @@ pub enum PeerReply {
     },
     /// Nothing was acknowledged, and why. What was asked for may have been done in part: a merge whose sync failed.
     Refused(wire::NotApplied),
+}
+
+impl PeerReply {
+    /// Whether what was asked for was done, for people.
+    pub(crate) fn is_ok(&self) -> bool {
+        !matches!(self, Self::Refused(_) | Self::Forwarded(wire::Response { body: Err(_), .. }))
+    }
+
+    /// What it says, in a few words, for people.
+    pub(crate) fn said(&self) -> String {
+        match self {
+            Self::Replicated { changed: true, .. } => "merged it".to_owned(),
+            Self::Replicated { changed: false, .. } => "had it already".to_owned(),
+            Self::Fetched { record: Some(_) } => "a record".to_owned(),
+            Self::Fetched { record: None } => "no record".to_owned(),
+            Self::FetchedSame => "the same record".to_owned(),
+            Self::Forwarded(response) => quorate_client::story::said(&response.body),
+            Self::Refused(refusal) => format!("refused: {refusal}"),
+            Self::Hello(_)
+            | Self::HandedOff { .. }
+            | Self::Range { .. }
+            | Self::Healed(_)
+            | Self::FirstLayoutAccepted
+            | Self::LayoutState { .. } => "answered".to_owned(),
+        }
+    }
 }

@@ -23,7 +23,7 @@ use quorate_client::random::Random;
 use quorate_client::rpc::{self, CallError, ClassLimits, Lanes, LanesConfig, ServeLimits, close};
 use quorate_client::tls::{self, Subject, explain_connection_error};
 use quorate_client::wire::NotApplied;
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_client::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -128,6 +128,28 @@ impl Peers {
     /// # Errors
     /// See [`PeerError`]; the difference is exact.
     pub async fn call(
+        &self,
+        to: NodeId,
+        class: u8,
+        request_id: u64,
+        body: PeerBody,
+        timeout: Duration,
+    ) -> Result<PeerReply, PeerError> {
+        let me = self.0.me;
+        let about = body.key().filter(|_| story::is_told()).map(|key| (body.name(), key.clone()));
+        if let Some((what, key)) = &about {
+            tell!(act = "ask", key = %story::text(key), node = %me, %to, request = request_id, what);
+        }
+        let called = self.exchange(to, class, request_id, body, timeout).await;
+        if let Some((what, key)) = &about {
+            let said = || called.as_ref().map_or_else(|error| format!("no answer: {error}"), PeerReply::said);
+            tell!(act = "told", key = %story::text(key), node = %me, from = %to, request = request_id, what,
+                said = said(), came = called.is_ok());
+        }
+        called
+    }
+
+    async fn exchange(
         &self,
         to: NodeId,
         class: u8,
@@ -745,14 +767,22 @@ impl rpc::Handler for Service {
                 if let Some(speaker) = self.speaker() {
                     self.shared.beacons.heard(speaker, request.beacon);
                 }
-                let handler = lock(&self.shared.handler).clone();
-                match handler {
-                    Some(handler) => handler(self.node, request, timeout.saturating_sub(begun.elapsed())).await,
-                    None => PeerReply::Refused(NotApplied::NotServing {
-                        node: self.shared.me,
-                        why: "it is starting".into(),
-                    }),
+                let (me, from, id) = (self.shared.me, self.node, request.request_id);
+                let key = request.body.key().filter(|_| story::is_told());
+                let about = key.map(|key| (request.body.name(), key.clone()));
+                if let Some((what, key)) = &about {
+                    tell!(act = "asked", key = %story::text(key), node = %me, %from, request = id, what);
                 }
+                let handler = lock(&self.shared.handler).clone();
+                let reply = match handler {
+                    Some(handler) => handler(from, request, timeout.saturating_sub(begun.elapsed())).await,
+                    None => PeerReply::Refused(NotApplied::NotServing { node: me, why: "it is starting".into() }),
+                };
+                if let Some((what, key)) = &about {
+                    tell!(act = "tell", key = %story::text(key), node = %me, to = %from, request = id, what,
+                        said = reply.said(), ok = reply.is_ok());
+                }
+                reply
             }
             Err(error) => PeerReply::Refused(NotApplied::Unsupported { why: error.to_string() }),
         };

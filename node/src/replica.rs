@@ -23,7 +23,7 @@ use quorate_client::codec::Blob;
 use quorate_client::ids::{NodeId, OpId, Partition, key_hash};
 use quorate_client::random::Random;
 use quorate_client::wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_client::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
@@ -243,7 +243,11 @@ impl Replica {
     async fn read_anyhow(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         let inner = &self.0;
         match (inner.stored(key), inner.partitions.load(Ordering::Relaxed)) {
-            (Ok(record), _) => Ok(record),
+            (Ok(record), _) => {
+                tell!(act = "reads", key = %story::text(key), node = %inner.node,
+                    holds = record.as_ref().map(names));
+                Ok(record)
+            }
             (Err(Unreadable::Failed(why)), _) => Err(inner.failed(why)),
             // Whoever mints or merges knows the partition, looks again and gives up the actor.
             (Err(Unreadable::Corrupt(why)), 0) => Err(inner.refused_corrupt(&why)),
@@ -401,6 +405,16 @@ enum Place {
     },
 }
 
+impl Place {
+    /// For whom it is kept, if it is not this node's own copy.
+    fn kept_for(&self) -> Option<String> {
+        match self {
+            Self::Data => None,
+            Self::Hint { target, .. } => Some(target.to_string()),
+        }
+    }
+}
+
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inner").field("node", &self.node).field("store", &self.store).finish_non_exhaustive()
@@ -433,6 +447,8 @@ impl Inner {
             sometimes!("mint: a retry returned the first dot", held.siblings.contains_key(&repeated.dot));
             sometimes!("mint: a retry found its operation superseded", !held.siblings.contains_key(&repeated.dot));
             sometimes!("mint: a retry of another coordinator's write", repeated.dot.actor.node != self.node);
+            tell!(act = "repeats", key = %story::text(&key), node = %self.node, %op_id, dot = %repeated.dot,
+                holds = names(&held));
             return Ok(Minted {
                 dot: repeated.dot,
                 record: held,
@@ -478,6 +494,8 @@ impl Inner {
         let replaced = fresh.dropped.writes.iter().map(|(_, op_id)| op_id).collect::<BTreeSet<_>>().len();
         self.remember(of_key, fresh.dropped, now);
         count(&self.counters.minted, 1);
+        tell!(act = "mints", key = %story::text(&key), node = %self.node, %op_id, %dot, replaced,
+            kept_for = place.kept_for(), holds = names(&fresh.record));
         Ok(Minted {
             dot,
             record: fresh.record,
@@ -551,6 +569,8 @@ impl Inner {
         }
         self.remember(of_key, dropped, now);
         let wrote = changed || corrupt;
+        tell!(act = "merges", key = %story::text(key), node = %self.node, got = names(other), changed = wrote,
+            kept_for = place.kept_for(), holds = names(&record));
         count(if wrote { &self.counters.merged } else { &self.counters.unchanged }, 1);
         let ticket = if wrote { self.committer.ticket() } else { self.committer.ticket_unchanged() };
         Ok(Merged { changed: wrote, was_corrupt: corrupt, digest, ticket })
@@ -644,6 +664,7 @@ impl Inner {
             if corrupt.len() < CORRUPT_MAX {
                 corrupt.insert(of_key);
             }
+            tell!(act = "finds its record corrupt", key = %story::text(key), node = %self.node);
             sometimes!("replica: found a corrupt record");
             self.draw_new_actor(partition);
             lock(&self.operations).forget_key(of_key);
@@ -914,6 +935,12 @@ fn digest_of(record: &Record, key: &[u8]) -> Option<u128> {
 /// The lock of a hash.
 fn stripe_of(hash: u64) -> usize {
     (hash >> (u64::BITS - STRIPES.ilog2())) as usize
+}
+
+/// The live values of a record for people: their dots, each with the operation that wrote it.
+fn names(record: &Record) -> String {
+    let names: Vec<_> = record.siblings.iter().map(|(dot, sibling)| format!("{dot}={}", sibling.op_id)).collect();
+    names.join(" ")
 }
 
 /// Where a record lies in [`Tree::Data`].

@@ -12,7 +12,7 @@ use quorate_client::quic::{self, Admitted, Gate};
 use quorate_client::rpc::{self, ServeLimits};
 use quorate_client::tls::{self, Subject};
 use quorate_client::wire::{ALPN_CLIENT, Failure, NotApplied, Reply, Request, RequestBody, Response};
-use quorate_client::{buggify, sometimes};
+use quorate_client::{buggify, sometimes, story, tell};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -120,6 +120,10 @@ impl rpc::Handler for ClientHandler {
         let kind = kind(&request.body);
         let span = debug_span!("request", id = format_args!("{:016x}", request.request_id), kind);
         let started = Instant::now();
+        let told = story::asked(&request.body);
+        if let Some((what, key)) = told {
+            tell!(act = "asked", key = %story::text(key), node = %services.me, request = request.request_id, what);
+        }
         let full = buggify!("server: a request is refused for want of room");
         let answer = match services.admission.places.try_acquire() {
             Ok(_place) if !full => services.answer(&request, self.admin, timeout).instrument(span).await,
@@ -129,6 +133,10 @@ impl rpc::Handler for ClientHandler {
             }
         };
         services.metrics.request(kind, outcome(&answer), started.elapsed());
+        if let Some((what, key)) = told {
+            tell!(act = "tell", key = %story::text(key), node = %services.me, request = request.request_id, what,
+                said = story::said(&answer), ok = answer.is_ok());
+        }
         sometimes!("server: a request was answered before there was a layout", services.layouts.current().is_none());
         let table = services.layouts.current().filter(|current| current.layout.version > request.layout);
         codec::encode(&Response { table: table.map(|current| current.table.clone()), body: answer })

@@ -2,6 +2,8 @@
 //!
 //! The measurement (`-- --ignored --nocapture`) prepares 100,000 records a node, one in a hundred of which differs.
 
+#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "it measures, and prints what it has measured")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

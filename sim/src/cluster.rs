@@ -19,7 +19,7 @@ use quorate_client::ids::{ClusterId, NodeId};
 use quorate_client::quic::Seams;
 use quorate_client::random::Random;
 use quorate_client::tls::Credentials;
-use quorate_client::{Client, Error};
+use quorate_client::{Client, Error, tell};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
@@ -143,6 +143,7 @@ impl Cluster<'_> {
             };
             let addr = addrs[usize::from(i)];
             let zone = zone(plan.zones[usize::from(i)]);
+            tell!(act = "lives at", node = %node, %addr);
             let machine = Machine { node, addr, zone, cable, disk, shared: Arc::new(shared) };
             machines.push(machine.clone());
             sim.host(name(i), move || machine.clone().run());
@@ -170,6 +171,18 @@ impl Cluster<'_> {
     /// Runs what the clients do, on their machine. To be called once.
     pub fn run_clients(&mut self, program: impl Future<Output = turmoil::Result> + 'static) {
         self.sim.client(CLIENTS, program);
+    }
+
+    /// Runs one more client program, on a machine of its own.
+    pub(crate) fn run_client(&mut self, host: &str, program: impl Future<Output = turmoil::Result> + 'static) {
+        self.sim.client(host, program);
+    }
+
+    /// A machine of its own for one client.
+    pub(crate) fn client_machine(&self, host: &str, number: u16) -> ClientMachine {
+        let random = random_of(self.clients.seed, "client's cable", number.into(), 0);
+        let cable = Cable::new(random, self.trace.clone());
+        ClientMachine { host: self.sim.lookup(host), cable, ..self.clients.clone() }
     }
 
     /// The network, to cut and to slow it.
@@ -267,6 +280,11 @@ impl Machine {
     /// What its node does to heal the cluster. (Nodes cannot be told yet: the seat is beside `durability` in what starts them.)
     pub fn mechanisms(&self) -> Mechanisms {
         self.shared.mechanisms
+    }
+
+    /// What its process is doing.
+    pub fn process(&self) -> Process {
+        self.shared.state().process.clone()
     }
 
     /// How wrong its wall clock is.

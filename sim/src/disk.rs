@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_client::ids::{ClusterId, DiskId, NodeId};
 use quorate_client::random::Random;
+use quorate_client::{story, tell};
 use quorate_node::store::{Identity, Opened, Stats, Store, StoreError, Tree, WriteCount, Writes};
 use serde::{Deserialize, Serialize};
 
@@ -165,10 +166,12 @@ impl SimDisk {
         state.counts.writes_lost += lost.len() as u64;
         let torn = (crash == Crash::Torn).then(|| lost.first().map(|undo| undo.slot.clone())).flatten();
         for Undo { slot, before } in lost.into_iter().rev() {
+            state.tell(&slot, "loses a write that was not synced");
             state.put(slot, before);
         }
         if let Some(slot) = torn {
             state.counts.torn += 1;
+            state.tell(&slot, "has a torn record");
             state.put(slot, Some(Stored { value: Bytes::from_static(b"torn"), damaged: true }));
         }
     }
@@ -181,8 +184,10 @@ impl SimDisk {
             return false;
         }
         let at = self.0.random.below(count) as usize;
-        let (_, stored) = state.content.range_mut(whole(tree)).nth(at).expect("it was drawn from as many");
+        let (slot, stored) = state.content.range_mut(whole(tree)).nth(at).expect("it was drawn from as many");
         stored.damaged = true;
+        let slot = slot.clone();
+        state.tell(&slot, "has a damaged record");
         state.counts.corrupted += 1;
         true
     }
@@ -345,7 +350,22 @@ impl State {
         Ok(())
     }
 
+    /// What became of a key's record, for the story of the key.
+    fn tell(&self, (tree, key): &(Tree, Bytes), act: &str) {
+        if *tree == Tree::Data {
+            // Behind the hash of the key.
+            let key = story::text(key.get(8..).unwrap_or_default());
+            tell!(act, %key, node = %self.identity.node);
+        }
+    }
+
     fn replace(&mut self, content: Content) {
+        if story::is_told() {
+            let gone = self.content.iter().filter(|(slot, stored)| content.get(slot) != Some(stored));
+            for (slot, _) in gone {
+                self.tell(slot, "loses what its disk held");
+            }
+        }
         self.bytes = content.iter().map(|((_, key), stored)| (key.len() + stored.value.len()) as u64).sum();
         self.content = content;
         self.unsynced.clear();

@@ -57,6 +57,11 @@ pub fn set_clock(elapsed: Duration) {
     CLOCK.set(u64::try_from(elapsed.as_nanos()).expect("no simulation lasts for 500 years") + 1);
 }
 
+/// What the clocks of this thread say: so long after the start of the simulation; nothing has passed outside of one.
+pub fn elapsed() -> Duration {
+    Duration::from_nanos(CLOCK.get().saturating_sub(1))
+}
+
 /// Whether this platform can be taken over.
 pub const AVAILABLE: bool =
     cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), target_pointer_width = "64"));

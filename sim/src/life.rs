@@ -35,6 +35,7 @@ use crate::interpose;
 use crate::nemesis::Nemesis;
 use crate::plan::{Aftermath, FaultClass, Plan};
 use crate::socket::PacketCounts;
+use crate::story::{self, Story};
 use crate::trace::{Counts, Trace, TraceHash};
 use crate::workload::{self, Notebook};
 
@@ -55,6 +56,10 @@ pub struct Report {
     pub counts: Counts,
     /// How long it lasted in simulated time.
     pub simulated: Duration,
+    /// When the clients and the faults began: what the times of the plan's faults count from.
+    pub active_from: Duration,
+    /// When everything was mended; nothing if it did not come to that.
+    pub healed: Option<Duration>,
     /// How many faults there were, by class.
     pub injected: BTreeMap<FaultClass, u32>,
     /// What happened to packets.
@@ -167,10 +172,22 @@ impl fmt::Display for Report {
 /// # Panics
 /// When the plan has [problems](Plan::problems), or the system gives no thread.
 pub fn run(plan: &Plan, trace: Trace) -> Report {
+    run_told(plan, trace, None)
+}
+
+/// As [`run`]; what happens is also told to a story, if there is one. It makes no difference to the life.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_told(plan: &Plan, trace: Trace, story: Option<Story>) -> Report {
     assert_eq!(plan.problems(), [] as [String; 0], "the plan of seed {}", plan.seed);
     let plan = plan.clone();
     let life = thread::Builder::new().name(format!("life {}", plan.seed)).stack_size(STACK_SIZE);
-    life.spawn(move || alone(plan, trace)).expect("the system gives a thread").join().expect("panics are caught inside")
+    let alone = move || {
+        let _listening = story.map(|story| story.listen());
+        alone(plan, trace)
+    };
+    life.spawn(alone).expect("the system gives a thread").join().expect("panics are caught inside")
 }
 
 /// The whole life on the current thread.
@@ -184,6 +201,8 @@ fn alone(plan: Plan, trace: Trace) -> Report {
         seconds: Vec::new(),
         counts: trace.counts(),
         simulated: Duration::ZERO,
+        active_from: Duration::ZERO,
+        healed: None,
         injected: BTreeMap::new(),
         packets: PacketCounts::default(),
         disks: DiskCounts::default(),
@@ -266,6 +285,7 @@ fn through(
             _ => {}
         }
     };
+    report.active_from = start;
     let mut nemesis = Nemesis::new(plan, start, trace.clone());
     let active_until = start + ms(plan.active_ms);
     while cluster.elapsed() < active_until {
@@ -294,6 +314,7 @@ fn through(
         })?);
     }
     nemesis.heal(cluster);
+    report.healed = Some(cluster.elapsed());
     settle(cluster, &mut nemesis, ms(plan.settle_ms))?;
     if plan.aftermath.is_none() {
         ended(phase, notebook, report, ms(plan.settle_ms))?;
@@ -407,7 +428,8 @@ fn program(
         let workers: Vec<_> = (0..u16::from(plan.workload.clients))
             .map(|number| {
                 let random = random_of(plan.seed, "worker", number.into(), 0);
-                tokio::spawn(workload::work(clients.clone(), plan.clone(), number, random, notebook.clone(), until))
+                let work = workload::work(clients.clone(), plan.clone(), number, random, notebook.clone(), until);
+                tokio::spawn(story::by_client(number.into(), work))
             })
             .collect();
         for worker in workers {
@@ -422,7 +444,8 @@ fn program(
                 _ => unreachable!("that is what was waited for"),
             };
             let from_us = workload::now_us();
-            let audited = match workload::audit_core(&clients, &plan, &unsound, keys, &notebook).await {
+            let audit = workload::audit_core(&clients, &plan, &unsound, keys, &notebook);
+            let audited = match story::by_client(workload::AUDITOR, audit).await {
                 Ok(()) => Phase::CoreAudited(Window { from_us, to_us: workload::now_us() + 1 }),
                 Err(why) => Phase::Stuck(format!("the audit of a healthy core: {why}")),
             };
@@ -430,7 +453,8 @@ fn program(
         }
         phase.subscribe().wait_for(|phase| *phase == Phase::Auditing).await?;
         let first_us = workload::now_us();
-        let audited = match workload::audit(&clients, &machines, &plan, &notebook).await {
+        let audit = workload::audit(&clients, &machines, &plan, &notebook);
+        let audited = match story::by_client(workload::AUDITOR, audit).await {
             Ok(second_us) => Phase::Audited { first_us, second_us, end_us: workload::now_us() },
             Err(why) => Phase::Stuck(format!("the audit of a healthy cluster: {why}")),
         };
@@ -450,34 +474,43 @@ fn owners(plan: &Plan, history: &History) -> BTreeMap<String, BTreeSet<String>> 
 }
 
 /// The history with what lies on the disks now: records, and the hints that nodes keep for each other.
-fn with_disks(mut history: History, cluster: &Cluster<'_>) -> Result<History, String> {
+fn with_disks(history: History, cluster: &Cluster<'_>) -> Result<History, String> {
+    with_disks_by(history, cluster, workload::number)
+}
+
+/// The same, where `number` tells the operation that wrote a value.
+pub(crate) fn with_disks_by(
+    mut history: History,
+    cluster: &Cluster<'_>,
+    number: fn(&[u8]) -> OpNo,
+) -> Result<History, String> {
     let mut merged: BTreeMap<String, Record> = BTreeMap::new();
     for machine in cluster.machines() {
         let (node, hints) = (machine.node().to_string(), Vec::new());
         let mut replica = Replica { node, records: BTreeMap::new(), hints };
         for (key, record, encoded) in records(&machine.disk)? {
-            replica.records.insert(key.clone(), history::Record { dots: dots(&record), encoded });
+            replica.records.insert(key.clone(), history::Record { dots: dots(&record, number), encoded });
             merged.entry(key).or_default().merge(&record, &|_| false);
         }
         for (target, key, record) in hints_of(&machine.disk)? {
-            replica.hints.push(history::Hint { target, key: key.clone(), dots: dots(&record) });
+            replica.hints.push(history::Hint { target, key: key.clone(), dots: dots(&record, number) });
             merged.entry(key).or_default().merge(&record, &|_| false);
         }
         history.replicas.push(replica);
     }
     for (key, record) in merged {
-        let values: BTreeSet<_> = record.values().iter().map(|value| workload::number(value)).collect();
+        let values: BTreeSet<_> = record.values().iter().map(|value| number(value)).collect();
         history.merged.insert(key, values);
     }
     Ok(history)
 }
 
 /// Whose value each live dot carries.
-fn dots(record: &Record) -> BTreeMap<String, OpNo> {
+fn dots(record: &Record, number: fn(&[u8]) -> OpNo) -> BTreeMap<String, OpNo> {
     let dots = record.siblings.iter().map(|(dot, sibling)| {
         let actor = dot.actor;
         let name = format!("{}/{:016x}#{}", actor.node, actor.incarnation, dot.counter);
-        (name, workload::number(&sibling.value))
+        (name, number(&sibling.value))
     });
     dots.collect()
 }
@@ -508,7 +541,7 @@ fn key_of(slot: &[u8]) -> Option<String> {
 }
 
 /// What a panic said, as far as it said something.
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     // The runtime that shuts down because of a panic in one of its tasks panics itself, with a text of its own.
     if let Some(first) = FIRST_PANICS.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread_name()) {
         return first;

@@ -242,7 +242,7 @@ impl Nemesis {
 
     /// Whether enough clean copies are left when this node's disk loses something.
     fn may_destroy(&self, node: u8) -> bool {
-        self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max
+        self.plan.reckless || self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max
     }
 
     /// Makes network, disks and clocks what all faults that last make of them.

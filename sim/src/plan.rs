@@ -39,6 +39,10 @@ pub struct Plan {
     pub workload: Workload,
     /// What goes wrong, in the order of time.
     pub faults: Vec<Fault>,
+    /// Disks lose what the faults say, though no clean copy is left then: for plans that are made by hand, to see what happens.
+    /// A plan that is drawn spares enough copies that every acknowledged write must survive.
+    #[serde(default)]
+    pub reckless: bool,
     /// Where the code itself misbehaves, until the faults are over.
     pub points: Points,
     /// What the cluster does to heal itself.
@@ -422,6 +426,7 @@ impl Plan {
             network: draw_network(seed),
             workload,
             faults: Vec::new(),
+            reckless: false,
             points: draw_points(seed),
             mechanisms: draw_mechanisms(seed),
             aftermath: draw_aftermath(seed, nodes),

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use quorate_client::tell;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// What happens in one life. Clones write to the same trace.
@@ -77,6 +78,7 @@ impl Trace {
     /// Something happened that somebody will want to know of: a fault, an operation's end, a node's verdict.
     pub fn event(&self, at: Duration, who: &str, what: fmt::Arguments<'_>) {
         let what = what.to_string();
+        tell!(act = "event", node = who, what);
         let mut state = self.state();
         state.counts.events += 1;
         state.begin(at, 1);

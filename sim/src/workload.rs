@@ -18,6 +18,7 @@ use quorate_node::core::version::{self as core, Dot};
 use crate::cluster::{CLUSTER, ClientMachine, Machine, name, random_of};
 use crate::history::{self, Action, History, OpNo, Operation, Outcome};
 use crate::plan::{Plan, Workload};
+use crate::story;
 use crate::trace::Trace;
 
 /// Where all clients write down what they do. Clones are the same notebook.
@@ -41,9 +42,10 @@ impl Notebook {
         self.lock().clone()
     }
 
-    fn begin(&self, who: Who, key: &str, asked: Asked, action: Action, invoked_us: u64) -> OpNo {
+    pub(crate) fn begin(&self, who: Who, key: &str, asked: Asked, action: Action, invoked_us: u64) -> OpNo {
         let mut history = self.lock();
         let no = history.operations.last_key_value().map_or(1, |(last, _)| last + 1);
+        story::begins(who.client, no);
         history.push(Operation {
             no,
             client: who.client,
@@ -65,7 +67,7 @@ impl Notebook {
         self.lock().operations.get_mut(&no).expect("it has begun").dot = dot;
     }
 
-    fn end(&self, no: OpNo, outcome: Outcome, quorum: Option<&QuorumReport>) {
+    pub(crate) fn end(&self, no: OpNo, outcome: Outcome, quorum: Option<&QuorumReport>) {
         let mut history = self.lock();
         let operation = history.operations.get_mut(&no).expect("it has begun");
         operation.returned_us = Some(now_us());
@@ -96,16 +98,16 @@ impl fmt::Debug for Notebook {
 
 /// Whose operation it is.
 #[derive(Debug, Clone, Copy)]
-struct Who {
-    client: u32,
-    session: u32,
+pub(crate) struct Who {
+    pub(crate) client: u32,
+    pub(crate) session: u32,
 }
 
 /// What quorum a client asks for.
 #[derive(Debug, Clone, Copy)]
-struct Asked {
-    quorum: Quorum,
-    strict: bool,
+pub(crate) struct Asked {
+    pub(crate) quorum: Quorum,
+    pub(crate) strict: bool,
 }
 
 /// Makes the first layout, as an operator does: stages every node, and applies.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use quorate_client::codec::Blob;
 use quorate_client::ids::NodeId;
 use quorate_client::wire::{Evidence, Found, NotApplied, Read, Reply, Role, Scan, ScanEntry, Scanned};
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_client::{buggify, dawdle, sometimes, story, tell};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
@@ -36,6 +36,8 @@ pub(super) async fn coordinate_read(
     read: &Read,
     need: u8,
 ) -> Result<Reply, NotApplied> {
+    tell!(act = "coordinates a read", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
+        primaries = ?turn.primaries());
     let own = match turn.primaries().contains(&inner.me) {
         true => Some(inner.replica.read(&read.key).await),
         false => None,
@@ -66,6 +68,9 @@ pub(super) async fn coordinate_read(
         let (record, holders) = (gathering.get.merged(), gathering.get.holders());
         outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders).await;
     }
+    let counted = || gathering.get.decisive().iter().map(|(node, _)| *node).collect::<Vec<_>>();
+    tell!(act = "decides", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
+        counted = ?counted(), hedges = gathering.get.hedges(), ok = outcome.is_ok());
     let stats = &inner.stats;
     stats.hedges.add(gathering.get.hedges().into());
     let outcome = outcome.map(|()| {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use quorate_client::codec::Blob;
 use quorate_client::ids::NodeId;
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_client::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
@@ -49,6 +49,8 @@ pub(super) fn repair(inner: &Arc<Inner>, turn: &Turn, key: &Blob, get: &Get<Reco
     let Some((stale, record)) = get.stale() else { return };
     sometimes!("read: met a stale replica");
     inner.stats.stale_replicas.add(stale.len() as u64);
+    tell!(act = "finds stale replicas", key = %story::text(key), node = %inner.me, request = turn.request_id, ?stale,
+        repairs = inner.mechanisms.read_repair);
     tracing::debug!(?stale, "replicas lack what others hold");
     if !inner.mechanisms.read_repair {
         return;

@@ -10,7 +10,7 @@ use quorate_client::codec::Blob;
 use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
 use quorate_client::wire::{Acks, CONTEXT_LEN_WARN, Evidence, Failure, NotApplied, Reply, Write, Written};
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_client::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
@@ -57,6 +57,8 @@ pub(super) async fn coordinate(
         return Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS }.into());
     };
     let (need, op_id) = (put.need(), write.op_id);
+    tell!(act = "coordinates a write", key = %story::text(&write.key), node = %inner.me, request = turn.request_id, need,
+        primaries = ?turn.primaries());
     let (reply, replied) = oneshot::channel();
     let driver = Driver {
         inner: inner.clone(),
@@ -343,6 +345,11 @@ impl Driver {
     /// The client's answer, and its place in the counters.
     fn reply(&self, outcome: Result<(), Failure>) -> Result<Reply, Failure> {
         let stats = &self.inner.stats;
+        let acks =
+            || self.put.asked().into_iter().filter(|asked| asked.counted).map(|asked| asked.node).collect::<Vec<_>>();
+        let key = || Some(story::text(&self.minted.as_ref()?.key).to_string());
+        tell!(act = "decides", key = key(), node = %self.inner.me, request = self.turn.request_id, need = self.put.need(),
+            counted = ?acks(), ok = outcome.is_ok());
         match outcome {
             Ok(()) => stats.puts_ok.add(1),
             Err(Failure::NotApplied(_)) => stats.puts_not_applied.add(1),

@@ -15,11 +15,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use quorate_client::buggify;
 use quorate_client::codec::Blob;
 use quorate_client::ids::{NodeId, OpId, Partition, key_hash};
-use quorate_client::sometimes;
 use quorate_client::wire::{NotApplied, VALUE_LEN_MAX};
+use quorate_client::{buggify, sometimes, story, tell};
 
 use super::{
     HASH_LEN, Inner, Merged, MintError, Minted, Operations, Place, Replica, Unreadable, Write, check_key, check_len,
@@ -318,6 +317,7 @@ impl Inner {
         })?;
         lock(&self.kept).remove(target, (stored.len() + bytes) as u64);
         count(&self.counters.hints_delivered, 1);
+        tell!(act = "lets a delivered hint go", key = %story::text(key), node = %self.node, kept_for = %target);
         Ok(true)
     }
 
