@@ -6,7 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorate_client::Client;
 use quorate_client::codec::Blob;
@@ -22,6 +22,7 @@ use quorate_node::core::version::{Actor, Context, Dot};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store, Tree};
+use tokio::time::Instant;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_differ_become_equal_and_each_repair_is_counted() {
@@ -57,6 +58,7 @@ async fn a_paused_node_makes_no_pass_until_it_is_told_to() {
 }
 
 #[ignore = "a measurement, of about a minute"]
+#[expect(clippy::print_stdout, reason = "what a measurement is for")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn measure_a_hundred_thousand_records() {
     let value_len = 1024;

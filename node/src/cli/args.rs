@@ -432,6 +432,7 @@ Examples:
   quorate repair status
   quorate repair start
   quorate repair pause --node n1
+  quorate repair resume
   quorate repair status -o json")]
 pub(crate) enum RepairCommand {
     /// Begin a pass now, also where it was paused

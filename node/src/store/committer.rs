@@ -88,7 +88,7 @@ impl Committer {
         shared.sync_here(shared.taken.load(Ordering::SeqCst));
     }
 
-    /// The newest [beacon](super::beacon) that is durable.
+    /// The newest beacon that is durable: a number that grows on disk with every sync, see [`crate::beacons`].
     pub fn beacon(&self) -> u64 {
         self.handle.shared.beacon.durable()
     }
