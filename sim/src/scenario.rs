@@ -1,6 +1,6 @@
 //! Stories of what can happen to a cluster, told by running them: a few nodes, a few named clients, and a script.
 //!
-//! The nodes and clients are the real ones, as in a [life](crate::life); what differs is that the script says what happens and
+//! The nodes and clients are the real ones, as in a [life]; what differs is that the script says what happens and
 //! when. It is an async function over a [`Stage`]: what clients do is awaited, what goes wrong is awaited, and what must come of
 //! it is demanded with `?`. What happened is written down line by line, and when the script is over the [checkers](crate::checker)
 //! judge it as they judge a life.

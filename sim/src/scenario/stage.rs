@@ -203,7 +203,7 @@ impl Stage {
         self.board.borrow_mut().line(node, "** is asked to stop");
         self.ask(Action::Stop(at)).await;
         let machine = &self.parts.machines[usize::from(at)];
-        self.until(|| machine.process() != Process::Running, &format!("{node} ends")).await?;
+        self.wait_for(|| machine.process() != Process::Running, &format!("{node} ends")).await?;
         self.breaks(&format!("{node}{DOWN}"), &[node.to_owned()]);
         Ok(())
     }
@@ -285,11 +285,17 @@ impl Stage {
         Ok(values)
     }
 
-    /// Waits until something holds.
+    /// Waits until something holds, and tells when it does.
     ///
     /// # Errors
     /// When it does not after half a minute; the text is what was waited for.
-    pub async fn until(&self, mut holds: impl FnMut() -> bool, what: &str) -> Result<(), Broken> {
+    pub async fn until(&self, holds: impl FnMut() -> bool, what: &str) -> Result<(), Broken> {
+        self.wait_for(holds, what).await?;
+        self.board.borrow_mut().line("(seen)", what);
+        Ok(())
+    }
+
+    async fn wait_for(&self, mut holds: impl FnMut() -> bool, what: &str) -> Result<(), Broken> {
         let started = workload::elapsed();
         while !holds() {
             if workload::elapsed() > started + START_MAX {
@@ -310,7 +316,7 @@ impl Stage {
             player.connect().await;
         }
         let players = self.parts.players.len();
-        self.until(|| self.board.borrow().ready == players, "every client connects").await
+        self.wait_for(|| self.board.borrow().ready == players, "every client connects").await
     }
 
     /// Lets the clients go.

@@ -35,6 +35,8 @@ async fn script(stage: Stage) -> Result<(), Broken> {
     );
     stage.heal().await?;
     let exchanged = || stage.on_disk(cut_off, "ledger").is_ok_and(|held| held == ["page 2"]);
-    stage.until(exchanged, &format!("{cut_off} gets what it has missed")).await?;
+    stage.until(exchanged, &format!("{cut_off} has got what it had missed")).await?;
+    stage.say("All three hold the same again.");
+    alice.get("ledger").r(Quorum::All).strict().await.shows(&["page 2"])?;
     Ok(())
 }

@@ -38,7 +38,7 @@ async fn script(stage: Stage) -> Result<(), Broken> {
     stage.demand(held == ["old"], &format!("{dead} should still hold the old value, it holds {held:?}"))?;
     stage.start(dead).await?;
     let delivered = || stage.on_disk(dead, "profile").is_ok_and(|held| held == ["new"]);
-    stage.until(delivered, &format!("{dead} gets what it has missed, though nobody reads or writes the key")).await?;
+    stage.until(delivered, &format!("{dead} has got what it had missed, though nobody read or wrote the key")).await?;
     bob.get("profile").r(Quorum::All).strict().timeout_ms(4000).await.shows(&["new"])?;
     Ok(())
 }

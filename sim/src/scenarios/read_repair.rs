@@ -37,6 +37,6 @@ async fn script(stage: Stage) -> Result<(), Broken> {
     );
     bob.get("news").r(Quorum::All).timeout_ms(4000).await.shows(&["new"])?;
     let mended = || stage.on_disk(cut_off, "news").is_ok_and(|held| held == ["new"]);
-    stage.until(mended, &format!("{cut_off} is mended in the background")).await?;
+    stage.until(mended, &format!("{cut_off} was mended in the background")).await?;
     Ok(())
 }
