@@ -52,6 +52,8 @@ pub struct Nemesis {
 enum Step {
     Begin(usize),
     End(usize),
+    /// A fault that comes and goes begins or ends for a while.
+    Turn(usize, bool),
     Kill {
         node: u8,
         torn: bool,
@@ -197,6 +199,14 @@ impl Nemesis {
                 }
                 self.apply(cluster);
             }
+            Step::Turn(i, on) => {
+                if on {
+                    self.active.insert(i);
+                } else {
+                    self.active.remove(&i);
+                }
+                self.apply(cluster);
+            }
             Step::Kill { node, torn } => {
                 let torn = torn && self.may_destroy(node);
                 let disk = cluster.machines()[usize::from(node)].disk.clone();
@@ -339,13 +349,17 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
         | FaultKind::FullDisk(_)
         | FaultKind::SlowDisk { .. }
         | FaultKind::WrongClock { .. } => {}
+        FaultKind::Flap(_) => {
+            let turns = (from..to).step_by(FLAP_MS).enumerate().skip(1);
+            steps.extend(turns.map(|(turn, at)| (at, Step::Turn(i, turn % 2 == 0))));
+        }
         FaultKind::Crash { node, torn } => down(&mut steps, *node, *torn, from, to),
         FaultKind::CrashInRecovery { node, again_after_ms } => {
             let half = from + fault.for_ms / 2;
             down(&mut steps, *node, false, from, half);
             down(&mut steps, *node, false, (half + again_after_ms).min(to), to);
         }
-        FaultKind::PowerCut(all) => {
+        FaultKind::PowerCut(all) | FaultKind::OwnersDown(all) => {
             for node in all {
                 down(&mut steps, *node, false, from, to);
             }
@@ -391,6 +405,7 @@ fn cuts(fault: &FaultKind, from: u8, to: u8) -> bool {
             from != *bridge && to != *bridge && side.contains(&from) != side.contains(&to)
         }
         FaultKind::OneWay { from: mute, to: deaf } => (from, to) == (*mute, *deaf),
+        FaultKind::Flap(node) => from != to && (from == *node || to == *node),
         _ => false,
     }
 }
@@ -421,6 +436,9 @@ fn worst(one: PacketFaults, other: PacketFaults) -> PacketFaults {
 fn millis(ms: u32) -> Duration {
     Duration::from_millis(ms.into())
 }
+
+/// How long a flapping node is away, and back.
+const FLAP_MS: usize = 1000;
 
 /// How long latencies stay.
 const WEATHER: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use quorate_client::chaos::{self, Effect, POINTS};
-use quorate_client::ids::NodeId;
+use quorate_client::ids::{NodeId, Partition};
 use quorate_client::options::Quorum;
 use quorate_node::core::ring::{Ring, RingMember};
 use rand::rngs::StdRng;
@@ -270,6 +270,10 @@ pub enum FaultKind {
         /// How far back.
         back_ms: u32,
     },
+    /// All owners of one partition die at the same moment and stay away, so that others have to stand in for all of them.
+    OwnersDown(BTreeSet<u8>),
+    /// The node is cut off from everybody and back again, a second each.
+    Flap(u8),
 }
 
 /// The kinds of faults without their details: what a life has or leaves out, and what is counted.
@@ -311,11 +315,15 @@ pub enum FaultClass {
     EmptyDisk,
     /// [`FaultKind::RolledBackDisk`].
     RolledBackDisk,
+    /// [`FaultKind::OwnersDown`].
+    OwnersDown,
+    /// [`FaultKind::Flap`].
+    Flap,
 }
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -334,6 +342,8 @@ impl FaultClass {
         Self::CorruptRecord,
         Self::EmptyDisk,
         Self::RolledBackDisk,
+        Self::OwnersDown,
+        Self::Flap,
     ];
 
     /// Whether it destroys what was synced, so that a node has to be healed by its peers.
@@ -366,6 +376,8 @@ impl FaultKind {
             Self::Crash { .. } => FaultClass::Crash,
             Self::CrashInRecovery { .. } => FaultClass::CrashInRecovery,
             Self::PowerCut(_) => FaultClass::PowerCut,
+            Self::OwnersDown(_) => FaultClass::OwnersDown,
+            Self::Flap(_) => FaultClass::Flap,
             Self::RollingRestart => FaultClass::RollingRestart,
             Self::FailedSync(_) => FaultClass::FailedSync,
             Self::FailedInsert(_) => FaultClass::FailedInsert,
@@ -381,7 +393,8 @@ impl FaultKind {
     /// The nodes that it names.
     pub fn nodes(&self) -> BTreeSet<u8> {
         match self {
-            Self::Partition(nodes) | Self::PowerCut(nodes) => nodes.clone(),
+            Self::Partition(nodes) | Self::PowerCut(nodes) | Self::OwnersDown(nodes) => nodes.clone(),
+            Self::Flap(node) => [*node].into(),
             Self::Bridge { side, bridge } => side.iter().copied().chain([*bridge]).collect(),
             Self::OneWay { from, to } => [*from, *to].into(),
             Self::RollingRestart => BTreeSet::new(),
@@ -600,7 +613,9 @@ impl Plan {
                 // The first two seconds belong to joining; the last fault ends with the activity.
                 let at_ms = rng.random_range(2_000..self.active_ms * 4 / 5);
                 let longest = (self.active_ms - at_ms).min(15_000);
-                let for_ms = rng.random_range(100..=longest.max(100)).min(self.active_ms - at_ms);
+                // That all owners of a key are down has to be noticed before it means anything.
+                let least = if class == FaultClass::OwnersDown { longest.max(100) * 2 / 3 } else { 100 };
+                let for_ms = rng.random_range(least..=longest.max(100)).min(self.active_ms - at_ms);
                 Fault { at_ms, for_ms, kind: self.draw_kind(rng, class, &victims) }
             })
             .collect();
@@ -624,6 +639,13 @@ impl Plan {
                 FaultKind::Bridge { side, bridge: node }
             }
             FaultClass::OneWay => FaultKind::OneWay { from: node, to: other },
+            FaultClass::OwnersDown => {
+                let ring = self.ring();
+                let owners = ring.primaries(Partition(rng.random_range(0..self.partitions)));
+                let index = |owner: &NodeId| (0..nodes).find(|node| crate::cluster::name(*node) == owner.as_str());
+                FaultKind::OwnersDown(owners.iter().filter_map(index).collect())
+            }
+            FaultClass::Flap => FaultKind::Flap(node),
             FaultClass::Packets => FaultKind::Packets { node, faults: draw_packets(rng) },
             FaultClass::Latency => FaultKind::Latency { node, more_ms: rng.random_range(20..=1500) },
             FaultClass::Pause => FaultKind::Pause(node),
