@@ -73,8 +73,8 @@ pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<Stri
     if seen.n == 0 {
         let why = "there is no layout yet; stage one with `quorate layout stage join`";
         // A store that cannot be read hides the layout as well: then that is the reason to see first.
-        let reasons = reasons.into_iter().map(|(_, reason)| reason).chain([why.to_owned()]);
-        return (Verdict::Unavailable, reasons.collect());
+        let others = reasons.into_iter().map(|(_, reason)| reason).filter(|reason| !reason.contains("no layout yet"));
+        return (Verdict::Unavailable, others.chain([why.to_owned()]).collect());
     }
     let need = seen.r.max(seen.w);
     for (reachable, &partitions) in seen.reachable.iter().enumerate().take(usize::from(seen.n)) {
