@@ -72,7 +72,9 @@ pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<Stri
     }
     if seen.n == 0 {
         let why = "there is no layout yet; stage one with `quorate layout stage join`";
-        return (Verdict::Unavailable, vec![why.to_owned()]);
+        // A store that cannot be read hides the layout as well: then that is the reason to see first.
+        let others = reasons.into_iter().map(|(_, reason)| reason).filter(|reason| !reason.contains("no layout yet"));
+        return (Verdict::Unavailable, others.chain([why.to_owned()]).collect());
     }
     let need = seen.r.max(seen.w);
     for (reachable, &partitions) in seen.reachable.iter().enumerate().take(usize::from(seen.n)) {
