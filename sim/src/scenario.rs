@@ -11,9 +11,10 @@
 //! async fn script(stage: Stage) -> Result<(), Broken> {
 //!     let (alice, bob) = (stage.client("alice"), stage.client("bob"));
 //!     stage.partition(&["n1", "alice"]).await?;
-//!     alice.put("color", "red").w(Quorum::One).await.acknowledged()?;
-//!     bob.put("color", "blue").w(Quorum::One).await.acknowledged()?;
+//!     alice.put("color", "red").w(Quorum::One).timeout_ms(4000).await.acknowledged()?;
+//!     bob.put("color", "blue").w(Quorum::One).timeout_ms(4000).await.acknowledged()?;
 //!     stage.heal().await?;
+//!     stage.wait_ms(4000).await;
 //!     bob.get("color").r(Quorum::All).await.shows(&["blue", "red"])?;
 //!     Ok(())
 //! }

@@ -360,7 +360,7 @@ pub(crate) enum CheckCommand {
     Quorum(CheckArgs),
     /// Whether every owner of every key is there, and nothing waits to be delivered or repaired
     #[command(
-        after_help = "Examples:\n  quorate check replicas && start-maintenance\n\nExit codes: 0 they are, 4 no node answers, 7 they are not"
+        after_help = "Examples:\n  quorate check replicas || echo not-now\n\nExit codes: 0 they are, 4 no node answers, 7 they are not"
     )]
     Replicas(CheckArgs),
 }
@@ -899,6 +899,8 @@ The cluster:
   node         Look at the nodes
   locate       Show where a key lives
   layout       Show and change who owns what
+  hints        Show what nodes keep for others that did not take it
+  check        Check the cluster, for scripts and monitors
   repair       Compare replicas and bring together what differs
   bench        Measure a cluster
 

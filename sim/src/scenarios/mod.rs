@@ -7,7 +7,9 @@ mod one_is_enough;
 mod one_way;
 mod power_cut;
 mod read_repair;
+mod replaced_disk;
 mod rolling_restart;
+mod sloppy_or_strict;
 mod split_brain_cart;
 
 use crate::scenario::Ending;
@@ -32,8 +34,10 @@ pub const ALL: &[Named] = &[
     power_cut::STORY,
     coordinator_dies::STORY,
     hinted_handoff::STORY,
+    sloppy_or_strict::STORY,
     read_repair::STORY,
     anti_entropy::STORY,
+    replaced_disk::STORY,
 ];
 
 /// The story of a name.
