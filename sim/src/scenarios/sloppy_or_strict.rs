@@ -23,7 +23,9 @@ async fn script(stage: Stage) -> Result<(), Broken> {
     stage.power_cut(&owners).await?;
     stage.wait_ms(20_000).await;
 
-    stage.say("Both look at the cart first, which tells them that the owners are gone: nobody else can say what is in it.");
+    stage.say(
+        "Both look at the cart first, which tells them that the owners are gone: nobody else can say what is in it.",
+    );
     alice.get("cart").timeout_ms(8000).await.failed()?;
     bob.get("cart").timeout_ms(8000).await.failed()?;
 
