@@ -10,16 +10,19 @@
 //!
 //! async fn script(stage: Stage) -> Result<(), Broken> {
 //!     let (alice, bob) = (stage.client("alice"), stage.client("bob"));
-//!     stage.partition(&["n1", "alice"]).await?;
-//!     alice.put("color", "red").w(Quorum::One).timeout_ms(4000).await.acknowledged()?;
-//!     bob.put("color", "blue").w(Quorum::One).timeout_ms(4000).await.acknowledged()?;
-//!     stage.heal().await?;
-//!     stage.wait_ms(4000).await;
-//!     bob.get("color").r(Quorum::All).await.shows(&["blue", "red"])?;
+//!     let empty = alice.put("cart", "").w(Quorum::All).await.acknowledged()?;
+//!     // A client that a partition has cut off from its coordinator would not know what became of its write.
+//!     stage.crash("n3").await?;
+//!     let milk = alice.put("cart", "milk").after(&empty).start();
+//!     let bread = bob.put("cart", "bread").after(&empty).start();
+//!     milk.await.acknowledged()?;
+//!     bread.await.acknowledged()?;
+//!     stage.start("n3").await?;
+//!     bob.get("cart").await.shows(&["bread", "milk"])?;
 //!     Ok(())
 //! }
 //!
-//! let ending = Scenario::new("two colours").nodes(3).clients(&["alice", "bob"]).play(script);
+//! let ending = Scenario::new("two writers and a crash").nodes(3).clients(&["alice", "bob"]).play(script);
 //! assert!(ending.is_good(), "{ending}");
 //! ```
 
