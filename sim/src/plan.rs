@@ -447,6 +447,11 @@ impl Plan {
             settle_ms: 20_000,
         };
         plan.faults = plan.draw_faults(allowed);
+        if plan.faults.iter().any(|fault| fault.kind.class() == FaultClass::OwnersDown) {
+            // Somebody has to ask for what only others can give then, and to wait for it.
+            plan.workload.strict_percent = 0;
+            plan.workload.timeout_ms = plan.workload.timeout_ms.max(1000);
+        }
         plan
     }
 
@@ -599,6 +604,10 @@ impl Plan {
         let victims: BTreeSet<u8> = draw_nodes(rng, self.nodes(), w_least - 1);
         if victims.is_empty() {
             classes.retain(|class| !class.destroys());
+        }
+        // Where every node is an owner of everything this would be a power cut.
+        if self.nodes() == self.n {
+            classes.retain(|class| *class != FaultClass::OwnersDown);
         }
         if classes.len() == allowed.len() {
             classes.pop();
