@@ -304,7 +304,10 @@ impl Driver {
         }
         let (label, key, record) = (self.label(), minted.key.clone(), minted.record.clone());
         let body = PeerBody::Hint { label, target, key, record };
-        let (request_id, timeout) = (self.turn.request_id, self.turn.left().max(REPLICATE_TIMEOUT_MIN));
+        // While the client waits, a holder that is as silent as the primary must leave time for the next one.
+        let waits = self.on_time && !self.put.is_replied();
+        let timeout = if waits { (self.turn.left() / 3).max(LATE_DELAY_MIN) } else { REPLICATE_TIMEOUT_MIN };
+        let request_id = self.turn.request_id;
         self.calls.push(async move {
             let reply = inner.peers.call(holder, class::REPLICATE, request_id, body, timeout).await;
             (who, acknowledgement(reply))
