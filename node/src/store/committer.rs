@@ -371,6 +371,18 @@ mod tests {
             tokio::spawn(self.committer.ticket().durable())
         }
 
+        /// Whoever is told of a fatal failure is told just after those who wait for it.
+        async fn until_fatal(&self) {
+            let told = || self.fatal.lock().expect("no panic").len();
+            for _ in 0..5000 {
+                if told() > 0 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(told(), 1, "told once");
+        }
+
         async fn until_began(&self, syncs: u64) {
             let reached = async {
                 while self.store.began.load(Ordering::SeqCst) < syncs {
@@ -420,7 +432,7 @@ mod tests {
         early.durable().await.expect_err("taken before the failure");
         world.committer.ticket().durable().await.expect_err("taken after the failure");
         world.committer.ticket_unchanged().durable().await.expect_err("taken after the failure");
-        assert_eq!(world.fatal.lock().expect("no panic").len(), 1);
+        world.until_fatal().await;
         assert_eq!(world.store.began.load(Ordering::SeqCst), 1);
     }
 
@@ -440,7 +452,7 @@ mod tests {
         assert!(!write.is_finished());
         world.end_sync(Err(io_error()));
         write.await.expect("no panic").expect_err("its sync failed");
-        assert_eq!(world.fatal.lock().expect("no panic").len(), 1);
+        world.until_fatal().await;
     }
 
     #[tokio::test]
@@ -454,7 +466,7 @@ mod tests {
         // What the failed sync has dropped is not made durable by one that succeeds.
         world.end_sync(Ok(()));
         world.insert().await.expect("no panic").expect_err("a sync has failed before");
-        assert_eq!(world.fatal.lock().expect("no panic").len(), 1);
+        world.until_fatal().await;
     }
 
     #[tokio::test(start_paused = true)]
