@@ -11,7 +11,7 @@ use quorate_sim::life;
 use quorate_sim::plan::{Durability, Plan};
 use quorate_sim::trace::Trace;
 
-/// Five nodes, ten clients that together make about a hundred requests a second for half a minute, real TLS, no faults.
+/// Five nodes, ten clients that together make about a hundred requests a second for a minute, real TLS, no faults.
 #[test]
 #[allow(clippy::print_stdout, reason = "whoever asks for it wants the figures")]
 #[ignore = "it measures, and means something only of an optimised build on a quiet machine"]
@@ -22,7 +22,7 @@ fn five_nodes_at_a_hundred_requests_a_second_run_thirty_times_as_fast_as_a_proce
     (plan.network.latency_min_ms, plan.network.latency_max_ms) = (1, 10);
     (plan.active_ms, plan.settle_ms) = (60_000, 1_000);
     let workload = &mut plan.workload;
-    (workload.clients, workload.operations, workload.pause_max_ms) = (10, 600, 150);
+    (workload.clients, workload.operations, workload.pause_max_ms) = (10, 460, 240);
     (workload.keys, workload.value_len_max) = (100, 1_000);
     workload.quorums.truncate(1);
     let before = cpu_seconds();
