@@ -22,7 +22,7 @@ fn put(value_len: usize) -> Request {
         value: Some(blob(value_len)),
         context: Some(blob(CONTEXT_LEN)),
         op_id: OpId(7),
-        retry: false,
+        first_sent_ms: None,
         w: Some(Quorum::Majority),
         strict: false,
         explain: false,

@@ -155,6 +155,7 @@ pub const MARKS: &[&str] = &[
     // Replicas and their disks.
     "mint: a retry returned the first dot",
     "mint: a retry found its operation superseded",
+    "mint: a retry of what this node would not remember",
     "mint: a retry of another coordinator's write",
     "mint: an actor was drawn anew beside an earlier one",
     "mint: a context was ahead of its actor",
@@ -180,6 +181,8 @@ pub const MARKS: &[&str] = &[
     "anti-entropy: repaired what was missed",
     "anti-entropy: repaired what was corrupt",
     "anti-entropy: repaired what was wiped",
+    "scrub: a whole round",
+    "scrub: found a corrupt record",
     "beacons: a disk was found to be set back",
     "recovery: a read was refused",
     "recovery: a partition is whole again",
@@ -216,6 +219,7 @@ pub const MARKS: &[&str] = &[
     "membership: outlived a later life of its own",
     "layouts: chosen by asking",
     "layouts: learned from a peer",
+    "layouts: one could not be stored for now",
     "layouts: offered to a member that was away",
 ];
 

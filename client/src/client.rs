@@ -289,20 +289,25 @@ impl Client {
             return Err(Error::NoNodeReachable { tried: Vec::new() });
         }
         self.budget(Budget::deposit);
-        let mut plan = Plan::new(kind(&body), targets.len(), Instant::now(), time);
+        let repeated = matches!(&body, RequestBody::Write(write) if write.first_sent_ms.is_some());
+        let mut plan = Plan::new(kind(&body), repeated, targets.len(), Instant::now(), time);
         let request_id = self.inner.random.u64();
         let (mut at, mut tried) = (0, Vec::new());
         loop {
             let layout = self.routes().map_or(LayoutVersion::NONE, |routes| routes.table().version);
-            if let RequestBody::Write(write) = &mut body {
-                write.retry |= plan.is_unknown();
-            }
-            // Borrowing the body would need a second type for the wire; its bytes are shared, not copied.
-            let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
             let mut slice = plan.slice(Instant::now());
             if buggify!("client: an attempt's time is cut short") {
                 slice.whole /= 4;
             }
+            if let RequestBody::Write(write) = &mut body
+                && plan.is_unknown()
+            {
+                // It may be sent as late as there is time to connect.
+                let since = plan.since(Instant::now()) + slice.connect;
+                write.first_sent_ms = write.first_sent_ms.max(Some(since.as_millis() as u64));
+            }
+            // Borrowing the body would need a second type for the wire; its bytes are shared, not copied.
+            let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
             self.tell_question(targets[at], request_id, &body);
             let called = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
             self.tell_answer(targets[at], request_id, &body, &called);
@@ -314,7 +319,8 @@ impl Client {
                         && buggify!("client: acknowledged writes are sent again")
                     {
                         // As if the answer had been lost; what the repetition says must be as good.
-                        write.retry = true;
+                        let since = (plan.since(Instant::now()) + slice.connect).as_millis() as u64;
+                        write.first_sent_ms = write.first_sent_ms.max(Some(since));
                         let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
                         let again = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
                         return Ok(self.judge(&body, again).unwrap_or(reply));

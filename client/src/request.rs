@@ -79,7 +79,7 @@ impl Common {
             value: value.map(Into::into),
             context: context.map(|context| context.to_bytes().into()),
             op_id,
-            retry: again.is_some(),
+            first_sent_ms: again.map(|_| REPEATED_WITHIN.as_millis() as u64),
             w: Some(self.w),
             strict: self.strict,
             explain: self.explain,
@@ -103,6 +103,10 @@ impl Common {
         Ok(())
     }
 }
+
+/// How long ago a write was first sent at most that an application repeats by its operation id. Coordinators remember for twice as
+/// long what they have superseded.
+const REPEATED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Setters that builders share.
 macro_rules! settings {

@@ -3,7 +3,7 @@
 //! The rules. A read may be tried anywhere at any time. A write that was refused before its mint, or of which no byte was
 //! sent, is as free as a read. A write whose outcome is unknown goes to the *same* coordinator again, which recognises its
 //! operation id; to another one only when the first cannot be reached. Once any attempt of a write was indeterminate, the
-//! write ends acknowledged or indeterminate, never "not applied". Retries that cost a node work are paid from a budget that
+//! write ends acknowledged or indeterminate, never "not applied"; so does the repetition of an indeterminate write. Retries that cost a node work are paid from a budget that
 //! fills with requests, so that retries cannot become the load that they retry for.
 
 use std::time::Duration;
@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     /// How often an attempt went where one had been before.
     repeats: u32,
     unknown: Option<Unknown>,
+    /// The write repeats one whose outcome is unknown: of that one no refusal says anything.
+    repeated: bool,
     refused: Option<NotApplied>,
     /// A read was sent and not answered.
     unanswered: bool,
@@ -97,8 +99,8 @@ pub(crate) struct Slice {
 }
 
 impl Plan {
-    /// The first attempt goes to candidate 0.
-    pub(crate) fn new(kind: Kind, candidates: usize, now: Instant, timeout: Duration) -> Self {
+    /// The first attempt goes to candidate 0. `repeated`: it is a write that an earlier request may have brought about.
+    pub(crate) fn new(kind: Kind, repeated: bool, candidates: usize, now: Instant, timeout: Duration) -> Self {
         assert!(candidates > 0, "a request has somebody to go to");
         Self {
             kind,
@@ -109,6 +111,7 @@ impl Plan {
             attempts: 1,
             repeats: 0,
             unknown: None,
+            repeated,
             refused: None,
             unanswered: false,
         }
@@ -179,6 +182,11 @@ impl Plan {
         Next::Try { candidate, after: pause }
     }
 
+    /// How long it has been going on.
+    pub(crate) fn since(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
     /// Whether an attempt of a write ended unknown.
     pub(crate) fn is_unknown(&self) -> bool {
         self.unknown.is_some()
@@ -186,8 +194,12 @@ impl Plan {
 
     /// How the request ends, after [`Next::GiveUp`] or when its time is over.
     pub(crate) fn end(self, now: Instant) -> End {
-        let waited = now.saturating_duration_since(self.started);
-        match (self.unknown, self.refused) {
+        let waited = self.since(now);
+        let repeated = self.repeated.then(|| {
+            let why = "an earlier request may have brought it about, and no node could say".to_owned();
+            Unknown { need: None, acks: Acks::default(), why }
+        });
+        match (self.unknown.or(repeated), self.refused) {
             (Some(mut unknown), refused) => {
                 if let Some(refusal) = refused {
                     unknown.why = format!("{}; then: {refusal}", unknown.why);
@@ -282,7 +294,7 @@ mod tests {
     impl Story {
         fn new(kind: Kind, candidates: usize) -> Self {
             let now = Instant::now();
-            Self { plan: Plan::new(kind, candidates, now, SECOND), budget: Budget::new(now), now }
+            Self { plan: Plan::new(kind, false, candidates, now, SECOND), budget: Budget::new(now), now }
         }
 
         fn after(&mut self, outcome: Outcome) -> Next {
@@ -312,6 +324,16 @@ mod tests {
 
     fn at_once(candidate: usize) -> Next {
         Next::Try { candidate, after: Duration::ZERO }
+    }
+
+    #[test]
+    fn what_repeats_an_unknown_write_is_never_called_not_applied() {
+        for outcome in [Outcome::NotSent, Outcome::Refused(unavailable())] {
+            let mut story = Story::new(Kind::Write, 2);
+            story.plan.repeated = true;
+            assert!(matches!(story.after(outcome), Next::Try { candidate: 1, .. }), "it is free to go elsewhere");
+            assert!(matches!(story.end(), End::Indeterminate(Unknown { why, .. }) if why.contains("earlier request")));
+        }
     }
 
     #[test]

@@ -74,9 +74,10 @@ pub struct Write {
     pub context: Option<Blob>,
     /// The same in every retry of this write.
     pub op_id: OpId,
-    /// An earlier attempt may have been minted somewhere. Only a primary, or who knows the operation, may mint it then: a second
-    /// dot in another place could outlive what replaces the first one.
-    pub retry: bool,
+    /// An earlier attempt may have been minted somewhere: how long ago, in milliseconds, the first one was sent at most. Only who
+    /// knows the operation may mint it then, or a primary that remembers everything since: a second dot could outlive what has
+    /// replaced the first one.
+    pub first_sent_ms: Option<u64>,
     /// How many replicas must hold the write durably before it is acknowledged; the server's default if absent.
     pub w: Option<Quorum>,
     /// Only primaries count for W.
@@ -458,6 +459,12 @@ pub struct RepairReport {
     pub bytes_received: u64,
     /// How long ago, in milliseconds, the newest pass ended that had reached every other owner.
     pub last_pass_ms: Option<u64>,
+    /// Records that the scrub has read since the node's start.
+    pub scrubbed: u64,
+    /// Corrupt records that it has found.
+    pub scrub_found: u64,
+    /// How long ago, in milliseconds, the scrub had last read everything.
+    pub last_scrub_ms: Option<u64>,
     /// Hash trees that have still to be summed up, as after an unclean stop.
     pub rebuild_left: u32,
     /// How long that will take, in milliseconds, at the pace so far.

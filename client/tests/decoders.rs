@@ -13,7 +13,7 @@ fn request(key: Vec<u8>, value: Option<Vec<u8>>) -> Request {
         value: value.map(|value| Blob(value.into())),
         context: Some(Blob::copy_from(b"context")),
         op_id: OpId(7),
-        retry: false,
+        first_sent_ms: None,
         w: None,
         strict: true,
         explain: false,

@@ -4,14 +4,16 @@
 //!   pass     roots of all partitions that two nodes share ── differ ──> groups ──> leaves
 //!            a leaf that differed in the pass before as well: lists, then records    (a write on its way is no difference)
 //!   recovery the same for what this node has lost, at once and without a second look
+//!   scrub    reads what lies here, so that it is known what is lost
 //! ```
 //!
 //! Of two owners the one with the smaller name initiates the even partitions and the other one the odd ones. Modules in reading
-//! order: `pair` asks one peer about one partition, `serve` answers, `recover` brings back what is lost; here are the passes,
+//! order: `pair` asks one peer about one partition, `serve` answers, `recover` brings back what is lost, `scrub` looks for it; here are the passes,
 //! what operators see of them, and what they can do.
 
 mod pair;
 mod recover;
+mod scrub;
 mod serve;
 
 use std::collections::BTreeMap;
@@ -43,16 +45,19 @@ use crate::replica::Replica;
 /// How a node compares itself with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AntiEntropyConfig {
-    /// Off: no passes. Trees are kept and other nodes' questions answered all the same, and what is lost is recovered.
+    /// Off: no passes and no scrub. Trees are kept and other nodes' questions answered all the same, and what is lost is recovered.
     pub enabled: bool,
     /// From the beginning of one pass to that of the next; each is shortened by a random part of a quarter. A difference is
     /// gone after two passes. Start with ten seconds: a pass over equal replicas costs 24 bytes a partition.
     pub interval: Duration,
+    /// From the beginning of one reading of all records to that of the next; the first begins with the node. It takes a twentieth
+    /// of a thread while it goes on.
+    pub scrub: Duration,
 }
 
 impl Default for AntiEntropyConfig {
     fn default() -> Self {
-        Self { enabled: true, interval: Duration::from_secs(10) }
+        Self { enabled: true, interval: Duration::from_secs(10), scrub: Duration::from_secs(24 * 3600) }
     }
 }
 
@@ -103,6 +108,7 @@ struct State {
     differing: u64,
     unknown: u64,
     last_pass: Option<Instant>,
+    last_scrub: Option<Instant>,
     /// Trees that are to be summed up: how many are left of how many, since when.
     rebuild: Option<(u32, u32, Instant)>,
 }
@@ -127,6 +133,8 @@ struct Counters {
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
     failed: AtomicU64,
+    scrubbed: AtomicU64,
+    scrub_found: AtomicU64,
 }
 
 impl AntiEntropy {
@@ -139,7 +147,11 @@ impl AntiEntropy {
             Arc::new(Desk { me, config, layouts, liveness, replica, peers, beacons, random, state, wake, counters });
         let passes = tokio::spawn(run(desk.clone()));
         let recovery = tokio::spawn(recover::run(desk.clone()));
-        Self { desk, tasks: Arc::new(vec![passes.abort_handle(), recovery.abort_handle()]) }
+        let mut tasks = vec![passes.abort_handle(), recovery.abort_handle()];
+        if config.enabled {
+            tasks.push(tokio::spawn(scrub::run(desk.clone())).abort_handle());
+        }
+        Self { desk, tasks: Arc::new(tasks) }
     }
 
     /// Ends its tasks.
@@ -197,6 +209,9 @@ impl AntiEntropy {
             bytes_sent: load(&counters.bytes_sent),
             bytes_received: load(&counters.bytes_received),
             last_pass_ms: state.last_pass.map(|at| at.elapsed().as_millis() as u64),
+            scrubbed: load(&counters.scrubbed),
+            scrub_found: load(&counters.scrub_found),
+            last_scrub_ms: state.last_scrub.map(|at| at.elapsed().as_millis() as u64),
             rebuild_left: state.rebuild.map_or(0, |(left, _, _)| left),
             rebuild_eta_ms: state.rebuild.and_then(|(left, total, since)| eta_ms(left, total, since)),
             recovering: self.recovering(),
@@ -234,6 +249,8 @@ impl AntiEntropy {
             Sample::counter("repair_bytes_listed", "Bytes of lists that were compared", report.bytes_listed),
             Sample::counter("repair_bytes_sent", "Bytes of records sent in exchanges", report.bytes_sent),
             Sample::counter("repair_bytes_received", "Bytes of records received in exchanges", report.bytes_received),
+            Sample::counter("scrubbed", "Records read by the scrub", report.scrubbed),
+            Sample::counter("scrub_found", "Corrupt records found by the scrub", report.scrub_found),
             Sample::gauge("repair_differing", "Partition pairs that differed in the newest pass", report.differing),
             Sample::gauge(
                 "repair_trees_unknown",

@@ -404,7 +404,8 @@ impl Inner {
 
     /// Whether a write comes again that this node has minted, or keeps, as a fallback: it stays with it.
     async fn is_retry_of_mine(&self, turn: &Turn, write: &Write) -> Result<bool, NotApplied> {
-        if !write.retry || write.strict || !self.stands_in(turn) || turn.primaries().contains(&self.me) {
+        if write.first_sent_ms.is_none() || write.strict || !self.stands_in(turn) || turn.primaries().contains(&self.me)
+        {
             return Ok(false);
         }
         self.replica.knows_in_hints(turn.partition, &write.key, turn.primaries(), write.op_id).await
@@ -415,7 +416,7 @@ impl Inner {
         if write.strict || !self.stands_in(turn) {
             return Err(refusal.into());
         }
-        if write.retry && !turn.primaries().contains(&self.me) {
+        if write.first_sent_ms.is_some() && !turn.primaries().contains(&self.me) {
             // An earlier attempt may have been minted at a primary. A second dot here could outlive what replaces the first.
             sometimes!("write: a retry was not minted again by a fallback");
             let why = format!(

@@ -103,7 +103,7 @@ struct Courier {
 impl Courier {
     async fn run(self: Arc<Self>) {
         let mut liveness = self.parts.liveness.clone();
-        let mut calls: Calls<(NodeId, Result<(), String>)> = Calls::new();
+        let mut calls: Calls<(NodeId, Result<u64, String>)> = Calls::new();
         loop {
             for target in self.due() {
                 lock(&self.progress).entry(target).or_default().running = true;
@@ -141,12 +141,16 @@ impl Courier {
         kept.into_keys().filter(may_start).take(TARGETS_AT_ONCE.saturating_sub(running)).collect()
     }
 
-    fn ended(&self, target: NodeId, outcome: Result<(), String>) {
+    fn ended(&self, target: NodeId, outcome: Result<u64, String>) {
         let mut progress = lock(&self.progress);
         let progress = progress.entry(target).or_default();
         progress.running = false;
         match outcome {
-            Ok(()) => *progress = Progress { per_second: progress.per_second, ..Progress::default() },
+            Ok(delivered) => {
+                // What is left has grown meanwhile, or cannot be read.
+                let next_try = (delivered == 0).then(|| Instant::now() + RETRY_MIN);
+                *progress = Progress { per_second: progress.per_second, next_try, ..Progress::default() };
+            }
             Err(why) => {
                 tracing::debug!(%target, why, "handing hints over ended early");
                 progress.failures = progress.failures.saturating_add(1);
@@ -157,8 +161,8 @@ impl Courier {
         }
     }
 
-    /// Hands over all that is kept for one target, a page after the other.
-    async fn deliver(&self, target: NodeId) -> Result<(), String> {
+    /// Hands over all that is kept for one target, a page after the other. Returns how many hints went.
+    async fn deliver(&self, target: NodeId) -> Result<u64, String> {
         let Parts { replica, peers, .. } = &self.parts;
         let (begun, mut delivered, mut oldest_ms, mut after) = (Instant::now(), 0u64, None::<u64>, None);
         loop {
@@ -209,7 +213,7 @@ impl Courier {
         if delivered > 0 {
             tracing::info!(%target, delivered, took = ?begun.elapsed(), "hints were handed over");
         }
-        Ok(())
+        Ok(delivered)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::core::staging::{Staged, StagedMember, warnings};
 use crate::membership::{Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::{PeerError, Peers};
-use crate::store::{Executor, Store, StoreError, Tree};
+use crate::store::{Executor, Store, StoreError, SyncFailed, Tree};
 
 /// A chosen layout and what follows from it.
 #[derive(Debug, Clone)]
@@ -97,7 +97,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(20);
 
 impl Layouts {
-    /// Loads what the store holds and starts the background task. Must be called within a runtime.
+    /// Loads what the store holds and starts the background task. Must be called within a runtime. `failed` is called when a sync
+    /// has failed: nothing can be stored then until the node is started anew.
     ///
     /// # Errors
     /// When the store cannot be read, or holds something else than a layout.
@@ -108,9 +109,12 @@ impl Layouts {
         peers: Peers,
         membership: Membership,
         random: Random,
+        failed: SyncFailed,
     ) -> Result<Self, StoreError> {
         let (node, disk, cluster) = me;
-        let desk = Arc::new(Desk::open(store, executor, Me { node, disk, cluster }).await?);
+        let mut desk = Desk::open(store, executor, Me { node, disk, cluster }).await?;
+        desk.sync_failed = Some(failed);
+        let desk = Arc::new(desk);
         let spread =
             Spread { desk: desk.clone(), peers: peers.clone(), liveness: membership.liveness(), random: random.fork() };
         let task = tokio::spawn(spread.run());
@@ -303,7 +307,6 @@ impl Layouts {
 }
 
 /// What is kept, and what is told of it: everything but the talk with peers.
-#[derive(Debug)]
 struct Desk {
     me: Me,
     store: Arc<dyn Store>,
@@ -313,6 +316,7 @@ struct Desk {
     current: watch::Sender<Option<Arc<Current>>>,
     /// Counts what gives the background task something to do: an offer that was accepted.
     accepts: watch::Sender<u64>,
+    sync_failed: Option<SyncFailed>,
 }
 
 #[derive(Debug)]
@@ -321,6 +325,8 @@ struct State {
     staged: Staged,
     /// Why nothing can be stored any more: what the disk holds after a failed sync is unknown.
     failed: Option<StoreError>,
+    /// Why the newest change was not stored; nothing was changed on the disk, and it may be tried again.
+    refused: Option<StoreError>,
 }
 
 /// The part that is read without waiting for the disk.
@@ -342,6 +348,12 @@ struct StoredFirst {
 const FIRST_KEY: &[u8] = b"layout/first";
 const STAGED_KEY: &[u8] = b"layout/staged";
 
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("me", &self.me).field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
 impl Desk {
     async fn open(store: Arc<dyn Store>, executor: Executor, me: Me) -> Result<Self, StoreError> {
         let reader = store.clone();
@@ -360,10 +372,11 @@ impl Desk {
             me,
             store,
             executor,
-            state: AsyncMutex::new(State { bootstrap, staged, failed: None }),
+            state: AsyncMutex::new(State { bootstrap, staged, failed: None, refused: None }),
             told: Mutex::new(Told::default()),
             current: watch::Sender::new(None),
             accepts: watch::Sender::new(0),
+            sync_failed: None,
         };
         let state = desk.state.lock().await;
         desk.tell(&state).await;
@@ -392,9 +405,10 @@ impl Desk {
             let current = current.expect("a layout without problems has a ring, and others are not accepted");
             self.current.send_replace(Some(Arc::new(current)));
         }
-        let failed = state.failed.as_ref().map(|error| format!("the layout could not be stored: {error}"));
-        *self.told() =
-            Told { accepted, chosen: bootstrap.is_chosen(), not_serving: failed.or_else(|| bootstrap.not_serving()) };
+        let stored = |error: &StoreError| format!("the layout could not be stored: {error}");
+        let refused = |why: String| state.refused.as_ref().map(stored).unwrap_or(why);
+        let not_serving = state.failed.as_ref().map(stored).or_else(|| bootstrap.not_serving().map(refused));
+        *self.told() = Told { accepted, chosen: bootstrap.is_chosen(), not_serving };
     }
 
     /// Accepts a proposed layout, durably.
@@ -483,11 +497,15 @@ impl Desk {
         };
         dawdle!("layouts: a pause before a layout is stored");
         match self.executor.run(job).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                state.refused = None;
+                Ok(())
+            }
             Err((error, unknown)) => {
-                if unknown {
-                    state.failed = Some(error.clone());
-                    self.tell(state).await;
+                *if unknown { &mut state.failed } else { &mut state.refused } = Some(error.clone());
+                self.tell(state).await;
+                if let (Some(failed), true) = (&self.sync_failed, unknown) {
+                    failed(error.to_string());
                 }
                 Err(error)
             }
@@ -644,9 +662,15 @@ impl Spread {
             let rest = task == Task::Rest;
             let news = match self.round(task).await {
                 Ok(news) => news,
-                Err(error) => {
+                Err(error) if self.desk.state.lock().await.failed.is_some() => {
                     tracing::error!("the layout cannot be stored, and is not spread any more: {error}");
                     return;
+                }
+                // Nothing was changed, as by a disk that is full for now.
+                Err(error) => {
+                    sometimes!("layouts: one could not be stored for now");
+                    tracing::warn!("the layout cannot be stored, which is tried again: {error}");
+                    false
                 }
             };
             pause = if news { PAUSE_MIN } else { pause };
@@ -964,6 +988,7 @@ mod tests {
         disk.full.store(true, Ordering::SeqCst);
         let why = desk.accept(layout(3, 64)).await.expect_err("full");
         assert!(matches!(why, NotApplied::Storage { .. }), "{why}");
+        assert!(desk.told().not_serving.clone().expect("why").contains("could not be stored"));
         disk.full.store(false, Ordering::SeqCst);
         desk.accept(layout(3, 128)).await.expect("nothing had been accepted");
 

@@ -41,7 +41,7 @@ use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::server::{self, Admission, Services};
 use crate::status::Status;
-use crate::store::{Committer, Durability, Store, StoreError};
+use crate::store::{Committer, Durability, Store, StoreError, SyncFailed};
 
 /// What makes one node differ from another.
 #[derive(Debug, Clone)]
@@ -143,12 +143,17 @@ impl Node {
 
         let metrics = Metrics::new();
         let (fatal_tx, fatal) = watch::channel(None);
-        let failed = Arc::new(move |why: String| {
+        let failed: SyncFailed = Arc::new(move |why: String| {
             error!("a sync failed, this node must end: {why}");
             fatal_tx.send_replace(Some(why));
         });
-        let committer =
-            Committer::start(Arc::clone(&store), env.executor.clone(), config.durability, config.sync_interval, failed);
+        let committer = Committer::start(
+            Arc::clone(&store),
+            env.executor.clone(),
+            config.durability,
+            config.sync_interval,
+            failed.clone(),
+        );
         let random = &env.seams.random;
         let reader = Arc::clone(&store);
         let recovery = env.executor.run(move || Recovery::open(reader)).await?;
@@ -231,6 +236,7 @@ impl Node {
             peers.clone(),
             membership.clone(),
             random.fork(),
+            failed,
         )
         .await?;
         known.set(Some(layouts.clone()));

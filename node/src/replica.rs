@@ -63,6 +63,22 @@ pub struct Minted {
     pub ticket: Ticket,
 }
 
+/// A write's name (rule V6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// The same in every retry.
+    pub id: OpId,
+    /// It is a retry, and an earlier attempt may have been minted: how long ago the first one was sent at most.
+    pub first_sent: Option<Duration>,
+}
+
+impl From<OpId> for Operation {
+    /// A first attempt.
+    fn from(id: OpId) -> Self {
+        Self { id, first_sent: None }
+    }
+}
+
 /// Why there is no [`Minted`].
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum MintError {
@@ -72,6 +88,13 @@ pub enum MintError {
     /// The insert was tried and failed: it may be there. The actor was given up.
     #[error("the write was minted, its insert failed and may or may not be there: {0}")]
     Unknown(String),
+    /// It is a retry, this node has minted for the key what the writer has not seen, and does not remember what became of it. Nothing
+    /// was changed now: a second dot could outlive what has replaced the first one.
+    #[error(
+        "an earlier attempt may have been minted here and replaced, which this node would not remember: it has started since, or \
+             forgotten"
+    )]
+    Forgotten,
 }
 
 /// A record that was merged (not yet durable).
@@ -170,7 +193,7 @@ impl Replica {
             partitions: AtomicU16::new(0),
             stripes: (0..STRIPES).map(|_| Arc::default()).collect(),
             minters: Mutex::default(),
-            operations: Mutex::default(),
+            operations: Mutex::new(Operations::new(Instant::now())),
             corrupt: Mutex::default(),
             counters: Counters::default(),
             trees: HashTrees::default(),
@@ -193,18 +216,19 @@ impl Replica {
     ///
     /// # Errors
     /// [`MintError::NotApplied`] for everything that is refused beforehand: limits, a corrupt record, a store that cannot be
-    /// read, a full disk that left the record as it was. [`MintError::Unknown`] if the insert failed in any other way.
+    /// read, a full disk that left the record as it was. [`MintError::Unknown`] if the insert failed in any other way;
+    /// [`MintError::Forgotten`].
     pub async fn mint(
         &self,
         partition: Partition,
         key: &Blob,
-        op_id: OpId,
+        operation: impl Into<Operation>,
         value: Option<Blob>,
         cause: Context,
     ) -> Result<Minted, MintError> {
         check_key(key)?;
         check_len("value", value.as_ref().map_or(0, |value| value.len()), VALUE_LEN_MAX)?;
-        let write = Write { partition, key: key.clone(), op_id, value, cause };
+        let write = Write { partition, key: key.clone(), operation: operation.into(), value, cause };
         self.locked(key, move |inner, now| {
             let held = inner.read_or_refuse(partition, &write.key)?.unwrap_or_default();
             inner.mint(write, &Place::Data, held, now)
@@ -320,7 +344,7 @@ impl Replica {
     /// and `merge`: its actor mints no more, and what is remembered of its operations goes with the records.
     pub fn give_up_actor(&self, partition: Partition) {
         self.0.draw_new_actor(partition);
-        lock(&self.0.operations).forget_partition(partition);
+        lock(&self.0.operations).forget_partition(partition, Instant::now());
     }
 
     /// What it has done.
@@ -424,7 +448,7 @@ impl std::fmt::Debug for Inner {
 struct Write {
     partition: Partition,
     key: Blob,
-    op_id: OpId,
+    operation: Operation,
     value: Option<Blob>,
     cause: Context,
 }
@@ -437,7 +461,7 @@ enum Unreadable {
 impl Inner {
     /// `held` is all that this node holds of the key: the mint is a record that has every dot that it ever minted for it.
     fn mint(&self, write: Write, place: &Place, held: Record, now: Instant) -> Result<Minted, MintError> {
-        let Write { partition, key, op_id, value, cause } = write;
+        let Write { partition, key, operation: Operation { id: op_id, first_sent }, value, cause } = write;
         self.assert_partition(partition, &key);
         self.check_open()?;
         let of_key = Operations::of_key(partition, &key);
@@ -457,6 +481,14 @@ impl Inner {
                 repeated: true,
                 ticket: self.committer.ticket_unchanged(),
             });
+        }
+        // A delete has no dot that could outlive anything. What the record has not seen of this node is superseded by nobody here.
+        if let (Some(first_sent), true) = (first_sent, value.is_some())
+            && held.context.has_news_of(self.node, &cause)
+            && !lock(&self.operations).remembers_since(partition, first_sent, now)
+        {
+            sometimes!("mint: a retry of what this node would not remember");
+            return Err(MintError::Forgotten);
         }
         let (siblings, len) = (held.value_count(), held.encoded_len());
         let before = match place {
@@ -667,7 +699,7 @@ impl Inner {
             tell!(act = "finds its record corrupt", key = %story::text(key), node = %self.node);
             sometimes!("replica: found a corrupt record");
             self.draw_new_actor(partition);
-            lock(&self.operations).forget_key(of_key);
+            lock(&self.operations).forget_key(of_key, Instant::now());
             if *place == Place::Data {
                 self.trees.doubt(partition, &data_key(key));
                 if let Err(error) = self.lose(partition, key) {
@@ -824,13 +856,17 @@ impl Drop for InDoubt<'_> {
 }
 
 /// Superseded operations and their dots (rule V6), for [`OPERATION_WINDOW`] each, oldest out first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Operations {
     known: BTreeMap<(Partition, u128, OpId), Remembered>,
     /// In the order in which they were remembered. What was forgotten in between is skipped by its number.
     order: VecDeque<(u64, (Partition, u128, OpId))>,
     next: u64,
     evicted: u64,
+    /// Everything since then is known, but for what was [forgotten](Self::forget).
+    complete_since: Instant,
+    /// When something of a partition was forgotten; at most 65,536.
+    forgotten: BTreeMap<Partition, Instant>,
 }
 
 #[derive(Debug)]
@@ -841,6 +877,23 @@ struct Remembered {
 }
 
 impl Operations {
+    fn new(now: Instant) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            order: VecDeque::new(),
+            next: 0,
+            evicted: 0,
+            complete_since: now,
+            forgotten: BTreeMap::new(),
+        }
+    }
+
+    /// Whether an operation whose first attempt was sent so long ago would be known, had it been superseded here.
+    fn remembers_since(&self, partition: Partition, first_sent: Duration, now: Instant) -> bool {
+        let Some(since) = now.checked_sub(first_sent.saturating_add(TRAVEL_MAX)) else { return false };
+        since >= self.complete_since && self.forgotten.get(&partition).is_none_or(|forgotten| since >= *forgotten)
+    }
+
     fn of_key(partition: Partition, key: &[u8]) -> (Partition, u128) {
         (partition, xxh3_128(key))
     }
@@ -866,20 +919,27 @@ impl Operations {
             if !expired && self.order.len() <= most {
                 break;
             }
-            if current.is_some() {
+            if let Some(current) = current {
                 sometimes!("replica: forgot an operation before its time", !expired);
-                self.evicted += u64::from(!expired);
+                if !expired {
+                    self.evicted += 1;
+                    let remembered = current.until.checked_sub(OPERATION_WINDOW).unwrap_or(now);
+                    self.complete_since = self.complete_since.max(remembered);
+                }
                 self.known.remove(oldest);
             }
             self.order.pop_front();
         }
     }
 
-    fn forget_key(&mut self, (partition, key): (Partition, u128)) {
+    /// The record of a key is gone, and with it what it held of operations.
+    fn forget_key(&mut self, (partition, key): (Partition, u128), now: Instant) {
+        self.forgotten.insert(partition, now);
         self.forget((partition, key, OpId(0)), (partition, key, OpId(u128::MAX)));
     }
 
-    fn forget_partition(&mut self, partition: Partition) {
+    fn forget_partition(&mut self, partition: Partition, now: Instant) {
+        self.forgotten.insert(partition, now);
         self.forget((partition, 0, OpId(0)), (partition, u128::MAX, OpId(u128::MAX)));
     }
 
@@ -943,8 +1003,9 @@ fn names(record: &Record) -> String {
     names.join(" ")
 }
 
-/// Where a record lies in [`Tree::Data`].
-fn data_key(key: &[u8]) -> Vec<u8> {
+/// Where a record lies in [`Tree::Data`]. Public for whoever looks at disks from outside.
+#[doc(hidden)]
+pub fn data_key(key: &[u8]) -> Vec<u8> {
     [&key_hash(key).to_be_bytes()[..], key].concat()
 }
 
@@ -957,6 +1018,9 @@ const STRIPES: usize = 1024;
 const RECORD_LEN_MAX: usize = 16 << 20;
 /// A page of a partition ends when it passes this; one record more still fits a peer's frame of 112 MiB.
 pub const PAGE_BYTES: usize = 4 << 20;
+/// How long a retry is on its way at most, after it was said how long ago the first attempt was sent: the longest silence that a
+/// connection outlives.
+const TRAVEL_MAX: Duration = Duration::from_secs(30);
 /// How long a superseded operation is remembered. Clients give up at half of it.
 const OPERATION_WINDOW: Duration = Duration::from_secs(600);
 /// How many superseded operations are remembered: about 60 MB. That is the whole window at 430 overwrites a second, and 26

@@ -449,8 +449,8 @@ async fn requests_that_are_given_up_do_not_break_the_lock() {
 
 #[test]
 fn remembered_operations_are_bounded_and_the_oldest_go_first() {
-    let mut operations = Operations::default();
     let (of_key, now) = ((P, 1), Instant::now());
+    let mut operations = Operations::new(now);
     let dot = Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter: 1 };
     for op in 0..OPERATIONS_MAX as u128 + 3 {
         operations.remember(of_key, OpId(op), dot, now);
@@ -462,9 +462,49 @@ fn remembered_operations_are_bounded_and_the_oldest_go_first() {
     assert_eq!(operations.dot_of(of_key, &OpId(2), now), None);
     assert_eq!(operations.dot_of(of_key, &OpId(3), now), Some(dot));
     assert_eq!(operations.dot_of((P, 2), &OpId(3), now), None, "another key's");
-    operations.forget_key(of_key);
+    operations.forget_key(of_key, now);
     operations.remember(of_key, OpId(3), dot, now + OPERATION_WINDOW);
     assert_eq!((operations.known.len(), operations.order.len(), operations.evicted), (1, 1, 3));
+}
+
+/// Found by life 390 of a swarm: a coordinator that had crashed minted a retry anew, and the first attempt, which had been
+/// replaced before the crash, stood beside its successor.
+#[tokio::test(start_paused = true)]
+async fn a_retry_is_minted_only_by_who_remembers_everything_since_its_first_attempt() {
+    let one = inline();
+    let retry = async |id: u128, value: Option<&str>, cause: &Context, first_sent_s: u64| {
+        let operation = Operation { id: OpId(id), first_sent: Some(Duration::from_secs(first_sent_s)) };
+        let value = value.map(|value| Blob::copy_from(value.as_bytes()));
+        one.replica.mint(P, &key("k"), operation, value, cause.clone()).await
+    };
+    let nothing = Context::new();
+    let first = retry(1, Some("a"), &nothing, 9).await.expect("it cannot have been minted here: nothing was");
+    let second = one.put(2, "b", &first.context).await.expect("minted");
+    assert!(retry(1, Some("a"), &nothing, 9).await.expect("known").repeated);
+    one.replica.give_up_actor(P);
+    assert_eq!(retry(1, Some("a"), &nothing, 9).await.expect_err("forgotten"), MintError::Forgotten);
+    assert!(retry(2, Some("b"), &first.context, 9).await.expect("it is there").repeated);
+    assert!(!retry(3, Some("c"), &second.context, 9).await.expect("the writer has seen all that was minted").repeated);
+    retry(4, None, &nothing, 9).await.expect("a delete cannot rise from the dead");
+    one.put(5, "d", &nothing).await.expect("a first attempt is minted at any time");
+    tokio::time::advance(TRAVEL_MAX + Duration::from_secs(9)).await;
+    assert_eq!(retry(6, Some("e"), &nothing, 10).await.expect_err("a second too early"), MintError::Forgotten);
+    assert!(!retry(6, Some("e"), &nothing, 9).await.expect("it would be known").repeated);
+}
+
+#[test]
+fn what_had_to_be_forgotten_for_want_of_room_is_not_taken_for_unknown() {
+    let start = Instant::now();
+    let mut operations = Operations::new(start);
+    let dot = Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter: 1 };
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    operations.remember((P, 1), OpId(1 << 64), dot, at(100));
+    for op in 0..OPERATIONS_MAX as u128 {
+        operations.remember((P, 1), OpId(op), dot, at(101));
+    }
+    let now = at(200);
+    let ago = |seconds: u64| now - TRAVEL_MAX - at(seconds);
+    assert!(operations.remembers_since(P, ago(100), now) && !operations.remembers_since(P, ago(99), now));
 }
 
 /// Found by the small world (`tests/small_world.rs`, seed 1119 of its first version).

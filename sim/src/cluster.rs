@@ -347,6 +347,7 @@ impl Machine {
             anti_entropy: AntiEntropyConfig {
                 enabled: self.shared.mechanisms.anti_entropy,
                 interval: ANTI_ENTROPY_EVERY,
+                scrub: SCRUB_EVERY,
             },
         };
         let node = match Node::start(config, env).await {
@@ -457,3 +458,6 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// A little faster than in production, since lives are short.
 const ANTI_ENTROPY_EVERY: Duration = Duration::from_secs(4);
+
+/// What rots is noticed while the cluster settles.
+const SCRUB_EVERY: Duration = Duration::from_secs(8);

@@ -90,6 +90,19 @@ struct State {
     sync_failed: bool,
     latency: Duration,
     counts: DiskCounts,
+    /// The hints that were removed, if somebody wants to know.
+    let_go: Option<Vec<(Bytes, Bytes)>>,
+}
+
+/// What a crash now would surely leave of a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Durable {
+    /// Nothing.
+    Absent,
+    /// A value that fails its checksum.
+    Damaged,
+    /// This value.
+    Value(Bytes),
 }
 
 #[derive(Debug)]
@@ -117,6 +130,7 @@ impl SimDisk {
             sync_failed: false,
             latency: Duration::ZERO,
             counts: DiskCounts::default(),
+            let_go: None,
         };
         Self(Arc::new(Shared { state: Mutex::new(state), random }))
     }
@@ -290,6 +304,40 @@ impl SimDisk {
         intact.map(|((_, key), stored)| (key.clone(), stored.value.clone())).collect()
     }
 
+    /// What is durable under a key.
+    pub fn durable(&self, tree: Tree, key: &[u8]) -> Durable {
+        let state = self.state();
+        let slot = (tree, Bytes::copy_from_slice(key));
+        state.durable(&slot, state.content.get(&slot))
+    }
+
+    /// What a read of a key would find, without reading; nothing if that is damaged.
+    pub fn present(&self, tree: Tree, key: &[u8]) -> Option<Bytes> {
+        let state = self.state();
+        let stored = state.content.get(&(tree, Bytes::copy_from_slice(key)));
+        stored.filter(|stored| !stored.damaged).map(|stored| stored.value.clone())
+    }
+
+    /// What is durable in a tree, by key.
+    pub fn durable_content(&self, tree: Tree) -> Vec<(Bytes, Durable)> {
+        let state = self.state();
+        let mut content: BTreeMap<&Bytes, Option<&Stored>> =
+            state.content.range(whole(tree)).map(|((_, key), stored)| (key, Some(stored))).collect();
+        let unsynced = state.unsynced.iter().rev().filter(|undo| undo.slot.0 == tree);
+        content.extend(unsynced.map(|undo| (&undo.slot.1, undo.before.as_ref())));
+        content.into_iter().map(|(key, stored)| (key.clone(), Durable::of(stored))).collect()
+    }
+
+    /// From now on notes the hints that are removed: for [`let_go`](Self::let_go), which is to be asked often then.
+    pub fn watch_hints(&self) {
+        self.state().let_go.get_or_insert_default();
+    }
+
+    /// The hints that were removed since it was last asked, with their values. Damaged ones are left out.
+    pub fn let_go(&self) -> Vec<(Bytes, Bytes)> {
+        self.state().let_go.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// The keys of a tree whose values are damaged.
     pub fn damaged(&self, tree: Tree) -> Vec<Bytes> {
         let state = self.state();
@@ -331,6 +379,12 @@ impl State {
         };
         self.bytes -= size(&before);
         before
+    }
+
+    /// What would be left of a slot that holds `now`.
+    fn durable(&self, slot: &(Tree, Bytes), now: Option<&Stored>) -> Durable {
+        let undone = self.unsynced.iter().find(|undo| undo.slot == *slot);
+        Durable::of(undone.map_or(now, |undo| undo.before.as_ref()))
     }
 
     fn write(&mut self, slot: (Tree, Bytes), stored: Option<Stored>) {
@@ -441,7 +495,14 @@ impl Store for SimStore {
     fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), StoreError> {
         self.not_quarantined(tree)?;
         self.writes.count(|| {
-            self.writable()?.write((tree, Bytes::copy_from_slice(key)), None);
+            let mut state = self.writable()?;
+            let slot = (tree, Bytes::copy_from_slice(key));
+            let held = state.content.get(&slot).filter(|held| tree == Tree::Hints && !held.damaged);
+            let held = held.map(|held| (slot.1.clone(), held.value.clone()));
+            if let Some(let_go) = &mut state.let_go {
+                let_go.extend(held);
+            }
+            state.write(slot, None);
             Ok(())
         })
     }
@@ -502,6 +563,16 @@ impl Store for SimStore {
         let state = self.disk.state();
         let records = state.content.range(whole(Tree::Data)).count() as u64;
         Stats { records_estimate: records, disk_bytes: state.bytes, engine: "simulated" }
+    }
+}
+
+impl Durable {
+    fn of(stored: Option<&Stored>) -> Self {
+        match stored {
+            None => Self::Absent,
+            Some(Stored { damaged: true, .. }) => Self::Damaged,
+            Some(Stored { value, .. }) => Self::Value(value.clone()),
+        }
     }
 }
 
@@ -592,6 +663,46 @@ mod tests {
             lengths.insert(found.len());
         }
         assert!(lengths.len() > 5, "{lengths:?}");
+    }
+
+    #[test]
+    fn what_is_durable_is_what_was_synced_last() {
+        let disk = disk(1);
+        let store = open(&disk);
+        let value = |text: &'static [u8]| Durable::Value(Bytes::from_static(text));
+        store.insert(Tree::Hints, b"a", b"1").expect("an insert");
+        assert_eq!(disk.durable(Tree::Hints, b"a"), Durable::Absent);
+        store.sync().expect("a sync");
+        store.insert(Tree::Hints, b"a", b"2").expect("an insert");
+        store.insert(Tree::Hints, b"a", b"3").expect("an insert");
+        store.insert(Tree::Hints, b"b", b"1").expect("an insert");
+        store.insert(Tree::Data, b"c", b"1").expect("an insert");
+        assert_eq!(disk.durable(Tree::Hints, b"a"), value(b"1"));
+        let content = [(b"a"[..].into(), value(b"1")), (b"b"[..].into(), Durable::Absent)];
+        assert_eq!(disk.durable_content(Tree::Hints), content);
+        store.remove(Tree::Hints, b"a").expect("a removal");
+        assert_eq!(disk.durable(Tree::Hints, b"a"), value(b"1"));
+        store.sync().expect("a sync");
+        assert_eq!(disk.durable(Tree::Hints, b"a"), Durable::Absent);
+        assert!(disk.corrupt(Tree::Hints, b"b"));
+        assert_eq!(disk.durable_content(Tree::Hints), [(b"b"[..].into(), Durable::Damaged)]);
+    }
+
+    #[test]
+    fn hints_that_are_let_go_are_noted_for_whoever_watches() {
+        let disk = disk(1);
+        let store = open(&disk);
+        let write_and_remove = |tree| {
+            store.insert(tree, b"a", b"1").expect("an insert");
+            store.remove(tree, b"a").expect("a removal");
+        };
+        write_and_remove(Tree::Hints);
+        assert_eq!(disk.let_go(), [], "nobody watches");
+        disk.watch_hints();
+        write_and_remove(Tree::Data);
+        write_and_remove(Tree::Hints);
+        assert_eq!(disk.let_go(), [(b"a"[..].into(), b"1"[..].into())]);
+        assert_eq!(disk.let_go(), []);
     }
 
     #[test]

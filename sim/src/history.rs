@@ -137,6 +137,39 @@ pub struct History {
     pub replicas: Vec<Replica>,
     /// What a reader of all replicas and all hints sees at the end: the merged records' values.
     pub merged: BTreeMap<String, BTreeSet<OpNo>>,
+    /// Who held what clients were told of, when they were told.
+    pub held: Vec<Held>,
+    /// Every hint that was let go.
+    pub let_go: Vec<LetGo>,
+}
+
+/// On which disks the write was durable that a client was told of, when it was told: a put that was acknowledged, or each value
+/// that a monotonic read returned. Its own value lies there, or a record that has seen it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Which operation was answered.
+    pub no: OpNo,
+    /// The nodes whose own record holds it.
+    pub replicas: BTreeSet<String>,
+    /// The nodes that keep it for others.
+    pub stand_ins: BTreeSet<String>,
+    /// The nodes whose disks have lost something, so that nothing can be asked of them.
+    pub excused: BTreeSet<String>,
+}
+
+/// A hint that its keeper has let go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LetGo {
+    /// Who kept it.
+    pub holder: String,
+    /// For whom.
+    pub target: String,
+    /// The key.
+    pub key: String,
+    /// Whose values it held.
+    pub values: BTreeSet<OpNo>,
+    /// All that it held was durable at its target by then, or the target's disk has lost something.
+    pub arrived: bool,
 }
 
 /// What one node holds at the end.
@@ -176,6 +209,8 @@ enum Line {
     Operation(Operation),
     Replica(Replica),
     Merged { key: String, values: BTreeSet<OpNo> },
+    Held(Held),
+    LetGo(LetGo),
 }
 
 impl History {
@@ -203,7 +238,7 @@ impl History {
         self.merged.get(key).unwrap_or(&NOTHING)
     }
 
-    /// Writes it as JSON, a line for each operation, replica and key.
+    /// Writes it as JSON, a line for each operation, replica, key, and sight of the disks.
     ///
     /// # Errors
     /// When writing fails.
@@ -211,7 +246,9 @@ impl History {
         let operations = self.operations.values().cloned().map(Line::Operation);
         let replicas = self.replicas.iter().cloned().map(Line::Replica);
         let merged = self.merged.iter().map(|(key, values)| Line::Merged { key: key.clone(), values: values.clone() });
-        for line in operations.chain(replicas).chain(merged) {
+        let held = self.held.iter().cloned().map(Line::Held);
+        let let_go = self.let_go.iter().cloned().map(Line::LetGo);
+        for line in operations.chain(replicas).chain(merged).chain(held).chain(let_go) {
             serde_json::to_writer(&mut to, &line)?;
             to.write_all(b"\n")?;
         }
@@ -235,6 +272,8 @@ impl History {
                 Line::Merged { key, values } => {
                     history.merged.insert(key, values);
                 }
+                Line::Held(held) => history.held.push(held),
+                Line::LetGo(let_go) => history.let_go.push(let_go),
             }
         }
         Ok(history)
@@ -362,6 +401,8 @@ mod tests {
         story.delete(Some(one));
         story.replica("n1", [("a#1", one)]);
         story.left([one]);
+        story.held(one, ["n1"], ["n4"], ["n2"]);
+        story.let_go("n4", "n1", one, true);
         let history = story.history();
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");

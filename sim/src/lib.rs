@@ -54,6 +54,7 @@ pub mod nemesis;
 pub mod workload;
 
 pub mod life;
+pub mod vigil;
 
 pub mod story;
 pub mod tale;

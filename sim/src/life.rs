@@ -37,6 +37,7 @@ use crate::plan::{Aftermath, FaultClass, Plan};
 use crate::socket::PacketCounts;
 use crate::story::{self, Story};
 use crate::trace::{Counts, Trace, TraceHash};
+use crate::vigil::Vigil;
 use crate::workload::{self, Notebook};
 
 /// What became of a life.
@@ -276,9 +277,9 @@ fn through(
     trace: &Trace,
 ) -> Result<(), String> {
     let ms = |ms: u32| Duration::from_millis(ms.into());
-    let step = |cluster: &mut Cluster<'_>| cluster.step().map_err(|error| error.to_string());
+    let vigil = Vigil::new(cluster, notebook);
     let start = loop {
-        step(cluster)?;
+        cluster.step().map_err(|error| error.to_string())?;
         match &*phase.borrow() {
             Phase::Working(until) => break *until - ms(plan.active_ms),
             Phase::Stuck(why) => return Err(why.clone()),
@@ -289,8 +290,7 @@ fn through(
     let mut nemesis = Nemesis::new(plan, start, trace.clone());
     let active_until = start + ms(plan.active_ms);
     while cluster.elapsed() < active_until {
-        nemesis.tick(cluster);
-        step(cluster)?;
+        step(cluster, &mut nemesis, &vigil)?;
     }
     report.injected = nemesis.injected().clone();
     // Availability and convergence are promised of code that does what it says.
@@ -298,7 +298,7 @@ fn through(
     let mut available = Vec::new();
     if let Some(aftermath) = &plan.aftermath {
         nemesis.heal_but(Some(aftermath).filter(|aftermath| !aftermath.sudden), cluster);
-        settle(cluster, &mut nemesis, CORE_SETTLES)?;
+        settle(cluster, &mut nemesis, &vigil, CORE_SETTLES)?;
         ended(phase, notebook, report, CORE_SETTLES)?;
         if aftermath.sudden {
             nemesis.heal_but(Some(aftermath), cluster);
@@ -308,21 +308,21 @@ fn through(
         let damaged = cluster.machines().iter().flat_map(|machine| machine.disk.damaged(Tree::Data));
         let keys = damaged.filter_map(|slot| key_of(&slot)).collect();
         phase.send_replace(Phase::AuditingCore { unsound, keys });
-        available.push(audited(cluster, &mut nemesis, phase, |phase| match phase {
+        available.push(audited(cluster, &mut nemesis, &vigil, phase, |phase| match phase {
             Phase::CoreAudited(window) => Some(*window),
             _ => None,
         })?);
     }
     nemesis.heal(cluster);
     report.healed = Some(cluster.elapsed());
-    settle(cluster, &mut nemesis, ms(plan.settle_ms))?;
+    settle(cluster, &mut nemesis, &vigil, ms(plan.settle_ms))?;
     if plan.aftermath.is_none() {
         ended(phase, notebook, report, ms(plan.settle_ms))?;
     }
 
     let before = with_disks(notebook.history(), cluster)?;
     phase.send_replace(Phase::Auditing);
-    let (first_us, second_us, end_us) = audited(cluster, &mut nemesis, phase, |phase| match phase {
+    let (first_us, second_us, end_us) = audited(cluster, &mut nemesis, &vigil, phase, |phase| match phase {
         Phase::Audited { first_us, second_us, end_us } => Some((*first_us, *second_us, *end_us)),
         _ => None,
     })?;
@@ -362,12 +362,18 @@ fn through(
     Ok(())
 }
 
+/// The smallest piece of time: things go wrong, everybody acts, and somebody looks on.
+fn step(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &Vigil) -> Result<(), String> {
+    nemesis.tick(cluster);
+    cluster.step().map_err(|error| error.to_string())?;
+    vigil.look(cluster, nemesis.destroyed())
+}
+
 /// Lets so much time pass.
-fn settle(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, time: Duration) -> Result<(), String> {
+fn settle(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &Vigil, time: Duration) -> Result<(), String> {
     let settled = cluster.elapsed() + time;
     while cluster.elapsed() < settled {
-        nemesis.tick(cluster);
-        cluster.step().map_err(|error| error.to_string())?;
+        step(cluster, nemesis, vigil)?;
     }
     Ok(())
 }
@@ -392,13 +398,13 @@ fn ended(
 fn audited<T>(
     cluster: &mut Cluster<'_>,
     nemesis: &mut Nemesis,
+    vigil: &Vigil,
     phase: &watch::Sender<Phase>,
     over: impl Fn(&Phase) -> Option<T>,
 ) -> Result<T, String> {
     let limit = cluster.elapsed() + AUDIT_MAX;
     loop {
-        nemesis.tick(cluster);
-        cluster.step().map_err(|error| error.to_string())?;
+        step(cluster, nemesis, vigil)?;
         let phase = phase.borrow();
         match (&*phase, over(&phase)) {
             (_, Some(result)) => return Ok(result),

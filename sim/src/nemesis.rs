@@ -39,6 +39,8 @@ pub struct Nemesis {
     destroyed: BTreeSet<u8>,
     /// How many disks may.
     destroyed_max: usize,
+    /// Nodes whose disks were set back and that have not been started since.
+    set_back: BTreeSet<u8>,
     injected: BTreeMap<FaultClass, u32>,
     full_at: BTreeMap<usize, u64>,
     random: Random,
@@ -92,6 +94,7 @@ impl Nemesis {
             restarts: BTreeMap::new(),
             images: BTreeMap::new(),
             destroyed: BTreeSet::new(),
+            set_back: BTreeSet::new(),
             destroyed_max: usize::from(w_least.saturating_sub(1)),
             injected: BTreeMap::new(),
             full_at: BTreeMap::new(),
@@ -131,6 +134,11 @@ impl Nemesis {
                 continue;
             }
             match cluster.process(node) {
+                // Only other nodes can tell it that its disk was set back: while there is nobody, it would not know (README, "What
+                // works, and what does not yet").
+                Process::Down if self.set_back.contains(&node) && self.has_company(node, cluster) => {
+                    self.start(node, cluster);
+                }
                 Process::Ended(_) => {
                     let due = *self.restarts.entry(node).or_insert(now + RESTART_AFTER);
                     if due <= now {
@@ -218,8 +226,9 @@ impl Nemesis {
             }
             Step::Stop(node) => cluster.stop(node),
             Step::Start(node) => {
-                if self.kept_down.get(&node).copied().unwrap_or(0) == 0 {
-                    cluster.start(node);
+                let waits = self.set_back.contains(&node) && !self.has_company(node, cluster);
+                if !waits && self.kept_down.get(&node).copied().unwrap_or(0) == 0 {
+                    self.start(node, cluster);
                 }
             }
             Step::Keep(node) => *self.kept_down.entry(node).or_default() += 1,
@@ -244,10 +253,21 @@ impl Nemesis {
             }
             Step::RollBack(i, node) => {
                 self.destroyed.insert(node);
+                self.set_back.insert(node);
                 let image = self.images.get(&i).expect("it was taken before");
                 cluster.machines()[usize::from(node)].disk.roll_back(image);
             }
         }
+    }
+
+    fn start(&mut self, node: u8, cluster: &mut Cluster<'_>) {
+        self.set_back.remove(&node);
+        cluster.start(node);
+    }
+
+    /// Whether any other node runs.
+    fn has_company(&self, node: u8, cluster: &Cluster<'_>) -> bool {
+        (0..self.plan.nodes()).any(|other| other != node && cluster.process(other) == Process::Running)
     }
 
     /// Whether enough clean copies are left when this node's disk loses something.

@@ -29,12 +29,24 @@ struct Inner {
     n: u8,
     trace: Trace,
     history: Mutex<History>,
+    answers: Mutex<Vec<Answer>>,
+}
+
+/// What a client was just told that has to be true on the disks: see [`crate::vigil`].
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) no: OpNo,
+    pub(crate) key: String,
+    /// The writes whose values it tells of.
+    pub(crate) values: BTreeSet<OpNo>,
+    /// Its context, as clients send it.
+    pub(crate) context: Bytes,
 }
 
 impl Notebook {
     /// An empty one; keys have `n` replicas.
     pub fn new(n: u8, trace: Trace) -> Self {
-        Self(Arc::new(Inner { n, trace, history: Mutex::default() }))
+        Self(Arc::new(Inner { n, trace, history: Mutex::default(), answers: Mutex::default() }))
     }
 
     /// All that was written down so far.
@@ -83,6 +95,35 @@ impl Notebook {
         let what = format_args!("operation {no} {:?} of {}: {outcome:?}", operation.action, operation.key);
         self.0.trace.event(at, &format!("client {}", operation.client), what);
         operation.outcome = outcome;
+    }
+
+    /// Notes a put that was acknowledged or a monotonic read that was answered, for whoever looks at the disks.
+    fn told(&self, no: OpNo, context: &Context) {
+        let (key, values) = match &self.lock().operations.get(&no).expect("it has begun") {
+            Operation { key, action: Action::Put { .. }, .. } => (key.clone(), [no].into()),
+            Operation { key, action: Action::Get { monotonic: true }, outcome: Outcome::Found(values), .. } => {
+                (key.clone(), values.clone())
+            }
+            Operation { action: Action::Get { .. } | Action::Delete { .. }, .. } => return,
+        };
+        if values.is_empty() {
+            return;
+        }
+        let answer = Answer { no, key, values, context: context.to_bytes() };
+        self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+    }
+
+    /// What was noted since it was last asked.
+    pub(crate) fn answers(&self) -> Vec<Answer> {
+        std::mem::take(&mut *self.0.answers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn saw(&self, held: history::Held) {
+        self.lock().held.push(held);
+    }
+
+    pub(crate) fn saw_let_go(&self, let_go: history::LetGo) {
+        self.lock().let_go.push(let_go);
     }
 
     fn lock(&self) -> MutexGuard<'_, History> {
@@ -141,12 +182,16 @@ async fn try_bootstrap(clients: &ClientMachine, machines: &[Machine], plan: &Pla
             Ok(other) => Err(format!("a layout command was answered with {other:?}")),
             Err(error) => Err(error.to_string()),
         };
-    if ask(LayoutCommand::Show).await?.current.version == LayoutVersion::NONE {
-        let (n, partitions) = (Some(plan.n), Some(plan.partitions));
-        ask(LayoutCommand::StageSettings { n, partitions, r: None, w: None }).await?;
-        for machine in machines {
-            let (node, addr, zone) = (machine.node(), machine.addr(), machine.zone().to_owned());
-            ask(LayoutCommand::StageJoin { node, addr, zone, weight: 1 }).await?;
+    let shown = ask(LayoutCommand::Show).await?;
+    if shown.current.version == LayoutVersion::NONE {
+        // What was accepted already, by an apply that was cut short, can only be applied again.
+        if shown.holding.is_empty() {
+            let (n, partitions) = (Some(plan.n), Some(plan.partitions));
+            ask(LayoutCommand::StageSettings { n, partitions, r: None, w: None }).await?;
+            for machine in machines {
+                let (node, addr, zone) = (machine.node(), machine.addr(), machine.zone().to_owned());
+                ask(LayoutCommand::StageJoin { node, addr, zone, weight: 1 }).await?;
+            }
         }
         ask(LayoutCommand::Apply { version: LayoutVersion(1) }).await?;
     }
@@ -400,7 +445,7 @@ impl Auditor<'_> {
             value: is_put.then(|| Blob(value(no, VALUE_LEN_MIN))),
             context,
             op_id: OpId(random.u128()),
-            retry: false,
+            first_sent_ms: None,
             w: Some(ALL.quorum),
             strict: ALL.strict,
             explain: false,
@@ -638,6 +683,7 @@ fn written_down(notebook: &Notebook, no: OpNo, written: &Result<Written, Error>)
         Ok(written) => {
             notebook.minted(no, written.evidence().and_then(|evidence| evidence.dots.first().cloned()));
             notebook.end(no, Outcome::Written, Some(written.quorum()));
+            notebook.told(no, written.context());
         }
         Err(error) => notebook.end(no, failed(error), None),
     }
@@ -645,7 +691,10 @@ fn written_down(notebook: &Notebook, no: OpNo, written: &Result<Written, Error>)
 
 fn read_down(notebook: &Notebook, no: OpNo, read: &Result<Read, Error>) {
     match read {
-        Ok(read) => notebook.end(no, Outcome::Found(numbers(read.siblings())), Some(read.quorum())),
+        Ok(read) => {
+            notebook.end(no, Outcome::Found(numbers(read.siblings())), Some(read.quorum()));
+            notebook.told(no, read.context());
+        }
         Err(error) => notebook.end(no, failed(error), None),
     }
 }

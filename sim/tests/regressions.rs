@@ -15,6 +15,11 @@ fn must_be_good(seed: u64) {
     assert!(report.is_good(), "{report}");
 }
 
+fn must_be_good_as_drawn(seed: u64) {
+    let report = life::run(&Plan::draw(seed, &FaultClass::survivable()), Trace::new());
+    assert!(report.is_good(), "{report}");
+}
+
 /// The read after an update's first round failed, and the update said that nothing was changed, though its first write had been
 /// acknowledged and stood among the key's siblings.
 #[test]
@@ -33,6 +38,31 @@ fn seed_28_a_write_with_two_coordinators_rose_from_the_dead() {
 /// could have stood in.
 #[test]
 fn seed_218_a_silent_fallback_kept_a_write_from_the_next_one() {
-    let report = life::run(&Plan::draw(218, &FaultClass::survivable()), Trace::new());
-    assert!(report.is_good(), "{report}");
+    must_be_good_as_drawn(218);
+}
+
+/// A record rotted on a disk, nobody asked for it, and hash trees do not see what changes by itself: it stayed corrupt. There was no
+/// scrub.
+#[test]
+fn seed_254_nobody_looked_for_a_record_that_had_become_corrupt() {
+    must_be_good_as_drawn(254);
+}
+
+/// A power cut took the coordinator's memory of what was superseded, and a retry was minted anew: its first attempt had been replaced
+/// before the cut, and the second dot stood beside the successor.
+#[test]
+fn seed_390_a_retry_was_minted_again_after_a_power_cut() {
+    must_be_good_as_drawn(390);
+}
+
+/// A node with an empty disk that was full for a while could not store the layout, never tried again, and never served.
+#[test]
+fn seed_405_a_full_disk_kept_a_node_without_a_layout_for_ever() {
+    must_be_good_as_drawn(405);
+}
+
+/// The sync of the layout failed, which ended neither the node nor its refusals.
+#[test]
+fn seed_792_a_failed_sync_of_the_layout_did_not_end_the_node() {
+    must_be_good_as_drawn(792);
 }

@@ -151,12 +151,13 @@ impl Job {
             value: Some(Blob(record.value.clone())),
             context,
             op_id,
-            retry: false,
+            first_sent_ms: None,
             w: self.w,
             strict: false,
             explain: false,
         };
-        let written = self.until_certain(|retry| self.cluster.write(Write { retry, ..write.clone() })).await?;
+        let written =
+            self.until_certain(|first_sent_ms| self.cluster.write(Write { first_sent_ms, ..write.clone() })).await?;
         if written.siblings > 1 {
             self.tally.siblings.fetch_add(1, Ordering::Relaxed);
         }
@@ -164,15 +165,16 @@ impl Job {
     }
 
     /// Repeats a request that may yet succeed, with growing pauses, until the time is over. The pauses are drawn, so that
-    /// the workers do not come back all at once. The attempt is told whether an earlier one may have been applied.
-    async fn until_certain<T, F>(&self, attempt: impl Fn(bool) -> F) -> Result<T, Error>
+    /// the workers do not come back all at once. If an earlier attempt may have been applied, the next one is told how many
+    /// milliseconds ago the first one began.
+    async fn until_certain<T, F>(&self, attempt: impl Fn(Option<u64>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let started = Instant::now();
         let (mut pause_ms, mut uncertain) = (PAUSE_MIN_MS, false);
         loop {
-            let error = match attempt(uncertain).await {
+            let error = match attempt(uncertain.then(|| started.elapsed().as_millis() as u64)).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };

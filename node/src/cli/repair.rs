@@ -126,6 +126,7 @@ fn as_table(answers: &[Answer]) -> Table {
         "WIPED",
         "SHIPPED",
         "TREES LEFT",
+        "LAST SCRUB",
     ]);
     for (node, answer) in answers {
         match answer {
@@ -136,12 +137,13 @@ fn as_table(answers: &[Answer]) -> Table {
                 report.partitions.to_string(),
                 report.compared.to_string(),
                 report.differing.to_string(),
-                report.last_pass_ms.map_or_else(|| "-".to_owned(), |ms| format!("{} ago", time_text(ms))),
+                ago_text(report.last_pass_ms),
                 report.repaired_missed.to_string(),
                 report.repaired_corrupt.to_string(),
                 report.repaired_wiped.to_string(),
                 bytes_text(report.bytes_sent + report.bytes_received),
                 trees_text(report),
+                ago_text(report.last_scrub_ms),
             ]),
             Err(failure) => {
                 table.add_row([node.to_string(), format!("no answer: {}", readable(failure.message.as_bytes(), 60))])
@@ -167,6 +169,10 @@ fn trees_text(report: &RepairReport) -> String {
         (left, Some(eta_ms)) => format!("{left} ({})", time_text(eta_ms)),
         (left, None) => left.to_string(),
     }
+}
+
+fn ago_text(ago_ms: Option<u64>) -> String {
+    ago_ms.map_or_else(|| "-".to_owned(), |ms| format!("{} ago", time_text(ms)))
 }
 
 fn recovering(answers: &[Answer]) -> impl Iterator<Item = (NodeId, &Recovering)> {
@@ -209,6 +215,9 @@ mod tests {
             bytes_sent: 2048,
             bytes_received: 0,
             last_pass_ms: Some(4_000),
+            scrubbed: 1000,
+            scrub_found: 1,
+            last_scrub_ms: None,
             rebuild_left: 0,
             rebuild_eta_ms: None,
             recovering: None,

@@ -22,7 +22,7 @@ use crate::core::record::Record;
 use crate::core::version::{Context, Dot};
 use crate::peer_wire::{Label, PeerBody, PeerReply, class};
 use crate::peers::PeerError;
-use crate::replica::{MintError, Minted};
+use crate::replica::{MintError, Minted, Operation};
 use crate::store::Ticket;
 
 /// Runs a write: as a primary of its key, or as a fallback when no primary can be reached.
@@ -134,17 +134,19 @@ impl Driver {
         let inner = self.inner.clone();
         let mut deadline = pin!(sleep_until(self.turn.deadline));
         // The mint is never cut off: whether it took place must be known before anything else is done.
-        let Write { key, value, op_id, .. } = write;
+        let Write { key, value, .. } = write;
+        let first_sent = write.first_sent_ms.map(Duration::from_millis);
+        let operation = Operation { id: write.op_id, first_sent };
         {
             let partition = self.turn.partition;
             let place = self.put.mint_for().map(|target| (self.turn.primaries().to_vec(), target));
             let mut mint = pin!(async {
                 dawdle!("write: a pause before the mint");
                 match place {
-                    None => inner.replica.mint(partition, &key, op_id, value, cause).await,
+                    None => inner.replica.mint(partition, &key, operation, value, cause).await,
                     Some(place) => {
                         let now_ms = inner.now_ms();
-                        inner.replica.mint_in_hint(partition, &key, op_id, value, cause, place, now_ms).await
+                        inner.replica.mint_in_hint(partition, &key, operation, value, cause, place, now_ms).await
                     }
                 }
             });
@@ -167,6 +169,7 @@ impl Driver {
                 }
                 Err(MintError::NotApplied(refusal)) => self.put.on_mint_refused(refusal),
                 Err(MintError::Unknown(why)) => self.put.on_mint_unknown(why),
+                Err(error @ MintError::Forgotten) => self.put.on_mint_unknown(error.to_string()),
             };
             self.perform(actions);
         }

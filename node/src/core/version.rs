@@ -121,6 +121,15 @@ impl Context {
         news
     }
 
+    /// Whether it covers a dot of one of a node's actors that `other` does not cover.
+    pub fn has_news_of(&self, node: NodeId, other: &Context) -> bool {
+        let vector = self.vector.iter().filter(|(actor, _)| actor.node == node);
+        let dots = self.dots.iter().filter(|dot| dot.actor.node == node);
+        let mut seen = other.clone();
+        vector.fold(false, |news, (actor, counter)| seen.advance(*actor, *counter) || news)
+            || dots.fold(false, |news, dot| seen.insert(*dot) || news)
+    }
+
     /// The highest counter of `actor` that is covered anywhere in it; 0 if none (rule V5).
     pub fn highest(&self, actor: &Actor) -> u64 {
         let beyond = self.dots_of(*actor).next_back().map_or(0, |dot| dot.counter);

@@ -163,6 +163,19 @@ impl Replica {
         Ok((found, true))
     }
 
+    /// Reads a page of a partition's records from a place in the data on, or from its beginning, and notes those that are corrupt.
+    /// Nobody waits for it.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub(crate) async fn scrub(&self, partition: Partition, from: Option<Vec<u8>>) -> Result<Scrubbed, NotApplied> {
+        let Some(partitions) = self.partitions() else { return Ok(Scrubbed::default()) };
+        let (first, to) = ranges(partition, &Leaves::ALL, partitions).remove(0);
+        let (job, from) = (self.0.clone(), from.unwrap_or(first));
+        let page = self.0.executor.run(move || job.digests(partition, &from, to.as_deref(), SCRUB_PAGE)).await?;
+        Ok(Scrubbed { records: page.entries.len() as u64, corrupt: page.corrupt, next: page.next })
+    }
+
     /// The record of a key as it lies here, whether or not this replica may serve it; nothing if there is none or it is corrupt.
     ///
     /// # Errors
@@ -244,9 +257,21 @@ impl Replica {
     }
 }
 
+/// What reading a page again has found.
+#[derive(Debug, Default)]
+pub(crate) struct Scrubbed {
+    /// Records that are well.
+    pub(crate) records: u64,
+    /// Records that are corrupt.
+    pub(crate) corrupt: u64,
+    /// Where the next page begins, if there is one.
+    pub(crate) next: Option<Vec<u8>>,
+}
+
 /// A page of a list, and where the next one begins.
 pub(super) struct DigestPage {
     entries: Vec<Listed>,
+    corrupt: u64,
     next: Option<Vec<u8>>,
 }
 
@@ -260,7 +285,8 @@ impl Inner {
         limit: usize,
     ) -> Result<DigestPage, NotApplied> {
         let next_after = |last: &[u8]| [last, &[0]].concat();
-        let mut page = DigestPage { entries: Vec::new(), next: None };
+        let mut page = DigestPage { entries: Vec::new(), corrupt: 0, next: None };
+        let found_corrupt = |key: &Blob, why: &str| drop(self.found_corrupt(partition, &Place::Data, key, why));
         match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
             Ok(entries) => {
                 let bytes: usize = entries.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -271,7 +297,10 @@ impl Inner {
                     let key = Blob(place.slice(HASH_LEN.min(place.len())..));
                     match Record::decode(&value) {
                         Ok(record) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
-                        Err(why) => drop(self.found_corrupt(partition, &Place::Data, &key, &why)),
+                        Err(why) => {
+                            page.corrupt += 1;
+                            found_corrupt(&key, &why);
+                        }
                     }
                 }
             }
@@ -288,7 +317,10 @@ impl Inner {
                     match self.stored(&key) {
                         Ok(Some(record)) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
                         Ok(None) => {}
-                        Err(Unreadable::Corrupt(why)) => drop(self.found_corrupt(partition, &Place::Data, &key, &why)),
+                        Err(Unreadable::Corrupt(why)) => {
+                            page.corrupt += 1;
+                            found_corrupt(&key, &why);
+                        }
                         Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
                     }
                 }
@@ -316,6 +348,8 @@ fn ranges(partition: Partition, leaves: &Leaves, partitions: u16) -> Vec<(Vec<u8
 const WHOLE_FROM: usize = 8;
 /// Records that are summed up while their keys are locked: a few milliseconds of reading and hashing.
 const REBUILD_PAGE: usize = 512;
+/// Records that the scrub reads at once.
+const SCRUB_PAGE: usize = 256;
 /// How often a leaf is begun anew before it is left to the next round.
 const ATTEMPTS_MAX: u32 = 3;
 /// Keys that are read one by one around a damaged value.
@@ -470,6 +504,42 @@ mod tests {
         let merged = one.merge(partition, &key, record.clone()).await.expect("merged");
         assert_eq!((merged.changed, merged.was_corrupt, merged.digest), (true, true, record.digest(&key)));
         assert_eq!(roots(&one).await, whole);
+    }
+
+    #[tokio::test]
+    async fn a_scrub_reads_everything_and_finds_what_nobody_asks_for() {
+        let store = MemoryStore::new();
+        let one = replica(&store, Executor::Inline);
+        for i in 0..3000 {
+            put(&one, i, "x").await;
+        }
+        let all = async || {
+            let (mut records, mut corrupt) = (0, 0);
+            for partition in (0..PARTITIONS).map(Partition) {
+                let mut from = None;
+                loop {
+                    let page = one.scrub(partition, from).await.expect("readable");
+                    (records, corrupt) = (records + page.records, corrupt + page.corrupt);
+                    match page.next {
+                        Some(next) => from = Some(next),
+                        None => break,
+                    }
+                }
+            }
+            (records, corrupt)
+        };
+        assert_eq!(all().await, (3000, 0));
+        for rotten in [5, 77, 2999] {
+            assert!(store.flip_bit(Tree::Data, &data_key(&key(rotten))));
+        }
+        let before: Vec<_> = (0..PARTITIONS).map(|partition| one.recovery().reason(Partition(partition), 0)).collect();
+        assert!(before.iter().all(Option::is_none));
+        assert_eq!(all().await, (2997, 3));
+        for rotten in [5, 77, 2999] {
+            let leaf = merkle::leaf_of(key_hash(&key(rotten)), PARTITIONS);
+            let reason = one.recovery().reason(partition(&key(rotten)), leaf);
+            assert_eq!(reason, Some(Reason::Corrupt), "key {rotten} is to be recovered");
+        }
     }
 
     #[tokio::test]

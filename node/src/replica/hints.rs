@@ -19,10 +19,11 @@ use quorate_client::codec::Blob;
 use quorate_client::ids::{NodeId, OpId, Partition, key_hash};
 use quorate_client::wire::{NotApplied, VALUE_LEN_MAX};
 use quorate_client::{buggify, sometimes, story, tell};
+use tokio::time::Instant;
 
 use super::{
-    HASH_LEN, Inner, Merged, MintError, Minted, Operations, Place, Replica, Unreadable, Write, check_key, check_len,
-    count, lock,
+    HASH_LEN, Inner, Merged, MintError, Minted, Operation, Operations, Place, Replica, Unreadable, Write, check_key,
+    check_len, count, lock,
 };
 use crate::core::record::Record;
 use crate::core::version::Context;
@@ -81,7 +82,7 @@ impl Replica {
         &self,
         partition: Partition,
         key: &Blob,
-        op_id: OpId,
+        operation: impl Into<Operation>,
         value: Option<Blob>,
         cause: Context,
         (primaries, target): (Vec<NodeId>, NodeId),
@@ -89,7 +90,7 @@ impl Replica {
     ) -> Result<Minted, MintError> {
         check_key(key)?;
         check_len("value", value.as_ref().map_or(0, |value| value.len()), VALUE_LEN_MAX)?;
-        let write = Write { partition, key: key.clone(), op_id, value, cause };
+        let write = Write { partition, key: key.clone(), operation: operation.into(), value, cause };
         self.locked(key, move |inner, now| {
             let held = inner.joined(partition, &write.key, &primaries)?.unwrap_or_default();
             let place = inner.hint_place(target, &write.key, now_ms);
@@ -157,7 +158,7 @@ impl Replica {
             return Ok(true);
         }
         let of_key = Operations::of_key(partition, key);
-        Ok(lock(&self.0.operations).dot_of(of_key, &op_id, tokio::time::Instant::now()).is_some())
+        Ok(lock(&self.0.operations).dot_of(of_key, &op_id, Instant::now()).is_some())
     }
 
     /// A page of the hints for `target` after the key `after`: at most `limit` of them, ending with the one that passes
@@ -307,7 +308,7 @@ impl Inner {
         if !owner {
             sometimes!("hints: an actor went with one", lock(&self.minters).contains_key(&partition));
             self.draw_new_actor(partition);
-            lock(&self.operations).forget_key(Operations::of_key(partition, key));
+            lock(&self.operations).forget_key(Operations::of_key(partition, key), Instant::now());
         }
         let bytes = self.raw(&place, key).ok().flatten().map_or(0, |value| value.len());
         let stored = hint_key(target, key);

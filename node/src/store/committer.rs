@@ -35,6 +35,9 @@ pub enum Durability {
     Interval,
 }
 
+/// Told once, and why, when a sync has failed: nobody knows then what the disk holds, and the node must end.
+pub type SyncFailed = Arc<dyn Fn(String) + Send + Sync>;
+
 /// Turns inserts into durable inserts. Clones share one task, which ends when the last clone and the last ticket are gone.
 #[derive(Debug, Clone)]
 pub struct Committer {
@@ -49,7 +52,7 @@ impl Committer {
         executor: Executor,
         durability: Durability,
         sync_interval: Duration,
-        fatal: Arc<dyn Fn(String) + Send + Sync>,
+        fatal: SyncFailed,
     ) -> Self {
         let shared = Arc::new(Shared {
             beacon: Beacon::open(&*store),
@@ -193,7 +196,7 @@ struct Shared {
     store: Arc<dyn Store>,
     beacon: Beacon,
     executor: Executor,
-    fatal: Arc<dyn Fn(String) + Send + Sync>,
+    fatal: SyncFailed,
     /// Tickets given out.
     taken: AtomicU64,
     wanted: Notify,

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use quorate_client::ids::{ClusterId, DiskId, NodeId};
 
-pub use committer::{Committer, Durability, Ticket};
+pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};
 pub use memory::MemoryStore;
 pub use sled::{SledOptions, SledStore, open};

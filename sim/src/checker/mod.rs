@@ -9,6 +9,9 @@ pub mod foreign;
 pub mod genuine;
 pub mod honest;
 
+pub mod handed_over;
+pub mod held;
+
 pub mod durable;
 pub mod lost_update;
 pub mod resurrection;
@@ -46,6 +49,10 @@ pub enum Property {
     OwnContext,
     /// See [`honest`].
     HonestReply,
+    /// See [`held`].
+    Held,
+    /// See [`handed_over`].
+    HandedOver,
     /// See [`durable`].
     Durable,
     /// See [`lost_update`].
@@ -137,6 +144,8 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     violations.extend(false_concurrency::check(&keys, expectations.forgets_us));
     violations.extend(foreign::check(history));
     violations.extend(honest::check(history));
+    violations.extend(held::check(history));
+    violations.extend(handed_over::check(history));
     violations.extend(siblings::check(history, expectations.siblings_max));
     violations.extend(regular::check(&keys));
     violations.extend(session::check(&keys));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Action, History, OpNo, Operation, Outcome, Quorum, Record, Replica};
+use crate::history::{Action, Held, History, LetGo, OpNo, Operation, Outcome, Quorum, Record, Replica};
 
 pub(crate) const KEY: &str = "k";
 
@@ -62,6 +62,23 @@ impl Story {
         let encoded = format!("{dots:?}");
         let records = BTreeMap::from([(KEY.to_owned(), Record { dots, encoded })]);
         self.history.replicas.push(Replica { node: node.to_owned(), records, hints: Vec::new() });
+    }
+
+    pub(crate) fn held<const R: usize, const S: usize, const E: usize>(
+        &mut self,
+        no: OpNo,
+        replicas: [&str; R],
+        stand_ins: [&str; S],
+        excused: [&str; E],
+    ) {
+        let [replicas, stand_ins, excused] = [&replicas[..], &stand_ins[..], &excused[..]]
+            .map(|nodes| nodes.iter().map(|node| (*node).to_owned()).collect());
+        self.history.held.push(Held { no, replicas, stand_ins, excused });
+    }
+
+    pub(crate) fn let_go(&mut self, holder: &str, target: &str, value: OpNo, arrived: bool) {
+        let (holder, target, key) = (holder.to_owned(), target.to_owned(), KEY.to_owned());
+        self.history.let_go.push(LetGo { holder, target, key, values: [value].into(), arrived });
     }
 
     pub(crate) fn history(&self) -> History {

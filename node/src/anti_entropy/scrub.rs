@@ -1,0 +1,70 @@
+//! Reads all that this node holds, again and again, so that what rots on its disk is noticed while others still have it.
+//!
+//! Hash trees are kept in step by writes and do not see a record that changes by itself; a request sees it only when somebody asks. (Riak lets its
+//! trees expire for the same reason; a scrub of ZFS and of Garage is this.) A corrupt record found is noted by the replica, and [recovered](super::recover)
+//! from the other owners at once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use quorate_client::ids::Partition;
+use quorate_client::sometimes;
+use tokio::time::{Instant, sleep};
+
+use super::Desk;
+
+/// The background task.
+pub(super) async fn run(desk: Arc<Desk>) {
+    loop {
+        let began = Instant::now();
+        let owned = desk.layouts.current().map(|current| current.ring.owned_by(desk.me)).unwrap_or_default();
+        let mut whole = !owned.is_empty();
+        for partition in owned {
+            whole &= scrub(&desk, partition).await;
+        }
+        if whole {
+            sometimes!("scrub: a whole round");
+            desk.state().last_scrub = Some(Instant::now());
+        }
+        let every = if whole { desk.config.scrub } else { desk.config.scrub.min(RETRY_AFTER) };
+        sleep(every.saturating_sub(began.elapsed()).max(REST_MIN)).await;
+    }
+}
+
+/// Reads one partition; says whether all of it could be read.
+async fn scrub(desk: &Desk, partition: Partition) -> bool {
+    let mut from = None;
+    loop {
+        while desk.state().paused {
+            sleep(LOOK_EVERY).await;
+        }
+        let began = Instant::now();
+        let page = match desk.replica.scrub(partition, from).await {
+            Ok(page) => page,
+            Err(why) => {
+                tracing::debug!(%partition, "not scrubbed: {why}");
+                return false;
+            }
+        };
+        desk.counters.scrubbed.fetch_add(page.records, Ordering::Relaxed);
+        desk.counters.scrub_found.fetch_add(page.corrupt, Ordering::Relaxed);
+        sometimes!("scrub: found a corrupt record", page.corrupt > 0);
+        sleep((began.elapsed() * REST_SHARE).min(REST_MAX)).await;
+        match page.next {
+            Some(next) => from = Some(next),
+            None => return true,
+        }
+    }
+}
+
+/// It rests so many times as long as it has read: a twentieth of a thread, and of the disk's time.
+const REST_SHARE: u32 = 19;
+/// The longest rest after one page, when a disk is slow.
+const REST_MAX: Duration = Duration::from_secs(10);
+/// The shortest rest between two rounds.
+const REST_MIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether repair goes on.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A round that did not read all (there is no layout yet, the store failed) is followed by the next one so soon at the latest.
+const RETRY_AFTER: Duration = Duration::from_secs(60);

@@ -1,0 +1,76 @@
+//! **Held**: what a client is told of is durable where it must be, when it is told.
+//!
+//! An acknowledged put on as many nodes as the reply counted, primaries and stand-ins, each of them once; each value of a
+//! monotonic read on a majority of the primaries. Later faults need not show a promise that was broken here: it is seen on the disks
+//! at once. (README, "It never lies about an answer"; for monotonic reads Attiya, Bar-Noy and Dolev, 1995.)
+
+use super::{Property, Violation};
+use crate::history::{Action, Held, History, Operation};
+
+/// Every answer that too few disks bore out.
+pub fn check(history: &History) -> Vec<Violation> {
+    let told = history.held.iter().filter_map(|held| Some((history.operations.get(&held.no)?, held)));
+    let short = told.filter_map(|(operation, held)| Some((operation, lack(operation, held)?)));
+    short
+        .map(|(operation, what)| Violation {
+            property: Property::Held,
+            key: operation.key.clone(),
+            operations: vec![operation.no],
+            what,
+        })
+        .collect()
+}
+
+fn lack(operation: &Operation, held: &Held) -> Option<String> {
+    let quorum = operation.quorum?;
+    let Held { no, replicas, stand_ins, excused } = held;
+    match operation.action {
+        Action::Get { .. } => {
+            let (need, had) = (usize::from(quorum.n / 2 + 1), replicas.union(excused).count());
+            let what = || format!("read {no} was monotonic, and of its values only {replicas:?} held all");
+            (had < need).then(what)
+        }
+        Action::Put { .. } | Action::Delete { .. } => {
+            let (need, mut holders) = (usize::from(quorum.need), replicas.union(excused).collect::<Vec<_>>());
+            let more = stand_ins.iter().filter(|node| !replicas.contains(*node) && !excused.contains(*node));
+            holders.extend(more);
+            let what = || format!("write {no} was acknowledged by {need}, and was on the disks of {holders:?}");
+            (holders.len() < need).then(what)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::story::{Story, proofs};
+
+    #[test]
+    fn an_acknowledgement_that_too_few_disks_bear_out_is_found() {
+        let mut story = Story::new();
+        let fine = story.put(None);
+        story.held(fine, ["n1", "n2"], [], []);
+        let with_help = story.put(None);
+        story.held(with_help, ["n1"], ["n4"], []);
+        let excused = story.put(None);
+        story.held(excused, ["n1"], [], ["n2"]);
+        assert_eq!(check(&story.history()), []);
+        let short = story.put(None);
+        story.held(short, ["n1"], [], []);
+        let twice = story.put(None);
+        story.held(twice, ["n1"], ["n1"], ["n1"]);
+        assert_eq!(proofs(check(&story.history())), [vec![short], vec![twice]].into());
+    }
+
+    #[test]
+    fn a_monotonic_read_needs_a_majority_of_the_primaries() {
+        let mut story = Story::new();
+        let write = story.put(None);
+        let fine = story.get_monotonic([write]);
+        story.held(fine, ["n1"], [], ["n2"]);
+        assert_eq!(check(&story.history()), []);
+        let early = story.get_monotonic([write]);
+        story.held(early, ["n1"], ["n4", "n5"], []);
+        assert_eq!(proofs(check(&story.history())), [vec![early]].into());
+    }
+}

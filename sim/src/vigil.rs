@@ -1,0 +1,158 @@
+//! Looks at the disks at the moments that matter, and writes down who held what: for [`crate::checker::held`] and
+//! [`crate::checker::handed_over`].
+//!
+//! What a client is told must be true on the disks when it is told, not only as long as nothing else goes wrong: a broken promise is seen
+//! here in the first life that breaks it, not in the one whose faults happen to show it. Looking changes nothing.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use quorate_node::core::record::Record;
+use quorate_node::core::version::{Context, Dot};
+use quorate_node::replica::{data_key, decode_hint};
+use quorate_node::store::Tree;
+
+use crate::cluster::{CLUSTER, Cluster, Machine, name};
+use crate::disk::Durable;
+use crate::history::{Held, LetGo, OpNo};
+use crate::workload::{Answer, Notebook, number};
+
+/// Looks on.
+#[derive(Debug)]
+pub struct Vigil {
+    notebook: Notebook,
+}
+
+/// What one disk holds of a key.
+struct Holding {
+    node: String,
+    /// Its own record, as a crash now would leave it; nothing if it is damaged.
+    record: Option<Record>,
+    /// What it keeps for others.
+    hints: Vec<Record>,
+    /// What is there now, durable or not.
+    now: Vec<Record>,
+    /// It has lost something.
+    spoilt: bool,
+}
+
+impl Vigil {
+    /// Begins to look at the disks of a cluster, whose clients write into this notebook.
+    pub fn new(cluster: &Cluster<'_>, notebook: &Notebook) -> Self {
+        for machine in cluster.machines() {
+            machine.disk.watch_hints();
+        }
+        Self { notebook: notebook.clone() }
+    }
+
+    /// Looks at all that clients were told since the last time, and at the hints that were let go. `destroyed` are the nodes whose
+    /// disks were spoilt by faults.
+    ///
+    /// # Errors
+    /// When what lies on a disk is no record, or a client's context is none.
+    pub fn look(&self, cluster: &Cluster<'_>, destroyed: &BTreeSet<u8>) -> Result<(), String> {
+        let spoilt: BTreeSet<String> = destroyed.iter().map(|node| name(*node)).collect();
+        for answer in self.notebook.answers() {
+            let held = held(cluster.machines(), &answer, &spoilt)?;
+            self.notebook.saw(held);
+        }
+        for machine in cluster.machines() {
+            for (stored, value) in machine.disk.let_go() {
+                let let_go = let_go(cluster.machines(), machine, &stored, &value, &spoilt)?;
+                self.notebook.saw_let_go(let_go);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Who holds what an answer tells of.
+fn held(machines: &[Machine], answer: &Answer, spoilt: &BTreeSet<String>) -> Result<Held, String> {
+    let holdings: Vec<Holding> =
+        machines.iter().map(|machine| Holding::of(machine, answer.key.as_bytes(), spoilt)).collect::<Result<_, _>>()?;
+    let context = Context::open(&answer.context, CLUSTER, answer.key.as_bytes())?;
+    let values: Vec<Vec<Dot>> = answer.values.iter().map(|value| dots(&holdings, *value)).collect();
+    // Its own value is there, or the record has seen one of its dots; a retry may have taken several.
+    let holds = |record: &Record| {
+        let seen = |dots: &Vec<Dot>| dots.iter().any(|dot| record.context.covers(dot));
+        values.iter().all(seen) || includes(&record.context, &context)
+    };
+    let names = |holds: &dyn Fn(&Holding) -> bool| {
+        holdings.iter().filter(|holding| holds(holding)).map(|holding| holding.node.clone()).collect()
+    };
+    Ok(Held {
+        no: answer.no,
+        replicas: names(&|holding| holding.record.as_ref().is_some_and(holds)),
+        stand_ins: names(&|holding| holding.hints.iter().any(holds)),
+        excused: names(&|holding| holding.spoilt),
+    })
+}
+
+/// The dots that a write has taken, as far as its value is still anywhere.
+fn dots(holdings: &[Holding], no: OpNo) -> Vec<Dot> {
+    let records = holdings.iter().flat_map(|holding| &holding.now);
+    let siblings = records.flat_map(|record| &record.siblings);
+    siblings.filter(|(_, sibling)| number(&sibling.value) == no).map(|(dot, _)| *dot).collect()
+}
+
+fn let_go(
+    machines: &[Machine],
+    holder: &Machine,
+    stored: &Bytes,
+    value: &Bytes,
+    spoilt: &BTreeSet<String>,
+) -> Result<LetGo, String> {
+    let (target, key, hint) = decode_hint(stored, value).map_err(|why| format!("a hint that was let go: {why}"))?;
+    let target = target.to_string();
+    let machine = machines.iter().find(|machine| machine.node().as_str() == target).ok_or("a hint is for nobody")?;
+    let holding = Holding::of(machine, &key, spoilt)?;
+    let holds = |record: &Record| includes(&record.context, &hint.context);
+    Ok(LetGo {
+        holder: holder.node().to_string(),
+        key: String::from_utf8_lossy(&key).into_owned(),
+        values: hint.values().iter().map(|value| number(value)).collect(),
+        arrived: holding.spoilt || holding.record.as_ref().is_some_and(holds),
+        target,
+    })
+}
+
+impl Holding {
+    fn of(machine: &Machine, key: &[u8], spoilt: &BTreeSet<String>) -> Result<Self, String> {
+        let node = machine.node().to_string();
+        let decode = |value: &Bytes| Record::decode(value).map_err(|why| format!("a record on {node}'s disk: {why}"));
+        let mut spoilt = spoilt.contains(&node);
+        let mut now = Vec::new();
+        let slot = data_key(key);
+        let record = match machine.disk.durable(Tree::Data, &slot) {
+            Durable::Absent => None,
+            Durable::Damaged => {
+                spoilt = true;
+                None
+            }
+            Durable::Value(value) => Some(decode(&value)?),
+        };
+        if let Some(value) = machine.disk.present(Tree::Data, &slot) {
+            now.push(decode(&value)?);
+        }
+        let mut hints = Vec::new();
+        for (stored, value) in machine.disk.durable_content(Tree::Hints) {
+            let of_key = |value: &Bytes| match decode_hint(&stored, value) {
+                Ok((_, of, hint)) => Ok((of == key).then_some(hint)),
+                Err(why) => Err(format!("a hint on {node}'s disk: {why}")),
+            };
+            if let Durable::Value(value) = value {
+                hints.extend(of_key(&value)?);
+            }
+            if let Some(value) = machine.disk.present(Tree::Hints, &stored) {
+                now.extend(of_key(&value)?);
+            }
+        }
+        Ok(Self { node, record, hints, now, spoilt })
+    }
+}
+
+/// Whether one context has seen all that another one has.
+fn includes(all: &Context, some: &Context) -> bool {
+    let mut both = all.clone();
+    !both.join(some)
+}
