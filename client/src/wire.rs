@@ -465,6 +465,10 @@ pub struct RepairReport {
     pub scrub_found: u64,
     /// How long ago, in milliseconds, the scrub had last read everything.
     pub last_scrub_ms: Option<u64>,
+    /// How many records there were then, tombstones included.
+    pub records: Option<u64>,
+    /// How many of them were tombstones: records of deleted keys, which are kept so that nothing late brings the keys back.
+    pub tombstones: Option<u64>,
     /// Hash trees that have still to be summed up, as after an unclean stop.
     pub rebuild_left: u32,
     /// How long that will take, in milliseconds, at the pace so far.

@@ -108,7 +108,8 @@ struct State {
     differing: u64,
     unknown: u64,
     last_pass: Option<Instant>,
-    last_scrub: Option<Instant>,
+    /// When the scrub had read everything, and what that was.
+    last_scrub: Option<(Instant, scrub::Seen)>,
     /// Trees that are to be summed up: how many are left of how many, since when.
     rebuild: Option<(u32, u32, Instant)>,
 }
@@ -211,7 +212,9 @@ impl AntiEntropy {
             last_pass_ms: state.last_pass.map(|at| at.elapsed().as_millis() as u64),
             scrubbed: load(&counters.scrubbed),
             scrub_found: load(&counters.scrub_found),
-            last_scrub_ms: state.last_scrub.map(|at| at.elapsed().as_millis() as u64),
+            last_scrub_ms: state.last_scrub.map(|(at, _)| at.elapsed().as_millis() as u64),
+            records: state.last_scrub.map(|(_, seen)| seen.records),
+            tombstones: state.last_scrub.map(|(_, seen)| seen.tombstones),
             rebuild_left: state.rebuild.map_or(0, |(left, _, _)| left),
             rebuild_eta_ms: state.rebuild.and_then(|(left, total, since)| eta_ms(left, total, since)),
             recovering: self.recovering(),
@@ -251,6 +254,11 @@ impl AntiEntropy {
             Sample::counter("repair_bytes_received", "Bytes of records received in exchanges", report.bytes_received),
             Sample::counter("scrubbed", "Records read by the scrub", report.scrubbed),
             Sample::counter("scrub_found", "Corrupt records found by the scrub", report.scrub_found),
+            Sample::gauge(
+                "tombstones",
+                "Records of deleted keys when the scrub had last read everything",
+                report.tombstones.unwrap_or(0),
+            ),
             Sample::gauge("repair_differing", "Partition pairs that differed in the newest pass", report.differing),
             Sample::gauge(
                 "repair_trees_unknown",

@@ -12,6 +12,8 @@
 
 mod write;
 
+mod errands;
+
 mod read;
 
 mod monotonic;
@@ -41,6 +43,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::background::Background;
+use self::errands::{Errands, Whose};
 use self::hedge::Hedging;
 pub(crate) use self::read::SCAN_LIMIT_MAX;
 use self::repair::Repairs;
@@ -104,6 +107,7 @@ struct Inner {
     background: Background,
     hedging: Hedging,
     repairs: Repairs,
+    errands: Errands,
     stats: RequestStats,
     started: Instant,
     /// When a client was last served here, directly or through a peer, in milliseconds after `started`.
@@ -139,6 +143,7 @@ impl Coordinator {
             background: Background::new(),
             hedging: Hedging::new(),
             repairs: Repairs::new(),
+            errands: Errands::new(Instant::now()),
             stats: RequestStats::default(),
             started: Instant::now(),
             last_served_ms: AtomicU64::new(0),
@@ -234,16 +239,28 @@ impl Coordinator {
                     (turn(plan.current, partition), plan.w, plan.cause)
                 });
                 let (turn, w, cause) = planned.inspect_err(|_| self.0.stats.puts_not_applied.add(1))?;
-                if !self.0.is_primary(&turn) && !self.0.is_retry_of_mine(&turn, write).await? {
-                    let need = w.count(turn.current.ring.n());
-                    match self.0.forward(request, &turn, need, Some(write.op_id)).await {
-                        Forwarded::Answer(answer) => return answer,
-                        Forwarded::Nobody(refusal) => self.0.may_coordinate(&turn, write, need, refusal)?,
-                    }
-                    sometimes!("write: a fallback coordinated", !turn.primaries().contains(&self.0.me));
-                    self.0.stats.fallback_coordinated.add(1);
+                if self.0.is_mine(&turn, write).await? {
+                    return write::coordinate(&self.0, turn, write, w, cause).await;
                 }
-                write::coordinate(&self.0, turn, write, w, cause).await
+                let need = w.count(turn.current.ring.n());
+                let whose = self.0.whose(write);
+                let to = match whose {
+                    Whose::Nobodys => self.0.nearest_primaries(&turn),
+                    Whose::Of(node) => vec![node],
+                    Whose::Forgotten => Vec::new(),
+                };
+                match self.0.forward(request, &turn, need, Some(write.op_id), to).await {
+                    Forwarded::Answer(answer) => return answer,
+                    Forwarded::Nobody(refusal) => self.0.may_coordinate(&turn, write, need, whose, refusal)?,
+                }
+                sometimes!("write: a fallback coordinated", !turn.primaries().contains(&self.0.me));
+                self.0.stats.fallback_coordinated.add(1);
+                self.0.errands.note(write.op_id, self.0.me, Instant::now());
+                let coordinated = write::coordinate(&self.0, turn, write, w, cause).await;
+                if let (Err(Failure::NotApplied(_)), None) = (&coordinated, write.first_sent_ms) {
+                    self.0.errands.settle(write.op_id);
+                }
+                coordinated
             }
             RequestBody::Read(read) => {
                 let planned = check_key(&read.key).and_then(|()| {
@@ -254,7 +271,7 @@ impl Coordinator {
                 });
                 let (turn, need) = planned.inspect_err(|_| self.0.stats.gets_failed.add(1))?;
                 if !self.0.is_primary(&turn) {
-                    match self.0.forward(request, &turn, need, None).await {
+                    match self.0.forward(request, &turn, need, None, self.0.nearest_primaries(&turn)).await {
                         Forwarded::Answer(answer) => return answer,
                         Forwarded::Nobody(refusal) if read.strict || !self.0.stands_in(&turn) => {
                             return Err(refusal.into());
@@ -274,7 +291,7 @@ impl Coordinator {
                 });
                 let (turn, need) = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
                 if !self.0.is_primary(&turn) {
-                    return match self.0.forward(request, &turn, need, None).await {
+                    return match self.0.forward(request, &turn, need, None, self.0.nearest_primaries(&turn)).await {
                         Forwarded::Answer(answer) => answer,
                         Forwarded::Nobody(refusal) => Err(refusal.into()),
                     };
@@ -402,17 +419,50 @@ impl Inner {
         fallbacks.filter(|node| *node != self.me && self.is_reachable(*node)).collect()
     }
 
-    /// Whether a write comes again that this node has minted, or keeps, as a fallback: it stays with it.
-    async fn is_retry_of_mine(&self, turn: &Turn, write: &Write) -> Result<bool, NotApplied> {
-        if write.first_sent_ms.is_none() || write.strict || !self.stands_in(turn) || turn.primaries().contains(&self.me)
-        {
+    /// Whether this node coordinates a write: as a primary, or because it has minted or keeps it already, as a fallback.
+    async fn is_mine(&self, turn: &Turn, write: &Write) -> Result<bool, NotApplied> {
+        let (retry, primary) = (write.first_sent_ms.is_some(), turn.primaries().contains(&self.me));
+        match self.whose(write) {
+            Whose::Of(node) => return Ok(node == self.me),
+            // What a primary is asked for again it may be minting at the moment.
+            Whose::Nobodys | Whose::Forgotten if primary => return Ok(retry || self.is_primary(turn)),
+            Whose::Nobodys | Whose::Forgotten => {}
+        }
+        if !retry || write.strict || !self.stands_in(turn) {
             return Ok(false);
         }
         self.replica.knows_in_hints(turn.partition, &write.key, turn.primaries(), write.op_id).await
     }
 
-    /// Whether this node may mint a write whose primaries are all out of reach.
-    fn may_coordinate(&self, turn: &Turn, write: &Write, need: u8, refusal: NotApplied) -> Result<(), Failure> {
+    /// Who may have minted an earlier attempt of a write that was passed on from here.
+    fn whose(&self, write: &Write) -> Whose {
+        let first_sent = write.first_sent_ms.map(Duration::from_millis);
+        first_sent.map_or(Whose::Nobodys, |first_sent| self.errands.whose(write.op_id, first_sent, Instant::now()))
+    }
+
+    /// Whether this node may mint a write that nobody was found for.
+    fn may_coordinate(
+        &self,
+        turn: &Turn,
+        write: &Write,
+        need: u8,
+        whose: Whose,
+        refusal: NotApplied,
+    ) -> Result<(), Failure> {
+        let unknown = |why: String| Failure::Indeterminate { op_id: write.op_id, need, acks: Acks::default(), why };
+        match whose {
+            Whose::Nobodys => {}
+            Whose::Of(node) => {
+                let why =
+                    format!("{node} may have minted an earlier attempt, and cannot be asked now: {}", plain(&refusal));
+                return Err(unknown(why));
+            }
+            Whose::Forgotten => {
+                sometimes!("forward: a retry of what this node would not remember");
+                let why = "an earlier attempt may have been passed on from here, and this node has started or forgotten since";
+                return Err(unknown(why.into()));
+            }
+        }
         if write.strict || !self.stands_in(turn) {
             return Err(refusal.into());
         }
@@ -423,7 +473,7 @@ impl Inner {
                 "an earlier attempt may have reached a primary, and none can be asked now: {}",
                 plain(&refusal)
             );
-            return Err(Failure::Indeterminate { op_id: write.op_id, need, acks: Acks::default(), why });
+            return Err(unknown(why));
         }
         Ok(())
     }
@@ -437,8 +487,15 @@ impl Inner {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Hands a request to a primary. `op_id` is there for a write.
-    async fn forward(&self, request: &Request, turn: &Turn, need: u8, op_id: Option<OpId>) -> Forwarded {
+    /// Hands a request to one of these, in their order. `op_id` is there for a write.
+    async fn forward(
+        &self,
+        request: &Request,
+        turn: &Turn,
+        need: u8,
+        op_id: Option<OpId>,
+        primaries: Vec<NodeId>,
+    ) -> Forwarded {
         let definite = |refusal: NotApplied| Forwarded::Answer(Err(refusal.into()));
         if let Origin::Peer(by) = turn.origin {
             let why = format!(
@@ -450,7 +507,9 @@ impl Inner {
         self.stats.forwards.add(1);
         sometimes!("forward: a write was forwarded", op_id.is_some());
         sometimes!("forward: a read was forwarded", matches!(request.body, RequestBody::Read(_)));
-        let primaries = self.nearest_primaries(turn);
+        // What is refused now says nothing of an earlier attempt.
+        let first = matches!(&request.body, RequestBody::Write(write) if write.first_sent_ms.is_none());
+        let settle = || op_id.filter(|_| first).into_iter().for_each(|op_id| self.errands.settle(op_id));
         let mut why = String::new();
         for (tried, primary) in primaries.iter().copied().enumerate() {
             let left = turn.left();
@@ -460,12 +519,17 @@ impl Inner {
             sometimes!("forward: a second primary was tried", tried > 0);
             // A write has one chance once a byte of it was sent; a read keeps time for the others.
             let share = if op_id.is_some() { left } else { left / (primaries.len() - tried) as u32 };
+            if let Some(op_id) = op_id {
+                // Before anything is sent: whoever waits for the answer may give up, and come again.
+                self.errands.note(op_id, primary, Instant::now());
+            }
             let body = PeerBody::Forward { request: request.clone() };
             let called = self.peers.call(primary, class::FORWARD, turn.request_id, body, share).await;
             let (failed, ambiguous) = match called {
                 Ok(PeerReply::Forwarded(Response { body: Err(Failure::NotApplied(refusal)), .. }))
                 | Ok(PeerReply::Refused(refusal)) => {
                     if !is_of_one_node(&refusal) {
+                        settle();
                         return definite(refusal);
                     }
                     (plain(&refusal), false)
@@ -478,6 +542,9 @@ impl Inner {
             tracing::debug!(%primary, why = %failed, "forwarding failed");
             let comma = if why.is_empty() { "" } else { ", " };
             why.push_str(&format!("{comma}{primary}: {failed}"));
+            if !ambiguous {
+                settle();
+            }
             if let (Some(op_id), true) = (op_id, ambiguous) {
                 sometimes!("forward: a write's outcome was lost on the way");
                 return Forwarded::Answer(Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why }));

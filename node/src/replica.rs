@@ -137,6 +137,8 @@ pub struct ReplicaStats {
     pub hints_delivered: u64,
     /// Hints that were refused for want of room.
     pub hints_refused: u64,
+    /// Hints that could not be read and were let go.
+    pub hints_damaged: u64,
     /// Hints that are kept now.
     pub hints: u64,
     /// Bytes of keys and values that they take.
@@ -167,6 +169,7 @@ impl ReplicaStats {
             Sample::counter("hints_kept", "Writes kept for other nodes, new hints and merges", self.hints_kept),
             Sample::counter("hints_delivered", "Hints that were handed over and let go", self.hints_delivered),
             Sample::counter("hints_refused", "Hints refused because their room was full", self.hints_refused),
+            Sample::counter("hints_damaged", "Hints that could not be read and are lost", self.hints_damaged),
             Sample::gauge("hints", "Hints that are kept for other nodes", self.hints),
             Sample::gauge("hint_bytes", "Bytes that the kept hints take", self.hint_bytes),
         ]
@@ -365,6 +368,7 @@ impl Replica {
             hints_kept: count(&counters.hints_kept),
             hints_delivered: count(&counters.hints_delivered),
             hints_refused: count(&counters.hints_refused),
+            hints_damaged: count(&counters.hints_damaged),
             hints: kept.totals().values().map(|of_target| of_target.count).sum(),
             hint_bytes: kept.bytes(),
         }
@@ -963,6 +967,7 @@ struct Counters {
     hints_kept: AtomicU64,
     hints_delivered: AtomicU64,
     hints_refused: AtomicU64,
+    hints_damaged: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, by: u64) {
@@ -1020,7 +1025,7 @@ const RECORD_LEN_MAX: usize = 16 << 20;
 pub const PAGE_BYTES: usize = 4 << 20;
 /// How long a retry is on its way at most, after it was said how long ago the first attempt was sent: the longest silence that a
 /// connection outlives.
-const TRAVEL_MAX: Duration = Duration::from_secs(30);
+pub(crate) const TRAVEL_MAX: Duration = Duration::from_secs(30);
 /// How long a superseded operation is remembered. Clients give up at half of it.
 const OPERATION_WINDOW: Duration = Duration::from_secs(600);
 /// How many superseded operations are remembered: about 60 MB. That is the whole window at 430 overwrites a second, and 26

@@ -141,6 +141,32 @@ pub struct History {
     pub held: Vec<Held>,
     /// Every hint that was let go.
     pub let_go: Vec<LetGo>,
+    /// Writes that were seen with dots of several nodes.
+    pub minters: Vec<Minters>,
+    /// Dots that were seen with the values of two writes.
+    pub reused: Vec<Reused>,
+}
+
+/// A dot that two writes have had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reused {
+    /// The dot.
+    pub dot: String,
+    /// The key of the second one.
+    pub key: String,
+    /// Both, in the order in which they were seen.
+    pub writes: [OpNo; 2],
+}
+
+/// Who has minted dots of one write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Minters {
+    /// Which write.
+    pub no: OpNo,
+    /// Of which key.
+    pub key: String,
+    /// The nodes whose dots carry its value.
+    pub nodes: BTreeSet<String>,
 }
 
 /// On which disks the write was durable that a client was told of, when it was told: a put that was acknowledged, or each value
@@ -211,6 +237,8 @@ enum Line {
     Merged { key: String, values: BTreeSet<OpNo> },
     Held(Held),
     LetGo(LetGo),
+    Minters(Minters),
+    Reused(Reused),
 }
 
 impl History {
@@ -248,7 +276,10 @@ impl History {
         let merged = self.merged.iter().map(|(key, values)| Line::Merged { key: key.clone(), values: values.clone() });
         let held = self.held.iter().cloned().map(Line::Held);
         let let_go = self.let_go.iter().cloned().map(Line::LetGo);
-        for line in operations.chain(replicas).chain(merged).chain(held).chain(let_go) {
+        let minters = self.minters.iter().cloned().map(Line::Minters);
+        let reused = self.reused.iter().cloned().map(Line::Reused);
+        let seen = held.chain(let_go).chain(minters).chain(reused);
+        for line in operations.chain(replicas).chain(merged).chain(seen) {
             serde_json::to_writer(&mut to, &line)?;
             to.write_all(b"\n")?;
         }
@@ -274,6 +305,8 @@ impl History {
                 }
                 Line::Held(held) => history.held.push(held),
                 Line::LetGo(let_go) => history.let_go.push(let_go),
+                Line::Minters(minters) => history.minters.push(minters),
+                Line::Reused(reused) => history.reused.push(reused),
             }
         }
         Ok(history)
@@ -403,6 +436,8 @@ mod tests {
         story.left([one]);
         story.held(one, ["n1"], ["n4"], ["n2"]);
         story.let_go("n4", "n1", one, true);
+        story.minters(one, ["n1", "n2"]);
+        story.reused("a#1", [one, 3]);
         let history = story.history();
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");

@@ -277,7 +277,7 @@ fn through(
     trace: &Trace,
 ) -> Result<(), String> {
     let ms = |ms: u32| Duration::from_millis(ms.into());
-    let vigil = Vigil::new(cluster, notebook);
+    let mut vigil = Vigil::new(cluster, notebook);
     let start = loop {
         cluster.step().map_err(|error| error.to_string())?;
         match &*phase.borrow() {
@@ -290,7 +290,7 @@ fn through(
     let mut nemesis = Nemesis::new(plan, start, trace.clone());
     let active_until = start + ms(plan.active_ms);
     while cluster.elapsed() < active_until {
-        step(cluster, &mut nemesis, &vigil)?;
+        step(cluster, &mut nemesis, &mut vigil)?;
     }
     report.injected = nemesis.injected().clone();
     // Availability and convergence are promised of code that does what it says.
@@ -298,7 +298,7 @@ fn through(
     let mut available = Vec::new();
     if let Some(aftermath) = &plan.aftermath {
         nemesis.heal_but(Some(aftermath).filter(|aftermath| !aftermath.sudden), cluster);
-        settle(cluster, &mut nemesis, &vigil, CORE_SETTLES)?;
+        settle(cluster, &mut nemesis, &mut vigil, CORE_SETTLES)?;
         ended(phase, notebook, report, CORE_SETTLES)?;
         if aftermath.sudden {
             nemesis.heal_but(Some(aftermath), cluster);
@@ -308,21 +308,21 @@ fn through(
         let damaged = cluster.machines().iter().flat_map(|machine| machine.disk.damaged(Tree::Data));
         let keys = damaged.filter_map(|slot| key_of(&slot)).collect();
         phase.send_replace(Phase::AuditingCore { unsound, keys });
-        available.push(audited(cluster, &mut nemesis, &vigil, phase, |phase| match phase {
+        available.push(audited(cluster, &mut nemesis, &mut vigil, phase, |phase| match phase {
             Phase::CoreAudited(window) => Some(*window),
             _ => None,
         })?);
     }
     nemesis.heal(cluster);
     report.healed = Some(cluster.elapsed());
-    settle(cluster, &mut nemesis, &vigil, ms(plan.settle_ms))?;
+    settle(cluster, &mut nemesis, &mut vigil, ms(plan.settle_ms))?;
     if plan.aftermath.is_none() {
         ended(phase, notebook, report, ms(plan.settle_ms))?;
     }
 
     let before = with_disks(notebook.history(), cluster)?;
     phase.send_replace(Phase::Auditing);
-    let (first_us, second_us, end_us) = audited(cluster, &mut nemesis, &vigil, phase, |phase| match phase {
+    let (first_us, second_us, end_us) = audited(cluster, &mut nemesis, &mut vigil, phase, |phase| match phase {
         Phase::Audited { first_us, second_us, end_us } => Some((*first_us, *second_us, *end_us)),
         _ => None,
     })?;
@@ -363,14 +363,14 @@ fn through(
 }
 
 /// The smallest piece of time: things go wrong, everybody acts, and somebody looks on.
-fn step(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &Vigil) -> Result<(), String> {
+fn step(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil) -> Result<(), String> {
     nemesis.tick(cluster);
     cluster.step().map_err(|error| error.to_string())?;
     vigil.look(cluster, nemesis.destroyed())
 }
 
 /// Lets so much time pass.
-fn settle(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &Vigil, time: Duration) -> Result<(), String> {
+fn settle(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil, time: Duration) -> Result<(), String> {
     let settled = cluster.elapsed() + time;
     while cluster.elapsed() < settled {
         step(cluster, nemesis, vigil)?;
@@ -398,7 +398,7 @@ fn ended(
 fn audited<T>(
     cluster: &mut Cluster<'_>,
     nemesis: &mut Nemesis,
-    vigil: &Vigil,
+    vigil: &mut Vigil,
     phase: &watch::Sender<Phase>,
     over: impl Fn(&Phase) -> Option<T>,
 ) -> Result<T, String> {

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use quorate_client::random::Random;
+use quorate_node::store::Tree;
 
 use crate::cluster::{CLIENTS, Cluster, Process, name, random_of};
 use crate::disk::{Crash, Image};
@@ -240,7 +241,10 @@ impl Nemesis {
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
             Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
             Step::Corrupt(node) => {
-                if cluster.machines()[usize::from(node)].disk.corrupt_one(quorate_node::store::Tree::Data) {
+                // What it keeps for others rots as well.
+                let disk = &cluster.machines()[usize::from(node)].disk;
+                let hint = self.random.below(2) == 0 && disk.corrupt_one(Tree::Hints);
+                if hint || disk.corrupt_one(Tree::Data) {
                     self.destroyed.insert(node);
                 }
             }

@@ -1,10 +1,10 @@
-//! Looks at the disks at the moments that matter, and writes down who held what: for [`crate::checker::held`] and
-//! [`crate::checker::handed_over`].
+//! Looks at the disks at the moments that matter, and writes down who held what: for [`crate::checker::held`],
+//! [`crate::checker::handed_over`], [`crate::checker::minters`] and [`crate::checker::dots`].
 //!
 //! What a client is told must be true on the disks when it is told, not only as long as nothing else goes wrong: a broken promise is seen
 //! here in the first life that breaks it, not in the one whose faults happen to show it. Looking changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quorate_node::core::record::Record;
@@ -14,13 +14,15 @@ use quorate_node::store::Tree;
 
 use crate::cluster::{CLUSTER, Cluster, Machine, name};
 use crate::disk::Durable;
-use crate::history::{Held, LetGo, OpNo};
+use crate::history::{Held, LetGo, Minters, OpNo, Reused};
 use crate::workload::{Answer, Notebook, number};
 
 /// Looks on.
 #[derive(Debug)]
 pub struct Vigil {
     notebook: Notebook,
+    /// Which write had a dot when it was first seen.
+    dots: BTreeMap<Dot, OpNo>,
 }
 
 /// What one disk holds of a key.
@@ -42,7 +44,7 @@ impl Vigil {
         for machine in cluster.machines() {
             machine.disk.watch_hints();
         }
-        Self { notebook: notebook.clone() }
+        Self { notebook: notebook.clone(), dots: BTreeMap::new() }
     }
 
     /// Looks at all that clients were told since the last time, and at the hints that were let go. `destroyed` are the nodes whose
@@ -50,11 +52,15 @@ impl Vigil {
     ///
     /// # Errors
     /// When what lies on a disk is no record, or a client's context is none.
-    pub fn look(&self, cluster: &Cluster<'_>, destroyed: &BTreeSet<u8>) -> Result<(), String> {
+    pub fn look(&mut self, cluster: &Cluster<'_>, destroyed: &BTreeSet<u8>) -> Result<(), String> {
         let spoilt: BTreeSet<String> = destroyed.iter().map(|node| name(*node)).collect();
         for answer in self.notebook.answers() {
-            let held = held(cluster.machines(), &answer, &spoilt)?;
-            self.notebook.saw(held);
+            let holdings = holdings(cluster.machines(), answer.key.as_bytes(), &spoilt)?;
+            self.notebook.saw(held(&holdings, &answer)?);
+            for minters in minters(&holdings, &answer.key) {
+                self.notebook.saw_minters(minters);
+            }
+            self.look_at_dots(&holdings, &answer.key);
         }
         for machine in cluster.machines() {
             for (stored, value) in machine.disk.let_go() {
@@ -66,12 +72,39 @@ impl Vigil {
     }
 }
 
+impl Vigil {
+    fn look_at_dots(&mut self, holdings: &[Holding], key: &str) {
+        for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|record| &record.siblings) {
+            let no = number(&sibling.value);
+            let first = *self.dots.entry(*dot).or_insert(no);
+            if first != no {
+                self.dots.insert(*dot, no);
+                let (dot, key) = (dot.to_string(), key.to_owned());
+                self.notebook.saw_reused(Reused { dot, key, writes: [first, no] });
+            }
+        }
+    }
+}
+
+/// What each disk holds of a key.
+fn holdings(machines: &[Machine], key: &[u8], spoilt: &BTreeSet<String>) -> Result<Vec<Holding>, String> {
+    machines.iter().map(|machine| Holding::of(machine, key, spoilt)).collect()
+}
+
+/// Writes whose values carry dots of several nodes.
+fn minters(holdings: &[Holding], key: &str) -> Vec<Minters> {
+    let mut nodes: BTreeMap<OpNo, BTreeSet<String>> = BTreeMap::new();
+    for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|record| &record.siblings) {
+        nodes.entry(number(&sibling.value)).or_default().insert(dot.actor.node.to_string());
+    }
+    let several = nodes.into_iter().filter(|(_, nodes)| nodes.len() > 1);
+    several.map(|(no, nodes)| Minters { no, key: key.to_owned(), nodes }).collect()
+}
+
 /// Who holds what an answer tells of.
-fn held(machines: &[Machine], answer: &Answer, spoilt: &BTreeSet<String>) -> Result<Held, String> {
-    let holdings: Vec<Holding> =
-        machines.iter().map(|machine| Holding::of(machine, answer.key.as_bytes(), spoilt)).collect::<Result<_, _>>()?;
+fn held(holdings: &[Holding], answer: &Answer) -> Result<Held, String> {
     let context = Context::open(&answer.context, CLUSTER, answer.key.as_bytes())?;
-    let values: Vec<Vec<Dot>> = answer.values.iter().map(|value| dots(&holdings, *value)).collect();
+    let values: Vec<Vec<Dot>> = answer.values.iter().map(|value| dots(holdings, *value)).collect();
     // Its own value is there, or the record has seen one of its dots; a retry may have taken several.
     let holds = |record: &Record| {
         let seen = |dots: &Vec<Dot>| dots.iter().any(|dot| record.context.covers(dot));

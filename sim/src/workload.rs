@@ -122,6 +122,18 @@ impl Notebook {
         self.lock().held.push(held);
     }
 
+    /// Several nodes have minted a write; of what was seen before nothing is noted again.
+    pub(crate) fn saw_minters(&self, minters: history::Minters) {
+        let mut history = self.lock();
+        if !history.minters.contains(&minters) {
+            history.minters.push(minters);
+        }
+    }
+
+    pub(crate) fn saw_reused(&self, reused: history::Reused) {
+        self.lock().reused.push(reused);
+    }
+
     pub(crate) fn saw_let_go(&self, let_go: history::LetGo) {
         self.lock().let_go.push(let_go);
     }
@@ -225,7 +237,7 @@ pub async fn work(
     };
     let who = Who { client: number.into(), session: 1 };
     let keys = Keys::new(&plan.workload);
-    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new(), ring: None };
+    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new(), ring: None, until };
     let (operations, active) = (worker.plan.workload.operations, Duration::from_millis(worker.plan.active_ms.into()));
     let phase = worker.random.below(BURST.into()) as u32;
     for done in 1..=operations {
@@ -478,6 +490,8 @@ struct Worker {
     seen: BTreeMap<String, (Context, OpNo)>,
     /// Only scans need it.
     ring: Option<Ring>,
+    /// When it has to come to an end.
+    until: Duration,
 }
 
 /// What one operation asks for beside its key.
@@ -585,6 +599,9 @@ impl Worker {
         loop {
             let page_us = now_us();
             // What a scan that fails in the middle has shown stands; of the rest it has said nothing.
+            if page_us > self.until.as_micros() as u64 {
+                return;
+            }
             let Ok(page) = scanner.next_page().await else { return };
             let Some(page) = page else { break };
             for read in page.records {

@@ -1,8 +1,8 @@
 //! Reads all that this node holds, again and again, so that what rots on its disk is noticed while others still have it.
 //!
-//! Hash trees are kept in step by writes and do not see a record that changes by itself; a request sees it only when somebody asks. (Riak lets its
-//! trees expire for the same reason; a scrub of ZFS and of Garage is this.) A corrupt record found is noted by the replica, and [recovered](super::recover)
-//! from the other owners at once.
+//! Hash trees are kept in step by writes and do not see a record that changes by itself; a request sees it only when somebody asks.
+//! (Riak lets its trees expire for the same reason; the scrubs of ZFS and of Garage are this.) What is corrupt is noted by the replica
+//! and [recovered](super::recover) from the other owners at once. A round also counts what is there.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,22 +19,41 @@ pub(super) async fn run(desk: Arc<Desk>) {
     loop {
         let began = Instant::now();
         let owned = desk.layouts.current().map(|current| current.ring.owned_by(desk.me)).unwrap_or_default();
-        let mut whole = !owned.is_empty();
+        let mut seen = (!owned.is_empty()).then(Seen::default);
         for partition in owned {
-            whole &= scrub(&desk, partition).await;
+            seen = match (seen, scrub(&desk, partition).await) {
+                (Some(all), Some(more)) => Some(all.and(more)),
+                _ => None,
+            };
         }
-        if whole {
+        let whole = seen.is_some();
+        if let Some(seen) = seen {
             sometimes!("scrub: a whole round");
-            desk.state().last_scrub = Some(Instant::now());
+            desk.state().last_scrub = Some((Instant::now(), seen));
         }
         let every = if whole { desk.config.scrub } else { desk.config.scrub.min(RETRY_AFTER) };
         sleep(every.saturating_sub(began.elapsed()).max(REST_MIN)).await;
     }
 }
 
-/// Reads one partition; says whether all of it could be read.
-async fn scrub(desk: &Desk, partition: Partition) -> bool {
-    let mut from = None;
+/// What a round has read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    /// Records that are well, tombstones included.
+    pub(super) records: u64,
+    /// Records of deleted keys.
+    pub(super) tombstones: u64,
+}
+
+impl Seen {
+    fn and(self, more: Self) -> Self {
+        Self { records: self.records + more.records, tombstones: self.tombstones + more.tombstones }
+    }
+}
+
+/// Reads one partition; nothing if not all of it could be read.
+async fn scrub(desk: &Desk, partition: Partition) -> Option<Seen> {
+    let (mut from, mut seen) = (None, Seen::default());
     loop {
         while desk.state().paused {
             sleep(LOOK_EVERY).await;
@@ -44,16 +63,17 @@ async fn scrub(desk: &Desk, partition: Partition) -> bool {
             Ok(page) => page,
             Err(why) => {
                 tracing::debug!(%partition, "not scrubbed: {why}");
-                return false;
+                return None;
             }
         };
+        seen = seen.and(Seen { records: page.records, tombstones: page.tombstones });
         desk.counters.scrubbed.fetch_add(page.records, Ordering::Relaxed);
         desk.counters.scrub_found.fetch_add(page.corrupt, Ordering::Relaxed);
         sometimes!("scrub: found a corrupt record", page.corrupt > 0);
         sleep((began.elapsed() * REST_SHARE).min(REST_MAX)).await;
         match page.next {
             Some(next) => from = Some(next),
-            None => return true,
+            None => return Some(seen),
         }
     }
 }

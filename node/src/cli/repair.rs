@@ -127,6 +127,7 @@ fn as_table(answers: &[Answer]) -> Table {
         "SHIPPED",
         "TREES LEFT",
         "LAST SCRUB",
+        "TOMBSTONES",
     ]);
     for (node, answer) in answers {
         match answer {
@@ -144,6 +145,7 @@ fn as_table(answers: &[Answer]) -> Table {
                 bytes_text(report.bytes_sent + report.bytes_received),
                 trees_text(report),
                 ago_text(report.last_scrub_ms),
+                report.tombstones.map_or_else(|| "-".to_owned(), |count| count.to_string()),
             ]),
             Err(failure) => {
                 table.add_row([node.to_string(), format!("no answer: {}", readable(failure.message.as_bytes(), 60))])
@@ -217,7 +219,9 @@ mod tests {
             last_pass_ms: Some(4_000),
             scrubbed: 1000,
             scrub_found: 1,
-            last_scrub_ms: None,
+            last_scrub_ms: Some(60_000),
+            records: Some(40),
+            tombstones: Some(7),
             rebuild_left: 0,
             rebuild_eta_ms: None,
             recovering: None,

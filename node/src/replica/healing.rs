@@ -173,7 +173,8 @@ impl Replica {
         let (first, to) = ranges(partition, &Leaves::ALL, partitions).remove(0);
         let (job, from) = (self.0.clone(), from.unwrap_or(first));
         let page = self.0.executor.run(move || job.digests(partition, &from, to.as_deref(), SCRUB_PAGE)).await?;
-        Ok(Scrubbed { records: page.entries.len() as u64, corrupt: page.corrupt, next: page.next })
+        let DigestPage { entries, tombstones, corrupt, next } = page;
+        Ok(Scrubbed { records: entries.len() as u64, tombstones, corrupt, next })
     }
 
     /// The record of a key as it lies here, whether or not this replica may serve it; nothing if there is none or it is corrupt.
@@ -257,11 +258,22 @@ impl Replica {
     }
 }
 
+impl DigestPage {
+    fn add(&mut self, key: Blob, record: &Record) {
+        if let Some(digest) = digest_of(record, &key) {
+            self.tombstones += u64::from(record.siblings.is_empty());
+            self.entries.push((key, digest));
+        }
+    }
+}
+
 /// What reading a page again has found.
 #[derive(Debug, Default)]
 pub(crate) struct Scrubbed {
     /// Records that are well.
     pub(crate) records: u64,
+    /// Those of them that are tombstones.
+    pub(crate) tombstones: u64,
     /// Records that are corrupt.
     pub(crate) corrupt: u64,
     /// Where the next page begins, if there is one.
@@ -271,6 +283,7 @@ pub(crate) struct Scrubbed {
 /// A page of a list, and where the next one begins.
 pub(super) struct DigestPage {
     entries: Vec<Listed>,
+    tombstones: u64,
     corrupt: u64,
     next: Option<Vec<u8>>,
 }
@@ -285,7 +298,7 @@ impl Inner {
         limit: usize,
     ) -> Result<DigestPage, NotApplied> {
         let next_after = |last: &[u8]| [last, &[0]].concat();
-        let mut page = DigestPage { entries: Vec::new(), corrupt: 0, next: None };
+        let mut page = DigestPage { entries: Vec::new(), tombstones: 0, corrupt: 0, next: None };
         let found_corrupt = |key: &Blob, why: &str| drop(self.found_corrupt(partition, &Place::Data, key, why));
         match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
             Ok(entries) => {
@@ -296,7 +309,7 @@ impl Inner {
                 for (place, value) in entries {
                     let key = Blob(place.slice(HASH_LEN.min(place.len())..));
                     match Record::decode(&value) {
-                        Ok(record) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
+                        Ok(record) => page.add(key, &record),
                         Err(why) => {
                             page.corrupt += 1;
                             found_corrupt(&key, &why);
@@ -315,7 +328,7 @@ impl Inner {
                 for place in keys {
                     let key = Blob(place.slice(HASH_LEN.min(place.len())..));
                     match self.stored(&key) {
-                        Ok(Some(record)) => page.entries.extend(digest_of(&record, &key).map(|digest| (key, digest))),
+                        Ok(Some(record)) => page.add(key, &record),
                         Ok(None) => {}
                         Err(Unreadable::Corrupt(why)) => {
                             page.corrupt += 1;
@@ -513,28 +526,35 @@ mod tests {
         for i in 0..3000 {
             put(&one, i, "x").await;
         }
+        for i in 0..10 {
+            let (key, op_id) = (key(i), OpId(u128::from(i) + 1));
+            let record = one.held(partition(&key), &key).await.expect("readable").expect("there");
+            one.mint(partition(&key), &key, op_id, None, record.context).await.expect("deleted");
+        }
         let all = async || {
-            let (mut records, mut corrupt) = (0, 0);
+            let (mut records, mut tombstones, mut corrupt) = (0, 0, 0);
             for partition in (0..PARTITIONS).map(Partition) {
                 let mut from = None;
                 loop {
                     let page = one.scrub(partition, from).await.expect("readable");
-                    (records, corrupt) = (records + page.records, corrupt + page.corrupt);
+                    records += page.records;
+                    tombstones += page.tombstones;
+                    corrupt += page.corrupt;
                     match page.next {
                         Some(next) => from = Some(next),
                         None => break,
                     }
                 }
             }
-            (records, corrupt)
+            (records, tombstones, corrupt)
         };
-        assert_eq!(all().await, (3000, 0));
+        assert_eq!(all().await, (3000, 10, 0));
         for rotten in [5, 77, 2999] {
             assert!(store.flip_bit(Tree::Data, &data_key(&key(rotten))));
         }
         let before: Vec<_> = (0..PARTITIONS).map(|partition| one.recovery().reason(Partition(partition), 0)).collect();
         assert!(before.iter().all(Option::is_none));
-        assert_eq!(all().await, (2997, 3));
+        assert_eq!(all().await, (2997, 9, 3));
         for rotten in [5, 77, 2999] {
             let leaf = merkle::leaf_of(key_hash(&key(rotten)), PARTITIONS);
             let reason = one.recovery().reason(partition(&key(rotten)), leaf);

@@ -13,6 +13,7 @@
 //! own record has all of it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use quorate_client::codec::Blob;
@@ -66,7 +67,7 @@ impl Replica {
     /// Counts the hints that an earlier life has left. To be called once, before anything is kept.
     ///
     /// # Errors
-    /// When the store cannot be read. Hints that are damaged are counted as lost and left where they are.
+    /// When the store cannot be read. Hints that are damaged are let go.
     pub async fn load_hints(&self) -> Result<(), StoreError> {
         let inner = self.0.clone();
         self.0.executor.run(move || inner.load_hints()).await
@@ -162,7 +163,7 @@ impl Replica {
     }
 
     /// A page of the hints for `target` after the key `after`: at most `limit` of them, ending with the one that passes
-    /// `bytes_max`.
+    /// `bytes_max`. Those that are damaged are let go on the way.
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed.
@@ -178,8 +179,28 @@ impl Replica {
             Some(key) => [&hint_key(target, key)[..], &[0]].concat(),
             None => prefix.clone(),
         };
+        // Names are ASCII and of the length that stands before them, so that nothing of another target lies before this.
+        let mut to = prefix.clone();
+        *to.last_mut().expect("a name is not empty") += 1;
+        let limit = buggify!("hints: they are handed over one by one", limit, 1);
         let inner = self.0.clone();
-        self.0.executor.run(move || inner.hint_page(&prefix, &from, limit, bytes_max)).await
+        let job = move || inner.hint_entries(&from, Some(&to), limit, bytes_max);
+        let entries = self.0.executor.run(job).await.map_err(|error| self.0.failed(error.to_string()))?;
+        let key_of = |stored: &Bytes| Blob(stored.slice((prefix.len() + HASH_LEN).min(stored.len())..));
+        let mut page = HintPage { hints: Vec::new(), next: entries.last().map(|(stored, _)| key_of(stored)) };
+        for (stored, entry) in entries {
+            let key = key_of(&stored);
+            match entry {
+                Ok((since_ms, record, _)) => {
+                    page.hints.push(Hinted { digest: record.digest(&key), key, record, since_ms });
+                }
+                Err(_) => {
+                    let key_owned = key.clone();
+                    self.locked(&key, move |inner, _| inner.let_damaged_go(target, &key_owned)).await?;
+                }
+            }
+        }
+        Ok(page)
     }
 
     /// The target has acknowledged, durably, the record of this digest: lets the hint go if it is still that one. Returns
@@ -221,18 +242,81 @@ impl Inner {
     fn load_hints(&self) -> Result<(), StoreError> {
         let mut from: Vec<u8> = Vec::new();
         loop {
-            let entries = self.store.scan(Tree::Hints, &from, None, LOAD_LIMIT, LOAD_BYTES)?;
+            let entries = self.hint_entries(&from, None, LOAD_LIMIT, LOAD_BYTES)?;
             let Some((last, _)) = entries.last() else { return Ok(()) };
             from = [&last[..], &[0]].concat();
-            let mut kept = lock(&self.kept);
-            for (key, value) in &entries {
-                let (Some(target), Ok((since_ms, _))) = (target_of(key), decode(value)) else {
-                    tracing::error!(node = %self.node, "a hint is damaged and is not delivered");
-                    continue;
-                };
-                kept.add(target, since_ms, 0, (key.len() + value.len()) as u64);
+            for (stored, entry) in entries {
+                match (target_of(&stored), entry) {
+                    (Some(target), Ok((since_ms, _, len))) => {
+                        lock(&self.kept).add(target, since_ms, 0, (stored.len() + len) as u64);
+                    }
+                    (_, entry) => {
+                        self.tell_damaged(&entry.err().unwrap_or_else(|| "it names no target".into()));
+                        self.store.remove(Tree::Hints, &stored)?;
+                    }
+                }
             }
         }
+    }
+
+    /// Hints between two places: since when each is kept, its record and the length of its value, or how it is damaged.
+    fn hint_entries(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<(Bytes, Entry)>, StoreError> {
+        let read = |value: Bytes| decode(&value).map(|(since_ms, record)| (since_ms, record, value.len()));
+        match self.store.scan(Tree::Hints, from, to, limit, bytes_max) {
+            Ok(entries) => Ok(entries.into_iter().map(|(stored, value)| (stored, read(value))).collect()),
+            // A scan does not get past a damaged value, and does not say whose it is.
+            Err(StoreError::Corrupt(_)) => {
+                let keys = self.store.keys(Tree::Hints, from, to, limit.min(ONE_BY_ONE))?;
+                let entry = |stored: Bytes| match self.store.get(Tree::Hints, &stored) {
+                    Ok(value) => value.map(|value| Ok((stored, read(value)))),
+                    Err(StoreError::Corrupt(why)) => Some(Ok((stored, Err(why)))),
+                    Err(error) => Some(Err(error)),
+                };
+                keys.into_iter().filter_map(entry).collect()
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets a hint go that cannot be read, if it still cannot: what it held is lost here, and the owners have to make up for it.
+    fn let_damaged_go(&self, target: NodeId, key: &Blob) -> Result<(), NotApplied> {
+        let place = Place::Hint { target, since_ms: 0 };
+        let why = match self.raw(&place, key) {
+            Ok(None) => return Ok(()),
+            Ok(Some(value)) => match decode(&value) {
+                Ok(_) => return Ok(()),
+                Err(why) => why,
+            },
+            Err(Unreadable::Corrupt(why)) => why,
+            Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
+        };
+        sometimes!("hints: a damaged one was let go");
+        self.tell_damaged(&why);
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        if partitions > 0 {
+            // Rule V1: it may have been the only place of dots that were minted here.
+            let partition = Partition::of(key_hash(key), partitions);
+            self.draw_new_actor(partition);
+            lock(&self.operations).forget_key(Operations::of_key(partition, key), Instant::now());
+        }
+        let stored = hint_key(target, key);
+        self.store.remove(Tree::Hints, &stored).map_err(|error| {
+            self.check_engine(&error);
+            self.failed(error.to_string())
+        })?;
+        lock(&self.kept).remove(target, stored.len() as u64);
+        Ok(())
+    }
+
+    fn tell_damaged(&self, why: &str) {
+        count(&self.counters.hints_damaged, 1);
+        tracing::error!(node = %self.node, why, "a hint is damaged and lost; the owners of its key make up for it");
     }
 
     /// The hint that is there, with its age, or a new one.
@@ -265,26 +349,6 @@ impl Inner {
             }
         }
         Ok(joined)
-    }
-
-    fn hint_page(&self, prefix: &[u8], from: &[u8], limit: usize, bytes_max: usize) -> Result<HintPage, NotApplied> {
-        // Names are ASCII and of the length that stands before them, so that nothing of another target lies before this.
-        let mut to = prefix.to_vec();
-        *to.last_mut().expect("a name is not empty") += 1;
-        let limit = buggify!("hints: they are handed over one by one", limit, 1);
-        let entries = self.store.scan(Tree::Hints, from, Some(&to), limit, bytes_max);
-        let entries = entries.map_err(|error| self.failed(error.to_string()))?;
-        let key_of = |stored: &Bytes| Blob(stored.slice((prefix.len() + HASH_LEN).min(stored.len())..));
-        let next = entries.last().map(|(stored, _)| key_of(stored));
-        let mut hints = Vec::with_capacity(entries.len());
-        for (stored, value) in &entries {
-            let key = key_of(stored);
-            match decode(value) {
-                Ok((since_ms, record)) => hints.push(Hinted { digest: record.digest(&key), key, record, since_ms }),
-                Err(why) => tracing::error!(node = %self.node, why, "a hint is damaged and is not delivered"),
-            }
-        }
-        Ok(HintPage { hints, next })
     }
 
     fn hint_delivered(
@@ -330,10 +394,13 @@ impl Inner {
         record: &Record,
     ) -> Result<(), StoreError> {
         let (stored, value) = (hint_key(target, key), encode(since_ms, record));
-        let before = self.store.get(Tree::Hints, &stored).ok().flatten();
-        self.store.insert(Tree::Hints, &stored, &value)?;
         let len = |value: usize| (stored.len() + value) as u64;
-        let before = before.map_or(0, |value| len(value.len()));
+        let before = match self.store.get(Tree::Hints, &stored) {
+            Ok(before) => before.map_or(0, |value| len(value.len())),
+            // It is there, and counted, though nobody can read it.
+            Err(_) => len(0),
+        };
+        self.store.insert(Tree::Hints, &stored, &value)?;
         lock(&self.kept).add(target, since_ms, before, len(value.len()));
         Ok(())
     }
@@ -433,10 +500,15 @@ pub(super) fn decode(value: &Bytes) -> Result<(u64, Record), String> {
     Ok((u64::from_be_bytes(*since_ms), Record::decode(&value.slice(TIME_LEN..))?))
 }
 
+/// Since when it is kept, its record and the length of its value; or why it cannot be read.
+type Entry = Result<(u64, Record, usize), String>;
+
 const TIME_LEN: usize = 8;
 /// How many hints, and bytes of them, are counted at once when a node starts.
 const LOAD_LIMIT: usize = 1000;
 const LOAD_BYTES: usize = 4 << 20;
+/// Hints that are read one by one around a damaged one.
+const ONE_BY_ONE: usize = 64;
 
 #[cfg(test)]
 #[path = "hints_test.rs"]

@@ -179,3 +179,33 @@ async fn a_restart_counts_what_is_kept() {
     let stats = (after.stats().hints, after.stats().hint_bytes);
     assert_eq!(stats, (before.stats().hints, before.stats().hint_bytes));
 }
+
+/// A damaged hint kept all behind it from being handed over, and the node from starting.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_hint_goes_and_stands_in_nobodys_way() {
+    let store = std::sync::Arc::<MemoryStore>::default();
+    let one = replica(&store);
+    one.set_partitions(8);
+    let partition = |text: &str| Partition::of(key_hash(text.as_bytes()), 8);
+    for text in ["k", "l", "m"] {
+        one.keep_hint(partition(text), &key(text), node("b"), record(1), 5).await.expect("room");
+    }
+    let damage = |text: &str| assert!(store.flip_bit(Tree::Hints, &hint_key(node("b"), text.as_bytes())));
+    damage("l");
+    let texts = |hints: Vec<Hinted>| hints.into_iter().map(|hint| hint.key).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(texts(page(&one, "b").await), [key("k"), key("m")].into());
+    assert_eq!((one.hint_totals()[&node("b")].count, one.stats().hints_damaged), (2, 1));
+    assert_eq!(page(&one, "b").await.len(), 2, "it is gone for good");
+    // One that is damaged is counted once, also when it is kept anew.
+    damage("k");
+    one.keep_hint(partition("k"), &key("k"), node("b"), record(2), 6).await.expect("room");
+    assert_eq!(one.hint_totals()[&node("b")].count, 2);
+    damage("m");
+    let after = replica(&store);
+    after.load_hints().await.expect("one hint that is lost is no reason not to start");
+    assert_eq!((after.hint_totals()[&node("b")].count, after.stats().hints_damaged), (1, 1));
+    for hint in page(&after, "b").await {
+        assert!(after.hint_delivered(partition("k"), &hint.key, node("b"), hint.digest, false).await.expect("gone"));
+    }
+    assert!(after.hint_totals().is_empty());
+}

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::{Property, Violation};
 use crate::history::{History, OpNo};
 
-/// Every dot that names two writes in what replicas hold. (What clients are told in evidence abbreviates actors, so that it proves
+/// Every dot that names two writes in what replicas hold at the end or have held when somebody looked. (What clients are told in evidence abbreviates actors, so that it proves
 /// nothing.)
 pub fn check(history: &History) -> Vec<Violation> {
     let mut owners: BTreeMap<&str, (OpNo, &str)> = BTreeMap::new();
@@ -28,6 +28,12 @@ pub fn check(history: &History) -> Vec<Violation> {
             });
         }
     }
+    violations.extend(history.reused.iter().map(|reused| Violation {
+        property: Property::UniqueDots,
+        key: reused.key.clone(),
+        operations: reused.writes.to_vec(),
+        what: format!("dot {} was seen with the values of writes {:?}", reused.dot, reused.writes),
+    }));
     violations
 }
 
@@ -45,5 +51,7 @@ mod tests {
         assert_eq!(check(&story.history()), []);
         story.replica("n3", [("a#1", two)]);
         assert_eq!(proofs(check(&story.history())), [vec![one, two]].into());
+        story.reused("a#3", [two, one]);
+        assert_eq!(proofs(check(&story.history())), [vec![one, two], vec![two, one]].into());
     }
 }

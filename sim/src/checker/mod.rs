@@ -25,6 +25,7 @@ pub mod session;
 pub mod convergence;
 pub mod dots;
 pub mod drained;
+pub mod minters;
 pub mod placement;
 
 pub mod availability;
@@ -71,6 +72,8 @@ pub enum Property {
     Convergence,
     /// See [`dots`].
     UniqueDots,
+    /// See [`minters`].
+    OneMinter,
     /// See [`availability`].
     Availability,
     /// See [`drained`].
@@ -150,6 +153,7 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     violations.extend(regular::check(&keys));
     violations.extend(session::check(&keys));
     violations.extend(dots::check(history));
+    violations.extend(minters::check(history));
     violations.extend(availability::check(history, &expectations.available));
     if expectations.drained {
         violations.extend(drained::check(history));

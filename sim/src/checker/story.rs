@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Action, Held, History, LetGo, OpNo, Operation, Outcome, Quorum, Record, Replica};
+use crate::history::{
+    Action, Held, History, LetGo, Minters, OpNo, Operation, Outcome, Quorum, Record, Replica, Reused,
+};
 
 pub(crate) const KEY: &str = "k";
 
@@ -79,6 +81,15 @@ impl Story {
     pub(crate) fn let_go(&mut self, holder: &str, target: &str, value: OpNo, arrived: bool) {
         let (holder, target, key) = (holder.to_owned(), target.to_owned(), KEY.to_owned());
         self.history.let_go.push(LetGo { holder, target, key, values: [value].into(), arrived });
+    }
+
+    pub(crate) fn minters<const N: usize>(&mut self, no: OpNo, nodes: [&str; N]) {
+        let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
+        self.history.minters.push(Minters { no, key: KEY.to_owned(), nodes });
+    }
+
+    pub(crate) fn reused(&mut self, dot: &str, writes: [OpNo; 2]) {
+        self.history.reused.push(Reused { dot: dot.to_owned(), key: KEY.to_owned(), writes });
     }
 
     pub(crate) fn history(&self) -> History {

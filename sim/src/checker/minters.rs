@@ -1,0 +1,34 @@
+//! **One minter**: a write takes its dots from one node.
+//!
+//! A client that does not know what became of a write stays with the coordinator that may have minted it, and nobody else mints it for
+//! it. Else one dot can be replaced while the other one stands, and the write rises beside its successor. (DESIGN, rule V6.)
+
+use super::{Property, Violation};
+use crate::history::{History, Minters};
+
+/// Every write that several nodes have minted.
+pub fn check(history: &History) -> Vec<Violation> {
+    let violation = |minters: &Minters| Violation {
+        property: Property::OneMinter,
+        key: minters.key.clone(),
+        operations: vec![minters.no],
+        what: format!("write {} was minted by each of {:?}", minters.no, minters.nodes),
+    };
+    history.minters.iter().filter(|minters| minters.nodes.len() > 1).map(violation).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::story::{Story, proofs};
+
+    #[test]
+    fn a_write_that_was_minted_twice_is_found() {
+        let mut story = Story::new();
+        let (one, two) = (story.put(None), story.put(None));
+        story.minters(one, ["n1"]);
+        assert_eq!(check(&story.history()), []);
+        story.minters(two, ["n1", "n2"]);
+        assert_eq!(proofs(check(&story.history())), [vec![two]].into());
+    }
+}
