@@ -226,7 +226,8 @@ impl Put {
     settings!(explain);
 
     /// Makes this the retry of an [indeterminate](Error::Indeterminate) write: give the same id, the same bytes and the same
-    /// cause, at most five minutes after the first attempt. Without it every put is a new write.
+    /// cause, at most five minutes after the first attempt. It ends acknowledged or indeterminate: that this repetition was refused
+    /// says nothing of the first attempt. Without it every put is a new write.
     pub fn op_id(mut self, op_id: OpId) -> Self {
         self.op_id = Some(op_id);
         self

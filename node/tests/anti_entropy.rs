@@ -143,7 +143,7 @@ impl Cluster {
                 durability: Durability::Group,
                 sync_interval: Duration::from_millis(100),
                 mechanisms: Mechanisms::default(),
-                anti_entropy: AntiEntropyConfig { enabled: true, interval },
+                anti_entropy: AntiEntropyConfig { enabled: true, interval, ..AntiEntropyConfig::default() },
             };
             let store = store.clone();
             let open = move || {

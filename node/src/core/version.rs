@@ -123,11 +123,10 @@ impl Context {
 
     /// Whether it covers a dot of one of a node's actors that `other` does not cover.
     pub fn has_news_of(&self, node: NodeId, other: &Context) -> bool {
-        let vector = self.vector.iter().filter(|(actor, _)| actor.node == node);
-        let dots = self.dots.iter().filter(|dot| dot.actor.node == node);
         let mut seen = other.clone();
-        vector.fold(false, |news, (actor, counter)| seen.advance(*actor, *counter) || news)
-            || dots.fold(false, |news, dot| seen.insert(*dot) || news)
+        let mut vector = self.vector.iter().filter(|(actor, _)| actor.node == node);
+        let mut dots = self.dots.iter().filter(|dot| dot.actor.node == node);
+        vector.any(|(actor, counter)| seen.advance(*actor, *counter)) || dots.any(|dot| seen.insert(*dot))
     }
 
     /// The highest counter of `actor` that is covered anywhere in it; 0 if none (rule V5).
@@ -383,6 +382,23 @@ pub(crate) mod tests {
         assert_eq!((context.reached(&actor(0)), context.dots.len()), (5, 0));
         assert!(!context.insert(dot(0, 4)) && !context.advance(actor(0), 5));
         assert_eq!(context.highest(&actor(1)), 0);
+    }
+
+    #[test]
+    fn news_of_a_node_is_what_its_actors_have_minted_since() {
+        let (mut old, mut new) = (Context::new(), Context::new());
+        let news = |new: &Context, old: &Context| {
+            ["n0", "n1", "n2"].map(|node| new.has_news_of(NodeId::new(node).expect("legal"), old))
+        };
+        new.advance(actor(0), 3);
+        old.advance(actor(0), 4);
+        assert_eq!(news(&new, &old), [false, false, false]);
+        // Actors 0 and 3 are of one node.
+        new.insert(dot(3, 7));
+        new.advance(actor(1), 1);
+        assert_eq!(news(&new, &old), [true, true, false]);
+        old.insert(dot(3, 7));
+        assert_eq!(news(&new, &old), [false, true, false]);
     }
 
     #[test]
