@@ -145,6 +145,21 @@ pub struct History {
     pub minters: Vec<Minters>,
     /// Dots that were seen with the values of two writes.
     pub reused: Vec<Reused>,
+    /// Each write that some record had replaced, when that was first seen.
+    pub replaced: Vec<Replaced>,
+}
+
+/// A record does not hold a write's value any more, or never did, and its context says that it was replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Which write.
+    pub no: OpNo,
+    /// Of which key.
+    pub key: String,
+    /// Whose record says so.
+    pub node: String,
+    /// When, in microseconds of simulated time.
+    pub at_us: u64,
 }
 
 /// A dot that two writes have had.
@@ -239,6 +254,7 @@ enum Line {
     LetGo(LetGo),
     Minters(Minters),
     Reused(Reused),
+    Replaced(Replaced),
 }
 
 impl History {
@@ -278,7 +294,8 @@ impl History {
         let let_go = self.let_go.iter().cloned().map(Line::LetGo);
         let minters = self.minters.iter().cloned().map(Line::Minters);
         let reused = self.reused.iter().cloned().map(Line::Reused);
-        let seen = held.chain(let_go).chain(minters).chain(reused);
+        let replaced = self.replaced.iter().cloned().map(Line::Replaced);
+        let seen = held.chain(let_go).chain(minters).chain(reused).chain(replaced);
         for line in operations.chain(replicas).chain(merged).chain(seen) {
             serde_json::to_writer(&mut to, &line)?;
             to.write_all(b"\n")?;
@@ -307,6 +324,7 @@ impl History {
                 Line::LetGo(let_go) => history.let_go.push(let_go),
                 Line::Minters(minters) => history.minters.push(minters),
                 Line::Reused(reused) => history.reused.push(reused),
+                Line::Replaced(replaced) => history.replaced.push(replaced),
             }
         }
         Ok(history)
@@ -438,6 +456,7 @@ mod tests {
         story.let_go("n4", "n1", one, true);
         story.minters(one, ["n1", "n2"]);
         story.reused("a#1", [one, 3]);
+        story.replaced("n1", one);
         let history = story.history();
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");

@@ -347,6 +347,7 @@ fn through(
         converged: plan.mechanisms.anti_entropy,
         drained: true,
         owners,
+        forged: plan.workload.foreign_percent > 0,
         available: Vec::new(),
         forgets_us,
     };

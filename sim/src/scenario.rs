@@ -252,6 +252,7 @@ impl Scenario {
             drained: false,
             owners: BTreeMap::new(),
             available: Vec::new(),
+            forged: false,
             forgets_us: None,
         };
         let violations = checker::judge(&history, &expectations);

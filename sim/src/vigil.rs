@@ -1,5 +1,5 @@
 //! Looks at the disks at the moments that matter, and writes down who held what: for [`crate::checker::held`],
-//! [`crate::checker::handed_over`], [`crate::checker::minters`] and [`crate::checker::dots`].
+//! [`crate::checker::handed_over`], [`crate::checker::minters`], [`crate::checker::dots`] and [`crate::checker::replaced`].
 //!
 //! What a client is told must be true on the disks when it is told, not only as long as nothing else goes wrong: a broken promise is seen
 //! here in the first life that breaks it, not in the one whose faults happen to show it. Looking changes nothing.
@@ -14,7 +14,7 @@ use quorate_node::store::Tree;
 
 use crate::cluster::{CLUSTER, Cluster, Machine, name};
 use crate::disk::Durable;
-use crate::history::{Held, LetGo, Minters, OpNo, Reused};
+use crate::history::{Held, LetGo, Minters, OpNo, Replaced, Reused};
 use crate::workload::{Answer, Notebook, number};
 
 /// Looks on.
@@ -23,6 +23,8 @@ pub struct Vigil {
     notebook: Notebook,
     /// Which write had a dot when it was first seen.
     dots: BTreeMap<Dot, OpNo>,
+    /// The dots of each key that no record has been seen to call replaced.
+    live: BTreeMap<String, BTreeMap<Dot, OpNo>>,
 }
 
 /// What one disk holds of a key.
@@ -44,7 +46,7 @@ impl Vigil {
         for machine in cluster.machines() {
             machine.disk.watch_hints();
         }
-        Self { notebook: notebook.clone(), dots: BTreeMap::new() }
+        Self { notebook: notebook.clone(), dots: BTreeMap::new(), live: BTreeMap::new() }
     }
 
     /// Looks at all that clients were told since the last time, and at the hints that were let go. `destroyed` are the nodes whose
@@ -54,13 +56,14 @@ impl Vigil {
     /// When what lies on a disk is no record, or a client's context is none.
     pub fn look(&mut self, cluster: &Cluster<'_>, destroyed: &BTreeSet<u8>) -> Result<(), String> {
         let spoilt: BTreeSet<String> = destroyed.iter().map(|node| name(*node)).collect();
+        let at_us = u64::try_from(cluster.elapsed().as_micros()).unwrap_or(u64::MAX);
         for answer in self.notebook.answers() {
             let holdings = holdings(cluster.machines(), answer.key.as_bytes(), &spoilt)?;
             self.notebook.saw(held(&holdings, &answer)?);
             for minters in minters(&holdings, &answer.key) {
                 self.notebook.saw_minters(minters);
             }
-            self.look_at_dots(&holdings, &answer.key);
+            self.look_at_dots(&holdings, &answer.key, at_us);
         }
         for machine in cluster.machines() {
             for (stored, value) in machine.disk.let_go() {
@@ -73,16 +76,26 @@ impl Vigil {
 }
 
 impl Vigil {
-    fn look_at_dots(&mut self, holdings: &[Holding], key: &str) {
+    fn look_at_dots(&mut self, holdings: &[Holding], key: &str, at_us: u64) {
+        let live = self.live.entry(key.to_owned()).or_default();
         for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|record| &record.siblings) {
             let no = number(&sibling.value);
-            let first = *self.dots.entry(*dot).or_insert(no);
+            let first = *self.dots.entry(*dot).or_insert_with(|| {
+                live.insert(*dot, no);
+                no
+            });
             if first != no {
                 self.dots.insert(*dot, no);
                 let (dot, key) = (dot.to_string(), key.to_owned());
                 self.notebook.saw_reused(Reused { dot, key, writes: [first, no] });
             }
         }
+        live.retain(|dot, no| {
+            let replaces = |record: &Record| record.context.covers(dot) && !record.siblings.contains_key(dot);
+            let Some(by) = holdings.iter().find(|holding| holding.now.iter().any(replaces)) else { return true };
+            self.notebook.saw_replaced(Replaced { no: *no, key: key.to_owned(), node: by.node.clone(), at_us });
+            false
+        });
     }
 }
 

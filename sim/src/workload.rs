@@ -134,6 +134,10 @@ impl Notebook {
         self.lock().reused.push(reused);
     }
 
+    pub(crate) fn saw_replaced(&self, replaced: history::Replaced) {
+        self.lock().replaced.push(replaced);
+    }
+
     pub(crate) fn saw_let_go(&self, let_go: history::LetGo) {
         self.lock().let_go.push(let_go);
     }

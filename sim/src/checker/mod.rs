@@ -14,6 +14,7 @@ pub mod held;
 
 pub mod durable;
 pub mod lost_update;
+pub mod replaced;
 pub mod resurrection;
 
 pub mod false_concurrency;
@@ -56,6 +57,8 @@ pub enum Property {
     HandedOver,
     /// See [`durable`].
     Durable,
+    /// See [`replaced`].
+    ReplacedBySomebody,
     /// See [`lost_update`].
     NoLostUpdate,
     /// See [`resurrection`].
@@ -114,6 +117,8 @@ pub struct Expectations {
     pub drained: bool,
     /// Who has to hold each key when replicas are equal, and nobody else.
     pub owners: BTreeMap<String, BTreeSet<String>>,
+    /// Somebody sends contexts that claim what nobody has seen.
+    pub forged: bool,
     /// When every operation had to succeed.
     pub available: Vec<Window>,
     /// Replicas may have forgotten which operations were superseded, and a retry may have come so long after its write had ended,
@@ -143,6 +148,9 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     let keys = of_keys(history, &causality);
     let mut violations = durable::check(&keys);
     violations.extend(lost_update::check(&keys));
+    if !expectations.forged {
+        violations.extend(replaced::check(history, &keys));
+    }
     violations.extend(resurrection::check(&keys, expectations.forgets_us));
     violations.extend(false_concurrency::check(&keys, expectations.forgets_us));
     violations.extend(foreign::check(history));
@@ -194,6 +202,7 @@ mod tests {
             converged: true,
             drained: true,
             owners: BTreeMap::new(),
+            forged: false,
             available: vec![window],
             forgets_us: None,
         };
@@ -210,6 +219,7 @@ mod tests {
             converged: true,
             drained: true,
             owners: BTreeMap::new(),
+            forged: false,
             available: Vec::new(),
             forgets_us: None,
         };

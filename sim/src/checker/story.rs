@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{
-    Action, Held, History, LetGo, Minters, OpNo, Operation, Outcome, Quorum, Record, Replica, Reused,
+    Action, Held, History, LetGo, Minters, OpNo, Operation, Outcome, Quorum, Record, Replaced, Replica, Reused,
 };
 
 pub(crate) const KEY: &str = "k";
@@ -90,6 +90,12 @@ impl Story {
 
     pub(crate) fn reused(&mut self, dot: &str, writes: [OpNo; 2]) {
         self.history.reused.push(Reused { dot: dot.to_owned(), key: KEY.to_owned(), writes });
+    }
+
+    /// It is seen now, before the next operation.
+    pub(crate) fn replaced(&mut self, node: &str, no: OpNo) {
+        let (node, key) = (node.to_owned(), KEY.to_owned());
+        self.history.replaced.push(Replaced { no, key, node, at_us: self.now_us - 1 });
     }
 
     pub(crate) fn history(&self) -> History {
