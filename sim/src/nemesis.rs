@@ -241,11 +241,13 @@ impl Nemesis {
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
             Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
             Step::Corrupt(node) => {
-                // What it keeps for others rots as well.
+                // A bad sector holds several records, and what is kept for others rots as well.
                 let disk = &cluster.machines()[usize::from(node)].disk;
-                let hint = self.random.below(2) == 0 && disk.corrupt_one(Tree::Hints);
-                if hint || disk.corrupt_one(Tree::Data) {
-                    self.destroyed.insert(node);
+                for _ in 0..=self.random.below(CORRUPT_MAX) {
+                    let hint = self.random.below(2) == 0 && disk.corrupt_one(Tree::Hints);
+                    if hint || disk.corrupt_one(Tree::Data) {
+                        self.destroyed.insert(node);
+                    }
                 }
             }
             Step::TakeImage(i, node) => {
@@ -466,6 +468,9 @@ const FLAP_MS: usize = 1000;
 
 /// How long latencies stay.
 const WEATHER: Duration = Duration::from_secs(1);
+
+/// So many records are damaged at once at most.
+const CORRUPT_MAX: u64 = 8;
 
 /// How soon a process manager starts a process again that ended by itself.
 const RESTART_AFTER: Duration = Duration::from_millis(500);

@@ -616,7 +616,7 @@ impl Plan {
             return Vec::new();
         }
         let count = rng.random_range(1..=8);
-        let mut faults: Vec<Fault> = (0..count)
+        let faults: Vec<Fault> = (0..count)
             .map(|_| {
                 let class = *classes.get(rng.random_range(0..classes.len())).expect("in range");
                 // The first two seconds belong to joining; the last fault ends with the activity.
@@ -628,8 +628,21 @@ impl Plan {
                 Fault { at_ms, for_ms, kind: self.draw_kind(rng, class, &victims) }
             })
             .collect();
+        let mut faults: Vec<Fault> = faults.into_iter().flat_map(Self::twice).collect();
         faults.sort_by_key(|fault| fault.at_ms);
         faults
+    }
+
+    /// Owners that are away for long come back in between, for as long as it takes to hand over what was kept for them, so that the same
+    /// nodes stand in for them twice.
+    fn twice(fault: Fault) -> Vec<Fault> {
+        let (FaultKind::OwnersDown(_), for_ms) = (&fault.kind, fault.for_ms) else { return vec![fault] };
+        if for_ms < AWAY_TWICE_MS || fault.at_ms.is_multiple_of(2) {
+            return vec![fault];
+        }
+        let part = for_ms * 2 / 5;
+        let again = Fault { at_ms: fault.at_ms + for_ms - part, for_ms: part, kind: fault.kind.clone() };
+        vec![Fault { for_ms: part, ..fault }, again]
     }
 
     fn draw_kind(&self, rng: &mut StdRng, class: FaultClass, victims: &BTreeSet<u8>) -> FaultKind {
@@ -801,6 +814,9 @@ fn draw_nodes(rng: &mut StdRng, nodes: u8, count: u8) -> BTreeSet<u8> {
     }
     drawn
 }
+
+/// Less would leave no time to notice that they are away.
+const AWAY_TWICE_MS: u32 = 9_000;
 
 /// The generator of one part of a plan.
 fn rng(seed: u64, part: &str) -> StdRng {
