@@ -141,7 +141,7 @@ pub struct History {
     pub held: Vec<Held>,
     /// Every hint that was let go.
     pub let_go: Vec<LetGo>,
-    /// Writes that were seen with dots of several nodes.
+    /// Writes that were seen with dots of several nodes, or with several of one actor.
     pub minters: Vec<Minters>,
     /// Dots that were seen with the values of two writes.
     pub reused: Vec<Reused>,
@@ -180,8 +180,8 @@ pub struct Minters {
     pub no: OpNo,
     /// Of which key.
     pub key: String,
-    /// The nodes whose dots carry its value.
-    pub nodes: BTreeSet<String>,
+    /// The dots that carry its value: of several nodes, or several of one actor.
+    pub dots: BTreeSet<String>,
 }
 
 /// On which disks the write was durable that a client was told of, when it was told: a put that was acknowledged, or each value

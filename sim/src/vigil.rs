@@ -104,14 +104,20 @@ fn holdings(machines: &[Machine], key: &[u8], spoilt: &BTreeSet<String>) -> Resu
     machines.iter().map(|machine| Holding::of(machine, key, spoilt)).collect()
 }
 
-/// Writes whose values carry dots of several nodes.
+/// Writes whose values carry dots of several nodes, or several of one actor.
 fn minters(holdings: &[Holding], key: &str) -> Vec<Minters> {
-    let mut nodes: BTreeMap<OpNo, BTreeSet<String>> = BTreeMap::new();
+    let mut dots: BTreeMap<OpNo, BTreeSet<Dot>> = BTreeMap::new();
     for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|record| &record.siblings) {
-        nodes.entry(number(&sibling.value)).or_default().insert(dot.actor.node.to_string());
+        dots.entry(number(&sibling.value)).or_default().insert(*dot);
     }
-    let several = nodes.into_iter().filter(|(_, nodes)| nodes.len() > 1);
-    several.map(|(no, nodes)| Minters { no, key: key.to_owned(), nodes }).collect()
+    let again = |dots: &BTreeSet<Dot>| {
+        let nodes: BTreeSet<_> = dots.iter().map(|dot| dot.actor.node).collect();
+        let actors: BTreeSet<_> = dots.iter().map(|dot| dot.actor).collect();
+        nodes.len() > 1 || actors.len() < dots.len()
+    };
+    let several = dots.into_iter().filter(|(_, dots)| again(dots));
+    let names = |dots: BTreeSet<Dot>| dots.iter().map(ToString::to_string).collect();
+    several.map(|(no, dots)| Minters { no, key: key.to_owned(), dots: names(dots) }).collect()
 }
 
 /// Who holds what an answer tells of.

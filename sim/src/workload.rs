@@ -122,7 +122,7 @@ impl Notebook {
         self.lock().held.push(held);
     }
 
-    /// Several nodes have minted a write; of what was seen before nothing is noted again.
+    /// A write was minted again; of what was seen before nothing is noted again.
     pub(crate) fn saw_minters(&self, minters: history::Minters) {
         let mut history = self.lock();
         if !history.minters.contains(&minters) {

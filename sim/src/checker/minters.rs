@@ -1,4 +1,4 @@
-//! **One minter**: a write takes its dots from one node.
+//! **One minter**: a write takes its dots from one node, and each life of that node mints it once.
 //!
 //! A client that does not know what became of a write stays with the coordinator that may have minted it, and nobody else mints it for
 //! it. Else one dot can be replaced while the other one stands, and the write rises beside its successor. (DESIGN, rule V6.)
@@ -6,15 +6,15 @@
 use super::{Property, Violation};
 use crate::history::{History, Minters};
 
-/// Every write that several nodes have minted.
+/// Every write that was minted again.
 pub fn check(history: &History) -> Vec<Violation> {
     let violation = |minters: &Minters| Violation {
         property: Property::OneMinter,
         key: minters.key.clone(),
         operations: vec![minters.no],
-        what: format!("write {} was minted by each of {:?}", minters.no, minters.nodes),
+        what: format!("write {} was minted as each of {:?}", minters.no, minters.dots),
     };
-    history.minters.iter().filter(|minters| minters.nodes.len() > 1).map(violation).collect()
+    history.minters.iter().filter(|minters| minters.dots.len() > 1).map(violation).collect()
 }
 
 #[cfg(test)]
@@ -26,9 +26,9 @@ mod tests {
     fn a_write_that_was_minted_twice_is_found() {
         let mut story = Story::new();
         let (one, two) = (story.put(None), story.put(None));
-        story.minters(one, ["n1"]);
+        story.minters(one, ["n1/1#1"]);
         assert_eq!(check(&story.history()), []);
-        story.minters(two, ["n1", "n2"]);
+        story.minters(two, ["n1/1#2", "n2/3#1"]);
         assert_eq!(proofs(check(&story.history())), [vec![two]].into());
     }
 }

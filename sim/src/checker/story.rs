@@ -83,9 +83,9 @@ impl Story {
         self.history.let_go.push(LetGo { holder, target, key, values: [value].into(), arrived });
     }
 
-    pub(crate) fn minters<const N: usize>(&mut self, no: OpNo, nodes: [&str; N]) {
-        let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
-        self.history.minters.push(Minters { no, key: KEY.to_owned(), nodes });
+    pub(crate) fn minters<const N: usize>(&mut self, no: OpNo, dots: [&str; N]) {
+        let dots = dots.iter().map(|dot| (*dot).to_owned()).collect();
+        self.history.minters.push(Minters { no, key: KEY.to_owned(), dots });
     }
 
     pub(crate) fn reused(&mut self, dot: &str, writes: [OpNo; 2]) {
