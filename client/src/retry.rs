@@ -1,10 +1,10 @@
 //! When to try again, where, and when to give up: a state machine without a clock, a socket or a random source.
 //!
 //! The rules. A read may be tried anywhere at any time. A write that was refused before its mint, or of which no byte was
-//! sent, is as free as a read. A write whose outcome is unknown goes to the *same* coordinator again, which recognises its
-//! operation id; to another one only when the first cannot be reached. Once any attempt of a write was indeterminate, the
-//! write ends acknowledged or indeterminate, never "not applied"; so does the repetition of an indeterminate write. Retries that cost a node work are paid from a budget that
-//! fills with requests, so that retries cannot become the load that they retry for.
+//! sent, is as free as a read. A write whose outcome is unknown goes to the *same* node again, which recognises its operation
+//! id or stays with who may have minted it, and to no other one. Once any attempt of a write was indeterminate, the write ends
+//! acknowledged or indeterminate, never "not applied"; so does the repetition of an indeterminate write. Retries that cost a node
+//! work are paid from a budget that fills with requests, so that retries cannot become the load that they retry for.
 
 use std::time::Duration;
 

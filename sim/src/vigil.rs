@@ -73,9 +73,7 @@ impl Vigil {
         }
         Ok(())
     }
-}
 
-impl Vigil {
     fn look_at_dots(&mut self, holdings: &[Holding], key: &str, at_us: u64) {
         let live = self.live.entry(key.to_owned()).or_default();
         for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|record| &record.siblings) {
