@@ -9,6 +9,10 @@ use quorate_sim::trace::Trace;
 
 /// A life of five nodes, three replicas and majorities, with these faults and no other: (when, how long, what).
 fn lives(seed: u64, faults: &[(u32, u32, FaultKind)]) -> Report {
+    lives_with(seed, faults, |_| {})
+}
+
+fn lives_with(seed: u64, faults: &[(u32, u32, FaultKind)], change: impl FnOnce(&mut Plan)) -> Report {
     let mut plan = Plan::draw(seed, &BTreeSet::new()).plain();
     (plan.zones, plan.n, plan.partitions) = ((0..5).collect(), 3, 8);
     plan.workload.quorums = vec![(Quorum::Majority, Quorum::Majority)];
@@ -17,6 +21,7 @@ fn lives(seed: u64, faults: &[(u32, u32, FaultKind)]) -> Report {
     let fault =
         |(at_ms, for_ms, kind): &(u32, u32, FaultKind)| Fault { at_ms: *at_ms, for_ms: *for_ms, kind: kind.clone() };
     plan.faults = faults.iter().map(fault).collect();
+    change(&mut plan);
     let report = life::run(&plan, Trace::new());
     assert!(report.is_good(), "{report}");
     report
@@ -58,4 +63,16 @@ fn corrupt_records_are_brought_back() {
     let reports: Vec<Report> = (30..34).map(|seed| lives(seed, &faults)).collect();
     reached(&reports, "replica: found a corrupt record");
     reached(&reports, "anti-entropy: repaired what was corrupt");
+}
+
+/// Nobody asks for most of these keys once they have rotted, and no hash tree sees it.
+#[test]
+fn corrupt_records_that_nobody_reads_are_looked_for() {
+    let faults = [(19_800, 100, FaultKind::CorruptRecord(1))];
+    let cold = |plan: &mut Plan| {
+        plan.active_ms = 20_000;
+        (plan.workload.keys, plan.workload.skew_x1000) = (300, 0);
+    };
+    let reports: Vec<Report> = (40..43).map(|seed| lives_with(seed, &faults, cold)).collect();
+    reached(&reports, "scrub: found a corrupt record");
 }
