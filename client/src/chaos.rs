@@ -117,6 +117,7 @@ pub const POINTS: &[Point] = &[
 pub const MARKS: &[&str] = &[
     // The client.
     "client: an unknown write was acknowledged by a retry",
+    "client: an unknown write was repeated where it had gone",
     "client: a request went to a second node",
     "client: a write ended indeterminate",
     "client: the budget for retries was empty",

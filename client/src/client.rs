@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::codec;
 use crate::config;
 use crate::error::{Error, Tried};
-use crate::ids::{LayoutVersion, NodeId};
+use crate::ids::{LayoutVersion, NodeId, OpId};
 use crate::options::{Profile, Quorum, RequestOptions, TIMEOUT_DEFAULT, TIMEOUT_MAX};
 use crate::pool::{Pool, Transport};
 use crate::quic::{self, Link, Seams};
@@ -25,6 +25,7 @@ use crate::route::{self, Destination, Order, Routes, Target};
 use crate::rpc::{CallError, class};
 use crate::scan::Scanner;
 use crate::tls::{self, Credentials};
+use crate::unsettled::{Sent, Unsettled};
 use crate::value::{IntoChange, IntoValue};
 use crate::wire::{
     ALPN_CLIENT, Failure, LayoutCommand, Located, NodeStatus, NotApplied, Reply, Request, RequestBody, Response,
@@ -57,6 +58,7 @@ struct Inner {
     seed_addrs: Mutex<Vec<SocketAddr>>,
     routes: RwLock<Option<Arc<Routes>>>,
     budget: Mutex<Budget>,
+    unsettled: Unsettled,
     random: Random,
     defaults: Defaults,
 }
@@ -240,6 +242,7 @@ impl Client {
                 seed_addrs: Mutex::default(),
                 routes: RwLock::default(),
                 budget: Mutex::new(Budget::new(Instant::now())),
+                unsettled: Unsettled::default(),
                 random,
                 defaults,
             }),
@@ -289,7 +292,10 @@ impl Client {
             return Err(Error::NoNodeReachable { tried: Vec::new() });
         }
         self.budget(Budget::deposit);
-        let repeated = matches!(&body, RequestBody::Write(write) if write.first_sent_ms.is_some());
+        let repeated = match &body {
+            RequestBody::Write(write) => write.first_sent_ms.map(Duration::from_millis),
+            _ => None,
+        };
         let mut plan = Plan::new(kind(&body), repeated, targets.len(), Instant::now(), time);
         let request_id = self.inner.random.u64();
         let (mut at, mut tried) = (0, Vec::new());
@@ -300,11 +306,10 @@ impl Client {
                 slice.whole /= 4;
             }
             if let RequestBody::Write(write) = &mut body
-                && plan.is_unknown()
+                && plan.may_be_there()
             {
                 // It may be sent as late as there is time to connect.
-                let since = plan.since(Instant::now()) + slice.connect;
-                write.first_sent_ms = write.first_sent_ms.max(Some(since.as_millis() as u64));
+                write.first_sent_ms = Some(millis(plan.age(Instant::now()) + slice.connect));
             }
             // Borrowing the body would need a second type for the wire; its bytes are shared, not copied.
             let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
@@ -319,8 +324,7 @@ impl Client {
                         && buggify!("client: acknowledged writes are sent again")
                     {
                         // As if the answer had been lost; what the repetition says must be as good.
-                        let since = (plan.since(Instant::now()) + slice.connect).as_millis() as u64;
-                        write.first_sent_ms = write.first_sent_ms.max(Some(since));
+                        write.first_sent_ms = Some(millis(plan.age(Instant::now()) + slice.connect));
                         let frame = codec::encode(&Request { layout, request_id, body: body.clone() });
                         let again = self.inner.transport.call(targets[at], class_of(&body), frame, slice).await;
                         return Ok(self.judge(&body, again).unwrap_or(reply));
@@ -343,11 +347,37 @@ impl Client {
                 Next::GiveUp => break,
             }
         }
-        let end = plan.end(Instant::now());
+        let now = Instant::now();
+        if let RequestBody::Write(write) = &body
+            && plan.is_unknown()
+            && let Some(first) = now.checked_sub(plan.age(now))
+        {
+            // After the first unknown outcome an attempt goes nowhere else.
+            self.inner.unsettled.note(write.op_id, Sent { to: targets[at], first });
+        }
+        let end = plan.end(now);
         if end == End::Unreachable && !fixed {
             self.resolve_again();
         }
         Err(self.failed(end, &body, tried))
+    }
+
+    /// Where an earlier request of this client has left a write whose outcome is unknown, and how long ago it was first sent.
+    pub(crate) fn unsettled(&self, op_id: OpId) -> Option<(Target, Duration)> {
+        let Sent { mut to, first } = self.inner.unsettled.of(op_id)?;
+        // A node may have come back under another address.
+        let routes = self.routes();
+        let members = routes.iter().flat_map(|routes| &routes.table().members);
+        if let Some((_, addr)) = members.into_iter().find(|(node, _)| Some(*node) == to.node) {
+            to.addr = *addr;
+        }
+        sometimes!("client: an unknown write was repeated where it had gone");
+        Some((to, first.elapsed()))
+    }
+
+    /// The write was acknowledged.
+    pub(crate) fn settled(&self, op_id: OpId) {
+        self.inner.unsettled.settle(op_id);
     }
 
     /// See [`story`].
@@ -772,6 +802,10 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Repair(_) => "a repair command",
     };
     Error::Codec { why: format!("the node answered {what}, which was not what it was asked") }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How long connecting may take: a cold start with some seeds that are down.

@@ -94,6 +94,7 @@ pub mod story;
 mod pool;
 mod retry;
 mod route;
+mod unsettled;
 
 pub mod codec;
 pub mod frame;

@@ -74,18 +74,30 @@ impl Common {
         if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
             return Err(too_large("value", VALUE_LEN_MAX, len));
         }
+        // It goes where the earlier attempt went. Of an attempt by another client nothing is known.
+        let left = again.map(|op_id| self.client.unsettled(op_id));
+        let (only, age) = match left {
+            None => (None, None),
+            Some(None) => (None, Some(REPEATED_WITHIN)),
+            Some(Some((to, age))) => (Some(vec![to]), Some(age)),
+        };
         let body = RequestBody::Write(wire::Write {
             key: self.key.clone().into(),
             value: value.map(Into::into),
             context: context.map(|context| context.to_bytes().into()),
             op_id,
-            first_sent_ms: again.map(|_| REPEATED_WITHIN.as_millis() as u64),
+            first_sent_ms: age.map(|age| age.as_millis() as u64),
             w: Some(self.w),
             strict: self.strict,
             explain: self.explain,
         });
-        match self.client.exchange(body, self.timeout, None).await? {
-            Reply::Written(written) => Written::new(self.key.clone(), op_id, written),
+        match self.client.exchange(body, self.timeout, only).await? {
+            Reply::Written(written) => {
+                if again.is_some() {
+                    self.client.settled(op_id);
+                }
+                Written::new(self.key.clone(), op_id, written)
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -104,8 +116,8 @@ impl Common {
     }
 }
 
-/// How long ago a write was first sent at most that an application repeats by its operation id. Coordinators remember for twice as
-/// long what they have superseded.
+/// How long ago a write was first sent at most that an application repeats by its operation id through another client than the one
+/// that had sent it. Coordinators remember for twice as long what they have superseded.
 const REPEATED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Setters that builders share.
@@ -228,6 +240,10 @@ impl Put {
     /// Makes this the retry of an [indeterminate](Error::Indeterminate) write: give the same id, the same bytes and the same
     /// cause, at most five minutes after the first attempt. It ends acknowledged or indeterminate: that this repetition was refused
     /// says nothing of the first attempt. Without it every put is a new write.
+    ///
+    /// A client (all its clones) remembers to which node its newest 16,384 unknown writes went and asks that one again, since
+    /// another one might write the value a second time; while that node is away the repetition stays indeterminate. Another client,
+    /// in another process perhaps, does not know, and asks whoever is best.
     pub fn op_id(mut self, op_id: OpId) -> Self {
         self.op_id = Some(op_id);
         self

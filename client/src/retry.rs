@@ -28,8 +28,9 @@ pub(crate) struct Plan {
     /// How often an attempt went where one had been before.
     repeats: u32,
     unknown: Option<Unknown>,
-    /// The write repeats one whose outcome is unknown: of that one no refusal says anything.
-    repeated: bool,
+    /// The write repeats one whose outcome is unknown, and whose first attempt was sent so long before this request: of that one no
+    /// refusal says anything.
+    repeated: Option<Duration>,
     refused: Option<NotApplied>,
     /// A read was sent and not answered.
     unanswered: bool,
@@ -99,8 +100,15 @@ pub(crate) struct Slice {
 }
 
 impl Plan {
-    /// The first attempt goes to candidate 0. `repeated`: it is a write that an earlier request may have brought about.
-    pub(crate) fn new(kind: Kind, repeated: bool, candidates: usize, now: Instant, timeout: Duration) -> Self {
+    /// The first attempt goes to candidate 0. `repeated`: it is a write that an earlier request may have brought about, which was sent
+    /// at most so long ago.
+    pub(crate) fn new(
+        kind: Kind,
+        repeated: Option<Duration>,
+        candidates: usize,
+        now: Instant,
+        timeout: Duration,
+    ) -> Self {
         assert!(candidates > 0, "a request has somebody to go to");
         Self {
             kind,
@@ -187,6 +195,16 @@ impl Plan {
         now.saturating_duration_since(self.started)
     }
 
+    /// How long ago the first attempt was sent at most, of this request or of the one that it repeats.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        self.repeated.unwrap_or_default().saturating_add(self.since(now))
+    }
+
+    /// Whether an earlier attempt, of this request or of the one that it repeats, may have brought the write about.
+    pub(crate) fn may_be_there(&self) -> bool {
+        self.is_unknown() || self.repeated.is_some()
+    }
+
     /// Whether an attempt of a write ended unknown.
     pub(crate) fn is_unknown(&self) -> bool {
         self.unknown.is_some()
@@ -195,7 +213,7 @@ impl Plan {
     /// How the request ends, after [`Next::GiveUp`] or when its time is over.
     pub(crate) fn end(self, now: Instant) -> End {
         let waited = self.since(now);
-        let repeated = self.repeated.then(|| {
+        let repeated = self.repeated.map(|_| {
             let why = "an earlier request may have brought it about, and no node could say".to_owned();
             Unknown { need: None, acks: Acks::default(), why }
         });
@@ -294,7 +312,7 @@ mod tests {
     impl Story {
         fn new(kind: Kind, candidates: usize) -> Self {
             let now = Instant::now();
-            Self { plan: Plan::new(kind, false, candidates, now, SECOND), budget: Budget::new(now), now }
+            Self { plan: Plan::new(kind, None, candidates, now, SECOND), budget: Budget::new(now), now }
         }
 
         fn after(&mut self, outcome: Outcome) -> Next {
@@ -330,7 +348,7 @@ mod tests {
     fn what_repeats_an_unknown_write_is_never_called_not_applied() {
         for outcome in [Outcome::NotSent, Outcome::Refused(unavailable())] {
             let mut story = Story::new(Kind::Write, 2);
-            story.plan.repeated = true;
+            story.plan.repeated = Some(SECOND);
             assert!(matches!(story.after(outcome), Next::Try { candidate: 1, .. }), "it is free to go elsewhere");
             assert!(matches!(story.end(), End::Indeterminate(Unknown { why, .. }) if why.contains("earlier request")));
         }

@@ -355,6 +355,37 @@ async fn an_unknown_outcome_is_never_called_not_applied() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_application_repeats_an_unknown_write_where_it_had_gone_and_says_how_old_it_is() {
+    let (db, fake) = connected().await;
+    let first_sent = |fake: &Fake| match fake.store().requests.last() {
+        Some((_, RequestBody::Write(write))) => write.first_sent_ms,
+        other => panic!("no write: {other:?}"),
+    };
+    // Two are not reached, the third one may have minted it.
+    fake.fates([Fate::NotSent, Fate::NotSent, Fate::AnswerLost].into_iter().chain((0..20).map(|_| Fate::Lost)));
+    let error = db.put("k", "v", Blind).await.expect_err("the answers are lost");
+    let (op_id, third) = (error.op_id().expect("an indeterminate write names itself"), fake.ports()[2]);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    for refused_by_all in [true, false] {
+        fake.fates.lock().expect("no panic").clear();
+        fake.fates((0..20).map(|_| unavailable()).filter(|_| refused_by_all));
+        fake.store().requests.clear();
+        let again = db.clone().put("k", "v", Blind).op_id(op_id).await;
+        assert_eq!(again.is_err(), refused_by_all, "{again:?}");
+        assert!(again.err().is_none_or(|error| error.may_have_applied()));
+        assert!(fake.ports().iter().all(|port| *port == third), "{:?} and not only {third}", fake.ports());
+        let age_ms = first_sent(&fake).expect("it is no first attempt");
+        assert!((20_000..60_000).contains(&age_ms), "{age_ms}");
+    }
+    assert_eq!(fake.store().values("k"), ["v"], "written once");
+    // It is settled. Of what another client had sent nothing is known but that it is not too old.
+    fake.store().requests.clear();
+    db.put("k", "v", Blind).op_id(op_id).await.expect("it is recognised");
+    let age_ms = first_sent(&fake).expect("it is no first attempt");
+    assert!((300_000..301_000).contains(&age_ms), "{age_ms}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_definite_refusal_is_reported_as_one() {
     let (db, fake) = connected().await;
     fake.fates((0..20).map(|_| unavailable()));

@@ -38,6 +38,9 @@ pub struct Operation {
     pub quorum: Option<Quorum>,
     /// The dot that the reply's evidence names, if it was asked for.
     pub dot: Option<String>,
+    /// A client that did not know to whom the write had gone has sent it again.
+    #[serde(default)]
+    pub elsewhere: bool,
 }
 
 /// What an operation does. `cause` is the operation whose reply gave the context that is sent along.
@@ -194,6 +197,8 @@ pub struct Held {
     pub replicas: BTreeSet<String>,
     /// The nodes that keep it for others.
     pub stand_ins: BTreeSet<String>,
+    /// The nodes for whom others keep it.
+    pub kept_for: BTreeSet<String>,
     /// The nodes whose disks have lost something, so that nothing can be asked of them.
     pub excused: BTreeSet<String>,
 }

@@ -27,6 +27,7 @@ use quorate_node::store::Tree;
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::checker::keys::Retries;
 use crate::checker::{self, Expectations, Violation, Window};
 use crate::cluster::{Cluster, random_of};
 use crate::disk::{DiskCounts, SimDisk};
@@ -321,6 +322,8 @@ fn through(
     }
 
     let before = with_disks(notebook.history(), cluster)?;
+    let settled_us =
+        plan.mechanisms.anti_entropy.then(|| u64::try_from(cluster.elapsed().as_micros()).unwrap_or(u64::MAX));
     phase.send_replace(Phase::Auditing);
     let (first_us, second_us, end_us) = audited(cluster, &mut nemesis, &mut vigil, phase, |phase| match phase {
         Phase::Audited { first_us, second_us, end_us } => Some((*first_us, *second_us, *end_us)),
@@ -349,7 +352,7 @@ fn through(
         owners,
         forged: plan.workload.foreign_percent > 0,
         available: Vec::new(),
-        forgets_us,
+        retries: Retries { forgets_us, settled_us },
     };
     let mut violations = checker::judge(&before, &expectations);
     expectations.converged = true;

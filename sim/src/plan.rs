@@ -158,6 +158,10 @@ pub struct Workload {
     pub foreign_percent: u8,
     /// How many of a hundred operations read a whole partition.
     pub scan_percent: u8,
+    /// How many of a hundred puts and deletes whose outcome is unknown are repeated, some time later, by their operation ids.
+    pub repeat_percent: u8,
+    /// They are repeated by another client, which does not know to whom they had gone.
+    pub repeat_elsewhere: bool,
 }
 
 /// Weights of the kinds of operations; 0 leaves a kind out.
@@ -351,6 +355,32 @@ impl FaultClass {
         matches!(self, Self::CorruptRecord | Self::EmptyDisk | Self::RolledBackDisk)
     }
 
+    /// Whether a node forgets by it what it keeps in memory only.
+    pub fn forgets(self) -> bool {
+        match self {
+            Self::Crash
+            | Self::CrashInRecovery
+            | Self::PowerCut
+            | Self::RollingRestart
+            | Self::FailedSync
+            | Self::FailedInsert
+            | Self::CorruptRecord
+            | Self::EmptyDisk
+            | Self::RolledBackDisk
+            | Self::OwnersDown => true,
+            Self::Partition
+            | Self::Bridge
+            | Self::OneWay
+            | Self::Packets
+            | Self::Latency
+            | Self::Pause
+            | Self::FullDisk
+            | Self::SlowDisk
+            | Self::WrongClock
+            | Self::Flap => false,
+        }
+    }
+
     /// Every class that a cluster survives: all of them, as long as a copy of what was acknowledged is left.
     pub fn survivable() -> BTreeSet<Self> {
         Self::ALL.into_iter().collect()
@@ -446,6 +476,14 @@ impl Plan {
             active_ms,
             settle_ms: 20_000,
         };
+        if plan.repeats_elsewhere() {
+            // What is promised of such repetitions is promised as long as nobody forgets what was superseded.
+            let forgets = |name: &str| POINTS.iter().any(|point| point.name == name && point.effect == Effect::Forgets);
+            plan.points.on.retain(|name| !forgets(name));
+            for aftermath in plan.aftermath.iter_mut().filter(|aftermath| aftermath.how == Broken::Down) {
+                aftermath.how = Broken::Cut;
+            }
+        }
         plan.faults = plan.draw_faults(allowed);
         if plan.faults.iter().any(|fault| fault.kind.class() == FaultClass::OwnersDown) {
             // Somebody has to ask for what only others can give then, and to wait for it.
@@ -460,7 +498,9 @@ impl Plan {
         self.points.on.clear();
         self.mechanisms = Mechanisms::ALL;
         self.aftermath = None;
-        (self.workload.foreign_percent, self.workload.scan_percent) = (0, 0);
+        let workload = &mut self.workload;
+        (workload.foreign_percent, workload.scan_percent, workload.repeat_percent) = (0, 0, 0);
+        workload.repeat_elsewhere = false;
         self
     }
 
@@ -480,6 +520,11 @@ impl Plan {
     /// Whether a point is on that does this.
     pub fn has_point(&self, effect: Effect) -> bool {
         POINTS.iter().any(|point| point.effect == effect && self.points.on.contains(point.name))
+    }
+
+    /// Whether unknown writes are repeated by clients that do not know to whom they had gone.
+    pub fn repeats_elsewhere(&self) -> bool {
+        self.workload.repeat_percent > 0 && self.workload.repeat_elsewhere
     }
 
     /// How many nodes there are.
@@ -574,6 +619,8 @@ impl Plan {
         with(&|plan| plan.mechanisms = Mechanisms::ALL);
         with(&|plan| plan.workload.foreign_percent = 0);
         with(&|plan| plan.workload.scan_percent = 0);
+        with(&|plan| plan.workload.repeat_percent = 0);
+        with(&|plan| plan.workload.repeat_elsewhere = false);
         with(&|plan| plan.workload.clients = (plan.workload.clients / 2).max(1));
         with(&|plan| plan.workload.clients = (plan.workload.clients - 1).max(1));
         with(&|plan| plan.workload.operations = (plan.workload.operations / 2).max(1));
@@ -608,6 +655,9 @@ impl Plan {
         // Where every node is an owner of everything this would be a power cut.
         if self.nodes() == self.n {
             classes.retain(|class| *class != FaultClass::OwnersDown);
+        }
+        if self.repeats_elsewhere() {
+            classes.retain(|class| !class.forgets());
         }
         if classes.len() == allowed.len() {
             classes.pop();
@@ -765,6 +815,8 @@ fn draw_workload(seed: u64, n: u8) -> Workload {
         timeout_ms: *[300, 1000, 3000].get(rng.random_range(0..3)).expect("in range"),
         foreign_percent: *[0, 0, 5].get(rng.random_range(0..3)).expect("in range"),
         scan_percent: *[0, 0, 10].get(rng.random_range(0..3)).expect("in range"),
+        repeat_percent: *[0, 80].get(rng.random_range(0..2)).expect("in range"),
+        repeat_elsewhere: rng.random_bool(0.3),
     }
 }
 

@@ -45,6 +45,7 @@ use quorate_client::wire::SIBLINGS_MAX;
 pub use self::player::{Deleting, Getting, Pending, Player, Putting, Saw, Wrote};
 pub use self::stage::Stage;
 use self::stage::{Action, Ask, Board};
+use crate::checker::keys::Retries;
 use crate::checker::{self, Expectations};
 use crate::cluster::{Cluster, name};
 use crate::disk::Crash;
@@ -253,7 +254,7 @@ impl Scenario {
             owners: BTreeMap::new(),
             available: Vec::new(),
             forged: false,
-            forgets_us: None,
+            retries: Retries::default(),
         };
         let violations = checker::judge(&history, &expectations);
         let end_us = u64::try_from(end.as_micros()).expect("no simulation lasts so long");

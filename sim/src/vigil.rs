@@ -32,8 +32,8 @@ struct Holding {
     node: String,
     /// Its own record, as a crash now would leave it; nothing if it is damaged.
     record: Option<Record>,
-    /// What it keeps for others.
-    hints: Vec<Record>,
+    /// What it keeps for others, and for whom.
+    hints: Vec<(String, Record)>,
     /// What is there now, durable or not.
     now: Vec<Record>,
     /// It has lost something.
@@ -133,7 +133,13 @@ fn held(holdings: &[Holding], answer: &Answer) -> Result<Held, String> {
     Ok(Held {
         no: answer.no,
         replicas: names(&|holding| holding.record.as_ref().is_some_and(holds)),
-        stand_ins: names(&|holding| holding.hints.iter().any(holds)),
+        stand_ins: names(&|holding| holding.hints.iter().any(|(_, record)| holds(record))),
+        kept_for: holdings
+            .iter()
+            .flat_map(|holding| &holding.hints)
+            .filter(|(_, record)| holds(record))
+            .map(|(target, _)| target.clone())
+            .collect(),
         excused: names(&|holding| holding.spoilt),
     })
 }
@@ -187,14 +193,14 @@ impl Holding {
         let mut hints = Vec::new();
         for (stored, value) in machine.disk.durable_content(Tree::Hints) {
             let of_key = |value: &Bytes| match decode_hint(&stored, value) {
-                Ok((_, of, hint)) => Ok((of == key).then_some(hint)),
+                Ok((target, of, hint)) => Ok((of == key).then(|| (target.to_string(), hint))),
                 Err(why) => Err(format!("a hint on {node}'s disk: {why}")),
             };
             if let Durable::Value(value) = value {
                 hints.extend(of_key(&value)?);
             }
             if let Some(value) = machine.disk.present(Tree::Hints, &stored) {
-                now.extend(of_key(&value)?);
+                now.extend(of_key(&value)?.map(|(_, hint)| hint));
             }
         }
         Ok(Self { node, record, hints, now, spoilt })

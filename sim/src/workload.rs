@@ -71,8 +71,15 @@ impl Notebook {
             asked: asked.quorum.count(self.0.n),
             quorum: None,
             dot: None,
+            elsewhere: false,
         });
         no
+    }
+
+    /// A write whose outcome is unknown is sent again; by a client that does not know to whom it went, perhaps.
+    fn begin_again(&self, who: Who, no: OpNo, elsewhere: bool) {
+        story::begins(who.client, no);
+        self.lock().operations.get_mut(&no).expect("it has begun").elsewhere |= elsewhere;
     }
 
     fn minted(&self, no: OpNo, dot: Option<String>) {
@@ -241,7 +248,20 @@ pub async fn work(
     };
     let who = Who { client: number.into(), session: 1 };
     let keys = Keys::new(&plan.workload);
-    let mut worker = Worker { client, plan, random, notebook, who, keys, seen: BTreeMap::new(), ring: None, until };
+    let mut worker = Worker {
+        client,
+        other: None,
+        clients,
+        plan,
+        random,
+        notebook,
+        who,
+        keys,
+        seen: BTreeMap::new(),
+        unsettled: Vec::new(),
+        ring: None,
+        until,
+    };
     let (operations, active) = (worker.plan.workload.operations, Duration::from_millis(worker.plan.active_ms.into()));
     let phase = worker.random.below(BURST.into()) as u32;
     for done in 1..=operations {
@@ -262,6 +282,9 @@ pub async fn work(
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     worker.client.close().await;
+    if let Some(other) = worker.other {
+        other.close().await;
+    }
 }
 
 /// Reads and writes every key of a cluster that is healthy again: first with majorities, which also overwrites what is damaged
@@ -492,10 +515,48 @@ struct Worker {
     keys: Keys,
     /// The newest context that the session has of each key, and the operation that gave it.
     seen: BTreeMap<String, (Context, OpNo)>,
+    /// Writes whose outcome is unknown and that are going to be repeated.
+    unsettled: Vec<WriteRequest>,
+    /// Repeats what `client` has sent, as another process does: it does not know to whom that went.
+    other: Option<Client>,
+    clients: ClientMachine,
     /// Only scans need it.
     ring: Option<Ring>,
     /// When it has to come to an end.
     until: Duration,
+}
+
+/// A write, as often as it is sent.
+#[derive(Clone)]
+struct WriteRequest {
+    no: OpNo,
+    key: String,
+    /// Nothing to delete the key.
+    value: Option<Bytes>,
+    context: Option<Context>,
+    terms: Terms,
+    /// It repeats an earlier one.
+    op_id: Option<OpId>,
+}
+
+impl WriteRequest {
+    async fn send(&self, client: &Client) -> Result<Written, Error> {
+        let Terms { w, strict, explain, .. } = self.terms;
+        let cause = self.context.clone().map_or(Cause::from(Blind), Cause::from);
+        if let Some(value) = &self.value {
+            let mut put = client.put(&self.key, value.clone(), cause).w(w);
+            put = if strict { put.strict() } else { put };
+            put = if explain { put.explain() } else { put };
+            put = if let Some(op_id) = self.op_id { put.op_id(op_id) } else { put };
+            put.await
+        } else {
+            let mut delete = client.delete(&self.key, cause).w(w);
+            delete = if strict { delete.strict() } else { delete };
+            delete = if explain { delete.explain() } else { delete };
+            delete = if let Some(op_id) = self.op_id { delete.op_id(op_id) } else { delete };
+            delete.await
+        }
+    }
 }
 
 /// What one operation asks for beside its key.
@@ -520,6 +581,9 @@ impl Terms {
 
 impl Worker {
     async fn operate(&mut self) {
+        if !self.unsettled.is_empty() && self.random.below(REPEATED_ONE_IN) == 0 {
+            return self.repeat().await;
+        }
         let workload = &self.plan.workload;
         let key = key_text(self.keys.draw(&self.random));
         let scans = workload.scan_percent > 0 && self.random.below(100) < workload.scan_percent.into();
@@ -577,16 +641,38 @@ impl Worker {
     }
 
     async fn put(&mut self, key: &str, terms: Terms, seen: Option<(Context, OpNo)>) {
-        let (cause, giver) = match seen {
-            Some((context, no)) => (Cause::from(context), Some(no)),
-            None => (Cause::from(Blind), None),
-        };
+        let (context, giver) = seen.unzip();
         let no = self.begin(key, terms.write(), Action::Put { cause: giver });
-        let mut put = self.client.put(key, value(no, self.value_len()), cause).w(terms.w);
-        put = if terms.strict { put.strict() } else { put };
-        put = if terms.explain { put.explain() } else { put };
-        let written = put.await;
-        self.written(key, no, written);
+        let value = Some(value(no, self.value_len()));
+        self.write(WriteRequest { no, key: key.to_owned(), value, context, terms, op_id: None }).await;
+    }
+
+    async fn write(&mut self, write: WriteRequest) {
+        let client = self.other.as_ref().filter(|_| write.op_id.is_some()).unwrap_or(&self.client);
+        let written = write.send(client).await;
+        self.written(&write.key, write.no, &written);
+        if let Err(error) = written
+            && let Some(op_id) = error.op_id()
+            && self.unsettled.len() < UNSETTLED_MAX
+            && self.plan.workload.repeat_percent > 0
+            && self.random.below(100) < self.plan.workload.repeat_percent.into()
+        {
+            self.unsettled.push(WriteRequest { op_id: Some(op_id), ..write });
+        }
+    }
+
+    /// Sends an unknown write again. In the history it is the same operation, which ends later and perhaps better.
+    async fn repeat(&mut self) {
+        if self.plan.workload.repeat_elsewhere && self.other.is_none() {
+            let timeout = Duration::from_millis(self.plan.workload.timeout_ms.into());
+            let number = OTHERS + self.who.client as u16;
+            let Ok(other) = self.clients.connect(number, false, timeout).await else { return };
+            self.other = Some(other);
+        }
+        let drawn = self.random.below(self.unsettled.len() as u64) as usize;
+        let write = self.unsettled.swap_remove(drawn);
+        self.notebook.begin_again(self.who, write.no, self.other.is_some());
+        self.write(write).await;
     }
 
     /// Reads the whole partition of a key, page by page. In the history that is a read of each of its keys: of those that a page
@@ -630,11 +716,8 @@ impl Worker {
         }
         let Some((context, giver)) = self.seen.get(key).cloned() else { return };
         let no = self.begin(key, terms.write(), Action::Delete { cause: Some(giver) });
-        let mut delete = self.client.delete(key, context).w(terms.w);
-        delete = if terms.strict { delete.strict() } else { delete };
-        delete = if terms.explain { delete.explain() } else { delete };
-        let written = delete.await;
-        self.written(key, no, written);
+        let (key, context) = (key.to_owned(), Some(context));
+        self.write(WriteRequest { no, key, value: None, context, terms, op_id: None }).await;
     }
 
     /// An update is several reads and writes; what its function is shown tells what they were.
@@ -674,7 +757,7 @@ impl Worker {
         match (result, rounds.last()) {
             (Ok(Some(written)), Some(last)) => {
                 let put = last.put;
-                self.written(key, put, Ok(written));
+                self.written(key, put, &Ok(written));
             }
             (Ok(_), _) => unreachable!("the function always gives a value"),
             (Err(error), Some(last)) => self.notebook.end(last.put, failed(&error), None),
@@ -682,8 +765,8 @@ impl Worker {
         }
     }
 
-    fn written(&mut self, key: &str, no: OpNo, written: Result<Written, Error>) {
-        written_down(&self.notebook, no, &written);
+    fn written(&mut self, key: &str, no: OpNo, written: &Result<Written, Error>) {
+        written_down(&self.notebook, no, written);
         if let Ok(written) = written {
             self.seen.insert(key.to_owned(), (written.context().clone(), no));
         }
@@ -787,6 +870,15 @@ pub(crate) fn now_us() -> u64 {
 }
 
 const VALUE_LEN_MIN: u32 = 8;
+
+/// The numbers of the clients that repeat what others have sent.
+const OTHERS: u16 = 1000;
+
+/// So many unknown writes of a client are repeated at most; of the others it never hears.
+const UNSETTLED_MAX: usize = 8;
+
+/// As long as there are unknown writes to repeat, one in so many operations does it.
+const REPEATED_ONE_IN: u64 = 4;
 
 /// So many operations follow each other without a rest, so that clients compete and requests queue.
 const BURST: u32 = 10;

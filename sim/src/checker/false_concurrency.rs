@@ -5,16 +5,17 @@
 
 use std::collections::BTreeSet;
 
-use super::keys::OfKey;
+use super::keys::{OfKey, Retries};
 use super::{Property, Violation};
-use crate::history::OpNo;
+use crate::history::{OpNo, Operation};
 
-/// Every pair of values that were shown together though one knew of the other. With `forgets_us`, values that
-/// [may rise again](OfKey::may_rise_again) are left out.
-pub fn check(keys: &[OfKey<'_>], forgets_us: Option<u64>) -> Vec<Violation> {
+/// Every pair of values that were shown together though one knew of the other, but for those that
+/// [may rise again](OfKey::may_rise_again).
+pub fn check(keys: &[OfKey<'_>], retries: Retries) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let mut compare = |of_key: &OfKey<'_>, values: &BTreeSet<OpNo>, reader: Option<OpNo>| {
-        let excused = |value| forgets_us.is_some_and(|within_us| of_key.may_rise_again(value, within_us));
+    let mut compare = |of_key: &OfKey<'_>, values: &BTreeSet<OpNo>, read: Option<&Operation>| {
+        let excused = |value| of_key.may_rise_again(value, read, retries);
+        let reader = read.map(|read| read.no);
         for old in values {
             for new in values.iter().filter(|new| of_key.causality.covers(**new, *old) && !excused(*old)) {
                 let place = reader.map_or_else(|| "at the end".to_owned(), |read| format!("by read {read}"));
@@ -30,7 +31,7 @@ pub fn check(keys: &[OfKey<'_>], forgets_us: Option<u64>) -> Vec<Violation> {
     for of_key in keys {
         for read in &of_key.operations {
             if let Some(values) = read.found() {
-                compare(of_key, values, Some(read.no));
+                compare(of_key, values, Some(read));
             }
         }
         compare(of_key, of_key.left, None);
@@ -54,7 +55,7 @@ mod tests {
         let read = story.get([old, new, beside]);
         story.left([old, new]);
         let history = story.history();
-        let found = proofs(check(&of_keys(&history, &Causality::of(&history)), None));
+        let found = proofs(check(&of_keys(&history, &Causality::of(&history)), Retries::default()));
         assert_eq!(found, [vec![old, new, read], vec![old, new]].into());
     }
 
@@ -67,6 +68,6 @@ mod tests {
         story.get([one, two]);
         story.left([one, two]);
         let history = story.history();
-        assert_eq!(check(&of_keys(&history, &Causality::of(&history)), None), []);
+        assert_eq!(check(&of_keys(&history, &Causality::of(&history)), Retries::default()), []);
     }
 }

@@ -1,8 +1,10 @@
 //! **Held**: what a client is told of is durable where it must be, when it is told.
 //!
-//! An acknowledged put on as many nodes as the reply counted, primaries and stand-ins, each of them once; each value of a
-//! monotonic read on a majority of the primaries. Later faults need not show a promise that was broken here: it is seen on the disks
+//! An acknowledged put on as many nodes as the reply counted, primaries and stand-ins, each of them once, and each for another
+//! primary: once it is handed over, as many primaries hold it. Each value of a monotonic read on a majority of the primaries. Later faults need not show a promise that was broken here: it is seen on the disks
 //! at once. (README, "It never lies about an answer"; for monotonic reads Attiya, Bar-Noy and Dolev, 1995.)
+
+use std::collections::BTreeSet;
 
 use super::{Property, Violation};
 use crate::history::{Action, Held, History, Operation};
@@ -23,7 +25,7 @@ pub fn check(history: &History) -> Vec<Violation> {
 
 fn lack(operation: &Operation, held: &Held) -> Option<String> {
     let quorum = operation.quorum?;
-    let Held { no, replicas, stand_ins, excused } = held;
+    let Held { no, replicas, stand_ins, kept_for, excused } = held;
     match operation.action {
         Action::Get { .. } => {
             let (need, had) = (usize::from(quorum.n / 2 + 1), replicas.union(excused).count());
@@ -34,8 +36,13 @@ fn lack(operation: &Operation, held: &Held) -> Option<String> {
             let (need, mut holders) = (usize::from(quorum.need), replicas.union(excused).collect::<Vec<_>>());
             let more = stand_ins.iter().filter(|node| !replicas.contains(*node) && !excused.contains(*node));
             holders.extend(more);
-            let what = || format!("write {no} was acknowledged by {need}, and was on the disks of {holders:?}");
-            (holders.len() < need).then(what)
+            if holders.len() < need {
+                return Some(format!("write {no} was acknowledged by {need}, and was on the disks of {holders:?}"));
+            }
+            // A stand-in and the late primary that it stands in for are one.
+            let places = replicas.union(excused).chain(kept_for).collect::<BTreeSet<_>>();
+            let what = || format!("write {no} was acknowledged by {need}, and was held by or for {places:?} only");
+            (places.len() < need).then(what)
         }
     }
 }
@@ -60,6 +67,20 @@ mod tests {
         let twice = story.put(None);
         story.held(twice, ["n1"], ["n1"], ["n1"]);
         assert_eq!(proofs(check(&story.history())), [vec![short], vec![twice]].into());
+    }
+
+    #[test]
+    fn a_stand_in_and_its_primary_are_one() {
+        let mut story = Story::new();
+        let fine = story.put(None);
+        story.held(fine, ["n1"], ["n4"], []);
+        let twice = story.put(None);
+        story.held(twice, ["n1"], ["n4"], []);
+        story.kept_for(["n1"]);
+        let of_one_that_lost_it = story.put(None);
+        story.held(of_one_that_lost_it, ["n1"], ["n4"], ["n2"]);
+        story.kept_for(["n1"]);
+        assert_eq!(proofs(check(&story.history())), [vec![twice]].into());
     }
 
     #[test]

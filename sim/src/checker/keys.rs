@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::history::{Action, Causality, History, OpNo, Operation};
 
 /// All that a history tells of one key.
@@ -15,6 +17,18 @@ pub struct OfKey<'a> {
     pub left: &'a BTreeSet<OpNo>,
     /// Who knew of whom.
     pub causality: &'a Causality,
+}
+
+/// What may come of the retry of a write that was superseded, beside nothing: it is minted a second time, and its value rises beside
+/// its successor. It takes no other write's place. (README, "What works, and what does not yet"; `quorate_node::core::mint`.)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retries {
+    /// Replicas may have forgotten which operations were superseded, and a retry may have come so long after its write had ended, in
+    /// microseconds: values that were superseded until then may rise again, and stay.
+    pub forgets_us: Option<u64>,
+    /// Nobody forgets, and from then on replicas have exchanged all that they hold, in microseconds of simulated time: values that
+    /// another coordinator has minted again are gone. Nothing: that was not waited for.
+    pub settled_us: Option<u64>,
 }
 
 /// The keys of a history.
@@ -60,16 +74,19 @@ impl<'a> OfKey<'a> {
         self.acknowledged_puts().filter(lost)
     }
 
-    /// Whether a write may stand again beside what knew of it, because a retry of it may have reached a replica that had
-    /// forgotten that it was superseded: somebody who knew of it wrote less than `within_us` after it had ended.
-    pub fn may_rise_again(&self, write: OpNo, within_us: u64) -> bool {
-        let Some(ended) = self.operations.iter().find(|operation| operation.no == write) else { return false };
-        let until_us = ended.returned_us.map_or(u64::MAX, |us| us.saturating_add(within_us));
-        self.operations.iter().any(|successor| {
-            successor.may_have_happened()
-                && successor.invoked_us < until_us
-                && self.causality.covers(successor.no, write)
-        })
+    /// Whether a write may be seen beside or behind what knew of it, in a read or at the end: see [`Retries`].
+    pub fn may_rise_again(&self, write: OpNo, read: Option<&Operation>, retries: Retries) -> bool {
+        let Some(write) = self.operations.iter().find(|operation| operation.no == write) else { return false };
+        let exchanged = |settled_us| read.is_none_or(|read| read.invoked_us >= settled_us);
+        let forgotten = |within_us| {
+            let until_us = write.returned_us.map_or(u64::MAX, |us| us.saturating_add(within_us));
+            self.operations.iter().any(|successor| {
+                successor.may_have_happened()
+                    && successor.invoked_us < until_us
+                    && self.causality.covers(successor.no, write.no)
+            })
+        };
+        (write.elsewhere && !retries.settled_us.is_some_and(exchanged)) || retries.forgets_us.is_some_and(forgotten)
     }
 
     /// Whether a delete that knew of a write may have happened, and was asked for before `until_us`.
@@ -120,8 +137,28 @@ mod tests {
         let history = story.history();
         let causality = Causality::of(&history);
         let of_key = &of_keys(&history, &causality)[0];
-        assert!(of_key.may_rise_again(old, 11), "its successor came 10 us after it had ended");
-        assert!(!of_key.may_rise_again(old, 10));
-        assert!(!of_key.may_rise_again(new, 1000), "nobody knew of it");
+        let forgets = |us| Retries { forgets_us: Some(us), settled_us: None };
+        assert!(of_key.may_rise_again(old, None, forgets(11)), "its successor came 10 us after it had ended");
+        assert!(!of_key.may_rise_again(old, None, forgets(10)));
+        assert!(!of_key.may_rise_again(new, None, forgets(1000)), "nobody knew of it");
+        assert!(!of_key.may_rise_again(old, None, Retries::default()));
+    }
+
+    #[test]
+    fn what_another_coordinator_has_minted_again_is_gone_once_replicas_have_exchanged() {
+        let mut story = Story::new();
+        let old = story.put(None);
+        let new = story.put(Some(old));
+        let read = story.get([old, new]);
+        story.edit(old, |old| old.elsewhere = true);
+        let history = story.history();
+        let (causality, read) = (Causality::of(&history), &history.operations[&read]);
+        let of_key = &of_keys(&history, &causality)[0];
+        let settled = |us| Retries { forgets_us: None, settled_us: Some(us) };
+        assert!(of_key.may_rise_again(old, Some(read), settled(read.invoked_us + 1)));
+        assert!(!of_key.may_rise_again(old, Some(read), settled(read.invoked_us)));
+        assert!(!of_key.may_rise_again(old, None, settled(read.invoked_us + 1)), "it is there at the end");
+        assert!(of_key.may_rise_again(old, None, Retries::default()), "nobody has waited for that");
+        assert!(!of_key.may_rise_again(new, Some(read), settled(u64::MAX)), "it went to one coordinator");
     }
 }

@@ -39,7 +39,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use self::keys::of_keys;
+use self::keys::{Retries, of_keys};
 use crate::history::{Causality, History, OpNo};
 
 /// What can be violated.
@@ -121,10 +121,8 @@ pub struct Expectations {
     pub forged: bool,
     /// When every operation had to succeed.
     pub available: Vec<Window>,
-    /// Replicas may have forgotten which operations were superseded, and a retry may have come so long after its write had ended,
-    /// in microseconds: what is promised then is what is promised of a retry after a restart (README, "What works, and what does
-    /// not yet"), that it takes no other write's place.
-    pub forgets_us: Option<u64>,
+    /// What may come of retries.
+    pub retries: Retries,
 }
 
 /// A span of simulated time.
@@ -151,8 +149,8 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     if !expectations.forged {
         violations.extend(replaced::check(history, &keys));
     }
-    violations.extend(resurrection::check(&keys, expectations.forgets_us));
-    violations.extend(false_concurrency::check(&keys, expectations.forgets_us));
+    violations.extend(resurrection::check(&keys, expectations.retries));
+    violations.extend(false_concurrency::check(&keys, expectations.retries));
     violations.extend(foreign::check(history));
     violations.extend(honest::check(history));
     violations.extend(held::check(history));
@@ -204,7 +202,7 @@ mod tests {
             owners: BTreeMap::new(),
             forged: false,
             available: vec![window],
-            forgets_us: None,
+            retries: Retries::default(),
         };
         assert_eq!(judge(&story.history(), &expectations), []);
     }
@@ -221,7 +219,7 @@ mod tests {
             owners: BTreeMap::new(),
             forged: false,
             available: Vec::new(),
-            forgets_us: None,
+            retries: Retries::default(),
         };
         let violations = judge(&story.history(), &expectations);
         assert_eq!(violations.len(), 1);

@@ -4,17 +4,18 @@
 //! (DESIGN: "a deleted value does not come back"; how Cassandra's tombstones fail when they are collected before every replica
 //! has them.)
 
-use super::keys::OfKey;
+use super::keys::{OfKey, Retries};
 use super::{Property, Violation};
-use crate::history::OpNo;
+use crate::history::{OpNo, Operation};
 
-/// Every value that was seen after something that was acknowledged had replaced or deleted it. With `forgets_us`, values that
-/// [may rise again](OfKey::may_rise_again) are left out.
-pub fn check(keys: &[OfKey<'_>], forgets_us: Option<u64>) -> Vec<Violation> {
+/// Every value that was seen after something that was acknowledged had replaced or deleted it, but for those that
+/// [may rise again](OfKey::may_rise_again).
+pub fn check(keys: &[OfKey<'_>], retries: Retries) -> Vec<Violation> {
     let mut violations = Vec::new();
     for of_key in keys {
-        let excused = |value| forgets_us.is_some_and(|within_us| of_key.may_rise_again(value, within_us));
-        let replaced = |killer: OpNo, value: OpNo| of_key.causality.covers(killer, value) && !excused(value);
+        let replaced = |killer: OpNo, value: OpNo, read: Option<&Operation>| {
+            of_key.causality.covers(killer, value) && !of_key.may_rise_again(value, read, retries)
+        };
         let mut report = |value: OpNo, killer: OpNo, reader: Option<OpNo>| {
             let place = reader.map_or_else(|| "is there at the end".to_owned(), |read| format!("was read by {read}"));
             violations.push(Violation {
@@ -25,11 +26,11 @@ pub fn check(keys: &[OfKey<'_>], forgets_us: Option<u64>) -> Vec<Violation> {
             });
         };
         for killer in of_key.acknowledged() {
-            for value in of_key.left.iter().filter(|value| replaced(killer.no, **value)) {
+            for value in of_key.left.iter().filter(|value| replaced(killer.no, **value, None)) {
                 report(*value, killer.no, None);
             }
             for (read, values) in of_key.reads_that_met(killer) {
-                for value in values.iter().filter(|value| replaced(killer.no, **value)) {
+                for value in values.iter().filter(|value| replaced(killer.no, **value, Some(read))) {
                     report(*value, killer.no, Some(read.no));
                 }
             }
@@ -47,7 +48,7 @@ mod tests {
 
     fn judged(story: &Story) -> std::collections::BTreeSet<Vec<u64>> {
         let history = story.history();
-        proofs(check(&of_keys(&history, &Causality::of(&history)), None))
+        proofs(check(&of_keys(&history, &Causality::of(&history)), Retries::default()))
     }
 
     #[test]
@@ -58,7 +59,10 @@ mod tests {
         story.left([write]);
         assert_eq!(judged(&story), [vec![delete, write]].into());
         let history = story.history();
-        let forgiven = check(&of_keys(&history, &Causality::of(&history)), Some(1_000_000));
+        let forgiven = check(
+            &of_keys(&history, &Causality::of(&history)),
+            Retries { forgets_us: Some(1_000_000), settled_us: None },
+        );
         assert_eq!(forgiven, [], "the delete came soon enough for a retry of the write to follow it");
         story.unknown(delete);
         assert_eq!(judged(&story), [].into(), "the delete may not have happened");

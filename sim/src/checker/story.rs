@@ -74,8 +74,16 @@ impl Story {
         excused: [&str; E],
     ) {
         let [replicas, stand_ins, excused] = [&replicas[..], &stand_ins[..], &excused[..]]
-            .map(|nodes| nodes.iter().map(|node| (*node).to_owned()).collect());
-        self.history.held.push(Held { no, replicas, stand_ins, excused });
+            .map(|nodes| nodes.iter().map(|node| (*node).to_owned()).collect::<BTreeSet<_>>());
+        // Each stand-in for somebody else, unless it is said otherwise.
+        let kept_for = stand_ins.iter().map(|node| format!("for {node}")).collect();
+        self.history.held.push(Held { no, replicas, stand_ins, kept_for, excused });
+    }
+
+    /// For whom the stand-ins of the sight that was noted last keep what it is about.
+    pub(crate) fn kept_for<const N: usize>(&mut self, targets: [&str; N]) {
+        let held = self.history.held.last_mut().expect("something was held");
+        held.kept_for = targets.iter().map(|node| (*node).to_owned()).collect();
     }
 
     pub(crate) fn let_go(&mut self, holder: &str, target: &str, value: OpNo, arrived: bool) {
@@ -118,6 +126,7 @@ impl Story {
             asked: 2,
             quorum: Some(Quorum { n: 3, need: 2, primaries: 2, fallbacks: 0, degraded: false, layout: 1 }),
             dot: None,
+            elsewhere: false,
         });
         self.now_us += 20;
         no
