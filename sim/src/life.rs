@@ -129,9 +129,14 @@ impl fmt::Display for Report {
             let (from, to) = (fault.at_ms, fault.at_ms + fault.for_ms);
             writeln!(f, "  {:>6}-{:<6} ms {:?}", from, to, fault.kind)?;
         }
-        if let Some(Aftermath { broken, how, sudden }) = &plan.aftermath {
+        if let Some(Aftermath { broken, how, sudden, rots }) = &plan.aftermath {
             let when = if *sudden { "are" } else { "stay" };
-            writeln!(f, "  {:>6}-       ms {broken:?} {when} {how:?} while the others are audited", plan.active_ms)?;
+            let rots = if *rots { ", and some records of one of these rot" } else { "" };
+            writeln!(
+                f,
+                "  {:>6}-       ms {broken:?} {when} {how:?} while the others are audited{rots}",
+                plan.active_ms
+            )?;
         }
         let Outcomes { written, found, not_applied, unknown } = self.outcomes();
         writeln!(f, "operations: {written} written, {found} read, {not_applied} not applied, {unknown} unknown")?;
@@ -303,6 +308,9 @@ fn through(
         ended(phase, notebook, report, CORE_SETTLES)?;
         if aftermath.sudden {
             nemesis.heal_but(Some(aftermath), cluster);
+        }
+        if aftermath.rots {
+            nemesis.rot(aftermath, cluster);
         }
         let unsound = aftermath.broken.union(nemesis.destroyed()).copied().collect();
         // A record that is damaged somewhere is where a replica refuses though its node is there.

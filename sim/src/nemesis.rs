@@ -240,16 +240,7 @@ impl Nemesis {
             Step::FailInsert(node) => cluster.machines()[usize::from(node)].disk.set_fail_next_insert(true),
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
             Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
-            Step::Corrupt(node) => {
-                // A bad sector holds several records, and what is kept for others rots as well.
-                let disk = &cluster.machines()[usize::from(node)].disk;
-                for _ in 0..=self.random.below(CORRUPT_MAX) {
-                    let hint = self.random.below(2) == 0 && disk.corrupt_one(Tree::Hints);
-                    if hint || disk.corrupt_one(Tree::Data) {
-                        self.destroyed.insert(node);
-                    }
-                }
-            }
+            Step::Corrupt(node) => self.corrupt(node, cluster),
             Step::TakeImage(i, node) => {
                 self.images.insert(i, cluster.machines()[usize::from(node)].disk.image());
             }
@@ -264,6 +255,32 @@ impl Nemesis {
                 cluster.machines()[usize::from(node)].disk.roll_back(image);
             }
         }
+    }
+
+    /// A bad sector holds several records, and what is kept for others rots as well.
+    fn corrupt(&mut self, node: u8, cluster: &Cluster<'_>) {
+        let disk = &cluster.machines()[usize::from(node)].disk;
+        for _ in 0..=self.random.below(CORRUPT_MAX) {
+            let hint = self.random.below(2) == 0 && disk.corrupt_one(Tree::Hints);
+            if hint || disk.corrupt_one(Tree::Data) {
+                self.destroyed.insert(node);
+            }
+        }
+    }
+
+    /// Damages records of one of the nodes that an aftermath spares, as long as clean copies are left.
+    pub fn rot(&mut self, aftermath: &Aftermath, cluster: &Cluster<'_>) {
+        let spared = (0..self.plan.nodes()).filter(|node| !aftermath.broken.contains(node));
+        let (spoilt, whole): (Vec<_>, Vec<_>) =
+            spared.filter(|node| self.may_destroy(*node)).partition(|node| self.destroyed.contains(node));
+        let from = if spoilt.is_empty() { whole } else { spoilt };
+        if from.is_empty() {
+            return;
+        }
+        let node = from[self.random.below(from.len() as u64) as usize];
+        self.trace.event(cluster.elapsed(), "nemesis", format_args!("damages records of {}", name(node)));
+        *self.injected.entry(FaultClass::CorruptRecord).or_default() += 1;
+        self.corrupt(node, cluster);
     }
 
     fn start(&mut self, node: u8, cluster: &mut Cluster<'_>) {
@@ -492,7 +509,7 @@ mod tests {
     #[test]
     fn an_aftermath_parts_the_broken_from_everybody_also_from_clients() {
         let reach = |how, from, to| {
-            let broken = lasting(&Aftermath { broken: [1].into(), how, sudden: false }, 3);
+            let broken = lasting(&Aftermath { broken: [1].into(), how, sudden: false, rots: false }, 3);
             !broken.iter().any(|fault| cuts(fault, from, to))
         };
         for other in [0, 2, 3] {
@@ -501,7 +518,7 @@ mod tests {
             assert_eq!((reach(Broken::Deaf, 1, other), reach(Broken::Deaf, other, 1)), (true, false));
         }
         assert!(reach(Broken::Cut, 0, 2) && reach(Broken::Mute, 0, 3) && reach(Broken::Deaf, 2, 3));
-        let paused = Aftermath { broken: [1].into(), how: Broken::Paused, sudden: false };
+        let paused = Aftermath { broken: [1].into(), how: Broken::Paused, sudden: false, rots: false };
         assert_eq!(lasting(&paused, 3), [FaultKind::Pause(1)]);
     }
 

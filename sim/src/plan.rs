@@ -87,6 +87,9 @@ pub struct Aftermath {
     /// Everything is mended first, and these nodes break just before the others are asked to serve without them. Else the others have
     /// had the time to notice.
     pub sudden: bool,
+    /// Just before the others are asked, some records of one of them are damaged, if there are copies enough.
+    #[serde(default)]
+    pub rots: bool,
 }
 
 /// How nodes stay broken.
@@ -480,8 +483,9 @@ impl Plan {
             // What is promised of such repetitions is promised as long as nobody forgets what was superseded.
             let forgets = |name: &str| POINTS.iter().any(|point| point.name == name && point.effect == Effect::Forgets);
             plan.points.on.retain(|name| !forgets(name));
-            for aftermath in plan.aftermath.iter_mut().filter(|aftermath| aftermath.how == Broken::Down) {
-                aftermath.how = Broken::Cut;
+            if let Some(aftermath) = &mut plan.aftermath {
+                aftermath.rots = false;
+                aftermath.how = if aftermath.how == Broken::Down { Broken::Cut } else { aftermath.how };
             }
         }
         plan.faults = plan.draw_faults(allowed);
@@ -613,6 +617,7 @@ impl Plan {
             with(&|plan| plan.points.on.retain(|on| on != point));
         }
         with(&|plan| plan.aftermath = None);
+        with(&|plan| plan.aftermath.iter_mut().for_each(|after| after.rots = false));
         for node in self.aftermath.iter().flat_map(|aftermath| &aftermath.broken) {
             with(&|plan| plan.aftermath.iter_mut().for_each(|after| after.broken.retain(|broken| broken != node)));
         }
@@ -849,7 +854,9 @@ fn draw_aftermath(seed: u64, nodes: u8) -> Option<Aftermath> {
     let ways = [Broken::Down, Broken::Cut, Broken::Mute, Broken::Deaf, Broken::Paused];
     let how = *ways.get(rng.random_range(0..ways.len())).expect("in range");
     let sudden = rng.random_bool(0.4);
-    (minority > 0 && rng.random_bool(0.6)).then_some(Aftermath { broken, how, sudden })
+    let there_is_one = minority > 0 && rng.random_bool(0.6);
+    let rots = rng.random_bool(0.4);
+    there_is_one.then_some(Aftermath { broken, how, sudden, rots })
 }
 
 fn draw_packets(rng: &mut StdRng) -> PacketFaults {
