@@ -175,24 +175,27 @@ pub enum PeerBody {
 }
 
 impl PeerBody {
-    /// The key that it is about, if it is about one.
-    pub(crate) fn key(&self) -> Option<&Blob> {
+    /// The keys that it is about, as far as it names them.
+    pub(crate) fn keys(&self) -> Vec<&Blob> {
         match self {
             Self::Replicate { key, .. }
             | Self::Hint { key, .. }
             | Self::Fetch { key, .. }
-            | Self::FetchHint { key, .. } => Some(key),
+            | Self::FetchHint { key, .. } => vec![key],
             Self::Forward { request } => match &request.body {
-                wire::RequestBody::Write(write) => Some(&write.key),
-                wire::RequestBody::Read(read) => Some(&read.key),
-                _ => None,
+                wire::RequestBody::Write(write) => vec![&write.key],
+                wire::RequestBody::Read(read) => vec![&read.key],
+                _ => Vec::new(),
             },
+            Self::Handoff { entries, .. } => entries.iter().map(|(key, _)| key).collect(),
+            Self::Heal { request: HealRequest::Exchange { offers, .. }, .. } => {
+                offers.iter().map(|offer| &offer.key).collect()
+            }
             Self::Hello(_)
-            | Self::Handoff { .. }
             | Self::FetchRange { .. }
             | Self::Heal { .. }
             | Self::AcceptFirstLayout { .. }
-            | Self::LayoutState => None,
+            | Self::LayoutState => Vec::new(),
         }
     }
 
@@ -206,7 +209,8 @@ impl PeerBody {
             Self::Fetch { .. } => "fetch",
             Self::FetchHint { .. } => "fetch hints",
             Self::FetchRange { .. } => "fetch a page",
-            Self::Heal { .. } => "heal",
+            Self::Heal { request: HealRequest::Exchange { .. }, .. } => "exchange",
+            Self::Heal { .. } => "compare",
             Self::Forward { .. } => "forward",
             Self::AcceptFirstLayout { .. } => "accept the first layout",
             Self::LayoutState => "layout state",
@@ -278,8 +282,8 @@ impl PeerReply {
             Self::FetchedSame => "the same record".to_owned(),
             Self::Forwarded(response) => quorate_client::story::said(&response.body),
             Self::Refused(refusal) => format!("refused: {refusal}"),
+            Self::HandedOff { .. } => "merged all of it".to_owned(),
             Self::Hello(_)
-            | Self::HandedOff { .. }
             | Self::Range { .. }
             | Self::Healed(_)
             | Self::FirstLayoutAccepted

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
-use quorate_client::codec;
+use quorate_client::codec::{self, Blob};
 use quorate_client::ids::{ClusterId, NodeId};
 use quorate_client::quic::widen_for_peer;
 use quorate_client::random::Random;
@@ -136,12 +136,12 @@ impl Peers {
         timeout: Duration,
     ) -> Result<PeerReply, PeerError> {
         let me = self.0.me;
-        let about = body.key().filter(|_| story::is_told()).map(|key| (body.name(), key.clone()));
-        if let Some((what, key)) = &about {
+        let (what, keys) = told_of(&body);
+        for key in &keys {
             tell!(act = "ask", key = %story::text(key), node = %me, %to, request = request_id, what);
         }
         let called = self.exchange(to, class, request_id, body, timeout).await;
-        if let Some((what, key)) = &about {
+        for key in &keys {
             let said = || called.as_ref().map_or_else(|error| format!("no answer: {error}"), PeerReply::said);
             tell!(act = "told", key = %story::text(key), node = %me, from = %to, request = request_id, what,
                 said = said(), came = called.is_ok());
@@ -744,6 +744,12 @@ impl Serving {
     }
 }
 
+/// What is told of a request: its name, and the keys that it is about, if anybody listens.
+fn told_of(body: &PeerBody) -> (&'static str, Vec<Blob>) {
+    let keys = if story::is_told() { body.keys().into_iter().cloned().collect() } else { Vec::new() };
+    (body.name(), keys)
+}
+
 /// Answers the requests that come over one connection.
 #[derive(Clone)]
 struct Service {
@@ -768,9 +774,8 @@ impl rpc::Handler for Service {
                     self.shared.beacons.heard(speaker, request.beacon);
                 }
                 let (me, from, id) = (self.shared.me, self.node, request.request_id);
-                let key = request.body.key().filter(|_| story::is_told());
-                let about = key.map(|key| (request.body.name(), key.clone()));
-                if let Some((what, key)) = &about {
+                let (what, keys) = told_of(&request.body);
+                for key in &keys {
                     tell!(act = "asked", key = %story::text(key), node = %me, %from, request = id, what);
                 }
                 let handler = lock(&self.shared.handler).clone();
@@ -778,7 +783,7 @@ impl rpc::Handler for Service {
                     Some(handler) => handler(from, request, timeout.saturating_sub(begun.elapsed())).await,
                     None => PeerReply::Refused(NotApplied::NotServing { node: me, why: "it is starting".into() }),
                 };
-                if let Some((what, key)) = &about {
+                for key in &keys {
                     tell!(act = "tell", key = %story::text(key), node = %me, to = %from, request = id, what,
                         said = reply.said(), ok = reply.is_ok());
                 }

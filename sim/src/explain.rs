@@ -99,6 +99,11 @@ pub(crate) fn told(tale: &Tale, event: &Event) -> Option<(String, String)> {
         Some((_, no)) => format!("operation {no}"),
         None => "a request".to_owned(),
     };
+    // What heals serves no request.
+    let asked = || match event.request().and_then(|request| tale.author_of(request)) {
+        Some((_, no)) => format!("{} of operation {no}", field("what")),
+        None => field("what").to_owned(),
+    };
     let kept_for = || event.field("kept_for").map_or_else(String::new, |target| format!(" in a hint for {target}"));
     let value = |op_id: &str| match tale.operation_of(op_id) {
         Some(no) if tale.history.operations.get(&no).is_some_and(deletes) => format!("the delete {no}"),
@@ -108,11 +113,13 @@ pub(crate) fn told(tale: &Tale, event: &Event) -> Option<(String, String)> {
     let what = match event.act.as_str() {
         "event" | "lives at" | "asked" => return None,
         "ask" if field("what") == "forward" => format!("passes {} on to {}", whose(), field("to")),
-        "tell" if field("ok") == "false" => format!("does not do {} of {}: {}", field("what"), whose(), field("said")),
+        "tell" if field("ok") == "false" => format!("does not do {}: {}", asked(), field("said")),
+        "ask" if field("what") == "handoff" => format!("hands over to {} what it kept for it", field("to")),
+        "ask" if field("what") == "exchange" => format!("exchanges it with {}", field("to")),
         "ask" | "tell" => return None,
         "told" if field("came") == "true" => return None,
         "told" => {
-            format!("has no answer from {} to {} of {}: {}", place(tale, field("from")), field("what"), whose(), {
+            format!("has no answer from {} to {}: {}", place(tale, field("from")), asked(), {
                 let said = field("said");
                 said.strip_prefix("no answer: ").unwrap_or(said)
             })

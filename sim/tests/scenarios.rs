@@ -32,6 +32,21 @@ fn a_story_is_told_in_the_same_words_each_time() {
 }
 
 #[test]
+fn what_heals_without_a_request_is_told_with_both_its_ends() {
+    for (name, key, what, told) in [
+        ("hinted-handoff", "profile", "handoff", "hands over to n5 what it kept for it"),
+        ("anti-entropy", "ledger", "exchange", "exchanges it with n"),
+    ] {
+        let ending = (named(name).expect("it is one of them").play)();
+        let text = explain(&ending.tale, key);
+        assert!(text.contains(told), "{told:?} is missing:\n{text}");
+        let hops = ending.tale.hops(key);
+        let mut arrived = hops.iter().filter(|hop| hop.what == what && hop.came && hop.arrived_us.is_some());
+        assert!(arrived.any(|hop| hop.from != hop.to && !hop.refused), "{what} with both its ends:\n{hops:#?}");
+    }
+}
+
+#[test]
 fn the_example_works() {
     let ending = last_seat::play();
     assert!(ending.is_good(), "{ending}");

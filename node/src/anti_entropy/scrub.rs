@@ -18,7 +18,12 @@ use super::Desk;
 pub(super) async fn run(desk: Arc<Desk>) {
     loop {
         let began = Instant::now();
-        let owned = desk.layouts.current().map(|current| current.ring.owned_by(desk.me)).unwrap_or_default();
+        let Some(current) = desk.layouts.current() else {
+            sleep(LOOK_EVERY).await;
+            continue;
+        };
+        let owned = current.ring.owned_by(desk.me);
+        drop(current);
         let mut seen = (!owned.is_empty()).then(Seen::default);
         for partition in owned {
             seen = match (seen, scrub(&desk, partition).await) {
@@ -84,7 +89,7 @@ const REST_SHARE: u32 = 19;
 const REST_MAX: Duration = Duration::from_secs(10);
 /// The shortest rest between two rounds.
 const REST_MIN: Duration = Duration::from_secs(1);
-/// How often it is looked whether repair goes on.
+/// How often it is looked whether repair goes on, and whether there is a layout.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A round that did not read all (there is no layout yet, the store failed) is followed by the next one so soon at the latest.
+/// A round that did not read all (the store failed, this node owns nothing) is followed by the next one so soon at the latest.
 const RETRY_AFTER: Duration = Duration::from_secs(60);

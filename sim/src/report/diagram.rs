@@ -75,17 +75,17 @@ impl<'a> Drawing<'a> {
         let (operations, blamed) = chosen(tale, &all);
         let numbers: BTreeSet<OpNo> = operations.iter().map(|operation| operation.no).collect();
         let ours = |request: Option<u64>| request.and_then(|request| tale.author_of(request));
-        let hops: Vec<Hop> = tale.hops(key).into_iter().collect();
-        let hops: Vec<Hop> = hops
-            .into_iter()
-            .filter(|hop| ours(Some(hop.request)).is_none_or(|(_, no)| numbers.contains(&no)))
-            .collect();
+        let hops = tale.hops(key).into_iter();
+        let mut hops: Vec<Hop> =
+            hops.filter(|hop| ours(Some(hop.request)).is_none_or(|(_, no)| numbers.contains(&no))).collect();
         let from = operations.iter().map(|operation| operation.invoked_us).min().unwrap_or(0);
         let to = operations.iter().filter_map(|operation| operation.returned_us).max().unwrap_or(from);
-        // What the last operation set going is over soon.
-        let to = hops.iter().filter_map(|hop| hop.told_us).max().unwrap_or(to).max(to);
+        // What the last operation set going is over soon; healing goes on for ever.
+        let of_operations = hops.iter().filter(|hop| ours(Some(hop.request)).is_some());
+        let to = of_operations.filter_map(|hop| hop.told_us).max().unwrap_or(to).max(to);
         let whole = operations.len() == all.len();
         let (from, to) = if whole { (from.min(first_band(tale)), to.max(last_band(tale, from))) } else { (from, to) };
+        hops.retain(|hop| (from..=to).contains(&hop.asked_us));
         let events: Vec<&Event> = tale
             .events(key)
             .filter(|event| (from..=to).contains(&event.at_us))
@@ -247,6 +247,7 @@ impl<'a> Drawing<'a> {
                 "replicate" | "keep a hint" => "replicate",
                 "fetch" | "fetch hints" => "fetch",
                 "forward" => "forward",
+                "handoff" | "exchange" => "heal",
                 "put" | "delete" | "get" => "request",
                 _ => "other",
             };
