@@ -542,6 +542,19 @@ impl Inner {
         })
     }
 
+    /// Rule V6: the operations of either record that this one knows to be superseded. A record that has not seen that itself (a hint,
+    /// one that takes the place of a corrupt one) must not say so: it would cover the write without holding what has replaced it,
+    /// and whoever merges it would lose the write.
+    fn superseded_in(&self, of_key: (Partition, u128), record: &Record, other: &Record, now: Instant) -> Vec<OpId> {
+        let operations = lock(&self.operations);
+        let seen = |op_id: &OpId| {
+            let dot = operations.dot_of(of_key, op_id, now);
+            dot.is_some_and(|dot| record.context.covers(&dot) && !record.siblings.contains_key(&dot))
+        };
+        let live = record.siblings.values().chain(other.siblings.values());
+        live.map(|sibling| sibling.op_id).filter(seen).collect()
+    }
+
     fn merge(
         &self,
         partition: Partition,
@@ -567,14 +580,17 @@ impl Inner {
             }
         };
         let of_key = Operations::of_key(partition, key);
-        let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now).is_some();
+        let superseded = self.superseded_in(of_key, &record, other, now);
         sometimes!(
             "merge: kept a superseded operation out",
-            other.siblings.iter().any(|(dot, theirs)| !record.context.covers(dot) && remembered(&theirs.op_id))
+            other
+                .siblings
+                .iter()
+                .any(|(dot, theirs)| !record.context.covers(dot) && superseded.contains(&theirs.op_id))
         );
         let siblings = record.value_count();
         let old_digest = digest_of(&record, key);
-        let (dropped, changed) = mint::merge(&mut record, other, &remembered);
+        let (dropped, changed) = mint::merge(&mut record, other, &|op_id| superseded.contains(op_id));
         sometimes!("merge: dropped a superseded sibling", record.value_count() < siblings);
         sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());

@@ -148,8 +148,21 @@ pub struct History {
     pub minters: Vec<Minters>,
     /// Dots that were seen with the values of two writes.
     pub reused: Vec<Reused>,
-    /// Each write that some record had replaced, when that was first seen.
+    /// Each write that a record called replaced, when that was first seen at its place.
     pub replaced: Vec<Replaced>,
+    /// Writes that a node holds again after it had seen them replaced.
+    pub risen: Vec<Risen>,
+}
+
+/// A node had a write's value, then a record that had replaced it, and now the value again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Risen {
+    /// Which write.
+    pub no: OpNo,
+    /// Of which key.
+    pub key: String,
+    /// Who.
+    pub node: String,
 }
 
 /// A record does not hold a write's value any more, or never did, and its context says that it was replaced.
@@ -159,8 +172,10 @@ pub struct Replaced {
     pub no: OpNo,
     /// Of which key.
     pub key: String,
-    /// Whose record says so.
-    pub node: String,
+    /// Whose record says so: a node's own, or what it keeps for another one.
+    pub place: String,
+    /// The writes whose values the record holds.
+    pub by: BTreeSet<OpNo>,
     /// When, in microseconds of simulated time.
     pub at_us: u64,
 }
@@ -260,6 +275,7 @@ enum Line {
     Minters(Minters),
     Reused(Reused),
     Replaced(Replaced),
+    Risen(Risen),
 }
 
 impl History {
@@ -300,7 +316,8 @@ impl History {
         let minters = self.minters.iter().cloned().map(Line::Minters);
         let reused = self.reused.iter().cloned().map(Line::Reused);
         let replaced = self.replaced.iter().cloned().map(Line::Replaced);
-        let seen = held.chain(let_go).chain(minters).chain(reused).chain(replaced);
+        let risen = self.risen.iter().cloned().map(Line::Risen);
+        let seen = held.chain(let_go).chain(minters).chain(reused).chain(replaced).chain(risen);
         for line in operations.chain(replicas).chain(merged).chain(seen) {
             serde_json::to_writer(&mut to, &line)?;
             to.write_all(b"\n")?;
@@ -330,6 +347,7 @@ impl History {
                 Line::Minters(minters) => history.minters.push(minters),
                 Line::Reused(reused) => history.reused.push(reused),
                 Line::Replaced(replaced) => history.replaced.push(replaced),
+                Line::Risen(risen) => history.risen.push(risen),
             }
         }
         Ok(history)
@@ -461,7 +479,8 @@ mod tests {
         story.let_go("n4", "n1", one, true);
         story.minters(one, ["n1", "n2"]);
         story.reused("a#1", [one, 3]);
-        story.replaced("n1", one);
+        story.replaced("n1", one, [7]);
+        story.risen("n1", one);
         let history = story.history();
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");

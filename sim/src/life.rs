@@ -283,7 +283,7 @@ fn through(
     trace: &Trace,
 ) -> Result<(), String> {
     let ms = |ms: u32| Duration::from_millis(ms.into());
-    let mut vigil = Vigil::new(cluster, notebook);
+    let mut vigil = Vigil::new(cluster, notebook, plan.nobody_forgets());
     let start = loop {
         cluster.step().map_err(|error| error.to_string())?;
         match &*phase.borrow() {

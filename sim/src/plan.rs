@@ -480,16 +480,7 @@ impl Plan {
             settle_ms: 20_000,
         };
         if plan.repeats_elsewhere() {
-            // What is promised of such repetitions is promised as long as nobody forgets what was superseded.
-            let forgets = |name: &str| POINTS.iter().any(|point| point.name == name && point.effect == Effect::Forgets);
-            plan.points.on.retain(|name| !forgets(name));
-            // Clients that know nothing of each other would still turn to the same primary.
-            plan.points.on.insert(ANY_PRIMARY.to_owned());
-            plan.points.per_mille = 250;
-            if let Some(aftermath) = &mut plan.aftermath {
-                aftermath.rots = false;
-                aftermath.how = if aftermath.how == Broken::Down { Broken::Cut } else { aftermath.how };
-            }
+            plan.repeat_elsewhere();
         }
         plan.faults = plan.draw_faults(allowed);
         if plan.faults.iter().any(|fault| fault.kind.class() == FaultClass::OwnersDown) {
@@ -498,6 +489,19 @@ impl Plan {
             plan.workload.timeout_ms = plan.workload.timeout_ms.max(1000);
         }
         plan
+    }
+
+    /// Makes it a life in which a write is often sent to a second coordinator while the first one may have minted it, and in which nobody
+    /// forgets what was superseded: so long something is promised of such repetitions.
+    fn repeat_elsewhere(&mut self) {
+        self.points.on = [ANY_PRIMARY, CUT_SHORT].map(str::to_owned).into();
+        self.points.per_mille = 500;
+        let workload = &mut self.workload;
+        (workload.keys, workload.timeout_ms) = (workload.keys.max(10), 300);
+        if let Some(aftermath) = &mut self.aftermath {
+            aftermath.rots = false;
+            aftermath.how = if aftermath.how == Broken::Down { Broken::Cut } else { aftermath.how };
+        }
     }
 
     /// The same life without what lives had not when some older seeds were named: for regressions.
@@ -532,6 +536,14 @@ impl Plan {
     /// Whether unknown writes are repeated by clients that do not know to whom they had gone.
     pub fn repeats_elsewhere(&self) -> bool {
         self.workload.repeat_percent > 0 && self.workload.repeat_elsewhere
+    }
+
+    /// Whether every node remembers all that it has superseded.
+    pub fn nobody_forgets(&self) -> bool {
+        let whole = |after: &Aftermath| after.how != Broken::Down && !after.rots;
+        !self.has_point(Effect::Forgets)
+            && self.classes().iter().all(|class| !class.forgets())
+            && self.aftermath.as_ref().is_none_or(whole)
     }
 
     /// How many nodes there are.
@@ -880,6 +892,9 @@ fn draw_nodes(rng: &mut StdRng, nodes: u8, count: u8) -> BTreeSet<u8> {
 /// The point at which a client does not begin with the primary that all others begin with.
 const ANY_PRIMARY: &str = "client: writes go to any primary first";
 
+/// The point at which a client waits for too short a time.
+const CUT_SHORT: &str = "client: an attempt's time is cut short";
+
 /// Less would leave no time to notice that they are away.
 const AWAY_TWICE_MS: u32 = 9_000;
 
@@ -928,7 +943,7 @@ mod tests {
         let plans: Vec<Plan> = (0..SEEDS).map(|seed| Plan::draw(seed, &all())).collect();
         for point in POINTS {
             let lives = plans.iter().filter(|plan| plan.points.on.contains(point.name)).count();
-            let most = if point.name == ANY_PRIMARY { 250 } else { 150 };
+            let most = if [ANY_PRIMARY, CUT_SHORT].contains(&point.name) { 250 } else { 150 };
             assert!((50..most).contains(&lives), "{} is on in {lives} lives", point.name);
         }
         let calm = plans.iter().filter(|plan| plan.points.on.is_empty()).count();

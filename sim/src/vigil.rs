@@ -1,5 +1,6 @@
 //! Looks at the disks at the moments that matter, and writes down who held what: for [`crate::checker::held`],
-//! [`crate::checker::handed_over`], [`crate::checker::minters`], [`crate::checker::dots`] and [`crate::checker::replaced`].
+//! [`crate::checker::handed_over`], [`crate::checker::minters`], [`crate::checker::dots`], [`crate::checker::replaced`] and
+//! [`crate::checker::risen`].
 //!
 //! What a client is told must be true on the disks when it is told, not only as long as nothing else goes wrong: a broken promise is seen
 //! here in the first life that breaks it, not in the one whose faults happen to show it. Looking changes nothing.
@@ -14,7 +15,7 @@ use quorate_node::store::Tree;
 
 use crate::cluster::{CLUSTER, Cluster, Machine, name};
 use crate::disk::Durable;
-use crate::history::{Held, LetGo, Minters, OpNo, Replaced, Reused};
+use crate::history::{Held, LetGo, Minters, OpNo, Replaced, Reused, Risen};
 use crate::workload::{Answer, Notebook, number};
 
 /// Looks on.
@@ -23,8 +24,24 @@ pub struct Vigil {
     notebook: Notebook,
     /// Which write had a dot when it was first seen.
     dots: BTreeMap<Dot, OpNo>,
-    /// The dots of each key that no record has been seen to call replaced.
+    keys: BTreeMap<String, OfKey>,
+    /// What each node was seen to hold of each key, and to have replaced; nothing in lives in which nodes forget that.
+    superseded: Option<BTreeMap<(String, String), Superseded>>,
+}
+
+/// The dots that values of one key were seen with.
+#[derive(Debug, Default)]
+struct OfKey {
+    known: BTreeMap<Dot, OpNo>,
+    /// Of these, those that the record at each place was not seen to call replaced so far.
     live: BTreeMap<String, BTreeMap<Dot, OpNo>>,
+}
+
+/// What one node was seen to do with the writes of one key.
+#[derive(Debug, Default)]
+struct Superseded {
+    held: BTreeMap<OpNo, BTreeSet<Dot>>,
+    gone: BTreeSet<OpNo>,
 }
 
 /// What one disk holds of a key.
@@ -34,19 +51,20 @@ struct Holding {
     record: Option<Record>,
     /// What it keeps for others, and for whom.
     hints: Vec<(String, Record)>,
-    /// What is there now, durable or not.
-    now: Vec<Record>,
+    /// What is there now, durable or not, and what each is called: the node's own record, or what it keeps for another one.
+    now: Vec<(String, Record)>,
     /// It has lost something.
     spoilt: bool,
 }
 
 impl Vigil {
-    /// Begins to look at the disks of a cluster, whose clients write into this notebook.
-    pub fn new(cluster: &Cluster<'_>, notebook: &Notebook) -> Self {
+    /// Begins to look at the disks of a cluster, whose clients write into this notebook. `nobody_forgets` what was superseded.
+    pub fn new(cluster: &Cluster<'_>, notebook: &Notebook, nobody_forgets: bool) -> Self {
         for machine in cluster.machines() {
             machine.disk.watch_hints();
         }
-        Self { notebook: notebook.clone(), dots: BTreeMap::new(), live: BTreeMap::new() }
+        let superseded = nobody_forgets.then(BTreeMap::new);
+        Self { notebook: notebook.clone(), dots: BTreeMap::new(), keys: BTreeMap::new(), superseded }
     }
 
     /// Looks at all that clients were told since the last time, and at the hints that were let go. `destroyed` are the nodes whose
@@ -65,6 +83,13 @@ impl Vigil {
             }
             self.look_at_dots(&holdings, &answer.key, at_us);
         }
+        let touched = self.notebook.touched();
+        if self.superseded.is_some() {
+            for key in touched {
+                let holdings = holdings(cluster.machines(), key.as_bytes(), &spoilt)?;
+                self.look_at_superseded(&holdings, &key);
+            }
+        }
         for machine in cluster.machines() {
             for (stored, value) in machine.disk.let_go() {
                 let let_go = let_go(cluster.machines(), machine, &stored, &value, &spoilt)?;
@@ -75,11 +100,13 @@ impl Vigil {
     }
 
     fn look_at_dots(&mut self, holdings: &[Holding], key: &str, at_us: u64) {
-        let live = self.live.entry(key.to_owned()).or_default();
-        for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|record| &record.siblings) {
+        let OfKey { known, live } = self.keys.entry(key.to_owned()).or_default();
+        let records = || holdings.iter().flat_map(|holding| &holding.now);
+        for (dot, sibling) in records().flat_map(|(_, record)| &record.siblings) {
             let no = number(&sibling.value);
             let first = *self.dots.entry(*dot).or_insert_with(|| {
-                live.insert(*dot, no);
+                known.insert(*dot, no);
+                live.values_mut().for_each(|dots| _ = dots.insert(*dot, no));
                 no
             });
             if first != no {
@@ -88,12 +115,36 @@ impl Vigil {
                 self.notebook.saw_reused(Reused { dot, key, writes: [first, no] });
             }
         }
-        live.retain(|dot, no| {
-            let replaces = |record: &Record| record.context.covers(dot) && !record.siblings.contains_key(dot);
-            let Some(by) = holdings.iter().find(|holding| holding.now.iter().any(replaces)) else { return true };
-            self.notebook.saw_replaced(Replaced { no: *no, key: key.to_owned(), node: by.node.clone(), at_us });
-            false
-        });
+        for (place, record) in records() {
+            let live = live.entry(place.clone()).or_insert_with(|| known.clone());
+            live.retain(|dot, no| {
+                if !record.context.covers(dot) || record.siblings.contains_key(dot) {
+                    return true;
+                }
+                let by = record.siblings.values().map(|sibling| number(&sibling.value)).collect();
+                let (key, place) = (key.to_owned(), place.clone());
+                self.notebook.saw_replaced(Replaced { no: *no, key, place, by, at_us });
+                false
+            });
+        }
+    }
+
+    fn look_at_superseded(&mut self, holdings: &[Holding], key: &str) {
+        let Some(superseded) = &mut self.superseded else { return };
+        for (node, record) in holdings.iter().filter_map(|holding| Some((&holding.node, holding.record.as_ref()?))) {
+            let Superseded { held, gone } = superseded.entry((node.clone(), key.to_owned())).or_default();
+            let mut now: BTreeMap<OpNo, BTreeSet<Dot>> = BTreeMap::new();
+            for (dot, sibling) in &record.siblings {
+                now.entry(number(&sibling.value)).or_default().insert(*dot);
+            }
+            for no in now.keys().copied().filter(|no| gone.remove(no)) {
+                self.notebook.saw_risen(Risen { no, key: key.to_owned(), node: node.clone() });
+            }
+            let replaced = |dots: &BTreeSet<Dot>| dots.iter().all(|dot| record.context.covers(dot));
+            let went = held.iter().filter(|(no, dots)| !now.contains_key(*no) && replaced(dots));
+            gone.extend(went.map(|(no, _)| *no));
+            *held = now;
+        }
     }
 }
 
@@ -105,7 +156,7 @@ fn holdings(machines: &[Machine], key: &[u8], spoilt: &BTreeSet<String>) -> Resu
 /// Writes whose values carry dots of several nodes, or several of one actor.
 fn minters(holdings: &[Holding], key: &str) -> Vec<Minters> {
     let mut dots: BTreeMap<OpNo, BTreeSet<Dot>> = BTreeMap::new();
-    for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|record| &record.siblings) {
+    for (dot, sibling) in holdings.iter().flat_map(|holding| &holding.now).flat_map(|(_, record)| &record.siblings) {
         dots.entry(number(&sibling.value)).or_default().insert(*dot);
     }
     let again = |dots: &BTreeSet<Dot>| {
@@ -147,7 +198,7 @@ fn held(holdings: &[Holding], answer: &Answer) -> Result<Held, String> {
 /// The dots that a write has taken, as far as its value is still anywhere.
 fn dots(holdings: &[Holding], no: OpNo) -> Vec<Dot> {
     let records = holdings.iter().flat_map(|holding| &holding.now);
-    let siblings = records.flat_map(|record| &record.siblings);
+    let siblings = records.flat_map(|(_, record)| &record.siblings);
     siblings.filter(|(_, sibling)| number(&sibling.value) == no).map(|(dot, _)| *dot).collect()
 }
 
@@ -188,7 +239,7 @@ impl Holding {
             Durable::Value(value) => Some(decode(&value)?),
         };
         if let Some(value) = machine.disk.present(Tree::Data, &slot) {
-            now.push(decode(&value)?);
+            now.push((node.clone(), decode(&value)?));
         }
         let mut hints = Vec::new();
         for (stored, value) in machine.disk.durable_content(Tree::Hints) {
@@ -200,7 +251,7 @@ impl Holding {
                 hints.extend(of_key(&value)?);
             }
             if let Some(value) = machine.disk.present(Tree::Hints, &stored) {
-                now.extend(of_key(&value)?.map(|(_, hint)| hint));
+                now.extend(of_key(&value)?.map(|(target, hint)| (format!("{node} for {target}"), hint)));
             }
         }
         Ok(Self { node, record, hints, now, spoilt })

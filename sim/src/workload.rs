@@ -30,6 +30,8 @@ struct Inner {
     trace: Trace,
     history: Mutex<History>,
     answers: Mutex<Vec<Answer>>,
+    /// The keys of operations that have ended.
+    touched: Mutex<BTreeSet<String>>,
 }
 
 /// What a client was just told that has to be true on the disks: see [`crate::vigil`].
@@ -46,7 +48,13 @@ pub(crate) struct Answer {
 impl Notebook {
     /// An empty one; keys have `n` replicas.
     pub fn new(n: u8, trace: Trace) -> Self {
-        Self(Arc::new(Inner { n, trace, history: Mutex::default(), answers: Mutex::default() }))
+        Self(Arc::new(Inner {
+            n,
+            trace,
+            history: Mutex::default(),
+            answers: Mutex::default(),
+            touched: Mutex::default(),
+        }))
     }
 
     /// All that was written down so far.
@@ -98,6 +106,7 @@ impl Notebook {
             degraded: report.degraded,
             layout: report.layout.0,
         });
+        self.0.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(operation.key.clone());
         let at = turmoil::sim_elapsed().unwrap_or_default();
         let what = format_args!("operation {no} {:?} of {}: {outcome:?}", operation.action, operation.key);
         self.0.trace.event(at, &format!("client {}", operation.client), what);
@@ -125,6 +134,11 @@ impl Notebook {
         std::mem::take(&mut *self.0.answers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The keys of which an operation has ended since it was last asked.
+    pub(crate) fn touched(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.0.touched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(crate) fn saw(&self, held: history::Held) {
         self.lock().held.push(held);
     }
@@ -143,6 +157,10 @@ impl Notebook {
 
     pub(crate) fn saw_replaced(&self, replaced: history::Replaced) {
         self.lock().replaced.push(replaced);
+    }
+
+    pub(crate) fn saw_risen(&self, risen: history::Risen) {
+        self.lock().risen.push(risen);
     }
 
     pub(crate) fn saw_let_go(&self, let_go: history::LetGo) {
@@ -581,7 +599,10 @@ impl Terms {
 
 impl Worker {
     async fn operate(&mut self) {
-        if !self.unsettled.is_empty() && self.random.below(REPEATED_ONE_IN) == 0 {
+        // Another process takes over at once; an application tries again when it gets to it.
+        if !self.unsettled.is_empty()
+            && (self.plan.workload.repeat_elsewhere || self.random.below(REPEATED_ONE_IN) == 0)
+        {
             return self.repeat().await;
         }
         let workload = &self.plan.workload;

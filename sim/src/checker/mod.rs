@@ -16,6 +16,7 @@ pub mod durable;
 pub mod lost_update;
 pub mod replaced;
 pub mod resurrection;
+pub mod risen;
 
 pub mod false_concurrency;
 pub mod siblings;
@@ -58,7 +59,9 @@ pub enum Property {
     /// See [`durable`].
     Durable,
     /// See [`replaced`].
-    ReplacedBySomebody,
+    ReplacedByWhatIsThere,
+    /// See [`risen`].
+    SupersededStays,
     /// See [`lost_update`].
     NoLostUpdate,
     /// See [`resurrection`].
@@ -160,6 +163,7 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     violations.extend(session::check(&keys));
     violations.extend(dots::check(history));
     violations.extend(minters::check(history));
+    violations.extend(risen::check(history));
     violations.extend(availability::check(history, &expectations.available));
     if expectations.drained {
         violations.extend(drained::check(history));

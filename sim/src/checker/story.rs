@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{
-    Action, Held, History, LetGo, Minters, OpNo, Operation, Outcome, Quorum, Record, Replaced, Replica, Reused,
+    Action, Held, History, LetGo, Minters, OpNo, Operation, Outcome, Quorum, Record, Replaced, Replica, Reused, Risen,
 };
 
 pub(crate) const KEY: &str = "k";
@@ -101,9 +101,13 @@ impl Story {
     }
 
     /// It is seen now, before the next operation.
-    pub(crate) fn replaced(&mut self, node: &str, no: OpNo) {
-        let (node, key) = (node.to_owned(), KEY.to_owned());
-        self.history.replaced.push(Replaced { no, key, node, at_us: self.now_us - 1 });
+    pub(crate) fn risen(&mut self, node: &str, no: OpNo) {
+        self.history.risen.push(Risen { no, key: KEY.to_owned(), node: node.to_owned() });
+    }
+
+    pub(crate) fn replaced<const N: usize>(&mut self, place: &str, no: OpNo, by: [OpNo; N]) {
+        let (key, place) = (KEY.to_owned(), place.to_owned());
+        self.history.replaced.push(Replaced { no, key, place, by: by.into(), at_us: self.now_us - 1 });
     }
 
     pub(crate) fn history(&self) -> History {
