@@ -62,23 +62,16 @@ impl Common {
         }
     }
 
-    /// `again` names the operation of an earlier attempt.
-    async fn write(
-        &self,
-        value: Option<Bytes>,
-        context: Option<&Context>,
-        again: Option<OpId>,
-    ) -> Result<Written, Error> {
-        let op_id = again.unwrap_or_else(|| OpId(self.client.random().u128()));
+    async fn write(&self, value: Option<Bytes>, context: Option<&Context>, again: Again) -> Result<Written, Error> {
+        let op_id = again.op_id.unwrap_or_else(|| OpId(self.client.random().u128()));
         self.check("W", self.w)?;
         if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
             return Err(too_large("value", VALUE_LEN_MAX, len));
         }
-        // It goes where the earlier attempt went. Of an attempt by another client nothing is known.
-        let left = again.map(|op_id| self.client.unsettled(op_id));
-        let (only, age) = match left {
+        // It goes where the earlier attempt went. To whom another client has sent it is not known.
+        let (only, age) = match again.op_id.map(|op_id| self.client.unsettled(op_id)) {
             None => (None, None),
-            Some(None) => (None, Some(REPEATED_WITHIN)),
+            Some(None) => (None, Some(again.first_sent)),
             Some(Some((to, age))) => (Some(vec![to]), Some(age)),
         };
         let body = RequestBody::Write(wire::Write {
@@ -93,7 +86,7 @@ impl Common {
         });
         match self.client.exchange(body, self.timeout, only).await? {
             Reply::Written(written) => {
-                if again.is_some() {
+                if again.op_id.is_some() {
                     self.client.settled(op_id);
                 }
                 Written::new(self.key.clone(), op_id, written)
@@ -116,12 +109,35 @@ impl Common {
     }
 }
 
-/// How long ago a write was first sent at most that an application repeats by its operation id through another client than the one
-/// that had sent it. Coordinators remember for twice as long what they have superseded.
+/// Whether there was an attempt before.
+#[derive(Debug, Clone, Copy)]
+struct Again {
+    op_id: Option<OpId>,
+    /// How long ago at most, if there was one.
+    first_sent: Duration,
+}
+
+impl Default for Again {
+    fn default() -> Self {
+        Self { op_id: None, first_sent: REPEATED_WITHIN }
+    }
+}
+
+/// How long ago the first attempt was at most, unless it is said. Coordinators remember for twice as long what they have superseded.
 const REPEATED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Setters that builders share.
 macro_rules! settings {
+    (first_sent) => {
+        /// How long ago the first attempt was sent at most, if [`op_id`](Self::op_id) says that there was one; five minutes if
+        /// nothing is said. It matters if another client had sent it. A coordinator that has not lived for so long, and half a minute more, may
+        /// have forgotten what became of the write, and then leaves it indeterminate; what is older than is said here can be
+        /// written a second time.
+        pub fn first_sent(mut self, ago: Duration) -> Self {
+            self.again.first_sent = ago;
+            self
+        }
+    };
     (r) => {
         /// How many replicas must answer the read.
         pub fn r(mut self, r: Quorum) -> Self {
@@ -225,12 +241,12 @@ pub struct Put {
     common: Common,
     value: Result<Bytes, Error>,
     cause: Cause,
-    op_id: Option<OpId>,
+    again: Again,
 }
 
 impl Put {
     pub(crate) fn new(client: Client, key: &[u8], value: Result<Bytes, Error>, cause: Cause) -> Self {
-        Self { common: Common::new(client, key), value, cause, op_id: None }
+        Self { common: Common::new(client, key), value, cause, again: Again::default() }
     }
 
     settings!(w);
@@ -243,11 +259,13 @@ impl Put {
     ///
     /// A client (all its clones) remembers to which node its newest 16,384 unknown writes went and asks that one again, since
     /// another one might write the value a second time; while that node is away the repetition stays indeterminate. Another client,
-    /// in another process perhaps, does not know, and asks whoever is best.
+    /// in another process perhaps, does not know, and asks whoever is best: see [`first_sent`](Self::first_sent).
     pub fn op_id(mut self, op_id: OpId) -> Self {
-        self.op_id = Some(op_id);
+        self.again.op_id = Some(op_id);
         self
     }
+
+    settings!(first_sent);
 }
 
 impl IntoFuture for Put {
@@ -257,7 +275,7 @@ impl IntoFuture for Put {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let context = self.cause.context_for(&self.common.key)?;
-            self.common.write(Some(self.value?), context, self.op_id).await
+            self.common.write(Some(self.value?), context, self.again).await
         })
     }
 }
@@ -268,12 +286,12 @@ impl IntoFuture for Put {
 pub struct Delete {
     common: Common,
     cause: Cause,
-    op_id: Option<OpId>,
+    again: Again,
 }
 
 impl Delete {
     pub(crate) fn new(client: Client, key: &[u8], cause: Cause) -> Self {
-        Self { common: Common::new(client, key), cause, op_id: None }
+        Self { common: Common::new(client, key), cause, again: Again::default() }
     }
 
     settings!(r);
@@ -283,9 +301,11 @@ impl Delete {
 
     /// As [`Put::op_id`]. It needs a cause other than [`Blind`](crate::Blind), since another read may see something else.
     pub fn op_id(mut self, op_id: OpId) -> Self {
-        self.op_id = Some(op_id);
+        self.again.op_id = Some(op_id);
         self
     }
+
+    settings!(first_sent);
 }
 
 impl IntoFuture for Delete {
@@ -294,7 +314,7 @@ impl IntoFuture for Delete {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let Self { common, cause, op_id } = self;
+            let Self { common, cause, again } = self;
             common.check("W", common.w)?;
             let seen = match cause.context_for(&common.key)? {
                 Some(context) => {
@@ -304,7 +324,7 @@ impl IntoFuture for Delete {
                     }
                     context.clone()
                 }
-                None if op_id.is_some() => {
+                None if again.op_id.is_some() => {
                     return Err(Error::misuse(
                         "a blind delete cannot be retried with an operation id: it would delete what another read sees",
                     ));
@@ -317,7 +337,7 @@ impl IntoFuture for Delete {
                     read.context().clone()
                 }
             };
-            common.write(None, Some(&seen), op_id).await
+            common.write(None, Some(&seen), again).await
         })
     }
 }
@@ -391,7 +411,7 @@ impl<'a> IntoFuture for Update<'a> {
                     Change::Delete => None,
                 };
                 let own = u32::from(value.is_some());
-                let written = common.write(value.clone(), Some(read.context()), None).await;
+                let written = common.write(value.clone(), Some(read.context()), Again::default()).await;
                 let written = written.map_err(|error| after(&common, round - 1, error))?;
                 if written.siblings() <= own {
                     return Ok(Some(written));

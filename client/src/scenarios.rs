@@ -383,6 +383,9 @@ async fn an_application_repeats_an_unknown_write_where_it_had_gone_and_says_how_
     db.put("k", "v", Blind).op_id(op_id).await.expect("it is recognised");
     let age_ms = first_sent(&fake).expect("it is no first attempt");
     assert!((300_000..301_000).contains(&age_ms), "{age_ms}");
+    db.put("k", "v", Blind).first_sent(Duration::from_secs(9)).op_id(op_id).await.expect("it is recognised");
+    let age_ms = first_sent(&fake).expect("it is no first attempt");
+    assert!((9_000..10_000).contains(&age_ms), "{age_ms}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -498,6 +498,10 @@ impl Plan {
         self.points.per_mille = 500;
         let workload = &mut self.workload;
         (workload.keys, workload.timeout_ms) = (workload.keys.max(10), 300);
+        // A node that has hardly lived cannot know what it has forgotten, and mints no repetition. What travels fast overtakes what
+        // travels slowly.
+        self.active_ms = 60_000;
+        (self.network.latency_max_ms, self.network.curve_x10) = (100, 10);
         if let Some(aftermath) = &mut self.aftermath {
             aftermath.rots = false;
             aftermath.how = if aftermath.how == Broken::Down { Broken::Cut } else { aftermath.how };

@@ -555,23 +555,26 @@ struct WriteRequest {
     terms: Terms,
     /// It repeats an earlier one.
     op_id: Option<OpId>,
+    /// When it was first sent, in microseconds.
+    first_us: u64,
 }
 
 impl WriteRequest {
     async fn send(&self, client: &Client) -> Result<Written, Error> {
         let Terms { w, strict, explain, .. } = self.terms;
+        let ago = Duration::from_micros(now_us() - self.first_us);
         let cause = self.context.clone().map_or(Cause::from(Blind), Cause::from);
         if let Some(value) = &self.value {
             let mut put = client.put(&self.key, value.clone(), cause).w(w);
             put = if strict { put.strict() } else { put };
             put = if explain { put.explain() } else { put };
-            put = if let Some(op_id) = self.op_id { put.op_id(op_id) } else { put };
+            put = if let Some(op_id) = self.op_id { put.op_id(op_id).first_sent(ago) } else { put };
             put.await
         } else {
             let mut delete = client.delete(&self.key, cause).w(w);
             delete = if strict { delete.strict() } else { delete };
             delete = if explain { delete.explain() } else { delete };
-            delete = if let Some(op_id) = self.op_id { delete.op_id(op_id) } else { delete };
+            delete = if let Some(op_id) = self.op_id { delete.op_id(op_id).first_sent(ago) } else { delete };
             delete.await
         }
     }
@@ -665,7 +668,8 @@ impl Worker {
         let (context, giver) = seen.unzip();
         let no = self.begin(key, terms.write(), Action::Put { cause: giver });
         let value = Some(value(no, self.value_len()));
-        self.write(WriteRequest { no, key: key.to_owned(), value, context, terms, op_id: None }).await;
+        self.write(WriteRequest { no, key: key.to_owned(), value, context, terms, op_id: None, first_us: now_us() })
+            .await;
     }
 
     async fn write(&mut self, write: WriteRequest) {
@@ -738,7 +742,7 @@ impl Worker {
         let Some((context, giver)) = self.seen.get(key).cloned() else { return };
         let no = self.begin(key, terms.write(), Action::Delete { cause: Some(giver) });
         let (key, context) = (key.to_owned(), Some(context));
-        self.write(WriteRequest { no, key, value: None, context, terms, op_id: None }).await;
+        self.write(WriteRequest { no, key, value: None, context, terms, op_id: None, first_us: now_us() }).await;
     }
 
     /// An update is several reads and writes; what its function is shown tells what they were.
