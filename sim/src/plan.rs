@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use quorate_client::chaos::{self, Effect, POINTS};
-use quorate_client::ids::{NodeId, Partition};
+use quorate_client::ids::NodeId;
 use quorate_client::options::Quorum;
 use quorate_node::core::ring::{Ring, RingMember};
 use rand::rngs::StdRng;
@@ -489,6 +489,8 @@ impl Plan {
             plan.workload.keys = plan.workload.keys.max(10);
         }
         plan.faults = plan.draw_faults(allowed);
+        let last = plan.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max();
+        plan.active_ms = plan.active_ms.max(last.unwrap_or(0));
         if plan.faults.iter().any(|fault| fault.kind.class() == FaultClass::OwnersDown) {
             // Somebody has to ask for what only others can give then, and to wait for it.
             plan.workload.strict_percent = 0;
@@ -713,16 +715,14 @@ impl Plan {
         faults
     }
 
-    /// Owners that are away for long come back in between, for as long as it takes to hand over what was kept for them, so that the same
+    /// Half of all owners that are away come back in between, for as long as it takes to hand over what was kept for them, so that the same
     /// nodes stand in for them twice.
     fn twice(fault: Fault) -> Vec<Fault> {
-        let (FaultKind::OwnersDown(_), for_ms) = (&fault.kind, fault.for_ms) else { return vec![fault] };
-        if for_ms < AWAY_TWICE_MS || fault.at_ms.is_multiple_of(2) {
+        if !matches!(fault.kind, FaultKind::OwnersDown(_)) || fault.at_ms.is_multiple_of(2) {
             return vec![fault];
         }
-        let part = for_ms * 2 / 5;
-        let again = Fault { at_ms: fault.at_ms + for_ms - part, for_ms: part, kind: fault.kind.clone() };
-        vec![Fault { for_ms: part, ..fault }, again]
+        let again = Fault { at_ms: fault.at_ms + AWAY_MS + BACK_MS, for_ms: AWAY_MS, kind: fault.kind.clone() };
+        vec![Fault { for_ms: AWAY_MS, ..fault }, again]
     }
 
     fn draw_kind(&self, rng: &mut StdRng, class: FaultClass, victims: &BTreeSet<u8>) -> FaultKind {
@@ -743,7 +743,9 @@ impl Plan {
             FaultClass::OneWay => FaultKind::OneWay { from: node, to: other },
             FaultClass::OwnersDown => {
                 let ring = self.ring();
-                let owners = ring.primaries(Partition(rng.random_range(0..self.partitions)));
+                // Of a popular key, so that somebody asks for it.
+                let key = crate::workload::key_text(rng.random_range(0..self.workload.keys.min(3)));
+                let owners = ring.primaries(ring.partition_of(key.as_bytes()));
                 let index = |owner: &NodeId| (0..nodes).find(|node| crate::cluster::name(*node) == owner.as_str());
                 FaultKind::OwnersDown(owners.iter().filter_map(index).collect())
             }
@@ -908,8 +910,11 @@ const SHORT_PAGES: &str = "replica: a page ends early";
 /// The point at which a client waits for too short a time.
 const CUT_SHORT: &str = "client: an attempt's time is cut short";
 
-/// Less would leave no time to notice that they are away.
-const AWAY_TWICE_MS: u32 = 9_000;
+/// Owners are taken for down after 6 s at the latest; a part of the time is left in which others stand in.
+const AWAY_MS: u32 = 10_000;
+
+/// How long it takes that they are taken for up again and are handed what was kept for them.
+const BACK_MS: u32 = 5_000;
 
 /// The generator of one part of a plan.
 fn rng(seed: u64, part: &str) -> StdRng {
