@@ -24,6 +24,7 @@ pub struct Vigil {
     notebook: Notebook,
     /// Which write had a dot when it was first seen.
     dots: BTreeMap<Dot, OpNo>,
+    /// What was seen of each key.
     keys: BTreeMap<String, OfKey>,
     /// What each node was seen to hold of each key, and to have replaced; nothing in lives in which nodes forget that.
     superseded: Option<BTreeMap<(String, String), Superseded>>,
@@ -32,6 +33,7 @@ pub struct Vigil {
 /// The dots that values of one key were seen with.
 #[derive(Debug, Default)]
 struct OfKey {
+    /// And which write's each is.
     known: BTreeMap<Dot, OpNo>,
     /// Of these, those that the record at each place was not seen to call replaced so far.
     live: BTreeMap<String, BTreeMap<Dot, OpNo>>,
@@ -40,7 +42,9 @@ struct OfKey {
 /// What one node was seen to do with the writes of one key.
 #[derive(Debug, Default)]
 struct Superseded {
+    /// Those that it held when it was last looked at, and their dots.
     held: BTreeMap<OpNo, BTreeSet<Dot>>,
+    /// Those that it has held and seen replaced.
     gone: BTreeSet<OpNo>,
 }
 

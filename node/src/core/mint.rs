@@ -103,7 +103,8 @@ pub fn mint(mut record: Record, dot: Dot, op_id: OpId, value: Option<Blob>, caus
 /// it has to be.
 ///
 /// An operation of which one dot has just turned out to be superseded is superseded as a whole: no replica shows what it
-/// remembers.
+/// remembers. `remembered` are the operations that *this record* has superseded, not those of another record of the node (a hint):
+/// it goes on covering what it drops, and so must hold what has replaced it.
 pub fn merge(record: &mut Record, other: &Record, remembered: &dyn Fn(&OpId) -> bool) -> (Dropped, bool) {
     let (mut dropped, mut changed) = record.merge(other, remembered);
     if !dropped.writes.is_empty() {

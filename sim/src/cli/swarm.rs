@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use quorate_client::chaos;
 use quorate_sim::life::{self, Outcomes, Report};
 use quorate_sim::plan::FaultClass;
@@ -48,6 +49,12 @@ pub(crate) fn swarm(arguments: &Swarm) -> io::Result<bool> {
     let (next, failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let sums = Mutex::new(Sums::default());
     let running: Mutex<BTreeMap<u64, Duration>> = Mutex::default();
+    // Nobody sees it where stderr is no terminal.
+    let bar = ProgressBar::new(seeds.end - seeds.start).with_style(style());
+    let say = |what: &str| {
+        // A closed pipe must not end the swarm.
+        bar.suspend(|| _ = writeln!(io::stdout().lock(), "{what}"));
+    };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs)
             .map(|_| {
@@ -69,11 +76,7 @@ pub(crate) fn swarm(arguments: &Swarm) -> io::Result<bool> {
                                 (None, Some(violation)) => violation.to_string(),
                                 (None, None) => unreachable!("it is not good"),
                             };
-                            // A closed pipe must not end the swarm.
-                            let _ = writeln!(
-                                io::stdout().lock(),
-                                "seed {seed}: {what}\n  reproduce: quorate-sim run --seed {seed}"
-                            );
+                            say(&format!("seed {seed}: {what}\n  reproduce: quorate-sim run --seed {seed}"));
                         }
                         sums.lock().expect("no panic while it is held").add(&report);
                     }
@@ -82,18 +85,18 @@ pub(crate) fn swarm(arguments: &Swarm) -> io::Result<bool> {
             .collect();
         while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
             thread::sleep(Duration::from_millis(20));
+            let lives = sums.lock().expect("no panic while it is held").lives;
+            bar.set_position(lives);
             let now = started.elapsed();
             let running = running.lock().expect("no panic while it is held");
             if let Some((seed, _)) = running.iter().find(|(_, since)| now.saturating_sub(**since) > HUNG_AFTER) {
                 // A thread cannot be ended from outside, so that the whole swarm has to.
-                let _ = writeln!(
-                    io::stdout().lock(),
-                    "seed {seed}: hangs in real time\n  reproduce: quorate-sim run --seed {seed}"
-                );
+                say(&format!("seed {seed}: hangs in real time\n  reproduce: quorate-sim run --seed {seed}"));
                 std::process::exit(1);
             }
         }
     });
+    bar.finish_and_clear();
     let sums = sums.into_inner().expect("no panic while it was held");
     let mut out = io::stdout().lock();
     if hashes {
@@ -103,6 +106,10 @@ pub(crate) fn swarm(arguments: &Swarm) -> io::Result<bool> {
     }
     sums.print(&mut out, started.elapsed())?;
     Ok(!failed.load(Ordering::Relaxed))
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{wide_bar} {pos} of {len} lives, {eta} left").expect("it is a template")
 }
 
 /// What all lives of a swarm come to.
