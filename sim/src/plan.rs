@@ -516,6 +516,8 @@ impl Plan {
         // travels slowly.
         self.active_ms = 60_000;
         (self.network.latency_max_ms, self.network.curve_x10) = (100, 10);
+        // Two dots a write make many siblings; of the largest values such a network does not carry them in time.
+        workload.value_len_max = workload.value_len_max.min(2000);
         if let Some(aftermath) = &mut self.aftermath {
             aftermath.rots = false;
             aftermath.how = if aftermath.how == Broken::Down { Broken::Cut } else { aftermath.how };
