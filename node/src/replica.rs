@@ -486,9 +486,10 @@ impl Inner {
                 ticket: self.committer.ticket_unchanged(),
             });
         }
-        // A delete has no dot that could outlive anything. What the record has not seen of this node is superseded by nobody here.
+        // A delete has no dot that could outlive anything. What the record has not seen of this node is superseded by nobody here; hints
+        // that were handed over are not there any more to tell.
         if let (Some(first_sent), true) = (first_sent, value.is_some())
-            && held.context.has_news_of(self.node, &cause)
+            && (*place != Place::Data || held.context.has_news_of(self.node, &cause))
             && !lock(&self.operations).remembers_since(partition, first_sent, now)
         {
             sometimes!("mint: a retry of what this node would not remember");

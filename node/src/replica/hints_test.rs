@@ -128,6 +128,28 @@ async fn a_fallbacks_actor_goes_with_a_hint_and_its_dots_are_never_reused() {
     }
 }
 
+/// A retry that comes when the hint which held its write has been handed over, and the write was replaced elsewhere, was minted anew:
+/// life 424 of the simulator.
+#[tokio::test(start_paused = true)]
+async fn a_retry_of_what_was_handed_over_is_not_minted_again() {
+    let replica = replica(&Default::default());
+    let k = key("k");
+    tokio::time::advance(Duration::from_secs(100)).await;
+    let mint = async |first_sent: Option<u64>| {
+        let operation = Operation { id: OpId(1), first_sent: first_sent.map(Duration::from_secs) };
+        let place = (primaries(), node("b"));
+        replica.mint_in_hint(P, &k, operation, Some(key("v")), Context::new(), place, 0).await
+    };
+    assert!(!mint(None).await.expect("minted").repeated);
+    assert!(mint(Some(1)).await.expect("it is there").repeated);
+    let sent = page(&replica, "b").await.remove(0);
+    assert!(replica.hint_delivered(P, &k, node("b"), sent.digest, false).await.expect("stored"));
+    assert!(matches!(mint(Some(1)).await, Err(MintError::Forgotten)));
+    // What was first sent when all of that was over cannot have been there.
+    tokio::time::advance(Duration::from_secs(100)).await;
+    assert!(!mint(Some(1)).await.expect("minted").repeated);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_mint_joins_what_is_kept_for_every_primary() {
     let replica = replica(&Default::default());
