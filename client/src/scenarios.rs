@@ -791,8 +791,11 @@ mod loopback {
         // It falls silent: nothing is sent any more, as after a power cut.
         let gone = endpoints.remove(1);
         fall_silent(&gone);
+        // Reads go on elsewhere, and notice it. The first write that meets it would be unknown, since it may have arrived.
         for i in 0..60 {
             db.get(format!("key-{i}")).await.expect("another node answers");
+        }
+        for i in 0..60 {
             db.put(format!("key-{i}"), "w", Blind).await.expect("another node coordinates");
         }
         db.close().await;
@@ -817,7 +820,12 @@ mod loopback {
         fall_silent(&endpoint);
         let error = pool.call(target, 0, request(), slice).await.expect_err("it is silent");
         assert!(matches!(error, CallError::Unknown(_)), "{error}");
-        assert!(pool.failing(addr), "requests turn to others");
+        let noticed = async {
+            while !pool.failing(addr) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(1), noticed).await.expect("requests turn to others");
         let in_time = slice.whole + Duration::from_millis(200);
         let started = Instant::now();
         let error = pool.call(target, 0, request(), Slice { connect: slice.whole, ..slice }).await;
