@@ -350,10 +350,9 @@ impl Client {
         let now = Instant::now();
         if let RequestBody::Write(write) = &body
             && plan.is_unknown()
-            && let Some(first) = now.checked_sub(plan.age(now))
         {
             // After the first unknown outcome an attempt goes nowhere else.
-            self.inner.unsettled.note(write.op_id, Sent { to: targets[at], first });
+            self.inner.unsettled.note(write.op_id, Sent { to: targets[at], age: plan.age(now), noted: now });
         }
         let end = plan.end(now);
         if end == End::Unreachable && !fixed {
@@ -364,7 +363,8 @@ impl Client {
 
     /// Where an earlier request of this client has left a write whose outcome is unknown, and how long ago it was first sent.
     pub(crate) fn unsettled(&self, op_id: OpId) -> Option<(Target, Duration)> {
-        let Sent { mut to, first } = self.inner.unsettled.of(op_id)?;
+        let sent = self.inner.unsettled.of(op_id)?;
+        let mut to = sent.to;
         // A node may have come back under another address.
         let routes = self.routes();
         let members = routes.iter().flat_map(|routes| &routes.table().members);
@@ -372,7 +372,7 @@ impl Client {
             to.addr = *addr;
         }
         sometimes!("client: an unknown write was repeated where it had gone");
-        Some((to, first.elapsed()))
+        Some((to, sent.age()))
     }
 
     /// The write was acknowledged.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -28,8 +29,17 @@ struct State {
 pub(crate) struct Sent {
     /// The only node that may have minted it.
     pub(crate) to: Target,
-    /// When its first attempt was sent, or before.
-    pub(crate) first: Instant,
+    /// How old it was, at most, when this was noted.
+    pub(crate) age: Duration,
+    /// When that was. (The age is not taken off it: a machine may have started later than a write was sent.)
+    pub(crate) noted: Instant,
+}
+
+impl Sent {
+    /// How long ago its first attempt was sent, at most.
+    pub(crate) fn age(&self) -> Duration {
+        self.age.saturating_add(self.noted.elapsed())
+    }
 }
 
 impl Unsettled {
@@ -68,12 +78,11 @@ const UNSETTLED_MAX: usize = 1 << 14;
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Duration;
 
     use super::*;
 
-    fn sent(port: u16, first: Instant) -> Sent {
-        Sent { to: Target { node: None, addr: SocketAddr::from(([127, 0, 0, 1], port)) }, first }
+    fn sent(port: u16, noted: Instant) -> Sent {
+        Sent { to: Target { node: None, addr: SocketAddr::from(([127, 0, 0, 1], port)) }, age: Duration::ZERO, noted }
     }
 
     #[test]
