@@ -148,7 +148,7 @@ fn kill_nine_of_each_node_in_turn_loses_no_write_and_refuses_none() {
                         let Err(error) = &written_now else { break };
                         let unknown = error.op_id().filter(|_| error.may_have_applied() && error.is_retryable());
                         let op_id = unknown.unwrap_or_else(|| panic!("{key}: {error}"));
-                        written_now = db.put(&key, value.clone(), Blind).op_id(op_id).await;
+                        written_now = db.put(&key, value.clone(), Blind).op_id(op_id).any_coordinator().await;
                     }
                     written_now.unwrap_or_else(|error| panic!("{key}, after {RETRIES_MAX} retries: {error}"));
                     acknowledged += 1;

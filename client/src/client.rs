@@ -444,6 +444,12 @@ impl Client {
         }
     }
 
+    /// Whom to ask of what may be with one of them: that one, then the others.
+    pub(crate) fn targets_after(&self, first: Target, body: &RequestBody) -> Vec<Target> {
+        let others = self.targets(body).into_iter().filter(|other| other.addr != first.addr);
+        [first].into_iter().chain(others).collect()
+    }
+
     /// Whom to ask: the coordinators that the table names, then some seeds, which may know a newer table.
     fn targets(&self, body: &RequestBody) -> Vec<Target> {
         let (destination, order) = match body {

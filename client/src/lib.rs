@@ -65,14 +65,13 @@
 //! | R + W <= N | eventual: every acknowledged write reaches all N replicas |
 //! | all | an acknowledged write is never lost unless W disks that hold it are; concurrent writes are kept as siblings; a write that names its cause replaces exactly what it names; a deleted value does not come back |
 //!
-//! (`Monotonic` reads are not offered yet.)
-//!
 //! # Retries
 //!
 //! The client retries by itself where it is safe, within the request's time, and within a budget of a tenth of the requests
 //! made. A read may be retried anywhere. A write that was certainly not carried out is as free; one whose outcome is unknown
-//! goes to the same coordinator again with the same operation id, and to another node only when the first cannot be reached.
-//! What then remains unknown is [`Error::Indeterminate`], never "failed".
+//! goes to the same coordinator again with the same operation id, and nowhere else. What then remains unknown is
+//! [`Error::Indeterminate`], never "failed"; the application may repeat it with the error's [operation id](request::Put::op_id), at
+//! [another coordinator](request::Put::any_coordinator) too if it likes.
 
 pub mod client;
 mod config;

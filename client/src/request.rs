@@ -68,12 +68,9 @@ impl Common {
         if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
             return Err(too_large("value", VALUE_LEN_MAX, len));
         }
-        // It goes where the earlier attempt went. To whom another client has sent it is not known.
-        let (only, age) = match again.op_id.map(|op_id| self.client.unsettled(op_id)) {
-            None => (None, None),
-            Some(None) => (None, Some(again.first_sent)),
-            Some(Some((to, age))) => (Some(vec![to]), Some(age)),
-        };
+        // To whom another client has sent it is not known.
+        let earlier = again.op_id.and_then(|op_id| self.client.unsettled(op_id));
+        let age = again.op_id.map(|_| earlier.map_or(again.first_sent, |(_, age)| age));
         let body = RequestBody::Write(wire::Write {
             key: self.key.clone().into(),
             value: value.map(Into::into),
@@ -84,7 +81,12 @@ impl Common {
             strict: self.strict,
             explain: self.explain,
         });
-        match self.client.exchange(body, self.timeout, only).await? {
+        // It goes where the earlier attempt went.
+        let targets = earlier.map(|(to, _)| match again.any_coordinator {
+            true => self.client.targets_after(to, &body),
+            false => vec![to],
+        });
+        match self.client.exchange(body, self.timeout, targets).await? {
             Reply::Written(written) => {
                 if again.op_id.is_some() {
                     self.client.settled(op_id);
@@ -115,11 +117,13 @@ struct Again {
     op_id: Option<OpId>,
     /// How long ago at most, if there was one.
     first_sent: Duration,
+    /// If the one that may have minted it is not reached, another one may.
+    any_coordinator: bool,
 }
 
 impl Default for Again {
     fn default() -> Self {
-        Self { op_id: None, first_sent: REPEATED_WITHIN }
+        Self { op_id: None, first_sent: REPEATED_WITHIN, any_coordinator: false }
     }
 }
 
@@ -128,13 +132,24 @@ const REPEATED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Setters that builders share.
 macro_rules! settings {
-    (first_sent) => {
+    (again) => {
         /// How long ago the first attempt was sent at most, if [`op_id`](Self::op_id) says that there was one; five minutes if
         /// nothing is said. It matters if another client had sent it. A coordinator that has not lived for so long, and half a minute more, may
         /// have forgotten what became of the write, and then leaves it indeterminate; what is older than is said here can be
         /// written a second time.
         pub fn first_sent(mut self, ago: Duration) -> Self {
             self.again.first_sent = ago;
+            self
+        }
+
+        /// Lets another node carry out the repetition that [`op_id`](Self::op_id) makes of this, when the one that may have
+        /// carried out the first attempt cannot be reached: a write whose coordinator has died need not wait for it.
+        ///
+        /// The write may then be carried out twice. Reads show the two as one, and so does a successor replace them, once the replicas
+        /// have exchanged. Until then, or for good where a replica has forgotten the first successor (after ten minutes, or a restart), a
+        /// value that was replaced can stand beside its successor as a sibling. Values that are written once only have no such trouble.
+        pub fn any_coordinator(mut self) -> Self {
+            self.again.any_coordinator = true;
             self
         }
     };
@@ -258,14 +273,15 @@ impl Put {
     /// says nothing of the first attempt. Without it every put is a new write.
     ///
     /// A client (all its clones) remembers to which node its newest 16,384 unknown writes went and asks that one again, since
-    /// another one might write the value a second time; while that node is away the repetition stays indeterminate. Another client,
-    /// in another process perhaps, does not know, and asks whoever is best: see [`first_sent`](Self::first_sent).
+    /// another one might write the value a second time; while that node is away the repetition stays indeterminate, unless you allow
+    /// [`any_coordinator`](Self::any_coordinator). Another client, in another process perhaps, does not know, and asks whoever is best:
+    /// see [`first_sent`](Self::first_sent).
     pub fn op_id(mut self, op_id: OpId) -> Self {
         self.again.op_id = Some(op_id);
         self
     }
 
-    settings!(first_sent);
+    settings!(again);
 }
 
 impl IntoFuture for Put {
@@ -305,7 +321,7 @@ impl Delete {
         self
     }
 
-    settings!(first_sent);
+    settings!(again);
 }
 
 impl IntoFuture for Delete {

@@ -389,6 +389,28 @@ async fn an_application_repeats_an_unknown_write_where_it_had_gone_and_says_how_
 }
 
 #[tokio::test(start_paused = true)]
+async fn any_coordinator_may_repeat_a_write_whose_first_one_is_not_reached_if_the_application_says_so() {
+    let (db, fake) = connected().await;
+    fake.fates([Fate::AnswerLost].into_iter().chain((0..20).map(|_| Fate::NotSent)));
+    let error = db.put("k", "v", Blind).await.expect_err("its coordinator is gone");
+    let (op_id, first) = (error.op_id().expect("an indeterminate write names itself"), fake.ports()[0]);
+    let repeat = async |elsewhere: bool, fates: Vec<Fate>| {
+        fake.fates.lock().expect("no panic").clear();
+        fake.fates(fates);
+        fake.store().requests.clear();
+        let put = db.put("k", "v", Blind).op_id(op_id);
+        let put = if elsewhere { put.any_coordinator() } else { put };
+        let repeated = put.await;
+        (repeated.is_ok(), fake.ports())
+    };
+    let (done, asked) = repeat(false, (0..20).map(|_| Fate::NotSent).collect()).await;
+    assert!(!done && asked.iter().all(|port| *port == first), "{asked:?} and not only {first}");
+    let (done, asked) = repeat(true, vec![Fate::NotSent, Fate::AnswerLost]).await;
+    assert!(done && asked[0] == first && asked[1] != first, "{asked:?} begins with {first}");
+    assert!(asked[1..].iter().all(|port| *port == asked[1]), "{asked:?}: whoever may have it now is the one to ask");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_definite_refusal_is_reported_as_one() {
     let (db, fake) = connected().await;
     fake.fates((0..20).map(|_| unavailable()));

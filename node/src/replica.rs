@@ -486,10 +486,10 @@ impl Inner {
                 ticket: self.committer.ticket_unchanged(),
             });
         }
-        // A delete has no dot that could outlive anything. What the record has not seen of this node is superseded by nobody here; hints
-        // that were handed over are not there any more to tell.
+        // A delete has no dot that could outlive anything. What a whole record has not seen of this node is superseded by nobody here;
+        // hints that were handed over are not there any more to tell, nor is a record that was lost.
         if let (Some(first_sent), true) = (first_sent, value.is_some())
-            && (*place != Place::Data || held.context.has_news_of(self.node, &cause))
+            && (*place != Place::Data || self.has_lost(partition, &key) || held.context.has_news_of(self.node, &cause))
             && !lock(&self.operations).remembers_since(partition, first_sent, now)
         {
             sometimes!("mint: a retry of what this node would not remember");
@@ -741,11 +741,18 @@ impl Inner {
         if partitions == 0 {
             return Ok(());
         }
-        let leaf = [merkle::leaf_of(key_hash(key), partitions)].into_iter().collect();
-        if self.recovery.is_lost(partition, &leaf) {
+        if self.has_lost(partition, key) {
             return Ok(());
         }
+        let leaf = [merkle::leaf_of(key_hash(key), partitions)].into_iter().collect();
         self.recovery.lose(partition, &leaf, Reason::Corrupt)
+    }
+
+    /// Whether the record of a key is, or was, not here as it should be, and not all that others hold has come yet.
+    fn has_lost(&self, partition: Partition, key: &[u8]) -> bool {
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        partitions != 0
+            && self.recovery.is_lost(partition, &[merkle::leaf_of(key_hash(key), partitions)].into_iter().collect())
     }
 
     /// Reads, unless something of it is lost, or was lost while it was read.

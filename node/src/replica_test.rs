@@ -512,6 +512,33 @@ async fn a_retry_is_minted_only_by_who_remembers_everything_since_its_first_atte
     assert!(!retry(6, Some("e"), &nothing, 9).await.expect("it would be known").repeated);
 }
 
+/// What a lost record knew of this node's own writes is not in what others have sent since.
+#[tokio::test(start_paused = true)]
+async fn a_retry_is_not_minted_over_a_lost_record_though_a_copy_of_it_has_no_news_of_this_node() {
+    let (one, two) = (inline(), setup("n2", Executor::Inline));
+    one.replica.set_partitions(1);
+    let nothing = Context::new();
+    let old = two.put(1, "old", &nothing).await.expect("minted");
+    one.replica.merge(P, &key("k"), old.record.clone()).await.expect("merged");
+    let first = one.put(2, "a", &nothing).await.expect("minted");
+    one.put(3, "b", &first.context).await.expect("minted");
+    let retry = async || {
+        let operation = Operation { id: OpId(2), first_sent: Some(Duration::from_secs(9)) };
+        one.replica.mint(P, &key("k"), operation, Some(key("a")), nothing.clone()).await
+    };
+    assert!(retry().await.expect("known").repeated);
+    lock(&one.store.corrupt).insert(data_key(b"k"));
+    storage_error(one.put(4, "c", &nothing).await.expect_err("refused"));
+    // The copy is older than the retry's first attempt.
+    one.replica.merge(P, &key("k"), old.record).await.expect("merged");
+    assert_eq!(retry().await.expect_err("it may have been replaced"), MintError::Forgotten);
+    one.put(5, "d", &nothing).await.expect("a first attempt is minted at any time");
+    let lost = one.replica.recovery().lost(P).expect("noted");
+    let whole = one.replica.exchanged(P, lost, NodeId::new("n2").expect("legal"), Leaves::NONE, 1, 2).await;
+    assert!(whole.expect("noted"));
+    assert_eq!(retry().await.expect_err("it has news of this node"), MintError::Forgotten);
+}
+
 #[test]
 fn what_had_to_be_forgotten_for_want_of_room_is_not_taken_for_unknown() {
     let start = Instant::now();

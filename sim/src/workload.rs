@@ -555,6 +555,8 @@ struct WriteRequest {
     terms: Terms,
     /// It repeats an earlier one.
     op_id: Option<OpId>,
+    /// It may go elsewhere if the coordinator of the earlier one is not reached.
+    any_coordinator: bool,
     /// When it was first sent, in microseconds.
     first_us: u64,
 }
@@ -569,12 +571,14 @@ impl WriteRequest {
             put = if strict { put.strict() } else { put };
             put = if explain { put.explain() } else { put };
             put = if let Some(op_id) = self.op_id { put.op_id(op_id).first_sent(ago) } else { put };
+            put = if self.any_coordinator { put.any_coordinator() } else { put };
             put.await
         } else {
             let mut delete = client.delete(&self.key, cause).w(w);
             delete = if strict { delete.strict() } else { delete };
             delete = if explain { delete.explain() } else { delete };
             delete = if let Some(op_id) = self.op_id { delete.op_id(op_id).first_sent(ago) } else { delete };
+            delete = if self.any_coordinator { delete.any_coordinator() } else { delete };
             delete.await
         }
     }
@@ -668,12 +672,22 @@ impl Worker {
         let (context, giver) = seen.unzip();
         let no = self.begin(key, terms.write(), Action::Put { cause: giver });
         let value = Some(value(no, self.value_len()));
-        self.write(WriteRequest { no, key: key.to_owned(), value, context, terms, op_id: None, first_us: now_us() })
-            .await;
+        self.write(WriteRequest {
+            no,
+            key: key.to_owned(),
+            value,
+            context,
+            terms,
+            op_id: None,
+            any_coordinator: false,
+            first_us: now_us(),
+        })
+        .await;
     }
 
     async fn write(&mut self, write: WriteRequest) {
-        let client = self.other.as_ref().filter(|_| write.op_id.is_some()).unwrap_or(&self.client);
+        let other = self.other.as_ref().filter(|_| write.op_id.is_some() && !write.any_coordinator);
+        let client = other.unwrap_or(&self.client);
         let written = write.send(client).await;
         self.written(&write.key, write.no, &written);
         if let Err(error) = written
@@ -695,7 +709,8 @@ impl Worker {
             self.other = Some(other);
         }
         let drawn = self.random.below(self.unsettled.len() as u64) as usize;
-        let write = self.unsettled.swap_remove(drawn);
+        let mut write = self.unsettled.swap_remove(drawn);
+        write.any_coordinator = self.other.is_some() && self.random.below(2) == 0;
         self.notebook.begin_again(self.who, write.no, self.other.is_some());
         self.write(write).await;
     }
@@ -742,7 +757,17 @@ impl Worker {
         let Some((context, giver)) = self.seen.get(key).cloned() else { return };
         let no = self.begin(key, terms.write(), Action::Delete { cause: Some(giver) });
         let (key, context) = (key.to_owned(), Some(context));
-        self.write(WriteRequest { no, key, value: None, context, terms, op_id: None, first_us: now_us() }).await;
+        self.write(WriteRequest {
+            no,
+            key,
+            value: None,
+            context,
+            terms,
+            op_id: None,
+            any_coordinator: false,
+            first_us: now_us(),
+        })
+        .await;
     }
 
     /// An update is several reads and writes; what its function is shown tells what they were.
