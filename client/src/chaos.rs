@@ -205,6 +205,7 @@ pub const MARKS: &[&str] = &[
     "read: a fallback's hint counted",
     "read: a fallback had nothing to say",
     "read: a fallback coordinated",
+    "read: a stand-in had deleted what too few primaries have seen",
     "read: a digest spared a record",
     "read: a monotonic read wrote back",
     "hints: one was merged with an earlier one",

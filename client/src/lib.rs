@@ -59,7 +59,7 @@
 //!
 //! | mode | promise |
 //! |---|---|
-//! | `.strict()`, R + W > N | a read that starts after a write was acknowledged returns that write or one that causally follows it - through crashes, restarts and layout changes. Not linearizable: two reads may see a write in flight in opposite order |
+//! | `.strict()`, R + W > N | a read that starts after a write was acknowledged returns that write or one that causally follows it - through crashes and restarts. Not linearizable: two reads may see a write in flight in opposite order |
 //! | the same, `Monotonic` reads | and once a read has returned a write, no later read misses it |
 //! | sloppy (default), R + W > N | the same for every write and read whose reply is **not** flagged `degraded` (its quorum was all primaries); beyond that writes still succeed wherever W nodes can be reached, and reads may miss them until handoff - each such reply says so |
 //! | R + W <= N | eventual: every acknowledged write reaches all N replicas |

@@ -125,7 +125,8 @@ impl Beacons {
         self.state().remembered.get(&node).cloned().unwrap_or_default()
     }
 
-    /// Takes in what another node remembers of this one. Tells whether this disk was set back, which is news.
+    /// Takes in what another node remembers of this one. Tells whether this disk was set back, which is news: to be
+    /// [announced](Self::announce_set_back) when nothing is served any more.
     pub fn told(&self, remembered: &[Remembered]) -> bool {
         let own = remembered.iter().filter(|told| told.disk == self.0.disk && told.life != self.0.life);
         let Some(highest) = own.map(|told| told.beacon).max() else { return false };
@@ -135,9 +136,12 @@ impl Beacons {
         }
         sometimes!("beacons: a disk was found to be set back");
         state.ahead = highest;
-        drop(state);
-        self.0.set_back.notify_one();
         true
+    }
+
+    /// This disk was set back, and nothing is served until [`set_back`](Self::set_back)'s caller has noted what it lacks.
+    pub fn announce_set_back(&self) {
+        self.0.set_back.notify_one();
     }
 
     /// Waits until this disk turns out to have been set back; to where it had been then. The beacon goes on above that.
@@ -231,6 +235,7 @@ mod tests {
         assert!(!told(2, 6, 12), "another disk");
         assert!(told(1, 6, 12));
         assert!(!told(1, 6, 12), "that is known");
+        one.announce_set_back();
         assert_eq!(one.set_back().await, 12);
         assert!(told(1, 5, 15), "even further");
     }

@@ -204,6 +204,7 @@ impl Node {
                 // Before anything is answered to this peer.
                 if beacons.told(&hello.remembers) {
                     recovery.doubt(Doubt::SetBack);
+                    beacons.announce_set_back();
                 }
                 match known.get().and_then(|layouts| layouts.first_hash_conflicts(hello.first_layout)) {
                     Some(conflict) => Err(conflict),

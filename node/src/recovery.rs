@@ -9,7 +9,7 @@
 //!
 //! What is lost is noted on disk before anything can take its place, so that a restart does not forget it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -87,6 +87,8 @@ struct State {
     /// The [`Doubt`]s, a bit each.
     doubts: u8,
     partitions: BTreeMap<Partition, Entry>,
+    /// Of what something was lost in this life, or still was at its start.
+    ever: BTreeSet<Partition>,
     /// Counts losses: what was read before one and is answered after it may be wrong.
     losses: u64,
     /// The partitions of the recovery under way, those that are done included, and since when.
@@ -155,6 +157,7 @@ impl Recovery {
             // A note that is damaged still says of which partition something is lost.
             let (reason, leaves) = value.as_ref().and_then(decode).unwrap_or((Reason::Corrupt, Leaves::ALL));
             state.losses += 1;
+            state.ever.insert(partition);
             state
                 .partitions
                 .insert(partition, Entry { reason, leaves, loss: state.losses, exchanged: BTreeMap::new() });
@@ -232,6 +235,7 @@ impl Recovery {
         let reason = before.map_or(reason, |entry| entry.reason.max(reason));
         self.keep(partition, reason, &all)?;
         state.losses += 1;
+        state.ever.insert(partition);
         let loss = state.losses;
         if state.since.is_none() {
             state.since = Some(Instant::now());
@@ -251,6 +255,13 @@ impl Recovery {
     /// Whether all of these leaves are known to be lost.
     pub fn is_lost(&self, partition: Partition, leaves: &Leaves) -> bool {
         self.state().partitions.get(&partition).is_some_and(|entry| leaves.without(&entry.leaves).is_empty())
+    }
+
+    /// Whether anything of a partition was lost in this life or still is, as far as is known. What has come from others since need not
+    /// tell of all that this node has done there.
+    pub fn has_lost(&self, partition: Partition) -> bool {
+        let state = self.state();
+        state.doubts > 0 || state.ever.contains(&partition)
     }
 
     /// Whether these leaves may be served, to be asked before they are read.

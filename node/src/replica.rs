@@ -257,14 +257,18 @@ impl Replica {
     /// [`NotApplied::NotServing`] if the replica is [recovering](crate::recovery) there.
     pub async fn read(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         check_key(key)?;
-        let inner = &self.0;
-        let partitions = inner.partitions.load(Ordering::Relaxed);
-        if partitions == 0 {
-            return self.read_anyhow(key).await;
-        }
-        let hash = key_hash(key);
-        let leaf = [merkle::leaf_of(hash, partitions)].into_iter().collect();
-        inner.unless_lost(Partition::of(hash, partitions), &leaf, || self.read_anyhow(key)).await
+        let (partition, leaf) = self.0.leaf_of(key);
+        self.0.unless_lost(partition, &leaf, || self.read_anyhow(key)).await
+    }
+
+    /// Whether what was read of a key a moment ago may still be counted.
+    ///
+    /// # Errors
+    /// [`NotApplied::NotServing`] if the replica has learned since that it may lack something there.
+    pub fn still_speaks(&self, key: &[u8]) -> Result<(), NotApplied> {
+        let (partition, leaf) = self.0.leaf_of(key);
+        let looked = self.0.recovery.look(partition, &leaf);
+        looked.map(drop).map_err(|why| NotApplied::NotServing { node: self.0.node, why })
     }
 
     async fn read_anyhow(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
@@ -487,9 +491,11 @@ impl Inner {
             });
         }
         // A delete has no dot that could outlive anything. What a whole record has not seen of this node is superseded by nobody here;
-        // hints that were handed over are not there any more to tell, nor is a record that was lost.
+        // hints that were handed over are not there any more to tell, nor is a record that was lost, which others need not have had.
         if let (Some(first_sent), true) = (first_sent, value.is_some())
-            && (*place != Place::Data || self.has_lost(partition, &key) || held.context.has_news_of(self.node, &cause))
+            && (*place != Place::Data
+                || self.recovery.has_lost(partition)
+                || held.context.has_news_of(self.node, &cause))
             && !lock(&self.operations).remembers_since(partition, first_sent, now)
         {
             sometimes!("mint: a retry of what this node would not remember");
@@ -529,6 +535,7 @@ impl Inner {
             }
         }
         let replaced = fresh.dropped.writes.iter().map(|(_, op_id)| op_id).collect::<BTreeSet<_>>().len();
+        lock(&self.corrupt).remove(&of_key);
         self.remember(of_key, fresh.dropped, now);
         count(&self.counters.minted, 1);
         tell!(act = "mints", key = %story::text(&key), node = %self.node, %op_id, %dot, replaced,
@@ -576,6 +583,8 @@ impl Inner {
                     // What takes its place may be older than what was acknowledged here, so that the loss is noted first.
                     self.lose(partition, key).map_err(|error| self.failed(error.to_string()))?;
                 }
+                // Also if it was corrupt before, and this node has minted in it since.
+                self.draw_new_actor(partition);
                 corrupt = true;
                 Record::default()
             }
@@ -616,12 +625,12 @@ impl Inner {
                 }
             }
         }
-        if corrupt {
-            sometimes!("merge: replaced a corrupt record");
+        sometimes!("merge: replaced a corrupt record", corrupt);
+        let wrote = changed || corrupt;
+        if wrote {
             lock(&self.corrupt).remove(&of_key);
         }
         self.remember(of_key, dropped, now);
-        let wrote = changed || corrupt;
         tell!(act = "merges", key = %story::text(key), node = %self.node, got = names(other), changed = wrote,
             kept_for = place.kept_for(), holds = names(&record));
         count(if wrote { &self.counters.merged } else { &self.counters.unchanged }, 1);
@@ -741,18 +750,20 @@ impl Inner {
         if partitions == 0 {
             return Ok(());
         }
-        if self.has_lost(partition, key) {
+        let leaf = [merkle::leaf_of(key_hash(key), partitions)].into_iter().collect();
+        if self.recovery.is_lost(partition, &leaf) {
             return Ok(());
         }
-        let leaf = [merkle::leaf_of(key_hash(key), partitions)].into_iter().collect();
         self.recovery.lose(partition, &leaf, Reason::Corrupt)
     }
 
-    /// Whether the record of a key is, or was, not here as it should be, and not all that others hold has come yet.
-    fn has_lost(&self, partition: Partition, key: &[u8]) -> bool {
-        let partitions = self.partitions.load(Ordering::Relaxed);
-        partitions != 0
-            && self.recovery.is_lost(partition, &[merkle::leaf_of(key_hash(key), partitions)].into_iter().collect())
+    /// Where a key is, as far as that is known: before there is a layout, nothing is lost but by a doubt, which is about all.
+    fn leaf_of(&self, key: &[u8]) -> (Partition, Leaves) {
+        let (hash, partitions) = (key_hash(key), self.partitions.load(Ordering::Relaxed));
+        match partitions {
+            0 => (Partition(0), Leaves::NONE),
+            _ => (Partition::of(hash, partitions), [merkle::leaf_of(hash, partitions)].into_iter().collect()),
+        }
     }
 
     /// Reads, unless something of it is lost, or was lost while it was read.
@@ -918,8 +929,11 @@ impl Operations {
 
     /// Whether an operation whose first attempt was sent so long ago would be known, had it been superseded here.
     fn remembers_since(&self, partition: Partition, first_sent: Duration, now: Instant) -> bool {
-        let Some(since) = now.checked_sub(first_sent.saturating_add(TRAVEL_MAX)) else { return false };
-        since >= self.complete_since && self.forgotten.get(&partition).is_none_or(|forgotten| since >= *forgotten)
+        let ago = first_sent.saturating_add(TRAVEL_MAX);
+        let Some(since) = now.checked_sub(ago) else { return false };
+        ago < OPERATION_WINDOW
+            && since >= self.complete_since
+            && self.forgotten.get(&partition).is_none_or(|forgotten| since >= *forgotten)
     }
 
     fn of_key(partition: Partition, key: &[u8]) -> (Partition, u128) {

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::recovery::Doubt;
 use crate::store::{Durability, MemoryStore, Stats};
 
 /// A map that fails when it is told to.
@@ -510,6 +511,50 @@ async fn a_retry_is_minted_only_by_who_remembers_everything_since_its_first_atte
     tokio::time::advance(TRAVEL_MAX + Duration::from_secs(9)).await;
     assert_eq!(retry(6, Some("e"), &nothing, 10).await.expect_err("a second too early"), MintError::Forgotten);
     assert!(!retry(6, Some("e"), &nothing, 9).await.expect("it would be known").repeated);
+    tokio::time::advance(2 * OPERATION_WINDOW).await;
+    let window = (OPERATION_WINDOW - TRAVEL_MAX).as_secs();
+    assert_eq!(retry(7, Some("f"), &nothing, window).await.expect_err("long forgotten"), MintError::Forgotten);
+    assert!(!retry(7, Some("f"), &nothing, window - 1).await.expect("it would be known").repeated);
+}
+
+#[tokio::test]
+async fn nothing_is_read_while_it_is_not_known_what_the_disk_lacks() {
+    for partitions in [0, 1] {
+        let one = inline();
+        if partitions > 0 {
+            one.replica.set_partitions(partitions);
+        }
+        one.put(1, "a", &Context::new()).await.expect("minted");
+        assert_eq!((one.values().await, one.replica.still_speaks(b"k")), (vec![key("a")], Ok(())));
+        one.replica.recovery().doubt(Doubt::Layout);
+        for refused in [one.replica.read(&key("k")).await.map(drop), one.replica.still_speaks(b"k")] {
+            assert!(matches!(refused, Err(NotApplied::NotServing { .. })), "{refused:?}");
+        }
+        one.replica.recovery().settle(Doubt::Layout);
+        assert_eq!((one.values().await, one.replica.still_speaks(b"k")), (vec![key("a")], Ok(())));
+    }
+}
+
+/// A record that has rotted once, and whose key was written since, is as lost when it rots again: else the second copy takes back
+/// what this node has acknowledged as the same actor.
+#[tokio::test]
+async fn a_record_that_is_corrupt_a_second_time_gives_up_the_actor_a_second_time() {
+    let (one, two) = (inline(), setup("n2", Executor::Inline));
+    one.replica.set_partitions(1);
+    let a = one.put(1, "a", &Context::new()).await.expect("minted");
+    two.replica.merge(P, &key("k"), a.record).await.expect("merged");
+    let mut actors = BTreeSet::from([a.dot.actor]);
+    for (round, found_by_a_read) in (1..).zip([true, true, false]) {
+        lock(&one.store.corrupt).insert(data_key(b"k"));
+        if found_by_a_read {
+            storage_error(one.put(99, "refused", &Context::new()).await.expect_err("refused"));
+            assert_eq!(one.replica.stats().corrupt, round);
+        }
+        let copy = two.replica.read(&key("k")).await.expect("readable").expect("there");
+        assert!(one.replica.merge(P, &key("k"), copy).await.expect("merged").was_corrupt);
+        let fresh = one.put(u128::from(round) + 1, "b", &a.context).await.expect("minted");
+        assert!(actors.insert(fresh.dot.actor), "round {round}: {} again", fresh.dot.actor);
+    }
 }
 
 /// What a lost record knew of this node's own writes is not in what others have sent since.

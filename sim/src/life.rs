@@ -347,8 +347,8 @@ fn through(
     // A read of a majority may need the replica whose record is damaged; a write goes around it and overwrites it.
     let from_us = if nemesis.destroyed().is_empty() { first_us } else { second_us };
     available.push(Window { from_us, to_us: end_us + 1 });
-    // Each coordinator admits so many; merging can bring together what several have admitted.
-    let siblings_max = SIBLINGS_MAX * usize::from(plan.n);
+    // Each coordinator admits so many; merging can bring together what several have admitted. Any node may stand in as one.
+    let siblings_max = SIBLINGS_MAX * usize::from(plan.nodes());
     let forgets_us = plan.has_point(Effect::Forgets).then_some(RETRY_LATEST_US);
     let owners = owners(plan, &report.history);
     // What heals by itself has done so before anybody reads; where it was left out, the audit's own reads and writes make up.

@@ -1,4 +1,4 @@
-//! Bugs that the simulator has found, by the seed that found them. Each life must be good for ever.
+//! Bugs that the simulator has found, and some of its own, by the seed that found them. Each life must be good for ever.
 //!
 //! The first ones were found before lives had points of misbehaviour and aftermaths, and are run without them. What a seed does changes
 //! with the way plans are drawn; each bug therefore also has a test of its own where it was mended.
@@ -65,4 +65,10 @@ fn seed_405_a_full_disk_kept_a_node_without_a_layout_for_ever() {
 #[test]
 fn seed_792_a_failed_sync_of_the_layout_did_not_end_the_node() {
     must_be_good_as_drawn(792);
+}
+
+/// A hundred values from each of four stand-ins: lives expected no more than the three owners admit.
+#[test]
+fn seed_1234_each_stand_in_admits_as_many_siblings_as_an_owner() {
+    must_be_good_as_drawn(1234);
 }

@@ -1,7 +1,7 @@
 //! How fast the simulator is, in the case that it was promised for. To be asked for, of an optimised build:
 //!
 //! ```text
-//! cargo test --release -p quorate-sim --test speed -- --ignored --nocapture
+//! cargo test --profile swarm -p quorate-sim --test speed -- --ignored --nocapture
 //! ```
 
 use std::collections::BTreeSet;

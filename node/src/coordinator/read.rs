@@ -68,6 +68,9 @@ pub(super) async fn coordinate_read(
         let (record, holders) = (gathering.get.merged(), gathering.get.holders());
         outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders).await;
     }
+    if outcome.is_ok() {
+        outcome = still_holds(inner, turn, read, &gathering.get);
+    }
     let counted = || gathering.get.decisive().iter().map(|(node, _)| *node).collect::<Vec<_>>();
     tell!(act = "decides", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
         counted = ?counted(), hedges = gathering.get.hedges(), ok = outcome.is_ok());
@@ -121,6 +124,20 @@ pub(super) async fn coordinate_read(
         inner.background.spawn(rest.instrument(tracing::Span::current()));
     }
     outcome
+}
+
+/// # Errors
+/// Why a quorum's answer cannot be given after all.
+fn still_holds(inner: &Inner, turn: &Turn, read: &Read, get: &Get<Record>) -> Result<(), NotApplied> {
+    if get.says_too_much() {
+        sometimes!("read: a stand-in had deleted what too few primaries have seen");
+        let (need, alive) = (get.need(), get.acks().primary);
+        let why = "a stand-in has deleted the values, and only its primaries know whether there are others".to_owned();
+        return Err(NotApplied::Unavailable { need, alive, why });
+    }
+    // It may have been told since it looked that its disk was set back.
+    let own = turn.primaries().contains(&inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
+    if own { inner.replica.still_speaks(&read.key) } else { Ok(()) }
 }
 
 /// Reads one page of a partition of which this node is a primary.

@@ -6,7 +6,7 @@
 //! The first R answers decide. What arrives later serves the verdict on who is stale, and nothing else.
 //!
 //! Invariants: no replica is asked twice; there is exactly one reply and it comes before `Finished`; only answers of primaries
-//! can say that a key is absent, and a replica that refuses or fails never counts as one that holds nothing. The machine
+//! can say that a key is absent or has no value, and a replica that refuses or fails never counts as one that holds nothing. The machine
 //! reads no clock and sends nothing: inputs are `on_*`, what to do comes back as [`GetAction`]s. Every question that it asks
 //! must be answered in the end ([`Get::on_answer`], [`Get::on_failed`], ..), so every call needs a deadline.
 
@@ -84,13 +84,15 @@ impl<T> Get<T> {
         (get, actions)
     }
 
-    /// A replica gave its record or page. Those that were not asked, or have answered, are ignored.
+    /// A replica gave its record or page. Those that were not asked, or have answered, are ignored. What a fallback has deleted is
+    /// deleted, but it does not know what else there is: such a record is merged with the others and counts for nothing.
     pub fn on_answer(&mut self, node: NodeId, answer: T, said: Said, at_us: u64) -> Vec<GetAction> {
-        if self.tally.awaited(node).is_none() {
-            return Vec::new();
+        let Some(role) = self.tally.awaited(node) else { return Vec::new() };
+        self.answers.push((node, answer));
+        if role == Role::Fallback && said == Said::Values(0) {
+            return self.without(node, said, at_us);
         }
         self.tally.ack(node, said, at_us);
-        self.answers.push((node, answer));
         if !self.replied {
             self.decisive = self.answers.len();
         }
@@ -234,6 +236,11 @@ impl<T> Get<T> {
 }
 
 impl Get<Record> {
+    /// Whether the reply would say that there is no value, and fewer than R primaries bear it out: a stand-in has deleted what they hold.
+    pub fn says_too_much(&self) -> bool {
+        self.acks().primary < self.need() && self.merged().siblings.is_empty()
+    }
+
     /// What the quorum holds: the join of the decisive answers.
     pub fn merged(&self) -> Record {
         merge(self.decisive())
@@ -463,6 +470,42 @@ mod tests {
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
         get.on_answer(b, record(&[3], &[1, 2]), Said::Values(1), 1);
         assert_eq!(get.holders(), [b]);
+    }
+
+    #[test]
+    fn what_a_fallback_has_deleted_is_deleted_and_says_nothing_of_the_rest() {
+        let [a, b, c] = nodes();
+        let f = NodeId::new("f").expect("legal");
+        let deleted = || record(&[], &[1]);
+        let start = |need| {
+            let mut get = Get::start(&nodes(), &[f], need, false, 0).0;
+            for down in [a, b] {
+                get.on_failed(down, "down".into(), 1);
+            }
+            get
+        };
+        let mut get = start(1);
+        assert_eq!(get.on_late(get.token, 2), [GetAction::AskFallback(f)]);
+        assert_eq!(get.on_answer(f, deleted(), Said::Values(0), 3), [], "a primary may know more");
+        let actions = get.on_answer(c, record(&[1, 2], &[]), Said::Values(2), 4);
+        assert_eq!(actions, [GetAction::Reply(Ok(())), GetAction::Finished]);
+        assert_eq!((get.merged(), get.acks()), (record(&[2], &[1]), Acks { primary: 1, fallback: 0 }));
+        assert!(!get.says_too_much());
+        assert_eq!(get.stale(), Some((vec![c], record(&[2], &[1]))));
+
+        let mut get = start(2);
+        get.on_answer(c, record(&[1], &[]), Said::Values(1), 2);
+        let actions = get.on_answer(f, deleted(), Said::Values(0), 3);
+        assert!(matches!(actions[..], [GetAction::Reply(Err(NotApplied::Unavailable { need: 2, alive: 1, .. })), _]));
+
+        let g = NodeId::new("g").expect("legal");
+        let mut get = Get::start(&[a, b], &[f, g], 2, false, 0).0;
+        get.on_failed(a, "down".into(), 1);
+        get.on_answer(b, record(&[1], &[]), Said::Values(1), 1);
+        get.on_answer(f, deleted(), Said::Values(0), 2);
+        let actions = get.on_answer(g, record(&[1], &[]), Said::Values(1), 3);
+        assert!(matches!(actions[..], [GetAction::Reply(Ok(())), GetAction::Finished]), "{actions:?}");
+        assert!(get.says_too_much(), "two hold it, of which one is no primary, and it is deleted");
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]

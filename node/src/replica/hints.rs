@@ -303,7 +303,9 @@ impl Inner {
             // Rule V1: it may have been the only place of dots that were minted here.
             let partition = Partition::of(key_hash(key), partitions);
             self.draw_new_actor(partition);
-            lock(&self.operations).forget_key(Operations::of_key(partition, key), Instant::now());
+            let of_key = Operations::of_key(partition, key);
+            lock(&self.operations).forget_key(of_key, Instant::now());
+            lock(&self.corrupt).remove(&of_key);
         }
         let stored = hint_key(target, key);
         self.store.remove(Tree::Hints, &stored).map_err(|error| {

@@ -3,6 +3,8 @@
 //! An acknowledgement by fewer replicas than were asked for is a lie even where no later fault shows it. (DESIGN, "Requests":
 //! distinct nodes and distinct primary slots; README, "It never lies about an answer".)
 
+use std::collections::BTreeSet;
+
 use super::{Property, Violation};
 use crate::history::{History, Operation, Quorum};
 
@@ -30,6 +32,9 @@ fn lie(operation: &Operation, quorum: Quorum) -> Option<String> {
     }
     if degraded != (fallbacks > 0) {
         return Some(format!("{fallbacks} fallbacks, and degraded is {degraded}"));
+    }
+    if operation.found().is_some_and(BTreeSet::is_empty) && primaries < need {
+        return Some(format!("nothing was found, which {primaries} primaries of {need} that are needed have said"));
     }
     (operation.strict && fallbacks > 0).then(|| "it was to be strict, and a fallback was counted".to_owned())
 }
@@ -74,5 +79,20 @@ mod tests {
             (quorum.primaries, quorum.fallbacks, quorum.degraded) = (1, 1, true);
         });
         assert_eq!(check(&story.history()), []);
+    }
+
+    #[test]
+    fn a_fallback_may_show_a_value_and_not_say_that_there_is_none() {
+        let mut story = Story::new();
+        let write = story.put(None);
+        let reads = [story.get([write]), story.get([])];
+        for read in reads {
+            story.edit(read, |read| {
+                read.strict = false;
+                let quorum = read.quorum.as_mut().expect("it has one");
+                (quorum.primaries, quorum.fallbacks, quorum.degraded) = (1, 1, true);
+            });
+        }
+        assert_eq!(proofs(check(&story.history())), [vec![reads[1]]].into());
     }
 }
