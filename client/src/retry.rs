@@ -220,7 +220,7 @@ impl Plan {
         match (self.unknown.or(repeated), self.refused) {
             (Some(mut unknown), refused) => {
                 if let Some(refusal) = refused {
-                    unknown.why = format!("{}; then: {refusal}", unknown.why);
+                    unknown.why = format!("{}; a repetition was refused: {}", unknown.why, refusal.reason());
                 }
                 End::Indeterminate(unknown)
             }

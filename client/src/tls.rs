@@ -534,6 +534,9 @@ fn alert(code: TransportErrorCode) -> Option<u8> {
 
 fn explain_alert(code: u8, reason: &str, refused: &str) -> String {
     let reason = reason.trim_start_matches("invalid peer certificate: ");
+    // As rustls prints an error of a verifier.
+    let own = reason.strip_prefix("Other(OtherError(TlsError(\"").and_then(|own| own.strip_suffix("\")))"));
+    let reason = own.unwrap_or(reason);
     match AlertDescription::from(code) {
         AlertDescription::NoApplicationProtocol => {
             "it does not speak this protocol: it is of another release, or no Quorate node".into()

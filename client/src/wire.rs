@@ -680,6 +680,14 @@ pub enum NotApplied {
     },
 }
 
+impl NotApplied {
+    /// What was wrong, for a text that says otherwise whether anything was changed.
+    pub fn reason(&self) -> String {
+        let text = self.to_string();
+        text.strip_suffix("; nothing was changed").map(str::to_owned).unwrap_or(text)
+    }
+}
+
 /// How a request was answered: whom the coordinator asked, in which role, what each said and when, and what decided.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {

@@ -645,8 +645,7 @@ fn is_of_one_node(refusal: &NotApplied) -> bool {
 
 /// A refusal inside a longer text, which says itself whether anything was changed.
 fn plain(refusal: &NotApplied) -> String {
-    let text = refusal.to_string();
-    text.strip_suffix("; nothing was changed").map(str::to_owned).unwrap_or(text)
+    refusal.reason()
 }
 
 #[cfg(test)]

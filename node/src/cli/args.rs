@@ -274,7 +274,8 @@ Examples:
   quorate export backup.ndjson --sort
   quorate export | wc -l
 
-Exit codes: 0 all records are out, 6 some keys have siblings (see --siblings)")]
+Exit codes: 0 all records are out, 4 some could not be read in 15 attempts (no file is written),
+            6 some keys have siblings (see --siblings)")]
 pub(crate) struct ExportArgs {
     /// The file, or `-` for stdout
     #[arg(value_name = "FILE", default_value = "-")]
@@ -724,7 +725,9 @@ pub(crate) enum KeyDistribution {
 Examples:
   quorate bench                             64 clients, half reads, 1 KiB values
   quorate bench --mode open --rate 2000 --read-ratio 0.9 --distribution zipfian
-  quorate bench --echo -o json              beside a bare QUIC request-reply echo")]
+  quorate bench --echo -o json              beside a bare QUIC request-reply echo
+
+It writes values of its own, under keys that begin with bench/, and leaves them there.")]
 pub(crate) struct BenchArgs {
     /// How load is offered
     #[arg(long, default_value = "closed")]
@@ -777,7 +780,7 @@ A client configuration file, $XDG_CONFIG_HOME/quorate/config.toml:
   output = \"text\"
 
 Each setting is taken from the first of: its flag, its QUORATE_* variable, --config, the user's file, a running
-`quorate dev`, its default.
+`quorate dev`, its default. (What `quorate dev` offers counts only if none of seeds, ca, cert and key is set.)
 
 Examples:
   quorate config show --origin              where each value comes from")]
@@ -923,7 +926,8 @@ First steps:
   quorate dev kill n2 && quorate get greeting
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 key not found, 4 unavailable (nothing was changed),
-            5 timed out (outcome unknown), 6 siblings or version conflict, 7 degraded (checks only)
+            5 timed out (outcome unknown), 6 siblings or version conflict,
+            7 degraded (checks), or not every node has answered (repair)
 ";
 
 impl FromStr for OutputFormat {

@@ -33,6 +33,10 @@ use super::settings::Settings;
 
 /// Runs it.
 pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) -> Outcome {
+    if args.rate.is_some() && args.mode == BenchMode::Closed {
+        let why = "--rate is for an open loop: in a closed one clients go as fast as they are answered";
+        return Err(Failure::usage(why, "add `--mode open`, or leave out --rate"));
+    }
     let echo = match args.echo {
         true => Some(echo::measure(args.clients, args.value_size as usize, ECHO_TIME.min(args.duration)).await?),
         false => None,

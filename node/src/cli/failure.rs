@@ -11,14 +11,14 @@
 //! | 4 | unavailable: **nothing was applied** and the same command may work later; also a read that timed out |
 //! | 5 | timed out: **the outcome of the write is unknown** |
 //! | 6 | siblings, or a write that met a concurrent one |
-//! | 7 | degraded (`status --check`) |
+//! | 7 | degraded (`check`, `status --check`), or not every node has answered (`repair`) |
 //! | 130 | ended by a signal |
 //! | 141 | the reader of stdout went away, as a death by SIGPIPE would say |
 
 use std::io;
 use std::process::ExitCode;
 
-use quorate_client::error::Error;
+use quorate_client::error::{Error, Tried};
 use quorate_client::wire::NotApplied;
 use quorate_node::config::layers::ConfigError;
 use serde::Serialize;
@@ -154,7 +154,8 @@ impl From<io::Error> for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let retryable = error.is_retryable();
+        let foreign = matches!(&error, Error::NoNodeReachable { tried } if foreign(tried));
+        let retryable = error.is_retryable() && !foreign;
         let (exit, message, hint) = match error {
             Error::NotApplied(refusal) => {
                 let (exit, hint) = of_refusal(&refusal);
@@ -180,6 +181,11 @@ impl From<Error> for Failure {
                 error.to_string(),
                 "look at `quorate layout show`: it may have been carried out; repeating it does no harm".to_owned(),
             ),
+            error if foreign => (
+                Exit::Usage,
+                error.to_string(),
+                "use certificates of this cluster; `quorate config show --origin` shows which were used".to_owned(),
+            ),
             error @ Error::NoNodeReachable { .. } => (
                 Exit::Unavailable,
                 error.to_string(),
@@ -198,6 +204,11 @@ impl From<Error> for Failure {
         };
         Self { exit, message, hint, retryable }
     }
+}
+
+/// Whether it is the certificates that keep everybody away.
+fn foreign(tried: &[Tried]) -> bool {
+    !tried.is_empty() && tried.iter().all(|tried| tried.what.contains("certificate"))
 }
 
 /// Refusals differ in what helps. All of them leave everything as it was.
@@ -319,5 +330,18 @@ mod tests {
         let failure = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!(failure.exit.code(), 141);
         assert_eq!(Failure::from(io::Error::other("disk")).exit, Exit::Failed);
+    }
+
+    #[test]
+    fn certificates_of_another_cluster_are_no_outage() {
+        let what = |what: &str| Tried { node: "127.0.0.1:7401".into(), what: what.into() };
+        let refused =
+            || what("its certificate is refused here: the certificate n1.a.node.quorate is of another cluster than b");
+        let failure = Failure::from(Error::NoNodeReachable { tried: vec![refused(), refused()] });
+        assert_eq!((failure.exit, failure.retryable), (Exit::Usage, false));
+        assert!(failure.hint.contains("certificates of this cluster"), "{}", failure.hint);
+        let failure =
+            Failure::from(Error::NoNodeReachable { tried: vec![refused(), what("nothing was heard from it")] });
+        assert_eq!((failure.exit, failure.retryable), (Exit::Unavailable, true));
     }
 }

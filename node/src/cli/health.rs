@@ -116,9 +116,20 @@ pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<Stri
             Some(Err(_)) | None => {}
         }
     }
+    reasons.extend(short_if_silent(seen, answers).map(|why| (Verdict::AtRisk, why)));
     reasons.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
     let verdict = reasons.first().map_or(Verdict::Healthy, |(verdict, _)| *verdict);
     (verdict, reasons.into_iter().map(|(_, reason)| reason).collect())
+}
+
+/// Whether some key may lack a quorum of owners that answer this client: who is gone is counted as up until gossip has found out.
+fn short_if_silent(seen: &NodeStatus, answers: &[Answer]) -> Option<String> {
+    let silent = answers.iter().filter(|(peer, answer)| peer.member && peer.up && matches!(answer, Some(Err(_))));
+    let silent: Vec<&str> = silent.map(|(peer, _)| peer.node.as_str()).collect();
+    let need = usize::from(seen.r.max(seen.w));
+    let least = seen.reachable.iter().take(usize::from(seen.n) + 1).position(|partitions| *partitions > 0)?;
+    (!silent.is_empty() && least >= need && least.saturating_sub(silent.len()) < need)
+        .then(|| format!("if {} are gone, some keys may have fewer than {need} of their owners", silent.join(", ")))
 }
 
 /// What a node's own state adds to the verdict.
@@ -154,6 +165,12 @@ fn of_node(own: &NodeStatus, seen: &NodeStatus) -> Vec<(Verdict, String)> {
 pub(crate) async fn hints(args: &HintsArgs, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
     let seen = cluster.status().await?;
+    if let Some(target) = &args.target {
+        let members: Vec<_> = seen.peers.iter().filter(|peer| peer.member).map(|peer| peer.node).collect();
+        if seen.n > 0 && !members.contains(target) && seen.node != *target {
+            return Err(stranger(*target, members));
+        }
+    }
     let answers = ask_all(&cluster, &seen, true).await?;
     let kept: Vec<_> =
         hints_of(&answers).filter(|(_, hint)| args.target.is_none_or(|target| target == hint.target)).collect();
@@ -166,13 +183,20 @@ pub(crate) async fn hints(args: &HintsArgs, settings: &Settings, output: &Output
     print(output, &json, || hint_table(&kept))?;
     if !output.is_json() {
         if kept.is_empty() {
-            output.say("nobody keeps anything for anybody");
+            let whom = args.target.map_or_else(|| "anybody".to_owned(), |target| target.to_string());
+            output.say(&format!("nobody keeps anything for {whom}"));
         }
         if !silent.is_empty() {
             output.say(&format!("warning: {} did not answer, and may keep some", silent.join(", ")));
         }
     }
     Ok(Exit::Done)
+}
+
+/// Somebody was named who is not one of the members.
+pub(crate) fn stranger(named: NodeId, members: impl IntoIterator<Item = NodeId>) -> Failure {
+    let members: Vec<String> = members.into_iter().map(|member| member.to_string()).collect();
+    Failure::usage(format!("{named} is no member; the members are {}", members.join(", ")), "see `quorate status`")
 }
 
 /// Everything that any node keeps: who, and what for whom.
@@ -214,7 +238,8 @@ pub(crate) async fn check(command: &CheckCommand, settings: &Settings, output: &
     let (verdict, reasons) = judge(&seen, &answers);
     let (what, well, text) = match command {
         CheckCommand::Quorum(_) => {
-            ("quorum", verdict < Verdict::Unavailable, "every key has a quorum of its owners within reach")
+            let well = verdict < Verdict::Unavailable && short_if_silent(&seen, &answers).is_none();
+            ("quorum", well, "every key has a quorum of its owners within reach")
         }
         CheckCommand::Replicas(_) => (
             "replicas",
@@ -266,6 +291,21 @@ mod tests {
     fn a_cluster_without_trouble_is_healthy() {
         let seen = healthy();
         assert_eq!(judge(&seen, &answers(&seen, seen.clone())), (Verdict::Healthy, Vec::new()));
+    }
+
+    #[test]
+    fn those_that_do_not_answer_may_be_gone_before_gossip_knows_it() {
+        let mut seen = healthy();
+        (seen.n, seen.r, seen.w, seen.partitions) = (3, 2, 2, 16);
+        seen.reachable = vec![0, 0, 0, 16];
+        let silent = |count: usize| -> Vec<Answer> {
+            let peer = |name: &str| PeerStatus { node: node(name), up: true, member: true, ..seen.peers[0].clone() };
+            ["n2", "n3"].iter().take(count).map(|name| (peer(name), Some(Err("no answer".to_owned())))).collect()
+        };
+        assert_eq!(short_if_silent(&seen, &silent(1)), None, "two of three are left at least");
+        assert_eq!(judge(&seen, &silent(1)).0, Verdict::Degraded);
+        let (verdict, reasons) = judge(&seen, &silent(2));
+        assert!(verdict == Verdict::AtRisk && reasons[0].contains("if n2, n3 are gone"), "{reasons:?}");
     }
 
     #[test]

@@ -75,7 +75,9 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
                 let too_few =
                     matches!(error, Error::NotApplied(NotApplied::Unavailable { .. } | NotApplied::TimedOut { .. }));
                 let failure = Failure::from(error);
-                if too_few { Failure { hint: BLIND_HINT.to_owned(), ..failure } } else { failure }
+                let message = format!("the read before the write: {}", failure.message);
+                let hint = if too_few { BLIND_HINT.to_owned() } else { failure.hint };
+                Failure { message, hint, ..failure }
             });
             Some(found?.context)
         }
@@ -327,7 +329,8 @@ fn acks_text(quorum: &QuorumReport) -> String {
 }
 
 /// What to do when a put cannot read first.
-const BLIND_HINT: &str = "try again, or write without having looked: --blind (a value that is there becomes a sibling)";
+const BLIND_HINT: &str = "try again; read with a smaller --r; or, if W replicas can be reached, write without having looked: --blind (a \
+                          value that is there becomes a sibling)";
 
 /// How much of a sibling a table shows, in characters; `-o json` has all of it.
 const VALUE_SHOWN_MAX: usize = 100;

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::args::{RepairArgs, RepairCommand};
 use super::connection::Cluster;
 use super::failure::{Exit, Failure, Outcome};
+use super::health;
 use super::output::{Output, bytes_text, print, readable, table, time_text};
 use super::settings::Settings;
 
@@ -89,14 +90,7 @@ fn chosen(named: &[NodeId], members: &[(NodeId, SocketAddr)]) -> Outcome<Vec<(No
         ));
     }
     if let Some(stranger) = named.iter().find(|node| members.iter().all(|(member, _)| member != *node)) {
-        let names: Vec<String> = members.iter().map(|(member, _)| member.to_string()).collect();
-        return Err(Failure {
-            exit: Exit::Usage,
-            ..Failure::new(
-                format!("{stranger} is no member; the members are {}", names.join(", ")),
-                "see `quorate status`",
-            )
-        });
+        return Err(health::stranger(*stranger, members.iter().map(|(member, _)| *member)));
     }
     Ok(members.iter().filter(|(member, _)| named.is_empty() || named.contains(member)).copied().collect())
 }
