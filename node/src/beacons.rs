@@ -139,7 +139,7 @@ impl Beacons {
         true
     }
 
-    /// This disk was set back, and nothing is served until [`set_back`](Self::set_back)'s caller has noted what it lacks.
+    /// This disk was set back, and nothing is served until whoever waits for that has noted what it lacks.
     pub fn announce_set_back(&self) {
         self.0.set_back.notify_one();
     }
