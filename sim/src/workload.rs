@@ -562,6 +562,12 @@ struct WriteRequest {
 }
 
 impl WriteRequest {
+    /// One that is sent for the first time.
+    fn first(no: OpNo, key: &str, value: Option<Bytes>, context: Option<Context>, terms: Terms) -> Self {
+        let key = key.to_owned();
+        Self { no, key, value, context, terms, op_id: None, any_coordinator: false, first_us: now_us() }
+    }
+
     async fn send(&self, client: &Client) -> Result<Written, Error> {
         let Terms { w, strict, explain, .. } = self.terms;
         let ago = Duration::from_micros(now_us() - self.first_us);
@@ -672,17 +678,7 @@ impl Worker {
         let (context, giver) = seen.unzip();
         let no = self.begin(key, terms.write(), Action::Put { cause: giver });
         let value = Some(value(no, self.value_len()));
-        self.write(WriteRequest {
-            no,
-            key: key.to_owned(),
-            value,
-            context,
-            terms,
-            op_id: None,
-            any_coordinator: false,
-            first_us: now_us(),
-        })
-        .await;
+        self.write(WriteRequest::first(no, key, value, context, terms)).await;
     }
 
     async fn write(&mut self, write: WriteRequest) {
@@ -756,18 +752,7 @@ impl Worker {
         }
         let Some((context, giver)) = self.seen.get(key).cloned() else { return };
         let no = self.begin(key, terms.write(), Action::Delete { cause: Some(giver) });
-        let (key, context) = (key.to_owned(), Some(context));
-        self.write(WriteRequest {
-            no,
-            key,
-            value: None,
-            context,
-            terms,
-            op_id: None,
-            any_coordinator: false,
-            first_us: now_us(),
-        })
-        .await;
+        self.write(WriteRequest::first(no, key, None, Some(context), terms)).await;
     }
 
     /// An update is several reads and writes; what its function is shown tells what they were.
