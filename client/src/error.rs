@@ -241,7 +241,9 @@ pub(crate) fn is_passing(refusal: &NotApplied) -> bool {
 /// What to try next; empty where the refusal itself says it.
 fn advice_after(refusal: &NotApplied) -> &'static str {
     match refusal {
-        NotApplied::Unavailable { .. } => "; try again, ask for fewer replicas, or not for a strict request",
+        NotApplied::Unavailable { .. } => {
+            "; try again, ask for fewer replicas, or make the request sloppy if it was strict"
+        }
         NotApplied::TimedOut { .. } => "; try again, allow more time, or ask for fewer replicas",
         NotApplied::StaleLayout { .. } => "; try again",
         NotApplied::NotServing { .. } => "; look at `quorate status`",
@@ -359,7 +361,7 @@ mod tests {
         assert_eq!((error.need(), error.had()), (Some(2), Some(1)));
         let text = error.to_string();
         assert!(text.contains("2 replicas are needed, 1 can be reached"), "{text}");
-        assert!(text.ends_with("or not for a strict request"), "{text}");
+        assert!(text.ends_with("if it was strict"), "{text}");
 
         let acks = Acks { primary: 1, fallback: 0 };
         let error = Error::Indeterminate { op_id: OpId(0xab), need: None, acks, why: "the connection was lost".into() };

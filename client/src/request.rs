@@ -145,7 +145,7 @@ macro_rules! settings {
         /// Lets another node carry out the repetition that [`op_id`](Self::op_id) makes of this, when the one that may have
         /// carried out the first attempt cannot be reached: a write whose coordinator has died need not wait for it.
         ///
-        /// The write may then be carried out twice. Reads show the two as one, and so does a successor replace them, once the replicas
+        /// The write may then be carried out more than once. Reads show that as one, and a successor replaces all of it, once the replicas
         /// have exchanged. Until then, or for good where a replica has forgotten the first successor (after ten minutes, or a restart), a
         /// value that was replaced can stand beside its successor as a sibling. Values that are written once only have no such trouble.
         pub fn any_coordinator(mut self) -> Self {

@@ -184,7 +184,7 @@ impl From<Error> for Failure {
             error if foreign => (
                 Exit::Usage,
                 error.to_string(),
-                "use certificates of this cluster; `quorate config show --origin` shows which were used".to_owned(),
+                "valid certificates of this cluster are needed; `quorate config show --origin` shows which were used here".to_owned(),
             ),
             error @ Error::NoNodeReachable { .. } => (
                 Exit::Unavailable,
