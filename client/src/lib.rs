@@ -59,11 +59,15 @@
 //!
 //! | mode | promise |
 //! |---|---|
-//! | `.strict()`, R + W > N | a read that starts after a write was acknowledged returns that write or one that causally follows it - through crashes and restarts. Not linearizable: two reads may see a write in flight in opposite order |
-//! | the same, `Monotonic` reads | and once a read has returned a write, no later read misses it |
+//! | `.strict()`, R + W > N | a read that starts after a write was acknowledged returns that write or one that causally follows it - through crashes, restarts and lost disks. Not linearizable: two reads may see a write in flight in opposite order |
+//! | the same, `.monotonic()` reads | and once a read of R has returned a write, no later read of R or of a majority misses it: it is on N - R + 1 owners by then |
 //! | sloppy (default), R + W > N | the same for every write and read whose reply is **not** flagged `degraded` (its quorum was all primaries); beyond that writes still succeed wherever W nodes can be reached, and reads may miss them until handoff - each such reply says so |
 //! | R + W <= N | eventual: every acknowledged write reaches all N replicas |
 //! | all | an acknowledged write is never lost unless W disks that hold it are; concurrent writes are kept as siblings; a write that names its cause replaces exactly what it names; a deleted value does not come back |
+//!
+//! All of it holds for any R and W. The layout's floors r and w, a majority of N each unless an operator has staged others, say what is
+//! safe across a change of the layout too; the reply to a request below its floor is flagged
+//! [`below_floor`](wire::QuorumReport::below_floor).
 //!
 //! # Retries
 //!

@@ -211,10 +211,10 @@ impl Get {
     settings!(common);
     settings!(explain);
 
-    /// Answers once what it returns is durable on a majority of the key's primaries: no later read whose quorum is made of
-    /// primaries and meets every majority misses it (the write-back of Attiya, Bar-Noy and Dolev, "Sharing Memory Robustly
-    /// in Message-Passing Systems", 1995). It takes one round trip more where replicas differ, and a majority of primaries. In the
-    /// durability mode `interval` a replica says so before its sync, as it does of writes.
+    /// Answers once what it returns is durable on N - R + 1 of the key's primaries, and on a majority of them at least: no later read
+    /// of as many primaries, or of a majority of them, misses it (the write-back of Attiya, Bar-Noy and Dolev, "Sharing Memory
+    /// Robustly in Message-Passing Systems", 1995). It takes one round trip more where replicas differ, and with R = 1 it needs every
+    /// primary. In the durability mode `interval` a replica says so before its sync, as it does of writes.
     pub fn monotonic(mut self) -> Self {
         self.common.monotonic = true;
         self

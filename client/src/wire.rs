@@ -95,8 +95,8 @@ pub struct Read {
     pub r: Option<Quorum>,
     /// Only primaries count for R.
     pub strict: bool,
-    /// Answer once what is returned is durable on a majority of the primaries, so that no later read of a quorum that meets
-    /// every majority misses it.
+    /// Answer once what is returned is durable on N - R + 1 of the primaries, and on a majority of them at least, so that no later
+    /// read of as many replicas, or of a majority, misses it.
     pub monotonic: bool,
     /// Ask for [`Evidence`].
     pub explain: bool,
@@ -234,7 +234,7 @@ pub struct QuorumReport {
     pub acks: Acks,
     /// Not all of the quorum were primaries: the promise of R + W > N does not hold for this reply.
     pub degraded: bool,
-    /// The request asked for less than the layout's floor: it promises nothing across a change of the layout.
+    /// The request asked for less than the layout's floor: what R + W > N promises does not hold across a change of the layout.
     pub below_floor: bool,
     /// The layout that the quorum was counted in.
     pub layout: LayoutVersion,

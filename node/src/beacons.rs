@@ -1,12 +1,15 @@
 //! How far each disk has come, as its node has told: who remembers a disk further ahead than it is has seen it rolled back.
 //!
 //! Every message between nodes carries the [beacon](crate::store) that is durable at its sender, and each hello the one that its
-//! disk had when the sender started, a number for this life, and what the sender remembers of the receiver's disk. A node
-//! that hears of a higher beacon of its own disk, told in another life, has been set back: from a backup, by a snapshot, or
-//! because two processes run on copies of one disk.
+//! disk had when the sender started, a number for this life, and what the sender remembers of the receiver's disks. A node
+//! that hears of a higher beacon of its own, told in another life, has been set back: from a backup, by a snapshot, because two
+//! processes run on copies of one disk, or because an old disk has come back after the node had lived on another one. To that
+//! end a node's beacons grow over all its disks: one that starts on an empty disk goes on above whatever its peers remember of the
+//! disk before.
 //!
 //! What nobody was told, nobody can remember: a disk that is set back to before its last few writes, of which it had told
-//! nobody but clients, is not noticed.
+//! nobody but clients, is not noticed. And what nobody can tell, nobody hears: a node that starts waits for the other members'
+//! hellos before it answers reads, but for a second only, so that owners which can be reached are not kept waiting by those which cannot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -47,13 +50,13 @@ pub struct Beacons(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    disk: DiskId,
     life: u64,
     /// What this disk had at the start.
     start: u64,
     committer: Committer,
     state: Mutex<State>,
     set_back: Notify,
+    hellos: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -62,13 +65,15 @@ struct State {
     remembered: BTreeMap<NodeId, Vec<Remembered>>,
     /// What is not stored yet.
     unsaved: BTreeSet<NodeId>,
-    /// The highest beacon of this disk that another life has told, above its start.
+    /// The highest beacon that another life of this node has told, on this disk or another one, above its start.
     ahead: u64,
+    /// Whose hello has come since the start, so that what it remembers is known.
+    greeted: BTreeSet<NodeId>,
 }
 
 impl Beacons {
     /// Goes on from what the store remembers of others. `life` is random. Blocking.
-    pub fn open(store: &dyn Store, disk: DiskId, life: u64, committer: Committer) -> Self {
+    pub fn open(store: &dyn Store, life: u64, committer: Committer) -> Self {
         let mut state = State::default();
         let to = [PREFIX, &[u8::MAX]].concat();
         // What cannot be read is not remembered: it is a help, and no promise.
@@ -82,8 +87,8 @@ impl Beacons {
             }
         }
         let start = committer.beacon();
-        let (state, set_back) = (Mutex::new(state), Notify::new());
-        Self(Arc::new(Shared { disk, life, start, committer, state, set_back }))
+        let (state, set_back, hellos) = (Mutex::new(state), Notify::new(), Notify::new());
+        Self(Arc::new(Shared { life, start, committer, state, set_back, hellos }))
     }
 
     /// This life.
@@ -125,10 +130,24 @@ impl Beacons {
         self.state().remembered.get(&node).cloned().unwrap_or_default()
     }
 
+    /// Another node's hello has come, and what it remembers of this one was [taken in](Self::told).
+    pub fn greeted(&self, node: NodeId) {
+        if self.state().greeted.insert(node) {
+            self.0.hellos.notify_one();
+        }
+    }
+
+    /// Waits until the hellos of all these nodes have come. At most one may wait.
+    pub(crate) async fn greeted_by(&self, nodes: &[NodeId]) {
+        while !nodes.iter().all(|node| self.state().greeted.contains(node)) {
+            self.0.hellos.notified().await;
+        }
+    }
+
     /// Takes in what another node remembers of this one. Tells whether this disk was set back, which is news: to be
     /// [announced](Self::announce_set_back) when nothing is served any more.
     pub fn told(&self, remembered: &[Remembered]) -> bool {
-        let own = remembered.iter().filter(|told| told.disk == self.0.disk && told.life != self.0.life);
+        let own = remembered.iter().filter(|told| told.life != self.0.life);
         let Some(highest) = own.map(|told| told.beacon).max() else { return false };
         let mut state = self.state();
         if highest <= self.0.start.max(state.ahead) {
@@ -195,7 +214,7 @@ mod tests {
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let fatal = Arc::new(|why| panic!("{why}"));
         let committer = Committer::start(shared, Executor::Inline, Durability::Group, Duration::from_secs(1), fatal);
-        Beacons::open(store, DiskId(1), life, committer)
+        Beacons::open(store, life, committer)
     }
 
     fn speaker(disk: u128, life: u64) -> Speaker {
@@ -232,11 +251,29 @@ mod tests {
         let told = |disk, life, beacon| one.told(&[Remembered { disk: DiskId(disk), life, beacon }]);
         assert!(!told(1, 6, 10), "no further than it was at its start");
         assert!(!told(1, 7, 12), "that was this life");
-        assert!(!told(2, 6, 12), "another disk");
         assert!(told(1, 6, 12));
         assert!(!told(1, 6, 12), "that is known");
         one.announce_set_back();
         assert_eq!(one.set_back().await, 12);
         assert!(told(1, 5, 15), "even further");
+        assert!(told(2, 5, 16), "it has lived on another disk since");
+        assert!(!told(1, 6, 12) && !told(2, 5, 16), "both are known");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_waits_for_everybody_who_may_remember() {
+        let one = beacons(&MemoryStore::new(), 7);
+        let [a, b] = ["a", "b"].map(|name| NodeId::new(name).expect("legal"));
+        let second = Duration::from_secs(1);
+        one.greeted_by(&[]).await;
+        one.greeted(a);
+        one.greeted(a);
+        assert!(tokio::time::timeout(second, one.greeted_by(&[a, b])).await.is_err(), "b has said nothing");
+        let waiting = tokio::spawn({
+            let one = one.clone();
+            async move { one.greeted_by(&[a, b]).await }
+        });
+        one.greeted(b);
+        tokio::time::timeout(second, waiting).await.expect("at once").expect("no panic");
     }
 }

@@ -29,6 +29,7 @@ use crate::core::staging::{Staged, StagedMember, warnings};
 use crate::membership::{Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::{PeerError, Peers};
+use crate::recovery::Reading;
 use crate::store::{Executor, Store, StoreError, SyncFailed, Tree};
 
 /// A chosen layout and what follows from it.
@@ -54,6 +55,11 @@ impl Current {
         let ring = layout.ring()?;
         let fallbacks = (0..ring.partitions()).map(|_| OnceLock::new()).collect();
         Ok(Self { hash: layout.hash(), table: layout.table_of(&ring), ring, layout, fallbacks })
+    }
+
+    /// Which writes a read of `r` replicas must not miss.
+    pub fn reading(&self, r: u8) -> Reading {
+        Reading::of(self.layout.n, self.layout.w, r)
     }
 
     /// Who stands in for the primaries of a partition: other zones first, then in the order of the ring's walk; at most nine.

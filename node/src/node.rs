@@ -20,7 +20,7 @@ use quorate_client::sometimes;
 use quorate_client::tls::{self, Credentials, Subject};
 use quorate_client::wire::{ALPN_CLIENT, NodeStatus};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -157,11 +157,12 @@ impl Node {
         let random = &env.seams.random;
         let reader = Arc::clone(&store);
         let recovery = env.executor.run(move || Recovery::open(reader)).await?;
-        // Until the layout is known, so is not whether this disk lacks something.
+        // Until the layout is known, and what others remember, so is not whether this disk lacks something.
         recovery.doubt(Doubt::Layout);
+        recovery.doubt(Doubt::Start);
         let beacons = {
-            let (reader, disk, life, committer) = (Arc::clone(&store), identity.disk, random.u64(), committer.clone());
-            env.executor.run(move || Beacons::open(&*reader, disk, life, committer)).await
+            let (reader, life, committer) = (Arc::clone(&store), random.u64(), committer.clone());
+            env.executor.run(move || Beacons::open(&*reader, life, committer)).await
         };
         let replica = Replica::new(
             me,
@@ -326,6 +327,7 @@ impl Node {
             peers.clone(),
             membership.clone(),
         ));
+        let greeting = tokio::spawn(follow_hellos(me, layouts.clone(), recovery, beacons.clone()));
         let watching = tokio::spawn(follow_set_backs(me, layouts.clone(), replica.clone(), beacons));
         info!(node = %me, %addr, %cluster, "listening");
         Ok(Self {
@@ -346,7 +348,7 @@ impl Node {
             status,
             metrics,
             fatal,
-            tasks: Tasks(vec![accepting.abort_handle(), learning.abort_handle(), watching.abort_handle()]),
+            tasks: Tasks([accepting, learning, greeting, watching].iter().map(JoinHandle::abort_handle).collect()),
         })
     }
 
@@ -510,12 +512,25 @@ async fn follow_layouts(start: Start, layouts: Layouts, replica: Replica, peers:
     }
 }
 
+/// Has reads wait until every other member has said what it remembers of this node, or had the time to.
+async fn follow_hellos(me: NodeId, layouts: Layouts, recovery: Recovery, beacons: Beacons) {
+    let mut layouts = layouts.watch();
+    let current = layouts.wait_for(Option::is_some).await.ok().and_then(|current| Option::clone(&current));
+    let Some(current) = current else { return };
+    let others: Vec<NodeId> =
+        current.layout.members.iter().map(|member| member.node).filter(|node| *node != me).collect();
+    let all = timeout(HELLOS_WAIT, beacons.greeted_by(&others)).await;
+    sometimes!("beacons: a start did not hear of every member", all.is_err());
+    recovery.settle(Doubt::Start);
+}
+
 /// Notes what is lost when this disk turns out to have been set back.
 async fn follow_set_backs(me: NodeId, layouts: Layouts, replica: Replica, beacons: Beacons) {
     let mut layouts = layouts.watch();
     loop {
         let ahead = beacons.set_back().await;
-        error!(node = %me, ahead, start = beacons.start(), "this disk was rolled back or cloned: a peer remembers it further ahead");
+        error!(node = %me, ahead, start = beacons.start(),
+            "this disk was rolled back or cloned, or is not the one that this node last lived on: a peer remembers the node further ahead");
         let owned = loop {
             let current = layouts.borrow_and_update().clone();
             match current {
@@ -599,6 +614,9 @@ fn watch_parts(
 /// whose very first packet was a close (a peer that had dialed in vain, and got through otherwise) would stay, in quinn, until
 /// its idle time-out.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// How long a start waits for the hellos of members that may be down: two round trips to another continent, with a loss.
+const HELLOS_WAIT: Duration = Duration::from_secs(1);
 
 /// How soon a store that failed is tried again.
 const DECIDE_AGAIN: Duration = Duration::from_secs(1);

@@ -134,6 +134,8 @@ pub enum PeerBody {
         held: Option<u128>,
         /// To be answered once what is answered is durable here.
         durable: bool,
+        /// How many replicas the read asks: a replica that is partly recovered answers not all reads.
+        r: u8,
     },
     /// What the receiver keeps of a key for its primaries; answered with [`PeerReply::Fetched`].
     FetchHint {
@@ -152,6 +154,8 @@ pub enum PeerBody {
         after: Option<Blob>,
         /// At most so many records; the page is bounded in bytes as well.
         limit: u32,
+        /// How many replicas the read asks.
+        r: u8,
     },
     /// To compare and exchange what two owners hold.
     Heal {

@@ -626,6 +626,7 @@ impl Shared {
         }
         (self.check)(hello)?;
         self.beacons.heard(Speaker { node, disk: hello.disk, life: hello.life }, hello.beacon);
+        self.beacons.greeted(node);
         Ok(())
     }
 

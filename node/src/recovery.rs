@@ -2,10 +2,14 @@
 //!
 //! A replica that lost what it had acknowledged (its disk was emptied, exchanged, rolled back or damaged) is **recovering**: it
 //! takes writes, which count for W, but it answers no read, never says that a key is absent, and is no complete source for
-//! others. It serves again what it has exchanged completely, leaf by leaf, with
-//! - N - w + 1 owners that are not recovering there: any write that w owners had acknowledged, this one among them, is held by
-//!   one of these; or
-//! - all N - 1 others, whatever their state: nobody holds more. So a power cut that takes something from all ends.
+//! others. It serves again what it has exchanged completely, leaf by leaf:
+//!
+//! - with N - w + 1 owners that are not recovering there, where w is the layout's floor for writes, it serves every read whose
+//!   R + W > N speaks of writes at or above the floor ([`Reading::AboveFloor`]): any write that w owners had acknowledged, this
+//!   one among them, is held by one of those;
+//! - with all N - 1 others, whatever their state, it serves every read: nobody holds more. So a power cut that takes
+//!   something from all ends. Until then the leaf is **partly** recovered, and a read of R > N - w + 1, which promises to find
+//!   writes that fewer than w owners have acknowledged, is refused here.
 //!
 //! What is lost is noted on disk before anything can take its place, so that a restart does not forget it.
 
@@ -27,12 +31,12 @@ use crate::store::{Store, StoreError, Tree};
 pub enum Reason {
     /// A record failed its checksum.
     Corrupt,
-    /// The layout names this node with another disk: this one was emptied or exchanged.
-    OtherDisk,
     /// The last stop was unclean, and writes had been acknowledged before they were synced.
     Unclean,
-    /// A peer remembers this disk further ahead: it was rolled back or cloned.
+    /// A peer remembers this node further ahead than its disk is: the disk was rolled back or cloned, or is an old one.
     RolledBack,
+    /// The layout names this node with another disk: this one was emptied or exchanged.
+    OtherDisk,
 }
 
 impl fmt::Display for Reason {
@@ -41,8 +45,24 @@ impl fmt::Display for Reason {
             Self::Corrupt => "a record was corrupt",
             Self::OtherDisk => "the disk is not the one that the layout names",
             Self::Unclean => "the last stop was unclean, with writes that were not synced",
-            Self::RolledBack => "a peer remembers the disk further ahead",
+            Self::RolledBack => "a peer remembers this node further ahead than its disk is",
         })
+    }
+}
+
+/// Which writes a read must not miss. R + W > N promises to a read of R every write that N - R + 1 or more owners have acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Those are at or above the layout's floor for writes.
+    AboveFloor,
+    /// Some of them may be below it.
+    BelowFloor,
+}
+
+impl Reading {
+    /// A read of `r` of `n` replicas, in a layout whose floor for writes is `w`.
+    pub fn of(n: u8, w: u8, r: u8) -> Self {
+        if u16::from(n) + 1 >= u16::from(w) + u16::from(r) { Self::AboveFloor } else { Self::BelowFloor }
     }
 }
 
@@ -65,6 +85,8 @@ pub enum Doubt {
     Layout = 1,
     /// What a disk lacks that was set back.
     SetBack = 2,
+    /// Whether another node remembers this one further ahead: it has just started.
+    Start = 4,
 }
 
 /// What a start is judged by.
@@ -99,7 +121,10 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     reason: Reason,
+    /// What no read is served of.
     leaves: Leaves,
+    /// What reads [above the floor](Reading::AboveFloor) are served of, and no others.
+    partly: Leaves,
     /// The number of the last loss in it: exchanges that began before it do not count.
     loss: u64,
     /// Per owner: the leaves that were exchanged completely with it, and those of them for which it could speak.
@@ -109,7 +134,7 @@ struct Entry {
 /// What has to be exchanged of one partition; tells a later loss from this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
-    /// The leaves.
+    /// The leaves, those that are partly recovered included.
     pub leaves: Leaves,
     loss: u64,
 }
@@ -119,7 +144,7 @@ pub struct Lost {
 pub struct Progress {
     /// Why, the gravest reason.
     pub reason: Reason,
-    /// Partitions of which something is lost.
+    /// Partitions of which something is served to no read.
     pub left: u32,
     /// Partitions of which something was lost when it began, or later.
     pub total: u32,
@@ -136,6 +161,7 @@ pub struct Look(u64);
 struct Stored {
     reason: Reason,
     leaves: Blob,
+    partly: Blob,
 }
 
 impl Recovery {
@@ -155,14 +181,15 @@ impl Recovery {
                 Err(error) => return Err(error),
             };
             // A note that is damaged still says of which partition something is lost.
-            let (reason, leaves) = value.as_ref().and_then(decode).unwrap_or((Reason::Corrupt, Leaves::ALL));
+            let noted = value.as_ref().and_then(decode);
+            let (reason, leaves, partly) = noted.unwrap_or((Reason::Corrupt, Leaves::ALL, Leaves::NONE));
             state.losses += 1;
             state.ever.insert(partition);
             state
                 .partitions
-                .insert(partition, Entry { reason, leaves, loss: state.losses, exchanged: BTreeMap::new() });
+                .insert(partition, Entry { reason, leaves, partly, loss: state.losses, exchanged: BTreeMap::new() });
         }
-        state.total = state.partitions.len() as u32;
+        state.total = state.partitions.values().filter(|entry| !entry.leaves.is_empty()).count() as u32;
         state.since = (state.total > 0).then(Instant::now);
         Ok(Self(Arc::new(Shared { store, state: Mutex::new(state), lost: Notify::new() })))
     }
@@ -231,22 +258,20 @@ impl Recovery {
     pub fn lose(&self, partition: Partition, leaves: &Leaves, reason: Reason) -> Result<(), StoreError> {
         let mut state = self.state();
         let before = state.partitions.get(&partition);
+        let served = before.is_none_or(|entry| entry.leaves.is_empty());
         let all = before.map_or(*leaves, |entry| entry.leaves.or(leaves));
+        let partly = before.map_or(Leaves::NONE, |entry| entry.partly.without(leaves));
         let reason = before.map_or(reason, |entry| entry.reason.max(reason));
-        self.keep(partition, reason, &all)?;
+        self.keep(partition, reason, &all, &partly)?;
         state.losses += 1;
         state.ever.insert(partition);
         let loss = state.losses;
         if state.since.is_none() {
             state.since = Some(Instant::now());
         }
-        match state.partitions.get_mut(&partition) {
-            Some(entry) => *entry = Entry { reason, leaves: all, loss, exchanged: BTreeMap::new() },
-            None => {
-                state.total += 1;
-                state.partitions.insert(partition, Entry { reason, leaves: all, loss, exchanged: BTreeMap::new() });
-            }
-        }
+        state.total += u32::from(served);
+        let entry = Entry { reason, leaves: all, partly, loss, exchanged: BTreeMap::new() };
+        state.partitions.insert(partition, entry);
         drop(state);
         self.0.lost.notify_one();
         Ok(())
@@ -264,19 +289,26 @@ impl Recovery {
         state.doubts > 0 || state.ever.contains(&partition)
     }
 
-    /// Whether these leaves may be served, to be asked before they are read.
+    /// Whether these leaves may be served to such a read, to be asked before they are read.
     ///
     /// # Errors
     /// Why not.
-    pub fn look(&self, partition: Partition, leaves: &Leaves) -> Result<Look, String> {
+    pub fn look(&self, partition: Partition, leaves: &Leaves, reading: Reading) -> Result<Look, String> {
         let state = self.state();
         if state.doubts > 0 {
             return Err("it is not known yet whether its disk lacks something".into());
         }
-        match state.partitions.get(&partition).filter(|entry| !entry.leaves.and(leaves).is_empty()) {
-            Some(entry) => Err(format!("it is recovering partition {partition} ({})", entry.reason)),
-            None => Ok(Look(state.losses)),
+        let Some(entry) = state.partitions.get(&partition) else { return Ok(Look(state.losses)) };
+        if !entry.leaves.and(leaves).is_empty() {
+            return Err(format!("it is recovering partition {partition} ({})", entry.reason));
         }
+        if reading == Reading::BelowFloor && !entry.partly.and(leaves).is_empty() {
+            return Err(format!(
+                "it is recovering partition {partition} ({}), and has yet to ask some owners for writes below the layout's floor",
+                entry.reason
+            ));
+        }
+        Ok(Look(state.losses))
     }
 
     /// Whether nothing was lost anywhere since that look: what was read in between may be served.
@@ -285,7 +317,7 @@ impl Recovery {
         state.losses == look.0 && state.doubts == 0
     }
 
-    /// The leaves of a partition for which this replica cannot speak.
+    /// The leaves of a partition for which this replica cannot speak, not even of writes at or above the floor.
     pub fn recovering(&self, partition: Partition) -> Leaves {
         let state = self.state();
         if state.doubts > 0 {
@@ -294,7 +326,7 @@ impl Recovery {
         state.partitions.get(&partition).map_or(Leaves::NONE, |entry| entry.leaves)
     }
 
-    /// The partitions of which something is lost, in order.
+    /// The partitions of which something is lost, or only partly recovered, in order.
     pub fn partitions(&self) -> Vec<Partition> {
         let state = self.state();
         if state.doubts > 0 { Vec::new() } else { state.partitions.keys().copied().collect() }
@@ -303,18 +335,28 @@ impl Recovery {
     /// What is to be exchanged of a partition.
     pub fn lost(&self, partition: Partition) -> Option<Lost> {
         let state = self.state();
-        state.partitions.get(&partition).map(|entry| Lost { leaves: entry.leaves, loss: entry.loss })
+        state.partitions.get(&partition).map(|entry| Lost { leaves: entry.leaves.or(&entry.partly), loss: entry.loss })
+    }
+
+    /// What is to be exchanged of it with one owner: what is partly recovered need not be exchanged with the same one again.
+    pub fn to_ask(&self, partition: Partition, owner: NodeId) -> Option<Lost> {
+        let state = self.state();
+        let entry = state.partitions.get(&partition)?;
+        let complete = entry.exchanged.get(&owner).map_or(Leaves::NONE, |(complete, _)| *complete);
+        let leaves = entry.leaves.or(&entry.partly.without(&complete));
+        (!leaves.is_empty()).then_some(Lost { leaves, loss: entry.loss })
     }
 
     /// The reason why a leaf is lost, if it is.
     pub fn reason(&self, partition: Partition, leaf: u8) -> Option<Reason> {
         let state = self.state();
-        state.partitions.get(&partition).filter(|entry| entry.leaves.contains(leaf)).map(|entry| entry.reason)
+        let lost = |entry: &&Entry| entry.leaves.or(&entry.partly).contains(leaf);
+        state.partitions.get(&partition).filter(lost).map(|entry| entry.reason)
     }
 
     /// The leaves of `lost` were exchanged completely with an owner that could not speak for `recovering` of them, and what
-    /// came is durable here. `need` such owners that can speak, or all the `others`, make a leaf whole. Tells whether all
-    /// of the partition is. Blocking.
+    /// came is durable here. `need` such owners that can speak make a leaf partly whole, all the `others` make it whole. Tells
+    /// whether all of the partition is served again, at least to reads [above the floor](Reading::AboveFloor). Blocking.
     ///
     /// # Errors
     /// When the store does not take it; then it is to be done again.
@@ -330,33 +372,41 @@ impl Recovery {
         let mut state = self.state();
         let Some(entry) = state.partitions.get_mut(&partition) else { return Ok(true) };
         if entry.loss != lost.loss {
-            return Ok(false);
+            return Ok(entry.leaves.is_empty());
         }
-        entry.exchanged.insert(with, (lost.leaves, lost.leaves.without(recovering)));
-        let whole: Leaves = entry.leaves.iter().filter(|leaf| entry.is_whole(*leaf, need, others)).collect();
-        let left = entry.leaves.without(&whole);
-        if left == entry.leaves {
-            return Ok(false);
+        let (complete, serving) = entry.exchanged.entry(with).or_default();
+        *complete = complete.or(&lost.leaves);
+        *serving = serving.without(&lost.leaves).or(&lost.leaves.without(recovering));
+        let all = entry.leaves.or(&entry.partly);
+        let whole: Leaves = all.iter().filter(|leaf| entry.complete(*leaf) >= others).collect();
+        let served =
+            entry.leaves.iter().filter(|leaf| entry.serving(*leaf) >= need).collect::<Leaves>().without(&whole);
+        let leaves = entry.leaves.without(&whole).without(&served);
+        let partly = entry.partly.or(&served).without(&whole);
+        if (leaves, partly) == (entry.leaves, entry.partly) {
+            return Ok(leaves.is_empty());
         }
         let reason = entry.reason;
-        if left.is_empty() {
+        if leaves.or(&partly).is_empty() {
             self.0.store.remove(Tree::Meta, &meta_key(partition))?;
             state.partitions.remove(&partition);
-            if state.partitions.is_empty() {
-                (state.total, state.since) = (0, None);
-            }
-            return Ok(true);
+        } else {
+            self.keep(partition, reason, &leaves, &partly)?;
+            let entry = state.partitions.get_mut(&partition).expect("seen above");
+            (entry.leaves, entry.partly) = (leaves, partly);
         }
-        self.keep(partition, reason, &left)?;
-        state.partitions.get_mut(&partition).expect("seen above").leaves = left;
-        Ok(false)
+        if state.partitions.values().all(|entry| entry.leaves.is_empty()) {
+            (state.total, state.since) = (0, None);
+        }
+        Ok(leaves.is_empty())
     }
 
-    /// How it stands; nothing if nothing is lost.
+    /// How it stands; nothing if every partition is served, at least to reads [above the floor](Reading::AboveFloor).
     pub fn progress(&self) -> Option<Progress> {
         let state = self.state();
-        let reason = state.partitions.values().map(|entry| entry.reason).max()?;
-        let (left, total) = (state.partitions.len() as u32, state.total);
+        let lost = state.partitions.values().filter(|entry| !entry.leaves.is_empty());
+        let reason = lost.clone().map(|entry| entry.reason).max()?;
+        let (left, total) = (lost.count() as u32, state.total);
         Some(Progress { reason, left, total, since: state.since? })
     }
 
@@ -365,8 +415,9 @@ impl Recovery {
         self.0.lost.notified().await;
     }
 
-    fn keep(&self, partition: Partition, reason: Reason, leaves: &Leaves) -> Result<(), StoreError> {
-        let stored = Stored { reason, leaves: Blob::copy_from(&leaves.to_bytes()) };
+    fn keep(&self, partition: Partition, reason: Reason, leaves: &Leaves, partly: &Leaves) -> Result<(), StoreError> {
+        let blob = |leaves: &Leaves| Blob::copy_from(&leaves.to_bytes());
+        let stored = Stored { reason, leaves: blob(leaves), partly: blob(partly) };
         self.0.store.insert(Tree::Meta, &meta_key(partition), &codec::encode(&stored))
     }
 
@@ -376,10 +427,14 @@ impl Recovery {
 }
 
 impl Entry {
-    fn is_whole(&self, leaf: u8, need: usize, others: usize) -> bool {
-        let complete = self.exchanged.values().filter(|(complete, _)| complete.contains(leaf)).count();
-        let serving = self.exchanged.values().filter(|(_, serving)| serving.contains(leaf)).count();
-        serving >= need || complete >= others
+    /// With how many owners a leaf was exchanged.
+    fn complete(&self, leaf: u8) -> usize {
+        self.exchanged.values().filter(|(complete, _)| complete.contains(leaf)).count()
+    }
+
+    /// How many of them could speak for it.
+    fn serving(&self, leaf: u8) -> usize {
+        self.exchanged.values().filter(|(_, serving)| serving.contains(leaf)).count()
     }
 }
 
@@ -387,9 +442,9 @@ fn meta_key(partition: Partition) -> Vec<u8> {
     [PREFIX, &partition.0.to_be_bytes()].concat()
 }
 
-fn decode(value: &bytes::Bytes) -> Option<(Reason, Leaves)> {
+fn decode(value: &bytes::Bytes) -> Option<(Reason, Leaves, Leaves)> {
     let stored: Stored = codec::decode(value).ok()?;
-    Some((stored.reason, Leaves::from_bytes(&stored.leaves)?))
+    Some((stored.reason, Leaves::from_bytes(&stored.leaves)?, Leaves::from_bytes(&stored.partly)?))
 }
 
 /// Before the partition in the keys of [`Tree::Meta`].
@@ -433,10 +488,61 @@ mod tests {
         assert!(!exchanged(1, &Leaves::NONE), "nobody counts twice");
         assert!(!exchanged(2, &[4].into_iter().collect()), "it cannot speak for leaf 4");
         assert_eq!(recovery.recovering(PARTITION), [4].into_iter().collect());
-        assert!(recovery.look(PARTITION, &[3].into_iter().collect()).is_ok());
-        assert!(recovery.look(PARTITION, &some()).expect_err("lost").contains("recovering partition 3"));
+        assert!(recovery.look(PARTITION, &[3].into_iter().collect(), Reading::AboveFloor).is_ok());
+        assert!(
+            recovery
+                .look(PARTITION, &some(), Reading::AboveFloor)
+                .expect_err("lost")
+                .contains("recovering partition 3")
+        );
         assert!(exchanged(3, &Leaves::NONE));
-        assert_eq!((recovery.lost(PARTITION), recovery.progress()), (None, None));
+        assert_eq!((recovery.recovering(PARTITION), recovery.progress()), (Leaves::NONE, None));
+        assert!(recovery.look(PARTITION, &some(), Reading::AboveFloor).is_ok());
+    }
+
+    /// N = 5, w = 3: a write of W = 2 may have been acknowledged by this node and the one that was not asked yet.
+    #[test]
+    fn reads_that_must_find_writes_below_the_floor_wait_for_every_other_owner() {
+        let store = MemoryStore::new();
+        let first = recovery(&store);
+        first.lose(PARTITION, &some(), Reason::OtherDisk).expect("room");
+        let exchange = |recovery: &Recovery, with| {
+            let lost = recovery.to_ask(PARTITION, node(with)).expect("it is to be asked");
+            recovery.exchanged(PARTITION, lost, node(with), &Leaves::NONE, 3, 4).expect("room")
+        };
+        let below = |recovery: &Recovery| recovery.look(PARTITION, &some(), Reading::BelowFloor).is_ok();
+        assert!(!exchange(&first, 1) && !exchange(&first, 2));
+        assert!(exchange(&first, 3));
+        assert!(first.look(PARTITION, &some(), Reading::AboveFloor).is_ok() && !below(&first));
+        assert_eq!((first.to_ask(PARTITION, node(3)), first.partitions()), (None, vec![PARTITION]));
+        let again = recovery(&store);
+        assert!(again.look(PARTITION, &some(), Reading::AboveFloor).is_ok() && !below(&again), "a restart goes on");
+        assert!(exchange(&first, 4));
+        assert!(below(&first) && first.partitions().is_empty() && recovery(&store).partitions().is_empty());
+        // A leaf that is partly recovered and is lost again is lost.
+        assert!(exchange(&again, 1) && exchange(&again, 2) && exchange(&again, 3));
+        let early = again.to_ask(PARTITION, node(4)).expect("it is to be asked");
+        again.lose(PARTITION, &[3].into_iter().collect(), Reason::Corrupt).expect("room");
+        assert!(again.look(PARTITION, &[3].into_iter().collect(), Reading::AboveFloor).is_err());
+        assert!(again.look(PARTITION, &[4].into_iter().collect(), Reading::AboveFloor).is_ok());
+        assert!(!again.exchanged(PARTITION, early, node(4), &Leaves::NONE, 3, 4).expect("room"), "it began before");
+        assert!(!exchange(&again, 1) && !exchange(&again, 2) && !below(&again));
+        assert!(exchange(&again, 3) && !below(&again));
+        assert!(exchange(&again, 4) && below(&again));
+    }
+
+    #[test]
+    fn a_read_must_find_what_its_counterpart_may_have_written() {
+        for n in 1..=7u8 {
+            for w in n / 2 + 1..=n {
+                for r in 1..=n {
+                    // The smallest W with R + W > N is below the floor.
+                    let below = n - r + 1 < w;
+                    assert_eq!(Reading::of(n, w, r) == Reading::BelowFloor, below, "n={n} w={w} r={r}");
+                }
+            }
+        }
+        assert_eq!(Reading::of(255, 255, 255), Reading::BelowFloor);
     }
 
     #[test]
@@ -474,7 +580,7 @@ mod tests {
         let progress = again.progress().expect("under way");
         assert_eq!((progress.reason, progress.left, progress.total), (Reason::RolledBack, 2, 2));
         let lost = again.lost(PARTITION).expect("lost");
-        assert!(again.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
+        assert!(again.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 1).expect("room"));
         assert_eq!(recovery(&store).partitions(), [Partition(260)]);
         store.insert(Tree::Meta, &meta_key(PARTITION), b"garbage").expect("room");
         assert_eq!(recovery(&store).recovering(PARTITION), Leaves::ALL);
@@ -485,17 +591,17 @@ mod tests {
     #[test]
     fn what_was_read_around_a_loss_is_not_served() {
         let recovery = recovery(&MemoryStore::new());
-        let look = recovery.look(PARTITION, &some()).expect("nothing is lost");
+        let look = recovery.look(PARTITION, &some(), Reading::AboveFloor).expect("nothing is lost");
         assert!(recovery.confirm(look));
         recovery.lose(PARTITION, &some(), Reason::Corrupt).expect("room");
         let lost = recovery.lost(PARTITION).expect("lost");
         assert!(recovery.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 1).expect("room"));
         assert!(!recovery.confirm(look), "though it is whole again");
-        let look = recovery.look(PARTITION, &some()).expect("whole");
+        let look = recovery.look(PARTITION, &some(), Reading::AboveFloor).expect("whole");
         recovery.doubt(Doubt::Layout);
         recovery.doubt(Doubt::SetBack);
         recovery.settle(Doubt::SetBack);
-        assert!(!recovery.confirm(look) && recovery.look(PARTITION, &some()).is_err());
+        assert!(!recovery.confirm(look) && recovery.look(PARTITION, &some(), Reading::AboveFloor).is_err());
         assert_eq!(recovery.recovering(Partition(9)), Leaves::ALL);
         recovery.settle(Doubt::Layout);
         assert!(recovery.confirm(look));
@@ -525,7 +631,7 @@ mod tests {
         let whole = |recovery: &Recovery| {
             for partition in recovery.partitions() {
                 let lost = recovery.lost(partition).expect("lost");
-                assert!(recovery.exchanged(partition, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
+                assert!(recovery.exchanged(partition, lost, node(1), &Leaves::NONE, 1, 1).expect("room"));
             }
         };
         whole(&unclean);
@@ -534,7 +640,7 @@ mod tests {
         let wiped = judged(&facts(2, false, false));
         assert_eq!(wiped.progress().expect("lost").left, 2);
         let lost = wiped.lost(PARTITION).expect("lost");
-        assert!(wiped.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
+        assert!(wiped.exchanged(PARTITION, lost, node(1), &Leaves::NONE, 1, 1).expect("room"));
         let again = judged(&facts(2, true, false));
         assert_eq!(again.partitions(), [Partition(4)], "a restart goes on");
         whole(&again);

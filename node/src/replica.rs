@@ -30,11 +30,11 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::core::merkle::{self, Leaves};
 use crate::core::mint::{self, Minter};
-use crate::core::record::{Dropped, Record};
+use crate::core::record::{Dropped, Record, Sibling};
 use crate::core::version::{Actor, Context, Dot};
 use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
-use crate::recovery::{Reason, Recovery};
+use crate::recovery::{Reading, Reason, Recovery};
 use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
 
 use self::hints::Kept;
@@ -250,24 +250,32 @@ impl Replica {
         self.locked(key, move |inner, now| inner.merge(partition, &Place::Data, &key_owned, &record, now)).await
     }
 
+    /// The record of a key for a read above the layout's floor, see [`read_for`](Self::read_for).
+    ///
+    /// # Errors
+    /// As `read_for`.
+    pub async fn read(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
+        self.read_for(key, Reading::AboveFloor).await
+    }
+
     /// The record of a key, or nothing if this replica has never heard of it. A deleted key has a record.
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed or the record is corrupt: that is never said to be absent.
     /// [`NotApplied::NotServing`] if the replica is [recovering](crate::recovery) there.
-    pub async fn read(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
+    pub async fn read_for(&self, key: &Blob, reading: Reading) -> Result<Option<Record>, NotApplied> {
         check_key(key)?;
         let (partition, leaf) = self.0.leaf_of(key);
-        self.0.unless_lost(partition, &leaf, || self.read_anyhow(key)).await
+        self.0.unless_lost(partition, &leaf, reading, || self.read_anyhow(key)).await
     }
 
     /// Whether what was read of a key a moment ago may still be counted.
     ///
     /// # Errors
     /// [`NotApplied::NotServing`] if the replica has learned since that it may lack something there.
-    pub fn still_speaks(&self, key: &[u8]) -> Result<(), NotApplied> {
+    pub fn still_speaks(&self, key: &[u8], reading: Reading) -> Result<(), NotApplied> {
         let (partition, leaf) = self.0.leaf_of(key);
-        let looked = self.0.recovery.look(partition, &leaf);
+        let looked = self.0.recovery.look(partition, &leaf, reading);
         looked.map(drop).map_err(|why| NotApplied::NotServing { node: self.0.node, why })
     }
 
@@ -319,6 +327,7 @@ impl Replica {
         partition: Partition,
         after: Option<&Blob>,
         limit: usize,
+        reading: Reading,
     ) -> Result<(Vec<(Blob, Record)>, bool), NotApplied> {
         let inner = &self.0;
         let partitions = inner.partitions.load(Ordering::Relaxed);
@@ -344,7 +353,7 @@ impl Replica {
             let (job, from, end) = (inner.clone(), from.clone(), end.clone());
             inner.executor.run(move || job.page(partition, &from, end.as_deref(), limit.max(1)))
         };
-        inner.unless_lost(partition, &Leaves::ALL, page).await
+        inner.unless_lost(partition, &Leaves::ALL, reading, page).await
     }
 
     /// Rule V1, to be called *before* records of a partition are deleted or known to be lost in any way other than by `mint`
@@ -413,7 +422,7 @@ struct Inner {
     /// The current actor of each partition that was written to; at most 65,536.
     minters: Mutex<BTreeMap<Partition, Minter>>,
     operations: Mutex<Operations>,
-    /// Corrupt records that were seen already: the actor is given up once for each, not at every look.
+    /// Corrupt records that were seen already, by where they lie: the actor is given up once for each, not at every look.
     corrupt: Mutex<BTreeSet<(Partition, u128)>>,
     /// How much is kept for whom.
     kept: Mutex<Kept>,
@@ -490,13 +499,9 @@ impl Inner {
                 ticket: self.committer.ticket_unchanged(),
             });
         }
-        // A delete has no dot that could outlive anything. What a whole record has not seen of this node is superseded by nobody here;
-        // hints that were handed over are not there any more to tell, nor is a record that was lost, which others need not have had.
         if let (Some(first_sent), true) = (first_sent, value.is_some())
-            && (*place != Place::Data
-                || self.recovery.has_lost(partition)
-                || held.context.has_news_of(self.node, &cause))
             && !lock(&self.operations).remembers_since(partition, first_sent, now)
+            && !self.shows_all_mints(partition, place, &held, &cause, first_sent, now)
         {
             sometimes!("mint: a retry of what this node would not remember");
             return Err(MintError::Forgotten);
@@ -535,7 +540,7 @@ impl Inner {
             }
         }
         let replaced = fresh.dropped.writes.iter().map(|(_, op_id)| op_id).collect::<BTreeSet<_>>().len();
-        lock(&self.corrupt).remove(&of_key);
+        lock(&self.corrupt).remove(&at(partition, place, &key));
         self.remember(of_key, fresh.dropped, now);
         count(&self.counters.minted, 1);
         tell!(act = "mints", key = %story::text(&key), node = %self.node, %op_id, %dot, replaced,
@@ -548,6 +553,27 @@ impl Inner {
             repeated: false,
             ticket: self.committer.ticket(),
         })
+    }
+
+    /// Rule V6, for a retry whose first attempt was sent before the memory of operations begins: whether the record alone proves that
+    /// no earlier attempt was minted here and superseded since. It does if this node has been up for the whole time, so that a mint
+    /// which was replicated and never synced cannot be missing from the record; if nothing of the partition was lost or dropped; and if
+    /// the record knows no dot of this node that the writer has not seen. Hints that were handed over are not there to tell.
+    ///
+    /// A retried delete needs no such proof: it leaves no value that could outlive what has replaced it.
+    fn shows_all_mints(
+        &self,
+        partition: Partition,
+        place: &Place,
+        held: &Record,
+        cause: &Context,
+        first_sent: Duration,
+        now: Instant,
+    ) -> bool {
+        *place == Place::Data
+            && lock(&self.operations).was_up_since(partition, first_sent, now)
+            && !self.recovery.has_lost(partition)
+            && !held.context.has_news_of(self.node, cause)
     }
 
     /// Rule V6: the operations of either record that this one knows to be superseded. A record that has not seen that itself (a hint,
@@ -578,10 +604,12 @@ impl Inner {
             Ok(record) => record.unwrap_or_default(),
             Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
             Err(Unreadable::Corrupt(why)) => {
-                self.found_corrupt(partition, place, key, &why);
-                if *place == Place::Data {
-                    // What takes its place may be older than what was acknowledged here, so that the loss is noted first.
-                    self.lose(partition, key).map_err(|error| self.failed(error.to_string()))?;
+                let failed = |error: StoreError| self.failed(error.to_string());
+                // What takes its place may be older than what was acknowledged here, so that the loss is noted first: now, or at an
+                // earlier look, unless the recovery that began then is over and could not bring the record back.
+                self.note_corrupt(partition, place, key, &why).map_err(failed)?;
+                if *place == Place::Data && !self.recovery.is_lost(partition, &self.leaf_of(key).1) {
+                    self.lose(partition, key).map_err(failed)?;
                 }
                 // Also if it was corrupt before, and this node has minted in it since.
                 self.draw_new_actor(partition);
@@ -600,7 +628,16 @@ impl Inner {
         );
         let siblings = record.value_count();
         let old_digest = digest_of(&record, key);
-        let (dropped, changed) = mint::merge(&mut record, other, &|op_id| superseded.contains(op_id));
+        let disputed = self.disputed(partition, &record, other);
+        let (dropped, mut changed) = mint::merge(&mut record, other, &|op_id| superseded.contains(op_id));
+        for sibling in disputed {
+            // The disputed dot stays covered, so that every replica drops it and takes its operation for superseded; the value lives on
+            // under a dot and an operation that nobody can have named.
+            let dot = self.next_dot(partition, &record, &Context::new());
+            let op_id = OpId(self.random.u128());
+            record.keep(dot, Sibling { op_id, ..sibling });
+            changed = true;
+        }
         sometimes!("merge: dropped a superseded sibling", record.value_count() < siblings);
         sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
@@ -628,7 +665,7 @@ impl Inner {
         sometimes!("merge: replaced a corrupt record", corrupt);
         let wrote = changed || corrupt;
         if wrote {
-            lock(&self.corrupt).remove(&of_key);
+            lock(&self.corrupt).remove(&at(partition, place, key));
         }
         self.remember(of_key, dropped, now);
         tell!(act = "merges", key = %story::text(key), node = %self.node, got = names(other), changed = wrote,
@@ -636,6 +673,23 @@ impl Inner {
         count(if wrote { &self.counters.merged } else { &self.counters.unchanged }, 1);
         let ticket = if wrote { self.committer.ticket() } else { self.committer.ticket_unchanged() };
         Ok(Merged { changed: wrote, was_corrupt: corrupt, digest, ticket })
+    }
+
+    /// Rule V5, for a merge: the values of this record whose dots the other record claims to know as replaced, when that claim cannot
+    /// be believed. The other record names dots that this node's actor has not minted yet, so that whoever made them up may have
+    /// named dots that were minted since. The actor is given up.
+    fn disputed(&self, partition: Partition, record: &Record, other: &Record) -> Vec<Sibling> {
+        let mut minters = lock(&self.minters);
+        let Some(minter) = minters.get(&partition) else { return Vec::new() };
+        let disputed = mint::disputed(minter, record, other);
+        let Some(disputed) = disputed else { return Vec::new() };
+        sometimes!("merge: a record was ahead of its actor");
+        count(&self.counters.incidents, 1);
+        tracing::error!(node = %self.node, %partition, actor = %minter.actor(), kept = disputed.len(),
+            "another replica's record knows writes of this actor that it never minted: a context was made up, or this process's memory \
+             was set back; the values in doubt are kept, and a new actor takes over");
+        minters.remove(&partition);
+        disputed
     }
 
     fn page(
@@ -718,43 +772,50 @@ impl Inner {
         })
     }
 
-    /// A record is lost (rule V1). Its operations are forgotten with it; the rest of the partition is as it was.
+    /// A record is lost (rule V1): see [`note_corrupt`](Self::note_corrupt). If that cannot be noted now, it is at the next look, and
+    /// until then nothing takes the record's place.
     fn found_corrupt(&self, partition: Partition, place: &Place, key: &[u8], why: &str) -> NotApplied {
-        let of_key = Operations::of_key(partition, key);
-        let mut corrupt = lock(&self.corrupt);
-        if !corrupt.contains(&of_key) {
-            if corrupt.len() < CORRUPT_MAX {
-                corrupt.insert(of_key);
-            }
-            tell!(act = "finds its record corrupt", key = %story::text(key), node = %self.node);
-            sometimes!("replica: found a corrupt record");
-            self.draw_new_actor(partition);
-            lock(&self.operations).forget_key(of_key, Instant::now());
-            if *place == Place::Data {
-                self.trees.doubt(partition, &data_key(key));
-                if let Err(error) = self.lose(partition, key) {
-                    // It will be seen again, and until it is noted it cannot be replaced.
-                    tracing::error!(node = %self.node, %partition, %error, "that a record is corrupt cannot be noted");
-                    corrupt.remove(&of_key);
-                }
-            }
-            count(&self.counters.corrupt, 1);
-            tracing::error!(node = %self.node, %partition, why, "a record is corrupt; it is recovered from the other owners");
+        if let Err(error) = self.note_corrupt(partition, place, key, why) {
+            tracing::error!(node = %self.node, %partition, %error, "that a record is corrupt cannot be noted");
         }
         self.refused_corrupt(why)
     }
 
-    /// Notes that what was held of a key is lost, unless it is noted already.
+    /// Notes once for each corrupt record that it is lost: its actor mints no more, its operations are forgotten with it, its leaf
+    /// of the hash tree is in doubt, and the partition's recovery begins (anew, if it is under way: what other owners have told so
+    /// far need not cover this record).
+    fn note_corrupt(&self, partition: Partition, place: &Place, key: &[u8], why: &str) -> Result<(), StoreError> {
+        let at = at(partition, place, key);
+        let mut corrupt = lock(&self.corrupt);
+        if corrupt.contains(&at) {
+            return Ok(());
+        }
+        tell!(act = "finds its record corrupt", key = %story::text(key), node = %self.node);
+        sometimes!("replica: found a corrupt record");
+        self.draw_new_actor(partition);
+        lock(&self.operations).forget_key(Operations::of_key(partition, key), Instant::now());
+        if *place == Place::Data {
+            self.trees.doubt(partition, &data_key(key));
+            sometimes!(
+                "recovery: a record was lost while others of its leaf were being recovered",
+                self.recovery.is_lost(partition, &self.leaf_of(key).1)
+            );
+            self.lose(partition, key)?;
+        }
+        if corrupt.len() < CORRUPT_MAX {
+            corrupt.insert(at);
+        }
+        count(&self.counters.corrupt, 1);
+        tracing::error!(node = %self.node, %partition, why, "a record is corrupt; it is recovered from the other owners");
+        Ok(())
+    }
+
+    /// Notes that what was held of a key is lost.
     fn lose(&self, partition: Partition, key: &[u8]) -> Result<(), StoreError> {
-        let partitions = self.partitions.load(Ordering::Relaxed);
-        if partitions == 0 {
-            return Ok(());
+        match self.leaf_of(key) {
+            (_, leaf) if leaf.is_empty() => Ok(()),
+            (_, leaf) => self.recovery.lose(partition, &leaf, Reason::Corrupt),
         }
-        let leaf = [merkle::leaf_of(key_hash(key), partitions)].into_iter().collect();
-        if self.recovery.is_lost(partition, &leaf) {
-            return Ok(());
-        }
-        self.recovery.lose(partition, &leaf, Reason::Corrupt)
     }
 
     /// Where a key is, as far as that is known: before there is a layout, nothing is lost but by a doubt, which is about all.
@@ -771,11 +832,12 @@ impl Inner {
         &self,
         partition: Partition,
         leaves: &Leaves,
+        reading: Reading,
         read: impl Fn() -> F,
     ) -> Result<T, NotApplied> {
         let not_serving = |why| NotApplied::NotServing { node: self.node, why };
         for _ in 0..LOOKS_MAX {
-            let look = self.recovery.look(partition, leaves).map_err(|why| {
+            let look = self.recovery.look(partition, leaves, reading).map_err(|why| {
                 sometimes!("recovery: a read was refused");
                 not_serving(why)
             })?;
@@ -902,6 +964,8 @@ struct Operations {
     order: VecDeque<(u64, (Partition, u128, OpId))>,
     next: u64,
     evicted: u64,
+    /// When this node started: nothing is known of what it had minted before.
+    started: Instant,
     /// Everything since then is known, but for what was [forgotten](Self::forget).
     complete_since: Instant,
     /// When something of a partition was forgotten; at most 65,536.
@@ -922,6 +986,7 @@ impl Operations {
             order: VecDeque::new(),
             next: 0,
             evicted: 0,
+            started: now,
             complete_since: now,
             forgotten: BTreeMap::new(),
         }
@@ -930,10 +995,17 @@ impl Operations {
     /// Whether an operation whose first attempt was sent so long ago would be known, had it been superseded here.
     fn remembers_since(&self, partition: Partition, first_sent: Duration, now: Instant) -> bool {
         let ago = first_sent.saturating_add(TRAVEL_MAX);
-        let Some(since) = now.checked_sub(ago) else { return false };
         ago < OPERATION_WINDOW
-            && since >= self.complete_since
-            && self.forgotten.get(&partition).is_none_or(|forgotten| since >= *forgotten)
+            && now.checked_sub(ago).is_some_and(|since| since >= self.complete_since)
+            && self.was_up_since(partition, first_sent, now)
+    }
+
+    /// Whether this node was up when the first attempt was sent, however long it took to arrive, and nothing of the partition was
+    /// forgotten since.
+    fn was_up_since(&self, partition: Partition, first_sent: Duration, now: Instant) -> bool {
+        let whole = |since| self.forgotten.get(&partition).is_none_or(|forgotten| since >= *forgotten);
+        let since = now.checked_sub(first_sent.saturating_add(TRAVEL_MAX));
+        since.is_some_and(|since| since >= self.started && whole(since))
     }
 
     fn of_key(partition: Partition, key: &[u8]) -> (Partition, u128) {
@@ -1030,6 +1102,14 @@ fn check_len(what: &str, got: usize, limit: usize) -> Result<(), NotApplied> {
     Err(NotApplied::TooLarge { what: what.into(), limit: limit as u64, got: got as u64 })
 }
 
+/// What a record that lies somewhere is called in the set of corrupt ones.
+fn at(partition: Partition, place: &Place, key: &[u8]) -> (Partition, u128) {
+    match place {
+        Place::Data => Operations::of_key(partition, key),
+        Place::Hint { target, .. } => (partition, xxh3_128(&hints::hint_key(*target, key))),
+    }
+}
+
 /// The digest of a record, if there is one.
 fn digest_of(record: &Record, key: &[u8]) -> Option<u128> {
     (*record != Record::default()).then(|| record.digest(key))
@@ -1074,8 +1154,9 @@ const OPERATIONS_MAX: usize = 1 << 18;
 pub const HINT_BYTES_MAX: u64 = 1 << 30;
 /// How often a read is repeated because something was lost, somewhere, while it was under way.
 const LOOKS_MAX: u32 = 4;
-/// How many corrupt records are known one by one; beyond it the actor is given up at each look.
-const CORRUPT_MAX: usize = 4096;
+/// How many corrupt records are known one by one, about 4 MB. Beyond it each look at another one counts as a loss of its own, so that
+/// a disk with more of them gives up its actors and begins its recovery again and again: it serves nothing wrong, and needs replacing.
+const CORRUPT_MAX: usize = 1 << 16;
 
 #[cfg(test)]
 #[path = "replica_test.rs"]

@@ -19,6 +19,7 @@ use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key};
 use crate::core::record::Record;
 use crate::layouts::{Current, Layouts};
 use crate::peer_wire::{Label, PeerBody, PeerReply};
+use crate::recovery::Reading;
 use crate::replica::{Merged, Replica};
 
 /// Serves the data requests of peers on one node.
@@ -44,10 +45,10 @@ impl ReplicaService {
             PeerBody::Replicate { label, key, record } => self.replicate(label, &key, &record).await,
             PeerBody::Hint { label, target, key, record } => self.hint(label, target, &key, &record).await,
             PeerBody::Handoff { label, entries } => self.handoff(label, entries).await,
-            PeerBody::Fetch { label, key, held, durable } => self.fetch(label, &key, held, durable).await,
+            PeerBody::Fetch { label, key, held, durable, r } => self.fetch(label, &key, held, durable, r).await,
             PeerBody::FetchHint { label, key } => self.fetch_hint(label, &key).await,
-            PeerBody::FetchRange { label, partition, after, limit } => {
-                self.fetch_range(label, partition, after, limit).await
+            PeerBody::FetchRange { label, partition, after, limit, r } => {
+                self.fetch_range(label, partition, after, limit, r).await
             }
             PeerBody::Forward { request } => Ok(self.forwarded(from, request, timeout).await),
             PeerBody::Hello(_) | PeerBody::Heal { .. } | PeerBody::AcceptFirstLayout { .. } | PeerBody::LayoutState => {
@@ -121,13 +122,16 @@ impl ReplicaService {
         key: &Blob,
         held: Option<u128>,
         durable: bool,
+        r: u8,
     ) -> Result<PeerReply, NotApplied> {
+        let mut reading = Reading::BelowFloor;
         self.owned(label, |current| {
             check_key(key)?;
+            reading = current.reading(r);
             Ok(current.ring.partition_of(key))
         })?;
         self.coordinator.note_service();
-        let record = self.replica.read(key).await?;
+        let record = self.replica.read_for(key, reading).await?;
         if durable {
             self.replica.settled().await?;
         }
@@ -152,16 +156,19 @@ impl ReplicaService {
         partition: Partition,
         after: Option<Blob>,
         limit: u32,
+        r: u8,
     ) -> Result<PeerReply, NotApplied> {
+        let mut reading = Reading::BelowFloor;
         self.owned(label, |current| {
             if partition.0 >= current.ring.partitions() || !(1..=SCAN_LIMIT_MAX).contains(&limit) {
                 let why = format!("a page of {limit} records of partition {partition} is not possible");
                 return Err(NotApplied::Unsupported { why });
             }
             after.as_deref().map_or(Ok(()), |after| check_key(after))?;
+            reading = current.reading(r);
             Ok(partition)
         })?;
-        let (entries, done) = self.replica.range(partition, after.as_ref(), limit as usize).await?;
+        let (entries, done) = self.replica.range(partition, after.as_ref(), limit as usize, reading).await?;
         let entries = entries.into_iter().map(|(key, record)| (key, Blob(record.encode()))).collect();
         Ok(PeerReply::Range { entries, done })
     }

@@ -17,7 +17,9 @@
 //! replicas are interchangeable.
 //!
 //! The one excuse is a retry that took a second dot somewhere else (see `quorate_node::core::mint`): the value of such an
-//! operation may show again beside its successor at a replica that does not remember, until it has exchanged records.
+//! operation may show again beside its successor at a replica that does not remember, until it has exchanged records. Where
+//! retries go to the coordinator of the first attempt only, as a client's do, nothing excuses it: a coordinator that may have
+//! forgotten answers "unknown".
 //!
 //! For each rule there is a world that leaves it out, in which the explorer must find a violation.
 //!
@@ -53,6 +55,8 @@ struct Scope {
     lost_replies: usize,
     /// Contexts of other keys and forged ones, failing inserts.
     hostile: bool,
+    /// Retries go to any replica, not only to the one that was asked first.
+    retries_anywhere: bool,
 }
 
 /// A rule, or the part of one, that a world leaves out.
@@ -80,6 +84,7 @@ enum Without {
     V6ShownOnce,
     V6SupersededAsAWhole,
     V6MemoryGoesWithTheCopy,
+    V6UnknownIfForgotten,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -139,13 +144,16 @@ struct Replica {
     remembered: BTreeMap<OpId, Dot>,
     /// What it has minted since it last lost its memory.
     minted: Ops,
+    /// What was asked for before it last lost its memory.
+    forgotten: Ops,
 }
 
 #[derive(Clone, Debug)]
 struct State {
     replicas: Vec<Replica>,
     session: Arc<Seen>,
-    pending: Option<(u8, bool, Arc<Seen>)>,
+    /// A write whose reply was lost: its operation, whether it is a delete, its cause, and who was asked.
+    pending: Option<(u8, bool, Arc<Seen>, usize)>,
     messages: Vec<Arc<Copy>>,
     /// For each operation, those before it.
     before: Vec<Ops>,
@@ -186,6 +194,7 @@ impl State {
             drawn: 0,
             remembered: BTreeMap::new(),
             minted: 0,
+            forgotten: 0,
         };
         Self {
             replicas: vec![replica; replicas],
@@ -231,6 +240,7 @@ impl State {
         for replica in &mut self.replicas {
             if writes_over {
                 replica.minted &= pending;
+                replica.forgotten &= pending;
             }
             if faults_over {
                 replica.synced = replica.copy.clone();
@@ -257,10 +267,11 @@ impl State {
                 put(&dot(of));
             }
             put(&replica.minted.to_be_bytes());
+            put(&replica.forgotten.to_be_bytes());
         }
         put(&self.session.hash.to_be_bytes());
-        if let Some((op, delete, cause)) = &self.pending {
-            put(&[*op, u8::from(*delete)]);
+        if let Some((op, delete, cause, asked)) = &self.pending {
+            put(&[*op, u8::from(*delete), *asked as u8]);
             put(&cause.hash.to_be_bytes());
         }
         for message in &self.messages {
@@ -308,7 +319,7 @@ impl World {
             if state.before.len() < scope.writes {
                 self.writes(state, at, &mut steps);
             }
-            if state.pending.is_some() {
+            if state.pending.as_ref().is_some_and(|(.., asked)| scope.retries_anywhere || *asked == at) {
                 steps.push(Step::Retry { at, session: false });
                 if state.before.len() < scope.writes {
                     steps.push(Step::Retry { at, session: true });
@@ -389,14 +400,17 @@ impl World {
                 next.deletes |= Ops::from(delete) << op;
                 if reply == Reply::Lost {
                     next.lost_replies += 1;
-                    next.pending = Some((op as u8, delete, cause.clone()));
+                    next.pending = Some((op as u8, delete, cause.clone(), at));
                 }
                 self.coordinate(&mut next, at, op, delete, &cause, reply)?;
                 at
             }
             Step::Retry { at, session } => {
-                let (op, delete, cause) = next.pending.clone().expect("only then is it a step");
+                let (op, delete, cause, _) = next.pending.clone().expect("only then is it a step");
                 let reply = if session { Reply::ToSession } else { Reply::ToOther };
+                if self.is_refused(&next.replicas[at], op, delete) {
+                    return Ok(next);
+                }
                 self.coordinate(&mut next, at, usize::from(op), delete, &cause, reply)?;
                 at
             }
@@ -427,7 +441,9 @@ impl World {
             }
             Step::Restart { at } => {
                 next.faults += 1;
+                let asked_for = (1 << next.before.len()) - 1;
                 let replica = &mut next.replicas[at];
+                replica.forgotten = asked_for;
                 replica.copy = replica.synced.clone();
                 replica.remembered.clear();
                 replica.minted = 0;
@@ -503,6 +519,14 @@ impl World {
                 Context::open(&sealed, CLUSTER, key).ok().map(|context| Seen::new(context, 0))
             }
         }
+    }
+
+    /// Whether the answer to a retry is "unknown", and nothing is done: it is not known here, and may have been before the memory of
+    /// the replica was lost. A retried delete leaves nothing that could come back.
+    fn is_refused(&self, replica: &Replica, op: u8, delete: bool) -> bool {
+        let op_id = OpId(op.into());
+        let known = !replica.copy.record.dots_of(&op_id).is_empty() || replica.remembered.contains_key(&op_id);
+        !known && !delete && replica.forgotten & (1 << op) != 0 && self.without != Without::V6UnknownIfForgotten
     }
 
     /// What `replica` does under the key's lock, with the same pure functions.
@@ -664,7 +688,9 @@ impl World {
     fn lose(&self, state: &mut State, at: usize, give_up: bool) {
         state.faults += 1;
         let nothing = Copy::new(Record::default(), 0);
+        let asked_for = (1 << state.before.len()) - 1;
         let replica = &mut state.replicas[at];
+        replica.forgotten = asked_for;
         replica.synced = nothing.clone();
         replica.copy = nothing;
         replica.minted = 0;
@@ -713,7 +739,8 @@ impl World {
         if live & !shown != 0 {
             return Err(format!("{} has lost {:b}: shows {shown:b} instead of {live:b}", who(), live & !shown));
         }
-        if extra & !state.minted_again() != 0 {
+        let excused = if self.scope.retries_anywhere { state.minted_again() } else { 0 };
+        if extra & !excused != 0 {
             return Err(format!("{} shows superseded {extra:b}: {shown:b} instead of {live:b}", who()));
         }
         Ok(extra)
@@ -820,6 +847,7 @@ fn scope(replicas: usize, depth: usize, faults: usize, lost_replies: usize) -> S
         faults: or("QUORATE_MODEL_FAULTS", faults),
         lost_replies,
         hostile: false,
+        retries_anywhere: true,
     }
 }
 
@@ -846,6 +874,12 @@ fn three_replicas_stay_right_through_retries() {
 }
 
 #[test]
+fn a_retry_at_its_coordinator_never_brings_a_value_back() {
+    assert_clean(Scope { retries_anywhere: false, ..scope(2, 7, 2, 1) });
+    assert_clean(Scope { retries_anywhere: false, ..scope(3, 6, 1, 1) });
+}
+
+#[test]
 fn three_replicas_stay_right_through_faults() {
     assert_clean(scope(3, 7, 1, 0));
 }
@@ -857,7 +891,9 @@ fn forged_contexts_and_full_disks_hide_no_write() {
 
 #[test]
 fn every_rule_is_needed() {
-    let scope = Scope { replicas: 2, depth: 6, writes: 3, faults: 1, lost_replies: 1, hostile: false };
+    let scope =
+        Scope { replicas: 2, depth: 6, writes: 3, faults: 1, lost_replies: 1, hostile: false, retries_anywhere: true };
+    let own_coordinator = Scope { retries_anywhere: false, ..scope };
     let hostile = Scope { hostile: true, lost_replies: 0, ..scope };
     let three = Scope { replicas: 3, ..scope };
     for (without, scope, violation) in [
@@ -882,6 +918,7 @@ fn every_rule_is_needed() {
         (Without::V6ShownOnce, scope, "twice"),
         (Without::V6SupersededAsAWhole, three, "remembers"),
         (Without::V6MemoryGoesWithTheCopy, scope, "lost"),
+        (Without::V6UnknownIfForgotten, own_coordinator, "superseded"),
     ] {
         match explore(&World::new(scope, without)) {
             Ok(states) => panic!("{without:?}: nothing is missed in {states} states"),

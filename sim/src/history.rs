@@ -93,6 +93,14 @@ pub struct Quorum {
     pub layout: u64,
 }
 
+impl Quorum {
+    /// Of a monotonic read: how many primaries must hold what it returned, so that every later read of as many replicas as this
+    /// one asked, and every one of a majority, meets one of them.
+    pub fn write_back(&self) -> u8 {
+        (self.n + 1).saturating_sub(self.need).max(self.n / 2 + 1)
+    }
+}
+
 impl Operation {
     /// Whether it writes: puts and deletes.
     pub fn writes(&self) -> bool {

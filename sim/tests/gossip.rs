@@ -154,7 +154,7 @@ impl Host {
         let fatal = Arc::new(|why| panic!("{why}"));
         let every = Duration::from_secs(1);
         let committer = Committer::start(store.clone(), Executor::Inline, Durability::Group, every, fatal);
-        let beacons = Beacons::open(&*store, DiskId(1), boot, committer);
+        let beacons = Beacons::open(&*store, boot, committer);
         let (gossip, datagrams) = mpsc::channel(256);
         let peers = Peers::start(PeersConfig {
             me,

@@ -20,6 +20,27 @@ fn must_be_good_as_drawn(seed: u64) {
     assert!(report.is_good(), "{report}");
 }
 
+/// A plan that was written by hand.
+fn must_be_good_by_plan(plan: &str) {
+    let plan: Plan = serde_json::from_str(plan).expect("a plan");
+    let report = life::run(&plan, Trace::new());
+    assert!(report.is_good(), "{report}");
+}
+
+/// A node's disk was emptied and recovered, and then the old disk came back: the layout names that one, and nobody asked which disk
+/// the node had lived on since.
+#[test]
+fn an_old_disk_that_comes_back_serves_nothing_from_before() {
+    must_be_good_by_plan(include_str!("plans/old-disk.json"));
+}
+
+/// N = 5, W = 2, R = 4: a node with an empty disk asked N - w + 1 = 3 others, w = 3 being the layout's floor, and answered a read that
+/// had to find a write of W = 2.
+#[test]
+fn a_recovered_node_misses_no_write_below_the_floor() {
+    must_be_good_by_plan(include_str!("plans/below-floor.json"));
+}
+
 /// The read after an update's first round failed, and the update said that nothing was changed, though its first write had been
 /// acknowledged and stood among the key's siblings.
 #[test]

@@ -29,7 +29,9 @@ pub(super) async fn run(desk: Arc<Desk>) {
             continue;
         };
         let (began, before) = (Instant::now(), partitions.len());
-        tracing::info!(partitions = before, "recovering from the other owners");
+        if desk.replica.recovery().progress().is_some() {
+            tracing::info!(partitions = before, "recovering from the other owners");
+        }
         let mut jobs = JoinSet::new();
         for partition in partitions {
             if jobs.len() >= AT_ONCE {
@@ -43,6 +45,9 @@ pub(super) async fn run(desk: Arc<Desk>) {
         }
         let left = desk.replica.recovery().partitions().len();
         match desk.replica.recovery().progress() {
+            None if left > 0 => {
+                tracing::debug!(left, "owners are still to be asked for writes below the layout's floor")
+            }
             None => tracing::info!(partitions = before, took = ?began.elapsed(), "recovered"),
             Some(progress) => tracing::info!(left, reason = %progress.reason, "not recovered yet: owners are missing"),
         }
@@ -70,7 +75,7 @@ async fn join(jobs: &mut JoinSet<()>) {
 async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
     let owners = current.ring.primaries(partition);
     let others: Vec<_> = owners.iter().copied().filter(|owner| *owner != desk.me).collect();
-    // Any w owners that acknowledged a write, this one among them, share one with so many of the others.
+    // Any w owners that acknowledged a write, this one among them, share one with this many of the others.
     let need = usize::from(current.layout.n - current.layout.w) + 1;
     if let Err(why) = desk.replica.rebuild(partition).await {
         tracing::debug!(%partition, "it cannot be summed up: {why}");
@@ -86,16 +91,17 @@ async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
     // All that can be reached, also if fewer would do: a write below the layout's floor may be with only one of them.
     let mut told = Vec::new();
     for peer in desk.reachable(&others) {
+        let Some(lost) = desk.replica.recovery().to_ask(partition, peer) else { continue };
         let pair = Pair { desk, current, peer, partition, paced: false };
         match exchange(&pair, &lost.leaves).await {
-            Ok(recovering) => told.push((peer, recovering)),
+            Ok(recovering) => told.push((peer, lost, recovering)),
             Err(why) => {
                 sometimes!("recovery: an owner could not be asked");
                 tracing::debug!(%peer, %partition, "no exchange: {why}");
             }
         }
     }
-    for (peer, recovering) in told {
+    for (peer, lost, recovering) in told {
         match desk.replica.exchanged(partition, lost, peer, recovering, need, others.len()).await {
             Ok(true) => {
                 sometimes!("recovery: a partition is whole again");

@@ -1,4 +1,5 @@
-//! Monotonic reads: a value is returned once a majority of the primaries holds it durably.
+//! Monotonic reads: a value is returned once so many primaries hold it durably that no later read misses it (see
+//! [`write_back`](crate::core::quorum::write_back)).
 //!
 //! The second phase of a read of Attiya, Bar-Noy and Dolev ("Sharing Memory Robustly in Message-Passing Systems", 1995), left out
 //! where the first one shows that it has been done: primaries whose answer holds all that is returned have waited for a sync
@@ -16,10 +17,10 @@ use tokio::time::sleep_until;
 use super::repair::mend;
 use super::{Inner, Turn};
 use crate::calls::Calls;
-use crate::core::quorum::{Said, Status, Tally};
+use crate::core::quorum::{Said, Status, Tally, write_back};
 use crate::core::record::Record;
 
-/// Waits until a majority of the primaries holds `record` durably; `holders` do already.
+/// Waits until enough primaries hold what a read of `r` returns, `record`, durably; `holders` do already.
 ///
 /// # Errors
 /// When too many of them fail, or it takes too long. The record itself is what replicas hold anyway: a write-back that reaches
@@ -30,10 +31,11 @@ pub(super) async fn confirm(
     key: &Blob,
     record: &Record,
     holders: &[NodeId],
+    r: u8,
 ) -> Result<(), NotApplied> {
     let primaries = turn.primaries();
-    let majority = (primaries.len() / 2 + 1) as u8;
-    let mut tally = Tally::new(primaries, majority, true);
+    let need = write_back(turn.current.ring.n(), r);
+    let mut tally = Tally::new(primaries, need, true);
     for primary in primaries {
         tally.ask(*primary, turn.at_us());
     }
@@ -60,16 +62,16 @@ pub(super) async fn confirm(
                 }
             }
             () = &mut deadline => {
-                let why = format!("a monotonic read waits for a majority to hold what it returns; {}", tally.why());
-                return Err(NotApplied::TimedOut { need: majority, had: tally.acks().total(), why });
+                let why = format!("a monotonic read waits until {need} primaries hold what it returns; {}", tally.why());
+                return Err(NotApplied::TimedOut { need, had: tally.acks().total(), why });
             }
         }
         match tally.status() {
             Status::Met => return Ok(()),
             Status::Possible => {}
             Status::Impossible => {
-                let why = format!("a monotonic read needs a majority to hold what it returns; {}", tally.why());
-                return Err(NotApplied::Unavailable { need: majority, alive: tally.possible(), why });
+                let why = format!("a monotonic read needs {need} primaries to hold what it returns; {}", tally.why());
+                return Err(NotApplied::Unavailable { need, alive: tally.possible(), why });
             }
         }
     }

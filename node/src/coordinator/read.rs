@@ -39,7 +39,7 @@ pub(super) async fn coordinate_read(
     tell!(act = "coordinates a read", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
         primaries = ?turn.primaries());
     let own = match turn.primaries().contains(&inner.me) {
-        true => Some(inner.replica.read(&read.key).await),
+        true => Some(inner.replica.read_for(&read.key, turn.current.reading(need)).await),
         false => None,
     };
     let held = match &own {
@@ -47,7 +47,7 @@ pub(super) async fn coordinate_read(
         _ => None,
     };
     let digest = held.as_ref().map(|record| record.digest(&read.key));
-    let question = Question { key: read.key.clone(), own, held, digest, durable: read.monotonic };
+    let question = Question { key: read.key.clone(), own, held, digest, durable: read.monotonic, r: need };
     let ask = {
         let (inner, turn, question) = (inner.clone(), turn.clone(), Arc::new(question));
         move |from, role| -> Ask<Record> {
@@ -66,7 +66,7 @@ pub(super) async fn coordinate_read(
     let mut outcome = gathering.until_reply().await;
     if read.monotonic && outcome.is_ok() {
         let (record, holders) = (gathering.get.merged(), gathering.get.holders());
-        outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders).await;
+        outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders, need).await;
     }
     if outcome.is_ok() {
         outcome = still_holds(inner, turn, read, &gathering.get);
@@ -137,7 +137,7 @@ fn still_holds(inner: &Inner, turn: &Turn, read: &Read, get: &Get<Record>) -> Re
     }
     // It may have been told since it looked that its disk was set back.
     let own = turn.primaries().contains(&inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
-    if own { inner.replica.still_speaks(&read.key) } else { Ok(()) }
+    if own { inner.replica.still_speaks(&read.key, turn.current.reading(get.need())) } else { Ok(()) }
 }
 
 /// Reads one page of a partition of which this node is a primary.
@@ -149,7 +149,9 @@ pub(super) async fn coordinate_scan(
 ) -> Result<Reply, NotApplied> {
     let ask = {
         let (inner, turn, after, limit) = (inner.clone(), turn.clone(), scan.after.clone(), scan.limit);
-        move |from, _| -> Ask<Page> { Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), limit, from)) }
+        move |from, _| -> Ask<Page> {
+            Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), (limit, need), from))
+        }
     };
     let mut gathering = Gathering::start(inner, turn, need, true, &[], ask);
     let outcome = gathering.until_reply().await;
@@ -364,6 +366,8 @@ struct Question {
     digest: Option<u128>,
     /// Answers must be durable where they are given.
     durable: bool,
+    /// How many replicas the read asks.
+    r: u8,
 }
 
 fn holds(record: Record) -> Answered<Record> {
@@ -383,7 +387,7 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         }
     } else {
         let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
-        let body = PeerBody::Fetch { label: label(turn.current.layout.version), key, held, durable };
+        let body = PeerBody::Fetch { label: label(turn.current.layout.version), key, held, durable, r: question.r };
         let reply = inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await;
         match (reply, &question.held) {
             (Ok(PeerReply::FetchedSame), Some(record)) => {
@@ -433,16 +437,17 @@ async fn fetch_page(
     inner: Arc<Inner>,
     turn: Turn,
     after: Option<Blob>,
-    limit: u32,
+    (limit, r): (u32, u8),
     from: NodeId,
 ) -> (NodeId, Answered<Page>) {
     let limit = buggify!("scan: replicas are asked for one record at a time", limit, 1);
     let entries = if from == inner.me {
-        let range = inner.replica.range(turn.partition, after.as_ref(), limit as usize).await;
+        let reading = turn.current.reading(r);
+        let range = inner.replica.range(turn.partition, after.as_ref(), limit as usize, reading).await;
         range.map_err(|refusal| plain(&refusal))
     } else {
         let label = label(turn.current.layout.version);
-        let body = PeerBody::FetchRange { label, partition: turn.partition, after: after.clone(), limit };
+        let body = PeerBody::FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
         match inner.peers.call(from, class::BULK, turn.request_id, body, turn.left()).await {
             Ok(PeerReply::Range { entries, done }) => decode_entries(entries).map(|entries| (entries, done)),
             Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),

@@ -12,15 +12,19 @@
 //! - A replica that has the operation, or remembers that it was superseded, mints nothing for its retry. So a retry at the
 //!   coordinator that minted it and remembers leaves no trace. (A retried delete may take a second dot: what it drops is the
 //!   same.)
-//! - A retry elsewhere, or after the coordinator forgot, may mint a second dot. If the operation had been superseded by then,
-//!   its value shows again beside its successor: never at a replica that remembers, and elsewhere until records have been
-//!   exchanged with a replica that remembers. If every replica that ever saw it superseded has forgotten, it is a sibling
-//!   until a client resolves it. A client therefore retries the same coordinator first, and gives up at half the window.
+//! - A replica that may have forgotten the operation (it has started, or lost or dropped something of the partition, since the first
+//!   attempt was sent) mints nothing for a retry either, whatever its record says: a write that was replicated, read and replaced
+//!   elsewhere may be missing from it, because it was minted here and never synced. Its answer is "unknown". So a retry that goes to
+//!   the coordinator of the first attempt never brings a value back.
+//! - A retry elsewhere may mint a second dot. If the operation had been superseded by then, its value shows again beside its
+//!   successor: never at a replica that remembers, and elsewhere until records have been exchanged with a replica that remembers.
+//!   If every replica that ever saw it superseded has forgotten, it is a sibling until a client resolves it. A client therefore
+//!   retries the same coordinator only, and gives up at half the window.
 
 use quorate_client::codec::Blob;
 use quorate_client::ids::OpId;
 
-use super::record::{Dropped, Record};
+use super::record::{Dropped, Record, Sibling};
 use super::version::{Actor, Context, Dot};
 
 /// Who mints in one partition, and how far it has counted.
@@ -114,6 +118,20 @@ pub fn merge(record: &mut Record, other: &Record, remembered: &dyn Fn(&OpId) -> 
         dropped.writes.extend(more);
     }
     (dropped, changed)
+}
+
+/// Rule V5, for a merge: nothing if `other` knows no later dot of this replica's actor than the actor has minted. Otherwise somebody
+/// has claimed dots before they were minted (a made-up context, or this process's memory was set back), and the claim may name
+/// dots that were minted since: then the values of `record` that this actor wrote and `other` says to be replaced. They have to
+/// be kept under new dots of a new actor, and as new operations, since other replicas remember the old ones as superseded. A value
+/// too many can be resolved, a lost one cannot.
+pub fn disputed(minter: &Minter, record: &Record, other: &Record) -> Option<Vec<Sibling>> {
+    if other.context.highest(&minter.actor) <= minter.counter {
+        return None;
+    }
+    let replaced = |dot: &Dot| other.context.covers(dot) && !other.siblings.contains_key(dot);
+    let own = record.siblings.iter().filter(|(dot, _)| dot.actor == minter.actor && replaced(dot));
+    Some(own.map(|(_, sibling)| sibling.clone()).collect())
 }
 
 /// Rule V4: the writer has seen its own cause and its own write. Where the record holds nothing else, it may have the record's

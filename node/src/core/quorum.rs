@@ -28,6 +28,12 @@ pub fn required(what: &str, quorum: Quorum, n: u8) -> Result<u8, NotApplied> {
     }
 }
 
+/// How many of `n` primaries have to hold what a monotonic read of `r` of them returns, so that no later read of `r` or more
+/// misses it, nor one of a majority: every `r` of them have one in common with n - r + 1.
+pub fn write_back(n: u8, r: u8) -> u8 {
+    (n / 2 + 1).max((n + 1).saturating_sub(r))
+}
+
 /// The questions of one request and what became of them.
 ///
 /// Times are microseconds since the start of the request; they serve evidence only and decide nothing.
@@ -368,6 +374,19 @@ fn augment(edges: &[(NodeId, usize)], node: NodeId, holders: &mut [Option<NodeId
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_monotonic_read_has_returned_meets_every_later_read_of_its_size_and_every_majority() {
+        for n in 1..=9u8 {
+            let majority = n / 2 + 1;
+            for r in 1..=n {
+                let holders = write_back(n, r);
+                assert!(holders <= n && holders + r > n && holders + majority > n, "n={n} r={r}: {holders}");
+                let fewer = holders - 1;
+                assert!(fewer + r <= n || fewer < majority, "n={n} r={r}: {fewer} would do");
+            }
+        }
+    }
 
     const ACK: Said = Said::Ack { synced: true, changed: true };
 

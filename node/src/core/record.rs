@@ -82,6 +82,12 @@ impl Record {
         Dropped { writes, incidents: Vec::new() }
     }
 
+    /// Rule V5: a value lives on under another dot, which the node's current actor has just drawn. The caller holds the key's lock.
+    pub(crate) fn keep(&mut self, dot: Dot, sibling: Sibling) {
+        self.context.advance(dot.actor, dot.counter);
+        self.siblings.insert(dot, sibling);
+    }
+
     /// Rule V3: keeps the dots that both have and each dot that the other side's context does not cover; contexts join.
     ///
     /// Dots whose operation `superseded` knows are dropped as well (rule V6). Returns what was dropped and whether this record

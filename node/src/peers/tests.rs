@@ -79,7 +79,7 @@ impl Node {
             SECOND,
             Arc::new(|why| panic!("{why}")),
         );
-        let beacons = Beacons::open(&*store, DiskId(1), boot, committer);
+        let beacons = Beacons::open(&*store, boot, committer);
         let (datagrams, gossip) = mpsc::channel(16);
         let peers = Peers::start(PeersConfig {
             me,

@@ -27,7 +27,7 @@ pub fn check(keys: &[OfKey<'_>]) -> Vec<Violation> {
         }
         let monotonic = |read: &&&Operation| matches!(read.action, Action::Get { monotonic: true });
         for earlier in of_key.operations.iter().filter(monotonic) {
-            for (read, _) in of_key.reads_after(earlier).filter(|(read, _)| meets_majority(read)) {
+            for (read, _) in of_key.reads_after(earlier).filter(|(read, _)| meets(earlier, read)) {
                 for value in earlier.found().into_iter().flatten().filter(|value| of_key.misses(read, **value)) {
                     let what = format!("read {} misses {value}, which monotonic read {} returned", read.no, earlier.no);
                     report(vec![earlier.no, *value, read.no], what);
@@ -38,9 +38,10 @@ pub fn check(keys: &[OfKey<'_>]) -> Vec<Violation> {
     violations
 }
 
-/// Whether a read's quorum must have a primary in common with every majority of them.
-fn meets_majority(read: &Operation) -> bool {
-    read.quorum.is_some_and(|quorum| !quorum.degraded && quorum.need + (quorum.n / 2 + 1) > quorum.n)
+/// Whether a read's quorum must have a primary in common with those that hold what an earlier monotonic read has returned.
+fn meets(earlier: &Operation, read: &Operation) -> bool {
+    let (Some(earlier), Some(read)) = (earlier.quorum, read.quorum) else { return false };
+    !read.degraded && read.n == earlier.n && read.need + earlier.write_back() > read.n
 }
 
 #[cfg(test)]
