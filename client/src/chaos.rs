@@ -122,6 +122,8 @@ pub const MARKS: &[&str] = &[
     "client: a write ended indeterminate",
     "client: the budget for retries was empty",
     "client: a newer route table came with an answer",
+    "client: a member has moved",
+    "client: a node that had refused is asked after the others",
     "client: a silent connection was given up",
     "update: siblings were merged in another round",
     "lanes: a call failed before it was sent",

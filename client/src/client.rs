@@ -1,13 +1,15 @@
 //! The client: connecting, and carrying one request through its attempts.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::AsyncUdpSocket;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::codec;
@@ -57,6 +59,10 @@ struct Inner {
     /// What the seeds' names were last resolved to.
     seed_addrs: Mutex<Vec<SocketAddr>>,
     routes: RwLock<Option<Arc<Routes>>>,
+    /// When the members' addresses may be asked for again, and the pause after that.
+    refresh: Mutex<(Instant, Duration)>,
+    /// Nodes that have refused a request for want of others, and until when they are asked last.
+    cut_off: Mutex<BTreeMap<SocketAddr, Instant>>,
     budget: Mutex<Budget>,
     unsettled: Unsettled,
     random: Random,
@@ -207,12 +213,20 @@ impl Client {
     ) -> Result<Reply, Error> {
         let time = options.timeout.unwrap_or(self.inner.defaults.timeout);
         let seed = addr.into();
+        let started = Instant::now();
         let addrs = match timeout(time, seed.resolve()).await {
             Ok(resolved) => resolved?,
             Err(_) => return Err(Error::misuse(format!("the name in {:?} was not resolved in time", seed.0))),
         };
-        let targets = addrs.into_iter().map(|addr| Target { node: None, addr }).take(1).collect();
-        self.exchange(body, time, Some(targets)).await
+        let mut targets: Vec<Target> = addrs.into_iter().map(|addr| Target { node: None, addr }).collect();
+        // A name may have addresses that the node does not listen at.
+        if targets.len() > 1
+            && let Some(first) = self.inner.transport.first_reachable(&targets, time / 2).await
+        {
+            targets.swap(0, first);
+        }
+        let left = time.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
+        self.exchange(body, left, Some(targets)).await
     }
 
     /// Ends all connections and waits for a moment until the nodes know. Requests under way fail; dropping the last clone
@@ -241,6 +255,8 @@ impl Client {
                 seeds,
                 seed_addrs: Mutex::default(),
                 routes: RwLock::default(),
+                refresh: Mutex::new((Instant::now(), REFRESH_PAUSE)),
+                cut_off: Mutex::default(),
                 budget: Mutex::new(Budget::new(Instant::now())),
                 unsettled: Unsettled::default(),
                 random,
@@ -252,20 +268,17 @@ impl Client {
     /// Finds a seed that answers, and gets the first route table if there is one.
     pub(crate) async fn enter(&self, within: Duration) -> Result<(), Error> {
         let started = Instant::now();
-        let mut targets = match timeout(within, self.resolve_seeds()).await {
-            Ok(resolved) => resolved?,
-            Err(_) => return Err(Error::misuse("the names of the seeds were not resolved in time")),
-        };
+        let mut targets = self.resolve_seeds(within / 4).await?;
         route::shuffle(&mut targets, &self.inner.random);
         let left = within.saturating_sub(started.elapsed());
-        // A seed that is down must not delay those that are up, so all are dialled at once.
+        // A seed that is down must not delay those that are up.
         if let Some(first) = self.inner.transport.first_reachable(&targets, left / 2).await {
             targets.swap(0, first);
         }
         let left = within.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
         match self.exchange(RequestBody::Route, left, Some(targets)).await {
             Ok(Reply::Route(table)) => {
-                self.learn(table);
+                let _news = self.learn(table);
                 Ok(())
             }
             Ok(other) => Err(unexpected(&other)),
@@ -318,6 +331,7 @@ impl Client {
             self.tell_answer(targets[at], request_id, &body, &called);
             let (outcome, what) = match self.judge(&body, called) {
                 Ok(reply) => {
+                    self.serves(targets[at]);
                     sometimes!("client: a request went to a second node", at > 0);
                     sometimes!("client: an unknown write was acknowledged by a retry", plan.is_unknown());
                     if let RequestBody::Write(write) = &mut body
@@ -334,6 +348,13 @@ impl Client {
                 Err(failed) => failed,
             };
             tracing::debug!(request_id, target = %targets[at], what, "attempt failed");
+            match &outcome {
+                Outcome::NotSent if !matches!(body, RequestBody::Route) => self.refresh(),
+                Outcome::Refused(NotApplied::Unavailable { .. } | NotApplied::NotServing { .. }) => {
+                    self.is_cut_off(targets[at]);
+                }
+                Outcome::NotSent | Outcome::Refused(_) | Outcome::Unknown(_) | Outcome::Indeterminate(_) => {}
+            }
             tried.push(Tried { node: targets[at].to_string(), what });
             let jitter = self.inner.random.u64();
             match self.budget(|budget| plan.after(outcome, Instant::now(), jitter, budget)) {
@@ -411,7 +432,7 @@ impl Client {
         let response: Response =
             codec::decode(&frame).map_err(|error| unknown(format!("its answer is not understood: {error}")))?;
         if let Some(table) = response.table {
-            self.learn(table);
+            let _news = self.learn(table);
         }
         match response.body {
             Ok(reply) if answers(body, &reply) => Ok(reply),
@@ -465,8 +486,13 @@ impl Client {
             }
         };
         let routes = self.routes();
-        let failing = |addr| self.inner.transport.failing(addr);
+        let cut_off = self.cut_off_now();
+        let failing = |addr| self.inner.transport.failing(addr) || cut_off.contains(&addr);
         let mut targets = route::coordinators(routes.as_ref(), destination, order, &self.inner.random, failing);
+        if targets.iter().any(|target| self.inner.transport.failing(target.addr)) && !matches!(body, RequestBody::Route)
+        {
+            self.refresh();
+        }
         let seeds = self.inner.seed_addrs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut seeds: Vec<Target> = (seeds.into_iter())
             .filter(|seed| targets.iter().all(|target| target.addr != *seed))
@@ -482,10 +508,80 @@ impl Client {
         targets
     }
 
-    /// Takes a route table over if it is newer and well formed.
-    pub(crate) fn learn(&self, table: RouteTable) {
-        if self.routes().is_some_and(|routes| routes.table().version >= table.version) {
-            return;
+    /// A node has served a request.
+    fn serves(&self, target: Target) {
+        let mut cut_off = self.inner.cut_off.lock().unwrap_or_else(PoisonError::into_inner);
+        if !cut_off.is_empty() {
+            cut_off.remove(&target.addr);
+        }
+        drop(cut_off);
+        // It answers under another name than the table says: a member has moved to where another one was.
+        let other = |node| self.inner.transport.node_at(target.addr).is_some_and(|there| there != node);
+        if target.node.is_some_and(other) {
+            self.refresh();
+        }
+    }
+
+    /// A node has refused a request because it cannot reach others, or does not serve: it is asked after the others for a while.
+    fn is_cut_off(&self, target: Target) {
+        let now = Instant::now();
+        let mut cut_off = self.inner.cut_off.lock().unwrap_or_else(PoisonError::into_inner);
+        cut_off.retain(|_, until| *until > now);
+        if cut_off.len() < CUT_OFF_MAX {
+            sometimes!("client: a node that had refused is asked after the others");
+            cut_off.insert(target.addr, now + CUT_OFF_FOR);
+        }
+    }
+
+    fn cut_off_now(&self) -> Vec<SocketAddr> {
+        let (now, cut_off) = (Instant::now(), self.inner.cut_off.lock().unwrap_or_else(PoisonError::into_inner));
+        cut_off.iter().filter(|(_, until)| **until > now).map(|(addr, _)| *addr).collect()
+    }
+
+    /// Asks for the members' addresses in the background: one of them cannot be reached where the table says. As long as the answers
+    /// bring nothing new, they are asked for more and more rarely.
+    fn refresh(&self) {
+        let now = Instant::now();
+        {
+            let mut refresh = self.inner.refresh.lock().unwrap_or_else(PoisonError::into_inner);
+            let (from, pause) = *refresh;
+            if now < from {
+                return;
+            }
+            *refresh = (now + pause, (pause * 2).min(REFRESH_PAUSE_MAX));
+        }
+        let client = self.clone();
+        tokio::spawn(async move {
+            let asked = Box::pin(client.exchange(RequestBody::Route, REFRESH_TIME, None)).await;
+            if let Ok(Reply::Route(table)) = asked
+                && client.learn(table)
+            {
+                client.inner.refresh.lock().unwrap_or_else(PoisonError::into_inner).1 = REFRESH_PAUSE;
+            }
+        });
+    }
+
+    /// Takes a route table over if it is newer and well formed; of one of the same layout the addresses of members that are not where
+    /// they were. What one node says of the others may be older than what is known, so that a member that can be reached stays where
+    /// it is. Tells whether anything was news.
+    pub(crate) fn learn(&self, table: RouteTable) -> bool {
+        if let Some(routes) = self.routes().filter(|routes| routes.table().version >= table.version) {
+            let moved = |(node, addr): &&(NodeId, SocketAddr)| {
+                let Some(was) = routes.addr_of(*node).filter(|was| was != addr) else { return false };
+                let gone = self.inner.transport.node_at(was).is_some_and(|there| there != *node);
+                gone || self.inner.transport.failing(was) || self.inner.transport.node_at(*addr) == Some(*node)
+            };
+            let moved: Vec<_> = table.members.iter().filter(moved).copied().collect();
+            if routes.table().version == table.version && !moved.is_empty() {
+                sometimes!("client: a member has moved");
+                tracing::debug!(?moved, "members have other addresses");
+                let mut current = self.inner.routes.write().unwrap_or_else(PoisonError::into_inner);
+                if let Some(known) = current.as_ref().filter(|known| known.table().version == table.version) {
+                    *current = Some(Arc::new(known.moved(&moved)));
+                    return true;
+                }
+            }
+            return false;
         }
         match Routes::check(table) {
             Ok(newer) => {
@@ -494,9 +590,14 @@ impl Client {
                     tracing::debug!(version = %newer.table().version, "new route table");
                     sometimes!("client: a newer route table came with an answer", routes.is_some());
                     *routes = Some(Arc::new(newer));
+                    return true;
                 }
+                false
             }
-            Err(why) => tracing::warn!(why, "a node sent a malformed route table; it is ignored"),
+            Err(why) => {
+                tracing::warn!(why, "a node sent a malformed route table; it is ignored");
+                false
+            }
         }
     }
 
@@ -508,13 +609,37 @@ impl Client {
         with(&mut self.inner.budget.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Resolves the seeds and remembers what they mean.
-    async fn resolve_seeds(&self) -> Result<Vec<Target>, Error> {
-        let (mut addrs, mut trouble) = (Vec::new(), None);
+    /// Resolves the seeds and remembers what they mean. A name that is not resolved within the time is left out, unless none is.
+    async fn resolve_seeds(&self, within: Duration) -> Result<Vec<Target>, Error> {
+        let (mut addrs, mut trouble, mut names) = (Vec::new(), None, JoinSet::new());
         for seed in &self.inner.seeds {
-            match seed.resolve().await {
-                Ok(more) => addrs.extend(more),
-                Err(error) => trouble = Some(error),
+            match seed.0.parse() {
+                Ok(addr) => addrs.push(addr),
+                Err(_) => {
+                    let seed = seed.clone();
+                    names.spawn(async move { seed.resolve().await });
+                }
+            }
+        }
+        let end = Instant::now() + within;
+        while !names.is_empty() {
+            // Names that take long are waited for only as long as there is nothing else to go by.
+            let left = end.saturating_duration_since(Instant::now());
+            let left = if addrs.is_empty() { left.max(within * 2) } else { left };
+            match timeout(left, names.join_next()).await {
+                Ok(Some(Ok(Ok(more)))) => addrs.extend(more),
+                Ok(Some(Ok(Err(error)))) => {
+                    tracing::warn!("a seed is left out: {error}");
+                    trouble = Some(error);
+                }
+                Ok(Some(Err(_)) | None) => {}
+                Err(_) => {
+                    tracing::warn!(
+                        names = names.len(),
+                        "the names of some seeds were not resolved in time, and are left out"
+                    );
+                    break;
+                }
             }
         }
         addrs.sort_unstable();
@@ -522,7 +647,10 @@ impl Client {
         addrs.truncate(SEEDS_MAX);
         match (addrs.is_empty(), trouble) {
             (true, Some(error)) => return Err(error),
-            (true, None) => return Err(Error::misuse("a client needs at least one seed")),
+            (true, None) if self.inner.seeds.is_empty() => {
+                return Err(Error::misuse("a client needs at least one seed"));
+            }
+            (true, None) => return Err(Error::misuse("the names of the seeds were not resolved in time")),
             (false, _) => {}
         }
         *self.inner.seed_addrs.lock().unwrap_or_else(PoisonError::into_inner) = addrs.clone();
@@ -537,7 +665,7 @@ impl Client {
         let client = self.clone();
         tokio::spawn(async move {
             // It stays as it was if this fails, and is tried again after the next failure.
-            let _ = timeout(CONNECT_TIMEOUT_DEFAULT, client.resolve_seeds()).await;
+            let _ = client.resolve_seeds(CONNECT_TIMEOUT_DEFAULT / 4).await;
         });
     }
 }
@@ -658,7 +786,7 @@ impl ClientBuilder {
             tls::client_config(&seams, credentials, ALPN_CLIENT, Link::Client).map_err(|error| misuse(&error))?;
         let socket = match &self.socket {
             Some(socket) => socket.clone(),
-            None => quic::bind_system(self.any_address()).map_err(|error| misuse(&error))?,
+            None => quic::bind_any().map_err(|error| misuse(&error))?,
         };
         let endpoint = quic::endpoint(&seams, socket, None).map_err(|error| misuse(&error))?;
         let pool = Pool::new(endpoint, config, seams.random.fork());
@@ -666,13 +794,6 @@ impl ClientBuilder {
         let client = Client::with_transport(Arc::new(pool), self.seeds, seams.random.fork(), defaults);
         client.enter(self.connect_timeout).await?;
         Ok(client)
-    }
-
-    /// IPv6 (which reaches IPv4 as well) only where a seed needs it: not every machine has it.
-    fn any_address(&self) -> SocketAddr {
-        let six = self.seeds.iter().any(|seed| seed.0.parse::<SocketAddr>().is_ok_and(|addr| addr.is_ipv6()));
-        let ip: IpAddr = if six { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-        SocketAddr::new(ip, 0)
     }
 }
 
@@ -707,15 +828,11 @@ impl Seed {
         }
         self.check()?;
         let addrs: Vec<_> = match tokio::net::lookup_host(&self.0).await {
-            // A socket for IPv4 cannot reach the others, and there is one unless a seed is an IPv6 address itself.
-            Ok(addrs) => addrs.filter(SocketAddr::is_ipv4).take(SEEDS_MAX).collect(),
+            Ok(addrs) => addrs.take(SEEDS_MAX).collect(),
             Err(error) => return Err(Error::misuse(format!("the name in {:?} cannot be resolved: {error}", self.0))),
         };
         if addrs.is_empty() {
-            return Err(Error::misuse(format!(
-                "{:?} has no IPv4 address; give an IPv6 address as `[..]:port`",
-                self.0
-            )));
+            return Err(Error::misuse(format!("the name in {:?} has no address", self.0)));
         }
         Ok(addrs)
     }
@@ -817,8 +934,22 @@ fn millis(duration: Duration) -> u64 {
 /// How long connecting may take: a cold start with some seeds that are down.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
-/// As many seeds are kept and dialled at once; more do not make it likelier that one is up.
-const SEEDS_MAX: usize = 8;
+/// As many addresses of seeds are kept: one of them is likely to be up, also in a list that has grown old.
+const SEEDS_MAX: usize = 128;
+
+/// How long a node that has refused for want of others is asked last: long enough that it costs one request in hundreds an attempt more,
+/// short enough that it is used again soon after its links are back.
+pub(crate) const CUT_OFF_FOR: Duration = Duration::from_secs(1);
+
+/// More nodes than are cut off at a time.
+const CUT_OFF_MAX: usize = 512;
+
+/// How soon the members' addresses are asked for again while one of them cannot be reached; doubled each time that they have not changed.
+pub(crate) const REFRESH_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause: how long a member that has been away for long is not found at another address.
+const REFRESH_PAUSE_MAX: Duration = Duration::from_secs(8);
+/// How long it may take.
+const REFRESH_TIME: Duration = Duration::from_secs(2);
 
 /// Seeds that are asked after the members of the table: only they can help when all members have moved.
 const SEEDS_BESIDE_TABLE: usize = 2;

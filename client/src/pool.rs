@@ -13,8 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::ids::NodeId;
 use crate::random::Random;
 use crate::retry::Slice;
 use crate::route::Target;
@@ -33,7 +34,10 @@ pub(crate) trait Transport: Send + Sync + 'static {
     /// The last that is known of a node is that it cannot be reached.
     fn failing(&self, addr: SocketAddr) -> bool;
 
-    /// Dials all of them and tells which is there first.
+    /// Which node has last answered at an address, if one has.
+    fn node_at(&self, addr: SocketAddr) -> Option<NodeId>;
+
+    /// Dials all of them, a few at a time, and tells which is there first.
     fn first_reachable<'a>(&'a self, targets: &'a [Target], within: Duration) -> BoxFuture<'a, Option<usize>>;
 
     /// Ends all connections.
@@ -67,6 +71,8 @@ struct Slot {
     state: State,
     /// Dials and connections that failed since the last answer.
     failures: u32,
+    /// Who answered the last dial that succeeded.
+    node: Option<NodeId>,
     used: u64,
 }
 
@@ -116,6 +122,7 @@ impl Pool {
         let slot = slots.by_addr.entry(addr).or_insert_with(|| Slot {
             state: State::Down { until: Instant::now() },
             failures: 0,
+            node: None,
             used,
         });
         slot.used = used;
@@ -140,7 +147,11 @@ impl Pool {
                 Ok(dialled) => dialled,
                 Err(_) => Err(format!("no answer to a handshake in {} s", DIAL_TIMEOUT.as_secs())),
             };
-            pool.settle(addr, &dialled);
+            let (node, dialled) = match dialled {
+                Ok((node, up)) => (Some(node), Ok(up)),
+                Err(why) => (None, Err(why)),
+            };
+            pool.settle(addr, node, &dialled);
             // Nobody may be waiting any more.
             let _ = sender.send(Some(dialled));
         });
@@ -150,7 +161,7 @@ impl Pool {
 
     /// Any node of the cluster is welcome: if it is another one than the route table says, it passes requests on and sends a
     /// newer table along.
-    async fn dial(&self, addr: SocketAddr) -> Dialled {
+    async fn dial(&self, addr: SocketAddr) -> Result<(NodeId, Arc<Lanes>), String> {
         dawdle!("client: a pause before a dial");
         let connecting = self.0.endpoint.connect_with(self.0.config.clone(), addr, tls::ANY_NODE);
         let connection = connecting
@@ -160,21 +171,21 @@ impl Pool {
         match tls::peer_subject(&connection).map_err(|error| error.to_string())? {
             Subject::Node { node, .. } => {
                 tracing::debug!(%node, %addr, "connected");
-                Ok(Arc::new(Lanes::new(connection, LanesConfig::default())))
+                Ok((node, Arc::new(Lanes::new(connection, LanesConfig::default()))))
             }
             other @ Subject::Client { .. } => Err(format!("{other} answered, which is no node")),
         }
     }
 
     /// Takes note of how a dial ended.
-    fn settle(&self, addr: SocketAddr, dialled: &Dialled) {
+    fn settle(&self, addr: SocketAddr, node: Option<NodeId>, dialled: &Dialled) {
         let mut slots = self.slots();
         // It may have been evicted in the meantime.
         let Some(slot) = slots.by_addr.get_mut(&addr) else { return };
         match dialled {
             Ok(up) => {
                 slot.state = State::Up(up.clone());
-                slot.failures = 0;
+                (slot.failures, slot.node) = (0, node);
             }
             Err(why) => {
                 tracing::debug!(%addr, why, failures = slot.failures + 1, "cannot be reached");
@@ -267,12 +278,21 @@ impl Transport for Pool {
         failing
     }
 
+    fn node_at(&self, addr: SocketAddr) -> Option<NodeId> {
+        self.slots().by_addr.get(&addr).and_then(|slot| slot.node)
+    }
+
     fn first_reachable<'a>(&'a self, targets: &'a [Target], within: Duration) -> BoxFuture<'a, Option<usize>> {
         Box::pin(async move {
             let mut dials = JoinSet::new();
             for (i, target) in targets.iter().copied().enumerate() {
-                let pool = self.clone();
-                dials.spawn(async move { pool.connection(target.addr).await.ok().map(|_| i) });
+                let (pool, after) = (self.clone(), DIAL_STAGGER * (i / DIALS_AT_ONCE) as u32);
+                dials.spawn(async move {
+                    if !after.is_zero() {
+                        sleep(after).await;
+                    }
+                    pool.connection(target.addr).await.ok().map(|_| i)
+                });
             }
             let first = async {
                 while let Some(dialled) = dials.join_next().await {
@@ -298,6 +318,10 @@ impl Transport for Pool {
         })
     }
 }
+
+/// How many seeds are dialled at the same moment, and how long after them the next ones: the first ones are mostly enough.
+const DIALS_AT_ONCE: usize = 8;
+const DIAL_STAGGER: Duration = Duration::from_millis(100);
 
 /// More nodes than one client talks to; the least recently used connection goes first.
 const CONNECTIONS_MAX: usize = 512;

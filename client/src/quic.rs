@@ -6,7 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -115,6 +115,14 @@ pub fn bind_system(addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         io::Error::new(error.kind(), format!("cannot bind UDP {addr}: {why}"))
     })?;
     quinn::TokioRuntime.wrap_udp_socket(socket)
+}
+
+/// Binds some free port of the system for a client: on IPv6, which reaches IPv4 as well, where the kernel has it.
+///
+/// # Errors
+/// When no socket is to be had.
+pub fn bind_any() -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    bind_system((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| bind_system((Ipv4Addr::UNSPECIFIED, 0).into()))
 }
 
 /// Closes an endpoint and waits until its port is free again: take `socket` (a weak handle of what was given to

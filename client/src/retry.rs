@@ -1,10 +1,12 @@
 //! When to try again, where, and when to give up: a state machine without a clock, a socket or a random source.
 //!
 //! The rules. A read may be tried anywhere at any time. A write that was refused before its mint, or of which no byte was
-//! sent, is as free as a read. A write whose outcome is unknown goes to the *same* node again, which recognises its operation
+//! sent, is as free as a read: whoever the client can reach is asked, once each, at no cost, because a refusal speaks of what one
+//! coordinator can reach. A write whose outcome is unknown goes to the *same* node again, which recognises its operation
 //! id or stays with who may have minted it, and to no other one. Once any attempt of a write was indeterminate, the write ends
 //! acknowledged or indeterminate, never "not applied"; so does the repetition of an indeterminate write. Retries that cost a node
-//! work are paid from a budget that fills with requests, so that retries cannot become the load that they retry for.
+//! work, and the second round of those that are refused, are paid from a budget that fills with requests, so that retries cannot become
+//! the load that they retry for.
 
 use std::time::Duration;
 
@@ -137,6 +139,7 @@ impl Plan {
     /// Takes note of how the attempt went and decides. `jitter` is a number of the random source.
     pub(crate) fn after(&mut self, outcome: Outcome, now: Instant, jitter: u64, budget: &mut Budget) -> Next {
         let (mut pause, mut circle_only) = (Duration::ZERO, false);
+        let refused = matches!(outcome, Outcome::Refused(_));
         let (again, elsewhere, costs) = match outcome {
             Outcome::NotSent => (true, true, false),
             // A node that calls a read indeterminate is wrong, and as good as silent.
@@ -158,9 +161,10 @@ impl Plan {
                 }
                 // A node that does not serve will hardly do so within the time of a request: others are asked, once.
                 circle_only = matches!(refusal, NotApplied::NotServing { .. }) && self.unknown.is_none();
+                let overloaded = matches!(refusal, NotApplied::Overloaded { .. });
                 let again = is_passing(&refusal);
                 self.refused = Some(refusal);
-                (again, true, true)
+                (again, true, overloaded)
             }
         };
         if !again || self.attempts >= ATTEMPTS_MAX {
@@ -171,6 +175,8 @@ impl Plan {
         let elsewhere = elsewhere && (self.kind != Kind::Write || self.unknown.is_none());
         let step = usize::from(elsewhere);
         let candidate = (self.at + step) % self.candidates;
+        // A node that was asked before and has refused is asked again.
+        let costs = costs || (refused && (step == 0 || candidate == 0));
         if circle_only && candidate == 0 {
             return Next::GiveUp;
         }
@@ -287,9 +293,9 @@ pub(crate) fn backoff(repeats: u32, jitter: u64) -> Duration {
     Duration::from_micros(whole / 2 + jitter % (whole / 2))
 }
 
-/// Enough to try all primaries and two others with N = 5; with the time-outs halved each time, the last of eight attempts
-/// has a hundredth of the time left, and more would be pointless.
-const ATTEMPTS_MAX: u32 = 8;
+/// Enough to ask all primaries with N = 5, four other members and two seeds. Where each attempt takes its half of the time there are
+/// five or six of them; more than that are those that are refused at once.
+const ATTEMPTS_MAX: u32 = 12;
 
 /// Less than this is no time for an attempt: a round trip over a wide-area network.
 const SLICE_MIN: Duration = Duration::from_millis(20);
@@ -462,6 +468,32 @@ mod tests {
                 assert_eq!(story.end(), End::Refused(refusal));
             }
         }
+    }
+
+    #[test]
+    fn whoever_can_be_reached_is_asked_once_for_nothing_and_a_second_round_is_paid() {
+        for kind in [Kind::Read, Kind::Write, Kind::Command] {
+            let mut story = Story::new(kind, 3);
+            story.budget.milli = 999;
+            assert_eq!(story.after(Outcome::Refused(unavailable())), at_once(1));
+            assert_eq!(story.after(Outcome::Refused(unavailable())), at_once(2));
+            assert_eq!(
+                story.after(Outcome::Refused(unavailable())),
+                Next::GiveUp,
+                "nobody could, and there is no budget"
+            );
+            let mut story = Story::new(kind, 2);
+            story.budget.milli = 1000;
+            assert_eq!(story.after(Outcome::Refused(unavailable())), at_once(1));
+            let again = story.after(Outcome::Refused(unavailable()));
+            assert!(matches!(again, Next::Try { candidate: 0, after } if after > Duration::ZERO), "{again:?}");
+            assert_eq!(story.after(Outcome::Refused(unavailable())), at_once(1));
+            assert_eq!(story.after(Outcome::Refused(unavailable())), Next::GiveUp, "that was paid for one round");
+        }
+        // Work that an overloaded node refuses is not taken to the next one for nothing.
+        let mut story = Story::new(Kind::Read, 3);
+        story.budget.milli = 999;
+        assert_eq!(story.after(Outcome::Refused(NotApplied::Overloaded { retry_after_ms: 0 })), Next::GiveUp);
     }
 
     #[test]

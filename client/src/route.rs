@@ -51,6 +51,22 @@ impl Routes {
         &self.0
     }
 
+    /// Where a member is.
+    pub(crate) fn addr_of(&self, node: NodeId) -> Option<SocketAddr> {
+        self.0.members.iter().find(|(member, _)| *member == node).map(|(_, addr)| *addr)
+    }
+
+    /// The same table with other addresses for some members.
+    pub(crate) fn moved(&self, moved: &[(NodeId, SocketAddr)]) -> Self {
+        let mut table = self.0.clone();
+        for (node, addr) in &mut table.members {
+            if let Some((_, now)) = moved.iter().find(|(member, _)| member == node) {
+                *addr = *now;
+            }
+        }
+        Self(table)
+    }
+
     fn primaries(&self, partition: Partition) -> impl Iterator<Item = Target> + '_ {
         let n = usize::from(self.0.n);
         let first = usize::from(partition.0) * n;
@@ -148,9 +164,9 @@ pub(crate) fn shuffle<T>(list: &mut [T], random: &Random) {
 /// More members than any cluster has for which the ring is made (a table of 4,096 takes 200 KB).
 const MEMBERS_MAX: usize = 4096;
 
-/// How many members that are no primaries are tried: enough to get past one that is down, few enough that a request that
-/// nobody can serve fails soon.
-const OTHERS_MAX: usize = 2;
+/// How many members that are not primaries are tried: each passes the request on, or stands in for the primaries. Those that lately
+/// failed are the last choice, so that four find one that can be reached where there is any.
+const OTHERS_MAX: usize = 4;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -243,7 +259,7 @@ pub(crate) mod tests {
         let routes = Arc::new(Routes::check(table(1, 3, 16, 3)).expect("well formed"));
         let random = Random::from_seed(1);
         for to in [Destination::Partition(Partition(16)), Destination::Any] {
-            assert_eq!(coordinators(Some(&routes), to, Order::Best, &random, |_| false).len(), OTHERS_MAX);
+            assert_eq!(coordinators(Some(&routes), to, Order::Best, &random, |_| false).len(), 3);
         }
         assert!(coordinators(None, Destination::Any, Order::Best, &random, |_| false).is_empty());
     }

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::client::{Client, Defaults, Seed};
+use crate::client::{CUT_OFF_FOR, Client, Defaults, REFRESH_PAUSE, Seed};
 use crate::codec::{self, Blob};
 use crate::error::Error;
 use crate::ids::{LayoutVersion, NodeId, OpId};
@@ -152,6 +153,12 @@ struct Fake {
     store: Mutex<Store>,
     fates: Mutex<VecDeque<Fate>>,
     down: Mutex<BTreeSet<SocketAddr>>,
+    /// It refuses for want of others.
+    refusing: Mutex<Option<SocketAddr>>,
+    /// The client knows that nobody is there.
+    failing: Mutex<BTreeSet<SocketAddr>>,
+    /// A client has connected.
+    entered: AtomicBool,
 }
 
 impl Fake {
@@ -181,9 +188,19 @@ impl Transport for Fake {
     fn call(&self, target: Target, _: u8, body: Bytes, slice: Slice) -> BoxFuture<'_, Result<Bytes, CallError>> {
         Box::pin(async move {
             let request: Request = codec::decode(&body).expect("the client sends requests");
+            let of_test = target.addr.port() >= 4000 || !self.entered.load(Ordering::Relaxed);
+            if matches!(request.body, RequestBody::Route) && !of_test {
+                // In the background, while a member cannot be reached where the table says: no part of the script.
+                return Ok(self.store().answer(&body));
+            }
             self.store().requests.push((target.addr, request.body));
             if self.down.lock().expect("no panic").contains(&target.addr) {
                 return Err(CallError::NotSent("it is down".into()));
+            }
+            if *self.refusing.lock().expect("no panic") == Some(target.addr) {
+                let why = "its links are down".into();
+                let body = Err(NotApplied::Unavailable { need: 2, alive: 1, why }.into());
+                return Ok(codec::encode(&Response { table: None, body }));
             }
             let fate = self.fates.lock().expect("no panic").pop_front();
             let lost = async {
@@ -204,8 +221,12 @@ impl Transport for Fake {
         })
     }
 
-    fn failing(&self, _: SocketAddr) -> bool {
-        false
+    fn failing(&self, addr: SocketAddr) -> bool {
+        self.failing.lock().expect("no panic").contains(&addr)
+    }
+
+    fn node_at(&self, _: SocketAddr) -> Option<NodeId> {
+        None
     }
 
     fn first_reachable<'a>(&'a self, _: &'a [Target], _: Duration) -> BoxFuture<'a, Option<usize>> {
@@ -225,6 +246,7 @@ async fn connected() -> (Client, Arc<Fake>) {
     fake.store().table = Some(crate::route::tests::table(1, 3, 16, 3));
     let client = entered(&fake).await.expect("the seed answers");
     fake.store().requests.clear();
+    fake.entered.store(true, Ordering::Relaxed);
     (client, fake)
 }
 
@@ -445,6 +467,64 @@ async fn trouble_is_not_multiplied_by_retries() {
     }
     let sent = fake.ports().len();
     assert!((540..=580).contains(&sent), "{sent} for 500 requests");
+}
+
+/// One coordinator is cut off from the others, and not from the client.
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_refuses_for_want_of_others_costs_no_request_and_is_asked_last() {
+    let (db, fake) = connected().await;
+    db.put("k", "v", Blind).await.expect("put");
+    let cut_off = fake.ports()[0];
+    *fake.refusing.lock().expect("no panic") = Some(SocketAddr::from(([127, 0, 0, 1], cut_off)));
+    fake.store().requests.clear();
+    for _ in 0..300 {
+        db.put("k", "v", Blind).await.expect("another one serves it");
+        db.get("k").await.expect("another one serves it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let asked = fake.ports();
+    let in_vain = asked.iter().filter(|port| **port == cut_off).count();
+    assert_eq!(asked.len(), 600 + in_vain, "each refusal took one attempt elsewhere");
+    assert!((6..=7).contains(&in_vain), "once a second, in six seconds: {in_vain}");
+    *fake.refusing.lock().expect("no panic") = None;
+    tokio::time::sleep(CUT_OFF_FOR).await;
+    fake.store().requests.clear();
+    db.put("k", "v", Blind).await.expect("put");
+    assert_eq!(fake.ports(), [cut_off], "it serves again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_that_have_moved_are_found_where_they_are() {
+    let (db, fake) = connected().await;
+    let moved: Vec<SocketAddr> = (0..3).map(|i| SocketAddr::from(([127, 0, 0, 1], 2000 + i))).collect();
+    let leaves = |addr| {
+        fake.down.lock().expect("no panic").insert(addr);
+        fake.failing.lock().expect("no panic").insert(addr);
+    };
+    for (at, now) in moved.iter().copied().enumerate() {
+        let old = fake.store().table.as_ref().expect("there is one").members[at].1;
+        leaves(old);
+        fake.store().table.as_mut().expect("there is one").members[at].1 = now;
+        for _ in 0..10 {
+            db.put("k", "v", Blind).await.expect("some node is there");
+            db.get("k").await.expect("some node is there");
+            tokio::time::sleep(REFRESH_PAUSE / 4).await;
+        }
+        assert_eq!(db.nodes()[at].1, now);
+    }
+    fake.store().requests.clear();
+    for _ in 0..20 {
+        db.put("k", "v", Blind).await.expect("put");
+    }
+    assert!(fake.ports().iter().all(|port| *port >= 2000), "nobody is looked for where it was");
+    // What a node says of a member that can be reached is not believed: it may be older.
+    fake.store().table.as_mut().expect("there is one").members[0].1 = SocketAddr::from(([127, 0, 0, 1], 1000));
+    leaves(moved[1]);
+    for _ in 0..10 {
+        db.get("k").await.expect("some node is there");
+        tokio::time::sleep(REFRESH_PAUSE / 4).await;
+    }
+    assert_eq!(db.nodes()[0].1, moved[0]);
 }
 
 #[tokio::test(start_paused = true)]

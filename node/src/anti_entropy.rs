@@ -429,7 +429,7 @@ impl Desk {
     /// Those of some nodes that are up, as far as is known.
     fn reachable(&self, nodes: &[NodeId]) -> Vec<NodeId> {
         let liveness = self.liveness.borrow().clone();
-        let up = |node: &&NodeId| liveness.get(*node).is_none_or(|state| state.up) && !self.peers.backing_off(**node);
+        let up = |node: &&NodeId| liveness.get(*node).is_none_or(|state| state.up) && !self.peers.link_down(**node);
         nodes.iter().filter(up).copied().collect()
     }
 

@@ -35,7 +35,7 @@ use quorate_client::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
 use quorate_client::options::Quorum;
 use quorate_client::wire::{
     Acks, Asked, CONTEXT_LEN_MAX, Evidence, Failure, KEY_LEN_MAX, Located, Located1, NotApplied, QuorumReport, Reply,
-    Request, RequestBody, Response, VALUE_LEN_MAX, Write,
+    Request, RequestBody, Response, RouteTable, VALUE_LEN_MAX, Write,
 };
 use quorate_client::{buggify, sometimes};
 use tokio::sync::watch;
@@ -189,6 +189,17 @@ impl Coordinator {
             preference: current.ring.preference_list(partition).iter().filter_map(place).collect(),
             n: current.ring.n(),
         })
+    }
+
+    /// The route table of a layout, with the addresses at which the members are now: the layout names those at which they were when it
+    /// was made.
+    pub(crate) fn routes(&self, current: &Current) -> RouteTable {
+        let mut table = current.table.clone();
+        let liveness = self.0.liveness.borrow().clone();
+        for (node, addr) in &mut table.members {
+            *addr = liveness.get(node).map_or(*addr, |state| state.addr);
+        }
+        table
     }
 
     /// The wall clock, for timestamps that people read.
@@ -378,8 +389,8 @@ impl Inner {
         turn.primaries().contains(&self.me) && !forwards
     }
 
-    /// Whether a node may be there, as far as the failure detector and the back-off of connections know. Nobody is ruled out
-    /// only because gossip has not told of it yet.
+    /// Whether a node may be there, as far as the failure detector and the connections know. A node is not ruled out only because
+    /// gossip has not told of it yet.
     fn is_reachable(&self, node: NodeId) -> bool {
         if node != self.me && buggify!("coordinator: somebody who is there is taken for gone") {
             return false;
@@ -388,7 +399,7 @@ impl Inner {
             return true;
         }
         node == self.me
-            || (self.liveness.borrow().get(&node).is_none_or(|state| state.up) && !self.peers.backing_off(node))
+            || (self.liveness.borrow().get(&node).is_none_or(|state| state.up) && !self.peers.link_down(node))
     }
 
     /// The primaries of a request, best first: this node, then those that are up, then by round trip and preference.
@@ -628,9 +639,12 @@ fn check_len(what: &str, limit: usize, got: usize) -> Result<(), NotApplied> {
 /// Whether a refusal says something of the node that refused, so that another one may well serve the request.
 fn is_of_one_node(refusal: &NotApplied) -> bool {
     match refusal {
-        NotApplied::NotServing { .. } | NotApplied::Storage { .. } | NotApplied::StaleLayout { .. } => true,
-        NotApplied::Unavailable { .. }
-        | NotApplied::TimedOut { .. }
+        // A primary that cannot reach the others speaks of its own links.
+        NotApplied::NotServing { .. }
+        | NotApplied::Storage { .. }
+        | NotApplied::StaleLayout { .. }
+        | NotApplied::Unavailable { .. } => true,
+        NotApplied::TimedOut { .. }
         | NotApplied::Overloaded { .. }
         | NotApplied::TooLarge { .. }
         | NotApplied::EmptyKey

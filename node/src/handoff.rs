@@ -131,7 +131,7 @@ impl Courier {
         let running = progress.values().filter(|progress| progress.running).count();
         let may_start = |target: &NodeId| {
             // A flapping node is called down for longer than it is away; who is connected is there.
-            let up = liveness.get(target).is_some_and(|peer| peer.up) && !self.parts.peers.backing_off(*target);
+            let up = liveness.get(target).is_some_and(|peer| peer.up) && !self.parts.peers.link_down(*target);
             let up = up || self.parts.peers.connected(*target);
             let waits = progress
                 .get(target)

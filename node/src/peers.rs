@@ -184,11 +184,12 @@ impl Peers {
         self.0.state().link(self.0.me, to).is_some()
     }
 
-    /// Whether there is no connection and none will be tried for a while: a call would fail at once.
-    pub fn backing_off(&self, to: NodeId) -> bool {
+    /// Whether the link to a node is known to be down: its last connection was lost, or could not be made, and no newer one has come
+    /// about. A call would fail at once, or wait for a dial that may be in vain.
+    pub fn link_down(&self, to: NodeId) -> bool {
         let state = self.0.state();
-        let waits = |peer: &Peer| peer.next_try.is_some_and(|at| at > Instant::now());
-        state.link(self.0.me, to).is_none() && state.peers.get(&to).is_some_and(waits)
+        let failed = |peer: &Peer| peer.next_try.is_some();
+        state.link(self.0.me, to).is_none() && state.peers.get(&to).is_some_and(failed)
     }
 
     /// A gossip datagram; dropped when there is no connection (a dial starts).
@@ -385,6 +386,7 @@ struct Peer {
     dialing: bool,
     /// In a row.
     failures: u32,
+    /// When it may be dialed after the newest failure at this address; nothing before the first one.
     next_try: Option<Instant>,
     last_error: String,
 }

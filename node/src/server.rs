@@ -139,7 +139,7 @@ impl rpc::Handler for ClientHandler {
         }
         sometimes!("server: a request was answered before there was a layout", services.layouts.current().is_none());
         let table = services.layouts.current().filter(|current| current.layout.version > request.layout);
-        codec::encode(&Response { table: table.map(|current| current.table.clone()), body: answer })
+        codec::encode(&Response { table: table.map(|current| services.coordinator.routes(&current)), body: answer })
     }
 }
 
@@ -152,7 +152,7 @@ impl Services {
             }
             RequestBody::Locate { key } => Ok(Reply::Located(self.coordinator.locate(key)?)),
             RequestBody::Route => match self.layouts.current() {
-                Some(current) => Ok(Reply::Route(current.table.clone())),
+                Some(current) => Ok(Reply::Route(self.coordinator.routes(&current))),
                 None => Err(self.not_serving("there is no layout yet".into()).into()),
             },
             RequestBody::Status => Ok(Reply::Status(Box::new(self.status.report()))),
