@@ -10,7 +10,7 @@ mod identity;
 mod swim;
 mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +66,7 @@ pub struct Membership {
     liveness: watch::Receiver<Arc<Liveness>>,
     digests: watch::Receiver<Arc<LayoutDigests>>,
     announce: Arc<watch::Sender<Option<(LayoutVersion, u64)>>>,
+    seeds: mpsc::Sender<SocketAddr>,
     leave: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -79,38 +80,30 @@ impl Membership {
         let (announce, announced) = watch::channel(None);
         let (leave, leaving) = mpsc::channel(1);
         let (hello_tx, hellos) = mpsc::channel(HELLOS_MAX);
-        let mut seekers = JoinSet::new();
+        let (seeds_tx, later_seeds) = mpsc::channel(SEEDS_MAX);
         let seeds: Vec<_> = parts.seeds.into_iter().filter(|seed| *seed != parts.me.addr).collect();
         if seeds.len() > SEEDS_MAX {
-            warn!("{} join seeds are given, the first {SEEDS_MAX} are used", seeds.len());
+            warn!("{} join addresses are given, the first {SEEDS_MAX} are used", seeds.len());
         }
-        for addr in seeds.into_iter().take(SEEDS_MAX) {
-            let seeker = Seeker {
-                addr,
-                me: parts.me.node,
-                peers: parts.peers.clone(),
-                found: hello_tx.clone(),
-                liveness: liveness.clone(),
-                random: parts.random.fork(),
-                misses: 0,
-                warned: None,
-            };
-            seekers.spawn(seeker.run());
-        }
-        let driver = Driver {
+        let mut driver = Driver {
+            me: parts.me,
             swim,
+            random: parts.random,
             peers: parts.peers,
             datagrams: parts.datagrams,
             hellos,
             announced,
+            later_seeds,
             leaving,
             liveness: liveness_tx,
             digests: digests_tx,
-            _hellos_open: hello_tx,
-            _seekers: seekers,
+            found: hello_tx,
+            seeds: BTreeSet::new(),
+            seekers: JoinSet::new(),
         };
+        seeds.into_iter().for_each(|addr| driver.seek(addr));
         tokio::spawn(driver.run());
-        Self { liveness, digests, announce: Arc::new(announce), leave }
+        Self { liveness, digests, announce: Arc::new(announce), seeds: seeds_tx, leave }
     }
 
     /// Who is up.
@@ -121,6 +114,13 @@ impl Membership {
     /// Which layout the others say they hold (and this node, once it has announced one).
     pub fn layout_digests(&self) -> watch::Receiver<Arc<LayoutDigests>> {
         self.digests.clone()
+    }
+
+    /// Looks for other nodes at one more address, as at those that were given at the start. Addresses that are known already, and
+    /// those beyond the first 64, are ignored.
+    pub async fn seek(&self, addr: SocketAddr) {
+        // Without the task nobody is looked for any more.
+        let _ = self.seeds.send(addr).await;
     }
 
     /// Tells the others which layout this node holds, from now on and also those who come later.
@@ -141,18 +141,23 @@ impl Membership {
 
 /// The task that owns the protocol.
 struct Driver {
+    me: Identity,
     swim: Swim,
+    random: Random,
     peers: Peers,
     datagrams: mpsc::Receiver<(NodeId, Bytes)>,
     hellos: mpsc::Receiver<Identity>,
     announced: watch::Receiver<Option<(LayoutVersion, u64)>>,
+    later_seeds: mpsc::Receiver<SocketAddr>,
     leaving: mpsc::Receiver<oneshot::Sender<()>>,
     liveness: watch::Sender<Arc<Liveness>>,
     digests: watch::Sender<Arc<LayoutDigests>>,
-    /// Keeps `hellos` open when there is no seed.
-    _hellos_open: mpsc::Sender<Identity>,
-    /// Ends the seekers with this task.
-    _seekers: JoinSet<()>,
+    /// Where seekers tell whom they have found; keeps `hellos` open when there is no seed.
+    found: mpsc::Sender<Identity>,
+    /// Where others are looked for.
+    seeds: BTreeSet<SocketAddr>,
+    /// They end with this task.
+    seekers: JoinSet<()>,
 }
 
 impl Driver {
@@ -180,6 +185,7 @@ impl Driver {
                         self.swim.announce_layout(version, digest, Instant::now());
                     }
                 }
+                Some(addr) = self.later_seeds.recv() => self.seek(addr),
                 Some(peer) = self.hellos.recv() => self.swim.announce_to(peer, Instant::now()),
                 Some((from, data)) = self.datagrams.recv() => {
                     if let Err(refused) = self.swim.handle_data(from, &data, Instant::now()) {
@@ -188,6 +194,24 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Looks for others at an address from now on.
+    fn seek(&mut self, addr: SocketAddr) {
+        if addr == self.me.addr || self.seeds.len() >= SEEDS_MAX || !self.seeds.insert(addr) {
+            return;
+        }
+        let seeker = Seeker {
+            addr,
+            me: self.me.node,
+            peers: self.peers.clone(),
+            found: self.found.clone(),
+            liveness: self.liveness.subscribe(),
+            random: self.random.fork(),
+            misses: 0,
+            warned: None,
+        };
+        self.seekers.spawn(seeker.run());
     }
 
     fn flush(&mut self) {

@@ -362,6 +362,11 @@ impl Node {
         self.addr
     }
 
+    /// Looks for other nodes at one more address, as at those of [`NodeConfig::join`].
+    pub async fn seek(&self, addr: SocketAddr) {
+        self.membership.seek(addr).await;
+    }
+
     /// What it knows of itself and its peers.
     pub fn status(&self) -> NodeStatus {
         self.status.report()

@@ -5,7 +5,7 @@ use quorate_client::wire::{Located, NodeStatus};
 use serde_json::{Value, json};
 
 use super::args::{LocateArgs, StatusArgs};
-use super::connection::{Cluster, resolve};
+use super::connection::Cluster;
 use super::failure::{Exit, Outcome};
 use super::health;
 use super::output::{Output, bytes_text, facts, print, readable, table, time_text};
@@ -16,10 +16,7 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
     let cluster = Cluster::connect(settings).await?;
     let status = match &args.on {
         None => cluster.status().await?,
-        Some(endpoint) => {
-            let addrs = resolve(endpoint).await?;
-            cluster.status_at(*addrs.first().expect("a resolved name has an address")).await?
-        }
+        Some(endpoint) => cluster.status_at(endpoint.to_string()).await?,
     };
     let answers = health::ask_all(&cluster, &status, false).await?;
     let (verdict, troubles) = health::judge(&status, &answers);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::Client;
+use quorate_client::client::Seed;
 use quorate_client::codec::Blob;
 use quorate_client::error::Error;
 use quorate_client::ids::OpId;
@@ -18,8 +19,10 @@ use quorate_client::wire::{
     Scan, Scanned, Write, Written,
 };
 use quorate_node::config::Endpoint;
+use tokio::task::JoinSet;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Exit, Failure, Outcome};
+use super::output::complain;
 use super::settings::Settings;
 use super::wall_clock;
 
@@ -27,7 +30,7 @@ use super::wall_clock;
 #[derive(Debug, Clone)]
 pub(crate) struct Cluster {
     client: Client,
-    seeds: Vec<SocketAddr>,
+    seeds: Vec<String>,
     timeout: Duration,
     random: Random,
 }
@@ -37,15 +40,12 @@ impl Cluster {
     pub(crate) async fn connect(settings: &Settings) -> Outcome<Self> {
         let wanted = settings.connection()?;
         let credentials = credentials(wanted.ca, wanted.cert, wanted.key)?;
-        let mut seeds = Vec::new();
-        for seed in wanted.seeds {
-            seeds.extend(resolve(seed).await?);
-        }
+        let seeds = resolvable(wanted.seeds).await?;
         Self::open(seeds, credentials, settings.timeout.value).await
     }
 
-    /// Connects to the first of these addresses that answers.
-    pub(crate) async fn open(seeds: Vec<SocketAddr>, credentials: Credentials, timeout: Duration) -> Outcome<Self> {
+    /// Connects to the first of these addresses (or names with a port) that answers.
+    pub(crate) async fn open(seeds: Vec<String>, credentials: Credentials, timeout: Duration) -> Outcome<Self> {
         let client = Client::builder(seeds.clone())
             .credentials(credentials)
             .timeout(timeout)
@@ -60,12 +60,9 @@ impl Cluster {
         &self.client
     }
 
-    /// The address of the first seed: where layout changes are staged.
-    pub(crate) fn first_seed(&self) -> SocketAddr {
-        *self
-            .seeds
-            .first()
-            .expect("a legal list of seeds names at least one, and each resolved to at least one address")
+    /// The first seed whose name can be resolved: where layout changes are staged.
+    pub(crate) fn first_seed(&self) -> &str {
+        self.seeds.first().expect("without one there is no connection")
     }
 
     /// A name for a new write.
@@ -115,7 +112,7 @@ impl Cluster {
     }
 
     /// What the node at this address knows of the cluster.
-    pub(crate) async fn status_at(&self, addr: SocketAddr) -> Result<NodeStatus, Error> {
+    pub(crate) async fn status_at(&self, addr: impl Into<Seed>) -> Result<NodeStatus, Error> {
         match self.client.request_at(addr, RequestBody::Status, self.options()).await? {
             Reply::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
@@ -124,7 +121,7 @@ impl Cluster {
 
     /// Shows or changes the layout at the node with this address. A change is stored on disks of several nodes, so that it
     /// gets more time than a request for a key.
-    pub(crate) async fn layout_at(&self, addr: SocketAddr, command: LayoutCommand) -> Result<LayoutReport, Error> {
+    pub(crate) async fn layout_at(&self, addr: impl Into<Seed>, command: LayoutCommand) -> Result<LayoutReport, Error> {
         let options = RequestOptions::default().timeout(self.timeout.max(LAYOUT_TIMEOUT_MIN));
         match self.client.request_at(addr, RequestBody::Layout(command), options).await? {
             Reply::Layout(report) => Ok(*report),
@@ -133,7 +130,7 @@ impl Cluster {
     }
 
     /// Shows or steers the anti-entropy of the node with this address.
-    pub(crate) async fn repair_at(&self, addr: SocketAddr, command: RepairCommand) -> Result<RepairReport, Error> {
+    pub(crate) async fn repair_at(&self, addr: impl Into<Seed>, command: RepairCommand) -> Result<RepairReport, Error> {
         match self.client.request_at(addr, RequestBody::Repair(command), self.options()).await? {
             Reply::Repair(report) => Ok(*report),
             other => Err(unexpected(&other)),
@@ -190,6 +187,37 @@ pub(crate) fn credentials(ca: &Path, cert: &Path, key: &Path) -> Outcome<Credent
     Ok(credentials)
 }
 
+/// The seeds whose names can be resolved; the others are named on stderr and left out, unless none is left.
+async fn resolvable(seeds: &[Endpoint]) -> Outcome<Vec<String>> {
+    let (mut found, mut first, mut jobs) = (Vec::new(), None, JoinSet::new());
+    for (place, seed) in seeds.iter().cloned().enumerate() {
+        jobs.spawn(async move { (place, tokio::time::timeout(RESOLVE_TIME, resolve(&seed)).await, seed) });
+    }
+    let mut resolved = jobs.join_all().await;
+    resolved.sort_by_key(|(place, ..)| *place);
+    for (_, outcome, seed) in resolved {
+        match outcome {
+            Ok(Ok(_)) => found.push(seed.to_string()),
+            Ok(Err(failure)) => {
+                let _ = first.get_or_insert(failure);
+            }
+            Err(_) => {
+                let late =
+                    Failure::new(format!("{seed} was not resolved within {RESOLVE_TIME:?}"), "look at the name server");
+                let _ = first.get_or_insert(Failure { exit: Exit::Unavailable, retryable: true, ..late });
+            }
+        }
+    }
+    match first {
+        Some(failure) if found.is_empty() => Err(failure),
+        Some(failure) => {
+            complain(&format!("warning: a seed is left out: {}", failure.message));
+            Ok(found)
+        }
+        None => Ok(found),
+    }
+}
+
 /// The addresses of an endpoint.
 pub(crate) async fn resolve(endpoint: &Endpoint) -> Outcome<Vec<SocketAddr>> {
     if let Some(addr) = endpoint.as_addr() {
@@ -202,7 +230,7 @@ pub(crate) async fn resolve(endpoint: &Endpoint) -> Outcome<Vec<SocketAddr>> {
         Err(error) => error.to_string(),
     };
     Err(Failure {
-        exit: super::failure::Exit::Unavailable,
+        exit: Exit::Unavailable,
         retryable: true,
         ..Failure::new(format!("cannot resolve {endpoint}: {why}"), "check the name, or use an IP address")
     })
@@ -224,6 +252,9 @@ fn unexpected(reply: &Reply) -> Error {
 
 /// The least time that connecting gets: a handshake is more work than a request, for a busy machine as well.
 const CONNECT_TIME_MIN: Duration = Duration::from_secs(2);
+
+/// How long a seed's name may take: the others are asked meanwhile, and are enough.
+const RESOLVE_TIME: Duration = Duration::from_secs(2);
 
 /// The least time that a page of a scan gets.
 const SCAN_TIMEOUT_MIN: Duration = Duration::from_secs(10);

@@ -156,7 +156,8 @@ async fn start(plan: &Plan, nodes: &mut Nodes) -> Outcome<()> {
         nodes.start(node, Duration::ZERO).await?;
     }
     let credentials = plan.client_credentials()?;
-    let cluster = Cluster::open(plan.seeds(), credentials, REQUEST_TIME).await?;
+    let cluster =
+        Cluster::open(plan.seeds().iter().map(ToString::to_string).collect(), credentials, REQUEST_TIME).await?;
     let first = plan.addr(1);
     let deadline = Instant::now() + LAYOUT_TIME;
     loop {

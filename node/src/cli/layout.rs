@@ -1,8 +1,11 @@
 //! `layout`: who owns what, staged, looked at, and applied.
 
+use std::net::SocketAddr;
+
 use comfy_table::Table;
-use quorate_client::ids::LayoutVersion;
+use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::wire::{LayoutCommand as Ask, LayoutReport, LayoutView};
+use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};
 use super::connection::{Cluster, resolve};
@@ -24,13 +27,13 @@ impl LayoutCommand {
 pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
     let at = match &command.args().on {
-        None => cluster.first_seed(),
-        Some(endpoint) => *resolve(endpoint).await?.first().expect("a resolved name has an address"),
+        None => cluster.first_seed().to_owned(),
+        Some(endpoint) => endpoint.to_string(),
     };
     let mut last = None;
-    for ask in asks(command).await? {
+    for ask in asks(command, Some(&cluster)).await? {
         let staging = last.is_some();
-        let report = cluster.layout_at(at, ask).await.map_err(|error| {
+        let report = cluster.layout_at(&at, ask).await.map_err(|error| {
             let failure = Failure::from(error);
             let staged = if staging { "; what was named before it is staged" } else { "" };
             Failure { message: format!("{at}: {}{staged}", failure.message), ..failure }
@@ -59,7 +62,7 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
 }
 
 /// What to ask the node for; several members are staged one by one.
-async fn asks(command: &LayoutCommand) -> Outcome<Vec<Ask>> {
+async fn asks(command: &LayoutCommand, cluster: Option<&Cluster>) -> Outcome<Vec<Ask>> {
     Ok(match command {
         LayoutCommand::Show(_) => vec![Ask::Show],
         LayoutCommand::Revert(_) => vec![Ask::Revert],
@@ -70,13 +73,31 @@ async fn asks(command: &LayoutCommand) -> Outcome<Vec<Ask>> {
         LayoutCommand::Stage(StageCommand::Join { members, zone, weight, .. }) => {
             let mut asks = Vec::new();
             for Member { node, addr } in members {
-                let addrs = resolve(addr).await?;
-                let addr = *addrs.first().expect("a resolved name has an address");
+                let addr = where_it_answers(cluster, *node, &resolve(addr).await?).await;
                 asks.push(Ask::StageJoin { node: *node, addr, zone: zone.clone(), weight: *weight });
             }
             asks
         }
     })
+}
+
+/// Of the addresses of a name the one at which that node answers; the first one if none does, and the node that stages says why.
+async fn where_it_answers(cluster: Option<&Cluster>, node: NodeId, addrs: &[SocketAddr]) -> SocketAddr {
+    let first = *addrs.first().expect("a resolved name has an address");
+    let (Some(cluster), true) = (cluster, addrs.len() > 1) else { return first };
+    let mut asked = JoinSet::new();
+    for addr in addrs.iter().copied() {
+        let cluster = cluster.clone();
+        asked.spawn(
+            async move { cluster.status_at(addr).await.ok().filter(|status| status.node == node).map(|_| addr) },
+        );
+    }
+    while let Some(answer) = asked.join_next().await {
+        if let Ok(Some(addr)) = answer {
+            return addr;
+        }
+    }
+    first
 }
 
 fn show(report: &LayoutReport, output: &Output) -> Outcome<()> {
@@ -152,7 +173,7 @@ mod tests {
     async fn asked(line: &str) -> Vec<Ask> {
         let cli = Cli::try_parse_from(line.split(' ')).expect("legal");
         let Command::Layout(command) = cli.command else { panic!("a layout command: {line}") };
-        asks(&command).await.expect("addresses that need no name service")
+        asks(&command, None).await.expect("addresses that need no name service")
     }
 
     #[tokio::test]

@@ -24,6 +24,12 @@ pub(crate) struct Output {
     color: bool,
 }
 
+/// A warning for people, where no [`Output`] is at hand: to stderr.
+pub(crate) fn complain(text: &str) {
+    // Nobody is left to be told when stderr is gone.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 impl Output {
     /// For this process. `NO_COLOR`, when it is set to anything, keeps colour away (see no-color.org).
     pub(crate) fn new(format: OutputFormat) -> Self {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use quorate_client::tls::{Credentials, Subject};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
-use quorate_node::node::{Mechanisms, NodeConfig};
+use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use super::args::ServerArgs;
 use super::connection::{credentials, resolve};
@@ -35,7 +36,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
     // From here on a signal ends the node cleanly, also while it is still starting.
     let mut ends = Ends::new()?;
     let start = async {
-        let join = resolve_all(&config.join).await?;
+        let join = resolve_all(&config.join).await;
         let launch = Launch {
             config: NodeConfig {
                 node: config.node,
@@ -65,6 +66,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
     tokio::select! {
         biased;
         name = ends.wait() => tracing::info!(signal = name, "shutting down"),
+        () = seek_by_name(&node, &config.join) => {}
         why = node.stopped() => {
             return Err(Failure::new(
                 format!("{} has stopped: {why}", config.node),
@@ -126,23 +128,42 @@ fn check_subject(config: &ServerConfig, credentials: &Credentials) -> Outcome<()
     ))
 }
 
-/// Names may become resolvable a little later, when machines start together.
-async fn resolve_all(endpoints: &[Endpoint]) -> Outcome<Vec<SocketAddr>> {
-    let deadline = Instant::now() + RESOLVE_TIME;
-    let mut addrs = Vec::new();
-    for endpoint in endpoints {
-        loop {
-            match resolve(endpoint).await {
-                Ok(found) => break addrs.extend(found),
-                Err(failure) if Instant::now() >= deadline => return Err(failure),
-                Err(failure) => {
-                    tracing::warn!(%endpoint, "{}; trying again", failure.message);
-                    sleep(RESOLVE_PAUSE).await;
+/// The addresses of a `join` list. A name that cannot be resolved now is left out; see [`seek_by_name`].
+async fn resolve_all(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
+    let mut names = JoinSet::new();
+    for (place, endpoint) in endpoints.iter().cloned().enumerate() {
+        names.spawn(async move {
+            let found = timeout(RESOLVE_TIME, resolve(&endpoint)).await;
+            let why = match found {
+                Ok(Ok(addrs)) => return (place, addrs),
+                Ok(Err(failure)) => failure.message,
+                Err(_) => format!("{endpoint} was not resolved within {RESOLVE_TIME:?}"),
+            };
+            tracing::warn!("a `join` address is left out for now: {why}");
+            (place, Vec::new())
+        });
+    }
+    let mut found = names.join_all().await;
+    found.sort_by_key(|(place, _)| *place);
+    found.into_iter().flat_map(|(_, addrs)| addrs).collect()
+}
+
+/// Resolves the names of a `join` list again and again: they may become resolvable later, and mean other addresses one day.
+async fn seek_by_name(node: &Node, endpoints: &[Endpoint]) {
+    let names: Vec<Endpoint> = endpoints.iter().filter(|endpoint| endpoint.as_addr().is_none()).cloned().collect();
+    let mut pause = RESOLVE_PAUSE;
+    while !names.is_empty() {
+        sleep(pause).await;
+        for name in &names {
+            if let Ok(Ok(addrs)) = timeout(RESOLVE_TIME, resolve(name)).await {
+                for addr in addrs {
+                    node.seek(addr).await;
                 }
             }
         }
+        pause = (pause * 2).min(RESOLVE_PAUSE_MAX);
     }
-    Ok(addrs)
+    std::future::pending().await
 }
 
 fn flags(args: ServerArgs) -> ServerFlags {
@@ -166,7 +187,9 @@ fn flags(args: ServerArgs) -> ServerFlags {
 /// How long a node may take to hand over what is under way and to close its store.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(10);
 
-/// For how long names that cannot be resolved are tried again; after that the supervisor sees a clear failure.
-const RESOLVE_TIME: Duration = Duration::from_secs(30);
-/// See [`RESOLVE_TIME`].
+/// How long the start waits for names; those that take longer are found later.
+const RESOLVE_TIME: Duration = Duration::from_secs(2);
+/// When names are resolved again for the first time; doubled each time.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two times.
+const RESOLVE_PAUSE_MAX: Duration = Duration::from_secs(60);
