@@ -89,6 +89,9 @@ pub struct Quorum {
     pub fallbacks: u8,
     /// Not all of the quorum were primaries.
     pub degraded: bool,
+    /// Fewer were asked for than the layout's floor.
+    #[serde(default)]
+    pub below_floor: bool,
     /// The layout that it was counted in.
     pub layout: u64,
 }

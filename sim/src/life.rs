@@ -354,6 +354,7 @@ fn through(
     // What heals by itself has done so before anybody reads; where it was left out, the audit's own reads and writes make up.
     let mut expectations = Expectations {
         n: plan.n,
+        floors: plan.floors(),
         siblings_max,
         converged: plan.mechanisms.anti_entropy,
         drained: true,

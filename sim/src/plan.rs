@@ -29,6 +29,9 @@ pub struct Plan {
     pub zones: Vec<u8>,
     /// Replicas of each key.
     pub n: u8,
+    /// The layout's floors; nothing for what a layout has if nobody asks for others.
+    #[serde(default)]
+    pub floors: Option<Floors>,
     /// How many partitions the ring has; few, so that keys share them.
     pub partitions: u16,
     /// When a node acknowledges.
@@ -53,6 +56,15 @@ pub struct Plan {
     pub active_ms: u32,
     /// How long the cluster then has to settle before it is judged.
     pub settle_ms: u32,
+}
+
+/// The least quorums of which the layout promises what it does: R + W > N.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floors {
+    /// Of reads.
+    pub r: u8,
+    /// Of writes.
+    pub w: u8,
 }
 
 /// Which of [the points of misbehaviour](quorate_client::chaos) are on, and how often one that is passed fires.
@@ -467,6 +479,7 @@ impl Plan {
             seed,
             zones,
             n,
+            floors: draw_floors(seed, n, &workload),
             partitions,
             durability,
             network: draw_network(seed),
@@ -528,7 +541,7 @@ impl Plan {
     pub fn plain(mut self) -> Self {
         self.points.on.clear();
         self.mechanisms = Mechanisms::ALL;
-        self.aftermath = None;
+        (self.floors, self.aftermath) = (None, None);
         let workload = &mut self.workload;
         (workload.foreign_percent, workload.scan_percent, workload.repeat_percent) = (0, 0, 0);
         workload.repeat_elsewhere = false;
@@ -566,6 +579,12 @@ impl Plan {
             && self.aftermath.as_ref().is_none_or(whole)
     }
 
+    /// The layout's floors.
+    pub fn floors(&self) -> Floors {
+        let majority = Quorum::Majority.count(self.n);
+        self.floors.unwrap_or(Floors { r: majority, w: majority })
+    }
+
     /// How many nodes there are.
     pub fn nodes(&self) -> u8 {
         u8::try_from(self.zones.len()).expect("a plan has few nodes")
@@ -598,6 +617,10 @@ impl Plan {
             let possible = |quorum: &Quorum| (1..=self.n).contains(&quorum.count(self.n));
             demand(possible(r) && possible(w), format!("quorums {r} and {w} of {n} replicas"));
         }
+        let Floors { r, w } = self.floors();
+        let (floors, n) = (1..=self.n, u16::from(self.n));
+        demand(floors.contains(&r) && floors.contains(&w), format!("floors of {r} and {w} of {n} replicas"));
+        demand(u16::from(r) + u16::from(w) > n, format!("floors of {r} and {w} do not overlap in {n} replicas"));
         let latencies = (self.network.latency_min_ms, self.network.latency_max_ms);
         demand(latencies.0 <= latencies.1, format!("latencies of {} to {} ms", latencies.0, latencies.1));
         for point in &self.points.on {
@@ -657,6 +680,7 @@ impl Plan {
             with(&|plan| plan.aftermath.iter_mut().for_each(|after| after.broken.retain(|broken| broken != node)));
         }
         with(&|plan| plan.mechanisms = Mechanisms::ALL);
+        with(&|plan| plan.floors = None);
         with(&|plan| plan.workload.foreign_percent = 0);
         with(&|plan| plan.workload.scan_percent = 0);
         with(&|plan| plan.workload.repeat_percent = 0);
@@ -833,7 +857,12 @@ fn draw_workload(seed: u64, n: u8) -> Workload {
         5 => vec![(Quorum::One, Quorum::All)],
         6 => vec![(Quorum::All, Quorum::One)],
         7 => vec![majority, (Quorum::One, Quorum::One)],
-        8 => vec![(Quorum::Exactly(rng.random_range(1..=n)), Quorum::Exactly(rng.random_range(1..=n)))],
+        8 => {
+            let (r, w): (u8, u8) = (rng.random_range(1..=n), rng.random_range(1..=n));
+            // Half of these just overlap.
+            let r = if r.is_multiple_of(2) { n + 1 - w } else { r };
+            vec![(Quorum::Exactly(r), Quorum::Exactly(w))]
+        }
         _ => vec![majority, (Quorum::One, Quorum::All), (Quorum::All, Quorum::Majority)],
     };
     let value_len_min = 8;
@@ -858,6 +887,14 @@ fn draw_workload(seed: u64, n: u8) -> Workload {
         repeat_percent: *[0, 80].get(rng.random_range(0..2)).expect("in range"),
         repeat_elsewhere: rng.random_bool(0.3),
     }
+}
+
+/// In half of the lives of which the quorums can all be at or above floors that overlap, these are the floors; else they are majorities,
+/// and part of the requests is below them.
+fn draw_floors(seed: u64, n: u8, workload: &Workload) -> Option<Floors> {
+    let least = |of: fn(&(Quorum, Quorum)) -> Quorum| workload.quorums.iter().map(|pair| of(pair).count(n)).min();
+    let (r, w) = (least(|(r, _)| *r)?, least(|(_, w)| *w)?);
+    (r + w > n && rng(seed, "floors").random_bool(0.5)).then_some(Floors { r, w })
 }
 
 /// In a quarter of all lives the code does what it says, unless their kind wants a point; in the others a quarter of the points are on.
@@ -991,6 +1028,32 @@ mod tests {
             let broken = plan.aftermath.as_ref().map_or(0, |after| after.broken.len());
             assert!(2 * broken < usize::from(plan.nodes()), "seed {}: {broken} broken", plan.seed);
         }
+    }
+
+    #[test]
+    fn floors_are_the_least_quorums_or_majorities() {
+        let (mut own, mut below) = (BTreeSet::new(), 0);
+        for plan in (0..SEEDS).map(|seed| Plan::draw(seed, &all())) {
+            let Floors { r, w } = plan.floors();
+            let at_floors = |(one, other): &(Quorum, Quorum)| one.count(plan.n) >= r && other.count(plan.n) >= w;
+            let all_at_floors = plan.workload.quorums.iter().all(at_floors);
+            // Lives whose owners go away may ask for one replica beside what was drawn.
+            let asks_for_one = plan.workload.quorums.contains(&(Quorum::One, Quorum::One));
+            assert!(all_at_floors || plan.floors.is_none() || asks_for_one, "seed {}", plan.seed);
+            own.extend(plan.floors.map(|_| (plan.n, r, w)));
+            below += u32::from(!all_at_floors);
+        }
+        assert!(own.contains(&(5, 4, 2)) && own.contains(&(3, 1, 3)) && own.len() > 8, "{own:?}");
+        assert!(below > 50, "{below} lives with requests below a floor");
+    }
+
+    #[test]
+    fn a_plan_of_before_there_were_floors_can_be_read() {
+        let mut plan = Plan::draw(42, &all());
+        plan.floors = None;
+        let mut text = serde_json::to_value(&plan).expect("plain data");
+        text.as_object_mut().expect("a plan is an object").remove("floors").expect("it has them");
+        assert_eq!(serde_json::from_value::<Plan>(text).expect("it is one"), plan);
     }
 
     #[test]

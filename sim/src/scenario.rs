@@ -248,6 +248,7 @@ impl Scenario {
         let siblings_max = SIBLINGS_MAX * usize::from(plan.n);
         let expectations = Expectations {
             n: plan.n,
+            floors: plan.floors(),
             siblings_max,
             converged: false,
             drained: false,

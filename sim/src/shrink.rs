@@ -144,6 +144,7 @@ pub fn differences(from: &Plan, to: &Plan) -> Vec<String> {
     line("clients", was.clients.to_string(), is.clients.to_string());
     line("operations of each client", was.operations.to_string(), is.operations.to_string());
     line("keys", was.keys.to_string(), is.keys.to_string());
+    line("floors", format!("{:?}", from.floors), format!("{:?}", to.floors));
     line("quorums", was.quorums.len().to_string(), is.quorums.len().to_string());
     line("longest value", was.value_len_max.to_string(), is.value_len_max.to_string());
     line("partitions", from.partitions.to_string(), to.partitions.to_string());

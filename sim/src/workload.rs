@@ -17,7 +17,7 @@ use quorate_node::core::version::{self as core, Dot};
 
 use crate::cluster::{CLUSTER, ClientMachine, Machine, name, random_of};
 use crate::history::{self, Action, History, OpNo, Operation, Outcome};
-use crate::plan::{Plan, Workload};
+use crate::plan::{Floors, Plan, Workload};
 use crate::story;
 use crate::trace::Trace;
 
@@ -104,6 +104,7 @@ impl Notebook {
             primaries: report.acks.primary,
             fallbacks: report.acks.fallback,
             degraded: report.degraded,
+            below_floor: report.below_floor,
             layout: report.layout.0,
         });
         self.0.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(operation.key.clone());
@@ -228,7 +229,8 @@ async fn try_bootstrap(clients: &ClientMachine, machines: &[Machine], plan: &Pla
         // What was accepted already, by an apply that was cut short, can only be applied again.
         if shown.holding.is_empty() {
             let (n, partitions) = (Some(plan.n), Some(plan.partitions));
-            ask(LayoutCommand::StageSettings { n, partitions, r: None, w: None }).await?;
+            let (r, w) = plan.floors.map(|Floors { r, w }| (r, w)).unzip();
+            ask(LayoutCommand::StageSettings { n, partitions, r, w }).await?;
             for machine in machines {
                 let (node, addr, zone) = (machine.node(), machine.addr(), machine.zone().to_owned());
                 ask(LayoutCommand::StageJoin { node, addr, zone, weight: 1 }).await?;

@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 
 use super::{Property, Violation};
 use crate::history::{History, Operation, Quorum};
+use crate::plan::Floors;
 
 /// Every reply with a quorum that cannot be.
-pub fn check(history: &History) -> Vec<Violation> {
+pub fn check(history: &History, floors: Floors) -> Vec<Violation> {
     let told = history.operations.values().filter_map(|operation| Some((operation, operation.quorum?)));
-    let lies = told.filter_map(|(operation, quorum)| Some((operation, lie(operation, quorum)?)));
+    let lies = told.filter_map(|(operation, quorum)| Some((operation, lie(operation, quorum, floors)?)));
     lies.map(|(operation, what)| Violation {
         property: Property::HonestReply,
         key: operation.key.clone(),
@@ -21,8 +22,8 @@ pub fn check(history: &History) -> Vec<Violation> {
     .collect()
 }
 
-fn lie(operation: &Operation, quorum: Quorum) -> Option<String> {
-    let Quorum { n, need, primaries, fallbacks, degraded, .. } = quorum;
+fn lie(operation: &Operation, quorum: Quorum, floors: Floors) -> Option<String> {
+    let Quorum { n, need, primaries, fallbacks, degraded, below_floor, .. } = quorum;
     let asked = operation.asked;
     if need != asked {
         return Some(format!("{asked} replicas were asked for, the reply counted up to {need}"));
@@ -32,6 +33,10 @@ fn lie(operation: &Operation, quorum: Quorum) -> Option<String> {
     }
     if degraded != (fallbacks > 0) {
         return Some(format!("{fallbacks} fallbacks, and degraded is {degraded}"));
+    }
+    let floor = if operation.writes() { floors.w } else { floors.r };
+    if below_floor != (need < floor) {
+        return Some(format!("the floor is {floor}, {need} were asked for, and below_floor is {below_floor}"));
     }
     if operation.found().is_some_and(BTreeSet::is_empty) && primaries < need {
         return Some(format!("nothing was found, which {primaries} primaries of {need} that are needed have said"));
@@ -44,11 +49,16 @@ mod tests {
     use super::*;
     use crate::checker::story::{Story, proofs};
 
+    fn check(history: &History) -> Vec<Violation> {
+        super::check(history, Floors { r: 2, w: 2 })
+    }
+
     #[test]
     fn every_lie_is_found() {
         let mut story = Story::new();
         assert_eq!(check(&story.history()), []);
-        let changes: [fn(&mut Operation); 6] = [
+        let changes: [fn(&mut Operation); 7] = [
+            |write| write.quorum.as_mut().expect("it has one").below_floor = true,
             |write| write.asked = 3,
             |write| write.quorum.as_mut().expect("it has one").primaries = 1,
             |write| write.quorum.as_mut().expect("it has one").primaries = 4,
@@ -67,6 +77,17 @@ mod tests {
         });
         assert!(!bad.contains(&vec![good]));
         assert_eq!(proofs(check(&story.history())), bad.into());
+    }
+
+    #[test]
+    fn each_kind_of_request_has_its_floor() {
+        let mut story = Story::new();
+        let write = story.put(None);
+        let read = story.get([write]);
+        let lies = |r, w| proofs(super::check(&story.history(), Floors { r, w }));
+        assert_eq!(lies(2, 2), [].into());
+        assert_eq!(lies(2, 3), [vec![write]].into());
+        assert_eq!(lies(3, 2), [vec![read]].into());
     }
 
     #[test]

@@ -100,7 +100,8 @@ impl<'a> OfKey<'a> {
     }
 }
 
-/// Whether the quorums of a write and a later read must have had a primary in common: R + W > N, and nobody stood in.
+/// Whether the quorums of a write and a later read must have had a primary in common: R + W > N, and nobody stood in. Whether either was
+/// below the layout's floor does not matter as long as the layout stays.
 fn must_meet(write: &Operation, read: &Operation) -> bool {
     let (Some(w), Some(r)) = (write.quorum, read.quorum) else { return false };
     w.n == r.n && w.need + r.need > w.n && !w.degraded && !r.degraded
@@ -126,6 +127,7 @@ mod tests {
         };
         assert!(!must_meet(&with(write, |quorum| quorum.need = 1), read));
         assert!(!must_meet(write, &with(read, |quorum| quorum.degraded = true)));
+        assert!(must_meet(&with(write, |quorum| quorum.below_floor = true), read), "it is a matter of other layouts");
         assert!(!must_meet(&Operation { quorum: None, ..write.clone() }, read));
     }
 

@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use self::keys::{Retries, of_keys};
 use crate::history::{Causality, History, OpNo};
+use crate::plan::Floors;
 
 /// What can be violated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,6 +113,8 @@ impl fmt::Display for Violation {
 pub struct Expectations {
     /// Replicas of each key.
     pub n: u8,
+    /// The layout's floors.
+    pub floors: Floors,
     /// The most values that one read may return.
     pub siblings_max: usize,
     /// The faults were over and every replica had the time to catch up, so that replicas must be equal.
@@ -155,7 +158,7 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     violations.extend(resurrection::check(&keys, expectations.retries));
     violations.extend(false_concurrency::check(&keys, expectations.retries));
     violations.extend(foreign::check(history));
-    violations.extend(honest::check(history));
+    violations.extend(honest::check(history, expectations.floors));
     violations.extend(held::check(history));
     violations.extend(handed_over::check(history));
     violations.extend(siblings::check(history, expectations.siblings_max));
@@ -200,6 +203,7 @@ mod tests {
         let window = Window { from_us: 0, to_us: 100 };
         let expectations = Expectations {
             n: 3,
+            floors: Floors { r: 2, w: 2 },
             siblings_max: 2,
             converged: true,
             drained: true,
@@ -217,6 +221,7 @@ mod tests {
         story.get([99]);
         let expectations = Expectations {
             n: 3,
+            floors: Floors { r: 2, w: 2 },
             siblings_max: 2,
             converged: true,
             drained: true,

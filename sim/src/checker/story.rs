@@ -128,7 +128,15 @@ impl Story {
             outcome,
             strict: true,
             asked: 2,
-            quorum: Some(Quorum { n: 3, need: 2, primaries: 2, fallbacks: 0, degraded: false, layout: 1 }),
+            quorum: Some(Quorum {
+                n: 3,
+                need: 2,
+                primaries: 2,
+                fallbacks: 0,
+                degraded: false,
+                below_floor: false,
+                layout: 1,
+            }),
             dot: None,
             elsewhere: false,
         });
