@@ -5,6 +5,9 @@
 //!                  └─> unsynced: how to undo each, in order         sync: forget these
 //!                                                                   crash: undo them from the end back to a drawn place
 //! ```
+//!
+//! A disk that lies acknowledges a sync and keeps what was synced in its own memory: a process that dies loses nothing of it, a loss of
+//! power all of it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -45,6 +48,8 @@ pub struct DiskCounts {
     pub inserts_failed: u64,
     /// Writes that a full disk refused.
     pub full: u64,
+    /// Writes that were acknowledged as synced and lost with the power.
+    pub lied: u64,
 }
 
 /// What a crash does to what was not synced.
@@ -75,6 +80,10 @@ struct Stored {
 struct State {
     content: Content,
     unsynced: Vec<Undo>,
+    /// It lies about syncs: whose disk it was when that began, as a loss of power leaves it.
+    lying: Option<Identity>,
+    /// What it has said to be synced since, and is not: older than what is unsynced.
+    claimed: Vec<Undo>,
     identity: Identity,
     /// Counts the times it was opened; a handle of another time is dead.
     opened: u64,
@@ -118,6 +127,8 @@ impl SimDisk {
         let state = State {
             content: Content::new(),
             unsynced: Vec::new(),
+            lying: None,
+            claimed: Vec::new(),
             identity,
             opened: 0,
             open: false,
@@ -176,7 +187,7 @@ impl SimDisk {
         state.counts.crashes += 1;
         let kept = self.0.random.below(state.unsynced.len() as u64 + 1) as usize;
         let lost = state.unsynced.split_off(kept);
-        state.unsynced.clear();
+        state.settle();
         state.counts.writes_lost += lost.len() as u64;
         let torn = (crash == Crash::Torn).then(|| lost.first().map(|undo| undo.slot.clone())).flatten();
         for Undo { slot, before } in lost.into_iter().rev() {
@@ -187,6 +198,41 @@ impl SimDisk {
             state.counts.torn += 1;
             state.tell(&slot, "has a torn record");
             state.put(slot, Some(Stored { value: Bytes::from_static(b"torn"), damaged: true }));
+        }
+    }
+
+    /// From now on it acknowledges syncs and keeps nothing of them, until it [loses power](Self::lose_power); or not any more: what it
+    /// holds is durable then.
+    pub fn set_lying(&self, lying: bool) {
+        let mut state = self.state();
+        if lying {
+            let identity = state.identity.clone();
+            state.lying.get_or_insert(identity);
+        } else {
+            state.lying = None;
+            state.claimed.clear();
+        }
+    }
+
+    /// Whether it lies about syncs.
+    pub fn is_lying(&self) -> bool {
+        self.state().lying.is_some()
+    }
+
+    /// The power fails, after its process was ended by that. A disk that has lied is as it was when that began, and lies no more.
+    ///
+    /// # Panics
+    /// When it is open.
+    pub fn lose_power(&self) {
+        let mut state = self.state();
+        assert!(!state.open || state.closed, "the process that has it open dies first");
+        let Some(identity) = state.lying.take() else { return };
+        state.identity = identity;
+        let claimed = std::mem::take(&mut state.claimed);
+        state.counts.lied += claimed.len() as u64;
+        for Undo { slot, before } in claimed.into_iter().rev() {
+            state.tell(&slot, "loses a write that its disk had said to be synced");
+            state.put(slot, before);
         }
     }
 
@@ -249,13 +295,14 @@ impl SimDisk {
     pub fn image(&self) -> Image {
         let state = self.state();
         let mut content = state.content.clone();
-        for Undo { slot, before } in state.unsynced.iter().rev() {
+        for Undo { slot, before } in state.claimed.iter().chain(&state.unsynced).rev() {
             match before {
                 Some(stored) => content.insert(slot.clone(), stored.clone()),
                 None => content.remove(slot),
             };
         }
-        Image { content, identity: state.identity.clone() }
+        let identity = state.lying.as_ref().unwrap_or(&state.identity).clone();
+        Image { content, identity }
     }
 
     /// Puts an older state back, name and start counter included, as an operator does with a backup.
@@ -323,7 +370,7 @@ impl SimDisk {
         let state = self.state();
         let mut content: BTreeMap<&Bytes, Option<&Stored>> =
             state.content.range(whole(tree)).map(|((_, key), stored)| (key, Some(stored))).collect();
-        let unsynced = state.unsynced.iter().rev().filter(|undo| undo.slot.0 == tree);
+        let unsynced = state.claimed.iter().chain(&state.unsynced).rev().filter(|undo| undo.slot.0 == tree);
         content.extend(unsynced.map(|undo| (&undo.slot.1, undo.before.as_ref())));
         content.into_iter().map(|(key, stored)| (key.clone(), Durable::of(stored))).collect()
     }
@@ -383,7 +430,7 @@ impl State {
 
     /// What would be left of a slot that holds `now`.
     fn durable(&self, slot: &(Tree, Bytes), now: Option<&Stored>) -> Durable {
-        let undone = self.unsynced.iter().find(|undo| undo.slot == *slot);
+        let undone = self.claimed.iter().chain(&self.unsynced).find(|undo| undo.slot == *slot);
         Durable::of(undone.map_or(now, |undo| undo.before.as_ref()))
     }
 
@@ -400,8 +447,16 @@ impl State {
         if self.sync_failed {
             return Err(StoreError::Io("sync: input/output error".to_owned()));
         }
-        self.unsynced.clear();
+        self.settle();
         Ok(())
+    }
+
+    /// What is not undone by then is durable, or said to be.
+    fn settle(&mut self) {
+        let settled = std::mem::take(&mut self.unsynced);
+        if self.lying.is_some() {
+            self.claimed.extend(settled);
+        }
     }
 
     /// What became of a key's record, for the story of the key.
@@ -423,6 +478,8 @@ impl State {
         self.bytes = content.iter().map(|((_, key), stored)| (key.len() + stored.value.len()) as u64).sum();
         self.content = content;
         self.unsynced.clear();
+        // Another disk, which does not lie.
+        (self.lying, self.claimed) = (None, Vec::new());
     }
 }
 
@@ -635,6 +692,53 @@ mod tests {
 
     fn open(disk: &SimDisk) -> Arc<dyn Store> {
         disk.open().expect("it opens").store
+    }
+
+    #[test]
+    fn a_disk_that_lies_loses_with_the_power_what_it_had_said_to_be_synced() {
+        let disk = disk(1);
+        let store = open(&disk);
+        let insert = |store: &Arc<dyn Store>, i| {
+            store.insert(Tree::Data, &key(i), b"value").expect("room");
+            store.sync().expect("it says so");
+        };
+        insert(&store, 1);
+        let before = disk.identity();
+        disk.set_lying(true);
+        insert(&store, 2);
+        assert_eq!(disk.durable(Tree::Data, &key(2)), Durable::Absent);
+        assert_eq!(disk.image().content.len(), 1);
+        disk.crash(Crash::Clean);
+        let store = open(&disk);
+        assert_eq!(
+            store.get(Tree::Data, &key(2)).expect("readable").as_deref(),
+            Some(&b"value"[..]),
+            "the power was on"
+        );
+        insert(&store, 3);
+        disk.crash(Crash::Clean);
+        disk.lose_power();
+        assert_eq!((disk.identity(), disk.counts().lied, disk.is_lying()), (before, 2, false));
+        let store = open(&disk);
+        assert_eq!(store.keys(Tree::Data, &[], None, 9).expect("readable"), [&key(1)[..]]);
+        insert(&store, 4);
+        disk.crash(Crash::Clean);
+        disk.lose_power();
+        assert_eq!(disk.content(Tree::Data).len(), 2, "it has learnt to tell the truth");
+    }
+
+    #[test]
+    fn a_disk_that_has_lied_and_is_flushed_loses_nothing() {
+        let disk = disk(1);
+        let store = open(&disk);
+        disk.set_lying(true);
+        store.insert(Tree::Data, &key(1), b"value").expect("room");
+        store.sync().expect("it says so");
+        disk.set_lying(false);
+        assert_eq!(disk.durable(Tree::Data, &key(1)), Durable::Value(Bytes::from_static(b"value")));
+        disk.crash(Crash::Clean);
+        disk.lose_power();
+        assert_eq!(disk.content(Tree::Data).len(), 1);
     }
 
     fn key(i: u32) -> [u8; 4] {

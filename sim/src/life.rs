@@ -4,6 +4,7 @@
 //!   nodes start, an operator makes the layout │ clients work, things go wrong │ all is healed, it settles │ audit │ judgement
 //!                                         start                     + active_ms                + settle_ms
 //!                                                                             │
+//!                                                                                  in some: every key is read, and stale replicas mended
 //!                              in some lives: a minority stays broken, the rest settles and is audited without it
 //! ```
 //!
@@ -147,10 +148,10 @@ impl fmt::Display for Report {
              {truncated} truncated, {delayed} delayed",
             self.counts.packets
         )?;
-        let DiskCounts { crashes, writes_lost, torn, corrupted, syncs_failed, inserts_failed, full } = self.disks;
+        let DiskCounts { crashes, writes_lost, torn, corrupted, syncs_failed, inserts_failed, full, lied } = self.disks;
         writeln!(
             f,
-            "disks: {crashes} crashes, {writes_lost} writes lost, {torn} torn, {corrupted} corrupted, \
+            "disks: {crashes} crashes, {writes_lost} writes lost, {lied} that were said to be synced, {torn} torn, {corrupted} corrupted, \
              {syncs_failed} syncs failed, {inserts_failed} inserts failed, {full} writes refused for want of room"
         )?;
         let fired = self.chaos.fired.values().sum::<u64>();
@@ -249,6 +250,10 @@ enum Phase {
     AuditingCore { unsound: BTreeSet<u8>, keys: BTreeSet<String> },
     /// When it began and was over, in microseconds.
     CoreAudited(Window),
+    /// The harness asks that every key is read with all of its replicas.
+    Reading,
+    /// Since when every key was read once more, in microseconds.
+    HasRead(u64),
     /// The harness asks for the audit.
     Auditing,
     /// When each part of the audit began, and when it was over, in microseconds.
@@ -329,6 +334,16 @@ fn through(
         ended(phase, notebook, report, ms(plan.settle_ms))?;
     }
 
+    let mut violations = Vec::new();
+    if reads_must_mend(plan) {
+        phase.send_replace(Phase::Reading);
+        let from_us = audited(cluster, &mut nemesis, &mut vigil, phase, |phase| match phase {
+            Phase::HasRead(from_us) => Some(*from_us),
+            _ => None,
+        })?;
+        settle(cluster, &mut nemesis, &mut vigil, READS_MEND)?;
+        violations = checker::mended::check(&with_disks(notebook.history(), cluster)?, from_us);
+    }
     let before = with_disks(notebook.history(), cluster)?;
     let settled_us =
         plan.mechanisms.anti_entropy.then(|| u64::try_from(cluster.elapsed().as_micros()).unwrap_or(u64::MAX));
@@ -363,16 +378,21 @@ fn through(
         available: Vec::new(),
         retries: Retries { forgets_us, settled_us },
     };
-    let mut violations = checker::judge(&before, &expectations);
+    let judged = checker::judge(&before, &expectations);
     expectations.converged = true;
     expectations.available = available;
-    for violation in checker::judge(&report.history, &expectations) {
+    for violation in judged.into_iter().chain(checker::judge(&report.history, &expectations)) {
         if !violations.contains(&violation) {
             violations.push(violation);
         }
     }
     report.violations = violations;
     Ok(())
+}
+
+/// Whether only reads bring together what hints have not: replicas do not compare themselves.
+fn reads_must_mend(plan: &Plan) -> bool {
+    plan.mechanisms.read_repair && !plan.mechanisms.anti_entropy
 }
 
 /// The smallest piece of time: things go wrong, everybody acts, and somebody looks on.
@@ -469,6 +489,15 @@ fn program(
                 Err(why) => Phase::Stuck(format!("the audit of a healthy core: {why}")),
             };
             phase.send_replace(audited);
+        }
+        if reads_must_mend(&plan) {
+            phase.subscribe().wait_for(|phase| *phase == Phase::Reading).await?;
+            let reading = workload::read_all(&clients, &plan, &notebook);
+            let read = match story::by_client(workload::AUDITOR, reading).await {
+                Ok(from_us) => Phase::HasRead(from_us),
+                Err(why) => Phase::Stuck(format!("reads of a healthy cluster: {why}")),
+            };
+            phase.send_replace(read);
         }
         phase.subscribe().wait_for(|phase| *phase == Phase::Auditing).await?;
         let first_us = workload::now_us();
@@ -604,6 +633,7 @@ fn sum_disks(one: DiskCounts, other: DiskCounts) -> DiskCounts {
         syncs_failed: one.syncs_failed + other.syncs_failed,
         inserts_failed: one.inserts_failed + other.inserts_failed,
         full: one.full + other.full,
+        lied: one.lied + other.lied,
     }
 }
 
@@ -615,6 +645,9 @@ const BOOTSTRAP_MAX: Duration = Duration::from_secs(60);
 
 /// How long a core has to notice what is broken: a dead node is down after 6 s, and connections are given up sooner.
 const CORE_SETTLES: Duration = Duration::from_secs(10);
+
+/// How long a stale replica has to be mended after the last read: it has answered a read a moment ago.
+const READS_MEND: Duration = Duration::from_secs(3);
 
 /// A pause holds a request back for up to 15 s, and whoever receives it then goes by the time that it was given: 3 s.
 const RETRY_LATEST_US: u64 = 20_000_000;

@@ -4,17 +4,23 @@
 //! moment is computed from all of the set; those that happen (a process is killed, a disk is exchanged) are steps in time.
 //!
 //! An atlas of what was destroyed keeps enough clean copies: a torn write damages a value that was there before, so that only so
-//! many disks may meet one that every acknowledged write is whole on another.
+//! many disks may meet one that every acknowledged write is whole on another. In plans whose disks lose something in turn, a disk counts
+//! as whole again once all that it has lost is there again, by the harness's own look at the disks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+use quorate_client::ids::Partition;
 use quorate_client::random::Random;
+use quorate_node::core::merkle;
+use quorate_node::core::record::Record;
+use quorate_node::replica::{data_key, decode_hint};
 use quorate_node::store::Tree;
 
 use crate::cluster::{CLIENTS, Cluster, Process, name, random_of};
-use crate::disk::{Crash, Image};
+use crate::disk::{Crash, Durable, Image, SimDisk};
 use crate::plan::{Aftermath, Broken, Fault, FaultClass, FaultKind, Plan};
 use crate::socket::PacketFaults;
 use crate::trace::Trace;
@@ -36,10 +42,16 @@ pub struct Nemesis {
     restarts: BTreeMap<u8, Duration>,
     /// Disks as they were, to be rolled back to.
     images: BTreeMap<usize, Image>,
-    /// Nodes whose disks have lost something that was synced.
+    /// Nodes whose disks lack something that was synced, as far as is known.
     destroyed: BTreeSet<u8>,
     /// How many disks may.
     destroyed_max: usize,
+    /// Nodes whose disks have lost something that was synced, whatever has come back.
+    ever_destroyed: BTreeSet<u8>,
+    /// What each of these disks held before, if it matters whether it has come back.
+    lost: BTreeMap<u8, Vec<Held>>,
+    /// The second record of a leaf, to be damaged by a fault that has damaged the first one, by the fault's place in the plan.
+    neighbours: BTreeMap<usize, Bytes>,
     /// Nodes whose disks were set back and that have not been started since.
     set_back: BTreeSet<u8>,
     injected: BTreeMap<FaultClass, u32>,
@@ -49,6 +61,14 @@ pub struct Nemesis {
     /// packet: were it drawn for each, no three packets would arrive in order, which no healthy network does to a sender.
     weather: BTreeMap<(u8, u8), u32>,
     weather_until: Duration,
+}
+
+/// A record, and whose it is: the disk's own, or what it keeps for another node.
+#[derive(Debug, Clone)]
+struct Held {
+    owner: String,
+    key: Bytes,
+    record: Record,
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +89,11 @@ enum Step {
     FailSync(u8),
     FailInsert(u8),
     Corrupt(u8),
+    /// One of two records of a leaf, and then the other one.
+    CorruptFirst(usize, u8),
+    CorruptSecond(usize, u8),
+    Lie(u8),
+    LosePower(u8),
     TakeImage(usize, u8),
     Wipe(u8),
     RollBack(usize, u8),
@@ -97,6 +122,9 @@ impl Nemesis {
             destroyed: BTreeSet::new(),
             set_back: BTreeSet::new(),
             destroyed_max: usize::from(w_least.saturating_sub(1)),
+            ever_destroyed: BTreeSet::new(),
+            lost: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
             injected: BTreeMap::new(),
             full_at: BTreeMap::new(),
             random: random_of(plan.seed, "weather", 0, 0),
@@ -112,7 +140,7 @@ impl Nemesis {
 
     /// The nodes whose disks have lost something that was synced.
     pub fn destroyed(&self) -> &BTreeSet<u8> {
-        &self.destroyed
+        &self.ever_destroyed
     }
 
     /// Does what is due by now, and starts processes again that ended of their own accord.
@@ -165,6 +193,7 @@ impl Nemesis {
         self.next = self.steps.len();
         self.active.clear();
         self.kept_down.clear();
+        cluster.machines().iter().for_each(|machine| machine.disk.set_lying(false));
         self.lasting = aftermath.map(|aftermath| lasting(aftermath, self.plan.nodes())).unwrap_or_default();
         if let Some(Aftermath { broken, how: Broken::Down, .. }) = aftermath {
             for node in broken {
@@ -217,12 +246,12 @@ impl Nemesis {
                 self.apply(cluster);
             }
             Step::Kill { node, torn } => {
-                let torn = torn && self.may_destroy(node);
+                let torn = torn && self.may_destroy(node, cluster);
                 let disk = cluster.machines()[usize::from(node)].disk.clone();
-                let before = disk.counts().torn;
+                let (before, held) = (disk.counts().torn, self.copies(torn, &disk));
                 cluster.crash(node, if torn { Crash::Torn } else { Crash::Clean });
                 if disk.counts().torn > before {
-                    self.destroyed.insert(node);
+                    self.loses(node, held);
                 }
             }
             Step::Stop(node) => cluster.stop(node),
@@ -239,20 +268,51 @@ impl Nemesis {
             }
             Step::FailInsert(node) => cluster.machines()[usize::from(node)].disk.set_fail_next_insert(true),
             Step::FailSync(node) => cluster.machines()[usize::from(node)].disk.fail_next_sync(),
-            Step::Corrupt(node) | Step::Wipe(node) | Step::RollBack(_, node) if !self.may_destroy(node) => {}
+            Step::LosePower(node) => {
+                let disk = cluster.machines()[usize::from(node)].disk.clone();
+                if disk.is_lying() {
+                    let held = self.copies(true, &disk);
+                    disk.lose_power();
+                    self.loses(node, held);
+                    self.set_back.insert(node);
+                }
+            }
+            Step::Corrupt(node)
+            | Step::CorruptFirst(_, node)
+            | Step::CorruptSecond(_, node)
+            | Step::Lie(node)
+            | Step::Wipe(node)
+            | Step::RollBack(_, node)
+                if !self.may_destroy(node, cluster) => {}
             Step::Corrupt(node) => self.corrupt(node, cluster),
+            Step::CorruptFirst(i, node) => {
+                let disk = cluster.machines()[usize::from(node)].disk.clone();
+                let Some((first, second)) = self.pair_of_a_leaf(&disk) else { return };
+                self.neighbours.insert(i, second);
+                self.damage(node, &disk, &first);
+            }
+            Step::CorruptSecond(i, node) => {
+                let disk = cluster.machines()[usize::from(node)].disk.clone();
+                let Some(second) = self.neighbours.remove(&i) else { return };
+                self.damage(node, &disk, &second);
+            }
+            Step::Lie(node) => {
+                self.loses(node, Vec::new());
+                cluster.machines()[usize::from(node)].disk.set_lying(true);
+            }
             Step::TakeImage(i, node) => {
                 self.images.insert(i, cluster.machines()[usize::from(node)].disk.image());
             }
             Step::Wipe(node) => {
-                self.destroyed.insert(node);
-                cluster.machines()[usize::from(node)].disk.wipe();
+                let disk = cluster.machines()[usize::from(node)].disk.clone();
+                self.loses(node, self.copies(true, &disk));
+                disk.wipe();
             }
             Step::RollBack(i, node) => {
-                self.destroyed.insert(node);
+                let disk = cluster.machines()[usize::from(node)].disk.clone();
+                self.loses(node, self.copies(true, &disk));
                 self.set_back.insert(node);
-                let image = self.images.get(&i).expect("it was taken before");
-                cluster.machines()[usize::from(node)].disk.roll_back(image);
+                disk.roll_back(self.images.get(&i).expect("it was taken before"));
             }
         }
     }
@@ -260,19 +320,84 @@ impl Nemesis {
     /// A bad sector holds several records, and what is kept for others rots as well.
     fn corrupt(&mut self, node: u8, cluster: &Cluster<'_>) {
         let disk = &cluster.machines()[usize::from(node)].disk;
+        let held = self.copies(true, disk);
+        let before = disk.counts().corrupted;
         for _ in 0..=self.random.below(CORRUPT_MAX) {
             let hint = self.random.below(2) == 0 && disk.corrupt_one(Tree::Hints);
-            if hint || disk.corrupt_one(Tree::Data) {
-                self.destroyed.insert(node);
+            if !hint {
+                disk.corrupt_one(Tree::Data);
             }
         }
+        if disk.counts().corrupted > before {
+            self.loses(node, held);
+        }
+    }
+
+    /// Damages one record.
+    fn damage(&mut self, node: u8, disk: &SimDisk, slot: &Bytes) {
+        let held = self.copies(true, disk);
+        if disk.corrupt(Tree::Data, slot) {
+            self.loses(node, held);
+        }
+    }
+
+    /// Two drawn records of one leaf of a hash tree.
+    fn pair_of_a_leaf(&self, disk: &SimDisk) -> Option<(Bytes, Bytes)> {
+        let partitions = self.plan.partitions;
+        let mut leaves: BTreeMap<(Partition, u8), Vec<Bytes>> = BTreeMap::new();
+        for (slot, _) in disk.content(Tree::Data) {
+            let hash = u64::from_be_bytes(*slot.first_chunk()?);
+            let leaf = (Partition::of(hash, partitions), merkle::leaf_of(hash, partitions));
+            leaves.entry(leaf).or_default().push(slot);
+        }
+        let pairs: Vec<_> = leaves.into_values().filter(|slots| slots.len() > 1).collect();
+        let slots = pairs.get(self.random.below(pairs.len().max(1) as u64) as usize)?;
+        let (first, other) = (self.random.below(slots.len() as u64), self.random.below(slots.len() as u64 - 1));
+        let second = (first + 1 + other) % slots.len() as u64;
+        Some((slots[first as usize].clone(), slots[second as usize].clone()))
+    }
+
+    /// A disk is about to lose part of what it held, or has.
+    fn loses(&mut self, node: u8, held: Vec<Held>) {
+        self.destroyed.insert(node);
+        self.ever_destroyed.insert(node);
+        self.lost.entry(node).or_default().extend(held);
+    }
+
+    /// What a disk holds; nothing if that is not `wanted`, or it will never be asked whether it has come back.
+    fn copies(&self, wanted: bool, disk: &SimDisk) -> Vec<Held> {
+        if !wanted || !self.plan.in_turn {
+            return Vec::new();
+        }
+        let own = disk.content(Tree::Data).into_iter().filter_map(|(slot, value)| {
+            let (owner, key) = (disk.identity().node.to_string(), slot.slice(8.min(slot.len())..));
+            Some(Held { owner, key, record: Record::decode(&value).ok()? })
+        });
+        let hints = disk.content(Tree::Hints).into_iter().filter_map(|(slot, value)| {
+            let (target, key, record) = decode_hint(&slot, &value).ok()?;
+            Some(Held { owner: target.to_string(), key, record })
+        });
+        own.chain(hints).collect()
+    }
+
+    /// Whether all that a disk has lost is there again, durably, where it belongs.
+    fn is_whole_again(&self, node: u8, cluster: &Cluster<'_>) -> bool {
+        let is_back = |Held { owner, key, record }: &Held| {
+            let machine = cluster.machines().iter().find(|machine| machine.node().as_str() == owner);
+            let durable = machine.map(|machine| machine.disk.durable(Tree::Data, &data_key(key)));
+            let Some(Durable::Value(now)) = durable else { return false };
+            // A record that has seen all of the lost one holds its values, or what has replaced them.
+            Record::decode(&now).is_ok_and(|mut now| !now.context.join(&record.context))
+        };
+        let lies = cluster.machines()[usize::from(node)].disk.is_lying();
+        !lies && self.lost.get(&node).into_iter().flatten().all(is_back)
     }
 
     /// Damages records of one of the nodes that an aftermath spares, as long as clean copies are left.
     pub fn rot(&mut self, aftermath: &Aftermath, cluster: &Cluster<'_>) {
         let spared = (0..self.plan.nodes()).filter(|node| !aftermath.broken.contains(node));
-        let (spoilt, whole): (Vec<_>, Vec<_>) =
-            spared.filter(|node| self.may_destroy(*node)).partition(|node| self.destroyed.contains(node));
+        let possible: Vec<u8> = spared.filter(|node| self.may_destroy(*node, cluster)).collect();
+        let (spoilt, whole): (Vec<_>, Vec<_>) = possible.into_iter().partition(|node| self.destroyed.contains(node));
         let from = if spoilt.is_empty() { whole } else { spoilt };
         if from.is_empty() {
             return;
@@ -294,7 +419,15 @@ impl Nemesis {
     }
 
     /// Whether enough clean copies are left when this node's disk loses something.
-    fn may_destroy(&self, node: u8) -> bool {
+    fn may_destroy(&mut self, node: u8, cluster: &Cluster<'_>) -> bool {
+        if self.plan.in_turn {
+            let whole: Vec<u8> =
+                self.destroyed.iter().copied().filter(|node| self.is_whole_again(*node, cluster)).collect();
+            for node in whole {
+                self.destroyed.remove(&node);
+                self.lost.remove(&node);
+            }
+        }
         self.plan.reckless || self.destroyed.contains(&node) || self.destroyed.len() < self.destroyed_max
     }
 
@@ -426,6 +559,16 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
         }
         FaultKind::FailedInsert(node) => steps.push((from, Step::FailInsert(*node))),
         FaultKind::CorruptRecord(node) => steps.push((from, Step::Corrupt(*node))),
+        FaultKind::CorruptLeaf(node) => {
+            steps.extend([(from, Step::CorruptFirst(i, *node)), (to, Step::CorruptSecond(i, *node))]);
+        }
+        FaultKind::LyingDisk(node) => {
+            let cut = from + fault.for_ms / 4 * 3;
+            steps.push((from, Step::Lie(*node)));
+            down(&mut steps, *node, false, cut, to);
+            let killed = steps.len() - 2;
+            steps.insert(killed, (cut, Step::LosePower(*node)));
+        }
         FaultKind::EmptyDisk(node) => {
             down(&mut steps, *node, false, from, to);
             steps.insert(3, (from, Step::Wipe(*node)));

@@ -406,6 +406,10 @@ pub fn fault_text(kind: &FaultKind) -> String {
         }
         FaultKind::WrongClock { node, offset_ms } => format!("the clock of {} is wrong by {offset_ms} ms", name(*node)),
         FaultKind::CorruptRecord(node) => format!("a record of {} is damaged", name(*node)),
+        FaultKind::CorruptLeaf(node) => {
+            format!("a record of {} is damaged, and at the end another one of the same leaf", name(*node))
+        }
+        FaultKind::LyingDisk(node) => format!("the disk of {} lies about syncs, until its power fails", name(*node)),
         FaultKind::EmptyDisk(node) => format!("{} comes back with an empty disk", name(*node)),
         FaultKind::RolledBackDisk { node, back_ms } => {
             format!("{} comes back with its disk as it was {back_ms} ms before", name(*node))

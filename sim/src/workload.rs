@@ -344,6 +344,29 @@ pub async fn audit(
     Ok(second_us)
 }
 
+/// Reads every key of a healthy cluster with all of its replicas, twice: what the first reads find stale or damaged is mended or recovered
+/// by the second ones. Returns when those began, in microseconds.
+///
+/// # Errors
+/// When the reader cannot connect.
+pub async fn read_all(clients: &ClientMachine, plan: &Plan, notebook: &Notebook) -> Result<u64, String> {
+    let client = clients.connect(u16::MAX - 3, false, AUDIT_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let mut from_us = now_us();
+    for round in 0..2 {
+        if round > 0 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            from_us = now_us();
+        }
+        for index in 0..plan.workload.keys {
+            let key = key_text(index);
+            let auditor = Auditor { client: &client, notebook, who: Who { client: AUDITOR, session: 4 }, key: &key };
+            auditor.get(ALL).await;
+        }
+    }
+    client.close().await;
+    Ok(from_us)
+}
+
 /// Asks of a cluster of which a minority is broken what the rest of it must do: of the given keys and some others, a read of all
 /// replicas that are sound, then writes and reads with the life's quorums as far as the core suffices. Nothing is expected of the
 /// unsound nodes.

@@ -27,6 +27,7 @@ pub mod session;
 pub mod convergence;
 pub mod dots;
 pub mod drained;
+pub mod mended;
 pub mod minters;
 pub mod placement;
 
@@ -87,6 +88,8 @@ pub enum Property {
     HintsDrained,
     /// See [`placement`].
     Placement,
+    /// See [`mended`].
+    Mended,
 }
 
 /// A proof that a promise was broken.
