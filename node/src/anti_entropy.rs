@@ -141,11 +141,8 @@ struct Counters {
 impl AntiEntropy {
     /// Starts its tasks. Must be called within a runtime.
     pub(crate) fn start(parts: Parts) -> Self {
-        let Parts { me, config, layouts, membership, replica, peers, beacons, random } = parts;
-        let (liveness, state) = (membership.liveness(), Mutex::default());
-        let (wake, counters) = (Notify::new(), Counters::default());
-        let desk =
-            Arc::new(Desk { me, config, layouts, liveness, replica, peers, beacons, random, state, wake, counters });
+        let desk = Arc::new(Desk::new(parts));
+        let config = desk.config;
         let passes = tokio::spawn(run(desk.clone()));
         let recovery = tokio::spawn(recover::run(desk.clone()));
         let mut tasks = vec![passes.abort_handle(), recovery.abort_handle()];
@@ -153,6 +150,12 @@ impl AntiEntropy {
             tasks.push(tokio::spawn(scrub::run(desk.clone())).abort_handle());
         }
         Self { desk, tasks: Arc::new(tasks) }
+    }
+
+    /// One without tasks: it answers, and a test takes every step itself.
+    #[cfg(test)]
+    pub(crate) fn without_tasks(parts: Parts) -> Self {
+        Self { desk: Arc::new(Desk::new(parts)), tasks: Arc::default() }
     }
 
     /// Ends its tasks.
@@ -313,6 +316,13 @@ async fn run(desk: Arc<Desk>) {
 type Differed = BTreeMap<(NodeId, Partition), Leaves>;
 
 impl Desk {
+    fn new(parts: Parts) -> Self {
+        let Parts { me, config, layouts, membership, replica, peers, beacons, random } = parts;
+        let (liveness, state) = (membership.liveness(), Mutex::default());
+        let (wake, counters) = (Notify::new(), Counters::default());
+        Self { me, config, layouts, liveness, replica, peers, beacons, random, state, wake, counters }
+    }
+
     /// Sums up the trees that are not known, with pauses.
     async fn rebuild(&self, current: &Current) {
         let unknown = |partition: &Partition| !self.replica.trees().unknown(*partition).is_empty();
@@ -490,3 +500,7 @@ fn eta_ms(left: u32, total: u32, since: Instant) -> Option<u64> {
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// The shortest rest between two passes.
 const REST_MIN: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+#[path = "anti_entropy_test.rs"]
+mod tests;

@@ -663,6 +663,10 @@ fn plain(refusal: &NotApplied) -> String {
 }
 
 #[cfg(test)]
+#[path = "coordinator_test.rs"]
+mod steps;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -350,6 +350,13 @@ struct StoredFirst {
     chosen: bool,
 }
 
+/// Has a store hold a layout as chosen, as a node leaves it behind.
+#[cfg(test)]
+pub(crate) fn store_chosen(store: &dyn Store, layout: Layout) {
+    let first = StoredFirst { layout, chosen: true };
+    store.insert(Tree::Meta, FIRST_KEY, &codec::encode(&first)).expect("memory takes everything");
+}
+
 /// Keys in [`Tree::Meta`].
 const FIRST_KEY: &[u8] = b"layout/first";
 const STAGED_KEY: &[u8] = b"layout/staged";

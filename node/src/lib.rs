@@ -37,3 +37,6 @@ pub mod cert;
 pub mod config;
 pub mod http;
 pub mod metrics;
+
+#[cfg(test)]
+pub(crate) mod by_hand;

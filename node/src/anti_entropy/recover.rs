@@ -72,7 +72,7 @@ async fn join(jobs: &mut JoinSet<()>) {
 }
 
 /// Exchanges what is lost of a partition with its other owners until it is whole, or all were asked.
-async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
+pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
     let owners = current.ring.primaries(partition);
     let others: Vec<_> = owners.iter().copied().filter(|owner| *owner != desk.me).collect();
     // Any w owners that acknowledged a write, this one among them, share one with this many of the others.

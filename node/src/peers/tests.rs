@@ -13,9 +13,9 @@ use crate::cert::{Ca, Issued, VALIDITY};
 use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
-const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 
-fn id(name: &str) -> NodeId {
+pub(crate) fn id(name: &str) -> NodeId {
     NodeId::new(name).expect("a legal name")
 }
 
@@ -32,12 +32,12 @@ fn credentials(issued: Issued) -> Credentials {
 }
 
 /// A node that is nothing but its pool and its accept loop.
-struct Node {
-    peers: Peers,
-    addr: SocketAddr,
+pub(crate) struct Node {
+    pub(crate) peers: Peers,
+    pub(crate) addr: SocketAddr,
     endpoint: Endpoint,
     socket: std::sync::Weak<dyn quinn::AsyncUdpSocket>,
-    gossip: mpsc::Receiver<(NodeId, Bytes)>,
+    pub(crate) gossip: mpsc::Receiver<(NodeId, Bytes)>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -50,6 +50,19 @@ impl Node {
     }
 
     fn start_with(name: &str, addr: SocketAddr, check: HelloCheck) -> Self {
+        let node = Self::bare(name, addr, check);
+        // Answers with the name of who asked, so that the tests see that it is known.
+        node.peers.set_handler(Arc::new(|from, request, _| {
+            Box::pin(async move {
+                let why = format!("{from} asked {}", request.request_id);
+                PeerReply::Refused(NotApplied::Refused { why })
+            })
+        }));
+        node
+    }
+
+    /// One that has no handler yet.
+    pub(crate) fn bare(name: &str, addr: SocketAddr, check: HelloCheck) -> Self {
         let (seams, me) = (Seams::system(), id(name));
         let own = credentials(ca().issue_node(&seams.random, me, now(), VALIDITY).expect("issued"));
         let server = tls::server_config(&seams, &own, &[ALPN_PEER, ALPN_CLIENT]).expect("a server configuration");
@@ -92,13 +105,6 @@ impl Node {
             check,
             datagrams,
         });
-        // Answers with the name of who asked, so that the tests see that it is known.
-        peers.set_handler(Arc::new(|from, request, _| {
-            Box::pin(async move {
-                let why = format!("{from} asked {}", request.request_id);
-                PeerReply::Refused(NotApplied::Refused { why })
-            })
-        }));
         let (listening, adopting) = (endpoint.clone(), peers.clone());
         let accepting = tokio::spawn(async move {
             let gate = Gate::new();

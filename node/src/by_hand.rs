@@ -1,0 +1,220 @@
+//! For tests: nodes over real connections on loopback that do nothing by themselves.
+//!
+//! Nobody gossips, compares, recovers or hands over unless the test has it done, so that a test sees what one step does. Every node is
+//! an owner of every partition when there are as many nodes as replicas.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quorate_client::codec::Blob;
+use quorate_client::ids::{DiskId, NodeId, OpId, Partition, key_hash};
+use quorate_client::options::Quorum;
+use quorate_client::quic::Seams;
+use quorate_client::random::Random;
+use quorate_client::wire::NotApplied;
+
+use crate::anti_entropy::{AntiEntropy, AntiEntropyConfig, Parts};
+use crate::beacons::Beacons;
+use crate::coordinator::{Coordinator, CoordinatorParts, Defaults, Mechanisms};
+use crate::core::mint;
+use crate::core::record::Record;
+use crate::core::staging::{Staged, StagedMember};
+use crate::core::version::{Actor, Context, Dot};
+use crate::layouts::{self, Current, Layouts};
+use crate::membership::{self, Membership};
+use crate::peer_wire::{PeerBody, PeerReply};
+use crate::peers::tests::{CLUSTER, Node as Bare, id};
+use crate::recovery::Recovery;
+use crate::replica::Replica;
+use crate::replica_service::ReplicaService;
+use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
+
+/// What kind of cluster it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    pub(crate) nodes: usize,
+    pub(crate) n: u8,
+    pub(crate) r: u8,
+    pub(crate) w: u8,
+    pub(crate) mechanisms: Mechanisms,
+}
+
+impl Kind {
+    /// As many nodes as replicas, majorities as floors, no fallbacks.
+    pub(crate) fn of(n: u8) -> Self {
+        let majority = n / 2 + 1;
+        let mechanisms = Mechanisms { fallbacks: false, read_repair: true };
+        Self { nodes: n.into(), n, r: majority, w: majority, mechanisms }
+    }
+}
+
+/// One node.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) store: MemoryStore,
+    pub(crate) replica: Replica,
+    pub(crate) anti_entropy: AntiEntropy,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) current: Arc<Current>,
+    heard: Arc<Heard>,
+    _bare: Bare,
+}
+
+/// What others have asked of a node.
+#[derive(Default)]
+struct Heard {
+    refuses: AtomicBool,
+    asked: Mutex<Vec<(NodeId, PeerBody)>>,
+}
+
+/// Starts nodes n1, n2, .. that know each other and their layout.
+pub(crate) async fn start(kind: Kind) -> Vec<Node> {
+    let names: Vec<String> = (1..=kind.nodes).map(|i| format!("n{i}")).collect();
+    let anywhere = "127.0.0.1:0".parse().expect("an address");
+    let bare: Vec<Bare> = names.iter().map(|name| Bare::bare(name, anywhere, Arc::new(|_| Ok(())))).collect();
+    let mut staged = Staged::default();
+    for (at, (name, bare)) in names.iter().zip(&bare).enumerate() {
+        let member = StagedMember { disk: disk(at), addr: bare.addr, zone: name.clone(), weight: 1 };
+        staged.join(id(name), member);
+    }
+    staged.settings(Some(kind.n), Some(PARTITIONS), Some(kind.r), Some(kind.w));
+    let layout = staged.layout(CLUSTER);
+    let addrs: Vec<_> = bare.iter().map(|bare| bare.addr).collect();
+    let mut nodes = Vec::new();
+    for (at, (name, mut bare)) in names.iter().zip(bare).enumerate() {
+        let me = id(name);
+        for (name, addr) in names.iter().zip(&addrs) {
+            bare.peers.learn(id(name), *addr);
+        }
+        let store = MemoryStore::new();
+        layouts::store_chosen(&store, layout.clone());
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let failed = Arc::new(|why| panic!("{why}"));
+        let (executor, durability) = (Executor::Inline, Durability::Group);
+        let committer =
+            Committer::start(shared.clone(), executor.clone(), durability, Duration::from_secs(1), failed.clone());
+        let random = Random::from_seed(at as u64 + 1);
+        let recovery = Recovery::open(shared.clone()).expect("readable");
+        let replica = Replica::new(me, shared.clone(), executor.clone(), committer.clone(), random.fork(), recovery);
+        replica.set_partitions(PARTITIONS);
+        let (_, gossip) = tokio::sync::mpsc::channel(1);
+        let membership = Membership::start(membership::Parts {
+            me: membership::Identity::new(me, bare.addr, 1),
+            peers: bare.peers.clone(),
+            datagrams: std::mem::replace(&mut bare.gossip, gossip),
+            seeds: Vec::new(),
+            random: random.fork(),
+        });
+        let who = (me, disk(at), CLUSTER);
+        let layouts = Layouts::start(
+            shared.clone(),
+            executor,
+            who,
+            bare.peers.clone(),
+            membership.clone(),
+            random.fork(),
+            failed,
+        );
+        let layouts = layouts.await.expect("readable");
+        let current = layouts.current().expect("it was chosen");
+        let coordinator = Coordinator::new(CoordinatorParts {
+            me,
+            cluster: CLUSTER,
+            layouts: layouts.clone(),
+            membership: membership.clone(),
+            replica: replica.clone(),
+            peers: bare.peers.clone(),
+            defaults: Defaults { r: Quorum::Majority, w: Quorum::Majority },
+            mechanisms: kind.mechanisms,
+            wall_clock: Seams::system().wall_clock,
+        });
+        let anti_entropy = AntiEntropy::without_tasks(Parts {
+            me,
+            config: AntiEntropyConfig::default(),
+            layouts: layouts.clone(),
+            membership,
+            replica: replica.clone(),
+            peers: bare.peers.clone(),
+            beacons: Beacons::open(&store, disk(at), 1, committer),
+            random,
+        });
+        let service = ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone());
+        let heard = Arc::new(Heard::default());
+        let peers = bare.peers.clone();
+        peers.set_handler({
+            let (heard, healing, layouts) = (heard.clone(), anti_entropy.clone(), layouts.clone());
+            Arc::new(move |from, request, timeout| {
+                let (heard, healing, layouts) = (heard.clone(), healing.clone(), layouts.clone());
+                let service = service.clone();
+                Box::pin(async move {
+                    heard.asked.lock().expect("no panic").push((from, request.body.clone()));
+                    match request.body {
+                        PeerBody::LayoutState => layouts.state().await,
+                        _ if heard.refuses.load(Ordering::Relaxed) => {
+                            let why = "the test wants it so".into();
+                            PeerReply::Refused(NotApplied::NotServing { node: me, why })
+                        }
+                        PeerBody::Heal { label, request } => healing.answer(from, label, request, timeout).await,
+                        body => service.serve_peer(from, body, timeout).await,
+                    }
+                })
+            })
+        });
+        nodes.push(Node { id: me, store, replica, anti_entropy, coordinator, current, heard, _bare: bare });
+    }
+    nodes
+}
+
+impl Node {
+    /// From now on it refuses what others ask of it, or does so no more.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.heard.refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    /// What others have asked since this was last called.
+    pub(crate) fn asked(&self) -> Vec<(NodeId, PeerBody)> {
+        std::mem::take(&mut *self.heard.asked.lock().expect("no panic"))
+    }
+
+    /// Has it hold a record, as if a coordinator had sent it.
+    pub(crate) async fn hold(&self, key: &Blob, record: &Record) {
+        let merged = self.replica.merge(self.partition_of(key), key, record.clone()).await.expect("merged");
+        merged.ticket.durable().await.expect("durable");
+    }
+
+    /// What lies there, served or not.
+    pub(crate) async fn held(&self, key: &Blob) -> Option<Record> {
+        self.replica.held(self.partition_of(key), key).await.expect("readable")
+    }
+
+    pub(crate) fn partition_of(&self, key: &[u8]) -> Partition {
+        self.current.ring.partition_of(key)
+    }
+}
+
+/// A key of a partition.
+pub(crate) fn key_in(node: &Node, partition: Partition, number: u32) -> Blob {
+    let keys = (0..).map(|i: u32| Blob::copy_from(format!("key-{i}").as_bytes()));
+    let mut inside = keys.filter(|key| node.partition_of(key) == partition);
+    inside.nth(number as usize).expect("there are as many as one likes")
+}
+
+/// A record with one value that writer number `by` has written without having seen anything.
+pub(crate) fn record(by: u32, value: &str) -> Record {
+    let actor = Actor { node: id(&format!("writer{by}")), incarnation: 1 };
+    let (dot, value) = (Dot { actor, counter: 1 }, Some(Blob::copy_from(value.as_bytes())));
+    mint::mint(Record::default(), dot, OpId(by.into()), value, &Context::new()).record
+}
+
+/// Where a record lies in the data.
+pub(crate) fn data_key(key: &[u8]) -> Vec<u8> {
+    [&key_hash(key).to_be_bytes()[..], key].concat()
+}
+
+fn disk(at: usize) -> DiskId {
+    DiskId(at as u128 + 1)
+}
+
+/// Few, so that a tree of each is summed up in no time.
+const PARTITIONS: u16 = 4;
