@@ -3,7 +3,7 @@
 use quorate_client::ids::Partition;
 
 use super::*;
-use crate::by_hand::{self, Kind, Node, data_key, key_in, record};
+use crate::by_hand::{self, Kind, Manner, Node, data_key, key_in, record};
 use crate::store::Tree;
 
 const PARTITION: Partition = Partition(1);
@@ -38,13 +38,13 @@ async fn a_partition_is_whole_once_one_owner_more_than_can_have_missed_a_write_w
     // W = 3 of 5: an acknowledged write may be with this node and two others, so that two of the others may lack it.
     let nodes = by_hand::start(Kind::of(5)).await;
     lose_all(&nodes[0]);
-    nodes[3].refuse(true);
-    nodes[4].refuse(true);
+    nodes[3].is(Manner::Refuses);
+    nodes[4].is(Manner::Refuses);
     recover(&nodes[0]).await;
     assert_eq!(lost(&nodes[0]), Leaves::ALL, "two owners were asked, three are needed");
     recover(&nodes[0]).await;
     assert_eq!(lost(&nodes[0]), Leaves::ALL, "nobody counts twice");
-    nodes[3].refuse(false);
+    nodes[3].is(Manner::Answers);
     recover(&nodes[0]).await;
     assert_eq!(lost(&nodes[0]), Leaves::NONE, "three owners were asked");
 }
@@ -82,7 +82,7 @@ async fn an_owner_that_is_recovering_itself_does_not_count_as_one_that_can_speak
     }
     lose_all(&nodes[0]);
     lose_all(&nodes[3]);
-    nodes[4].refuse(true);
+    nodes[4].is(Manner::Refuses);
     // All trees are equal: nothing is listed, and only the comparison can tell.
     recover(&nodes[0]).await;
     assert_eq!(lost(&nodes[0]), Leaves::ALL, "two can speak, three are needed");
@@ -93,7 +93,7 @@ async fn an_owner_that_is_recovering_itself_does_not_count_as_one_that_can_speak
     assert_eq!((whole, lost(&nodes[3])), (false, some));
     recover(&nodes[0]).await;
     assert_eq!(lost(&nodes[0]), some, "it can speak for the rest");
-    nodes[4].refuse(false);
+    nodes[4].is(Manner::Answers);
     recover(&nodes[0]).await;
     assert_eq!(lost(&nodes[0]), Leaves::NONE);
 }
@@ -104,7 +104,7 @@ async fn an_owner_that_finds_a_corrupt_record_while_it_lists_does_not_count_ther
     let (key, held) = (key_in(&nodes[0], PARTITION, 0), record(1, "rots with one owner"));
     nodes[1].hold(&key, &held).await;
     sum_up(&nodes[1]).await;
-    nodes[2].refuse(true);
+    nodes[2].is(Manner::Refuses);
     lose_all(&nodes[0]);
     assert!(nodes[1].store.flip_bit(Tree::Data, &data_key(&key)));
     let leaf: Leaves = [merkle::leaf_of(key_hash(&key), nodes[0].current.layout.partitions)].into_iter().collect();
@@ -113,4 +113,300 @@ async fn an_owner_that_finds_a_corrupt_record_while_it_lists_does_not_count_ther
     assert_eq!(pair.compare().await.expect("answers").recovering, Leaves::NONE, "nobody has looked yet");
     let exchanged = pair.exchange(&leaf).await.expect("answers");
     assert_eq!((exchanged.differences, exchanged.recovering), (0, leaf), "it has lost what it does not list");
+}
+
+fn all_partitions(node: &Node) -> impl Iterator<Item = Partition> {
+    (0..node.current.ring.partitions()).map(Partition)
+}
+
+/// One pass of each node, by turns.
+async fn pass(nodes: &[Node], before: &mut [Differed]) {
+    for (node, before) in nodes.iter().zip(before) {
+        node.anti_entropy.desk.pass(&node.current, before).await;
+    }
+}
+
+/// Three nodes whose trees are all known, and what each remembers of its pass before.
+async fn three() -> (Vec<Node>, [Differed; 3]) {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    for node in &nodes {
+        node.anti_entropy.desk.rebuild(&node.current).await;
+        assert!(all_partitions(node).all(|partition| node.replica.trees().unknown(partition).is_empty()));
+        assert_eq!(node.anti_entropy.report().rebuild_left, 0);
+    }
+    (nodes, Default::default())
+}
+
+fn sum(nodes: &[Node], of: fn(&RepairReport) -> u64) -> u64 {
+    nodes.iter().map(|node| of(&node.anti_entropy.report())).sum()
+}
+
+#[tokio::test]
+async fn a_difference_that_lasts_two_passes_is_gone_and_is_counted() {
+    let (nodes, mut before) = three().await;
+    let (key, other) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], Partition(2), 0));
+    let (one, two) = (record(1, "one"), record(2, "two"));
+    nodes[0].hold(&key, &one).await;
+    nodes[1].hold(&key, &two).await;
+    nodes[2].hold(&other, &one).await;
+    pass(&nodes, &mut before).await;
+    assert_eq!(nodes[2].held(&key).await, None, "it may be on its way");
+    // Each pair compares each of the four partitions once.
+    assert_eq!((sum(&nodes, |report| report.compared), sum(&nodes, |report| report.unknown)), (12, 0));
+    assert_eq!(sum(&nodes, |report| report.differing), 5, "three pairs in one partition, two in the other one");
+    assert_eq!(sum(&nodes, |report| report.bytes_sent + report.bytes_received + report.bytes_listed), 0);
+    pass(&nodes, &mut before).await;
+    let mut both = one.clone();
+    both.merge(&two, &|_| false);
+    for node in &nodes {
+        assert_eq!(node.held(&key).await.as_ref(), Some(&both));
+        assert_eq!(node.held(&other).await.as_ref(), Some(&one));
+        let report = node.anti_entropy.report();
+        assert_eq!((report.pass, report.running, report.partitions), (2, false, 4));
+        assert!(report.last_pass_ms.is_some());
+    }
+    let (missed, wiped) = (sum(&nodes, |report| report.repaired_missed), sum(&nodes, |report| report.repaired_wiped));
+    assert!((5..=6).contains(&missed) && wiped == 0, "{missed}: a record that comes in halves counts twice");
+    assert!(sum(&nodes, |report| report.bytes_sent) > 0 && sum(&nodes, |report| report.bytes_received) > 0);
+    let entry = (key.len() + 20) as u64;
+    assert!(sum(&nodes, |report| report.bytes_listed) >= 2 * entry);
+    pass(&nodes, &mut before).await;
+    assert_eq!(sum(&nodes, |report| report.differing), 0);
+    assert!(before.iter().all(BTreeMap::is_empty), "what is equal again is forgotten");
+    for name in ["repair_failed", "recovering_partitions", "repair_differing"] {
+        let samples = nodes[0].anti_entropy.samples();
+        assert_eq!(samples.iter().find(|sample| sample.name == name).expect("there").value, 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_one_side_has_not_summed_up_is_no_difference_and_whom_one_cannot_ask_makes_the_pass_no_whole_one() {
+    let (nodes, mut before) = three().await;
+    nodes[2].replica.trees().forget(PARTITION, &Leaves::ALL);
+    pass(&nodes, &mut before).await;
+    assert_eq!((sum(&nodes, |report| report.unknown), sum(&nodes, |report| report.differing)), (2, 0));
+    nodes[2].is(Manner::Refuses);
+    for (node, before) in nodes.iter().zip(&mut before) {
+        node.anti_entropy.desk.state().last_pass = None;
+        node.anti_entropy.desk.pass(&node.current, before).await;
+    }
+    let failed = |node: &Node| node.anti_entropy.desk.counters.failed.load(Ordering::Relaxed);
+    assert_eq!([failed(&nodes[0]), failed(&nodes[1]), failed(&nodes[2])], [1, 1, 0]);
+    let whole = |node: &Node| node.anti_entropy.report().last_pass_ms.is_some();
+    assert_eq!([whole(&nodes[0]), whole(&nodes[1]), whole(&nodes[2])], [false, false, true]);
+    // Whoever is believed down is not asked at all.
+    nodes[0].believes_down(&[nodes[2].id]);
+    nodes[0].anti_entropy.desk.pass(&nodes[0].current, &mut before[0]).await;
+    assert_eq!((failed(&nodes[0]), whole(&nodes[0])), (1, false));
+}
+
+#[tokio::test]
+async fn a_paused_pass_asks_nobody() {
+    let (nodes, mut before) = three().await;
+    let status = nodes[0].anti_entropy.command(RepairCommand::Pause);
+    assert!(status.paused && status.enabled);
+    nodes[0].anti_entropy.desk.pass(&nodes[0].current, &mut before[0]).await;
+    assert_eq!(nodes[0].anti_entropy.report().compared, 0);
+    assert!(!nodes[1].asked().iter().any(|(_, body)| matches!(body, PeerBody::Heal { .. })));
+    assert!(!nodes[0].anti_entropy.command(RepairCommand::Resume).paused);
+    assert!(!nodes[0].anti_entropy.desk.state().wanted);
+    nodes[0].anti_entropy.command(RepairCommand::Pause);
+    assert!(!nodes[0].anti_entropy.command(RepairCommand::Start).paused);
+    assert!(nodes[0].anti_entropy.desk.state().wanted);
+    assert!(!nodes[0].anti_entropy.command(RepairCommand::Status).paused);
+}
+
+#[tokio::test]
+async fn sums_that_differ_over_equal_lists_are_made_anew() {
+    let (nodes, mut before) = three().await;
+    let key = key_in(&nodes[0], PARTITION, 0);
+    for node in &nodes {
+        node.hold(&key, &record(1, "one")).await;
+    }
+    nodes[0].replica.trees().replaced(PARTITION, &data_key(&key), None, Some(5));
+    for _ in 0..2 {
+        pass(&nodes, &mut before).await;
+    }
+    let unknown = |node: &Node| node.replica.trees().unknown(PARTITION).len();
+    assert_eq!(unknown(&nodes[0]), 1);
+    assert!(unknown(&nodes[1]) + unknown(&nodes[2]) >= 1, "nor does the other side trust its own");
+    for node in &nodes {
+        node.anti_entropy.desk.rebuild(&node.current).await;
+    }
+    pass(&nodes, &mut before).await;
+    assert_eq!((sum(&nodes, |report| report.differing), sum(&nodes, |report| report.unknown)), (0, 0));
+}
+
+#[tokio::test]
+async fn many_and_large_records_are_exchanged_in_parts() {
+    let (nodes, _) = three().await;
+    for number in 0..600 {
+        let value = "v".repeat(if number < 40 { 100_000 } else { 10 });
+        let held = record(number, &value);
+        nodes[(number % 2) as usize].hold(&key_in(&nodes[0], PARTITION, number), &held).await;
+    }
+    let pair = pair(&nodes[0], &nodes[1]);
+    let compared = pair.compare().await.expect("answers");
+    let exchanged = pair.exchange(&compared.differ).await.expect("answers");
+    assert_eq!((exchanged.differences, exchanged.recovering), (600, Leaves::NONE));
+    for number in 0..600 {
+        let key = key_in(&nodes[0], PARTITION, number);
+        let held = nodes[0].held(&key).await;
+        assert!(held.is_some() && held == nodes[1].held(&key).await, "{number}");
+    }
+    assert_eq!(pair.compare().await.expect("answers").differ, Leaves::NONE);
+    assert_eq!(nodes[0].anti_entropy.report().repaired_missed, 300);
+}
+
+#[tokio::test]
+async fn a_recovering_node_takes_what_comes_for_wiped_and_a_corrupt_record_for_corrupt() {
+    let (nodes, _) = three().await;
+    let (key, held) = (key_in(&nodes[0], PARTITION, 0), record(1, "one"));
+    nodes[1].hold(&key, &held).await;
+    lose_all(&nodes[0]);
+    let told = nodes[0].anti_entropy.recovering().expect("it has lost something");
+    assert_eq!((told.left, told.total, told.eta_ms), (1, 1, None));
+    assert!(told.why.contains("not the one that the layout names"), "{}", told.why);
+    recover(&nodes[0]).await;
+    let report = nodes[0].anti_entropy.report();
+    assert_eq!((report.repaired_wiped, report.repaired_missed, report.recovering), (1, 0, None));
+    assert!(nodes[0].store.flip_bit(Tree::Data, &data_key(&key)));
+    assert_eq!(nodes[0].held(&key).await, None, "which is noticed");
+    recover(&nodes[0]).await;
+    assert_eq!(nodes[0].held(&key).await, Some(held));
+    assert_eq!(nodes[0].anti_entropy.report().repaired_corrupt, 1);
+    assert_eq!(lost(&nodes[0]), Leaves::NONE);
+}
+
+#[tokio::test]
+async fn a_lone_owner_has_nobody_to_ask() {
+    let nodes = by_hand::start(Kind::of(1)).await;
+    lose_all(&nodes[0]);
+    recover(&nodes[0]).await;
+    assert_eq!(lost(&nodes[0]), Leaves::NONE);
+}
+
+#[tokio::test]
+async fn what_is_lost_comes_back_by_itself_when_owners_can_be_asked_again() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let (key, held) = (key_in(&nodes[0], PARTITION, 0), record(1, "one"));
+    nodes[1].hold(&key, &held).await;
+    let task = tokio::spawn(recover::run(nodes[0].anti_entropy.desk.clone()));
+    nodes[1].is(Manner::Refuses);
+    lose_all(&nodes[0]);
+    while nodes[1].asked().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(lost(&nodes[0]), Leaves::ALL);
+    nodes[1].is(Manner::Answers);
+    while !lost(&nodes[0]).is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(nodes[0].held(&key).await, Some(held));
+    task.abort();
+}
+
+#[tokio::test]
+async fn the_scrub_counts_what_is_there_and_has_what_is_corrupt_recovered() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    for number in 0..5 {
+        nodes[0].hold(&key_in(&nodes[0], PARTITION, number), &record(number, "v")).await;
+    }
+    let mut deleted = record(7, "v");
+    deleted.siblings.clear();
+    nodes[0].hold(&key_in(&nodes[0], Partition(2), 0), &deleted).await;
+    let rotten = key_in(&nodes[0], PARTITION, 3);
+    assert!(nodes[0].store.flip_bit(Tree::Data, &data_key(&rotten)));
+    let desk = &nodes[0].anti_entropy.desk;
+    let task = tokio::spawn(scrub::run(desk.clone()));
+    while desk.state().last_scrub.is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    task.abort();
+    let report = nodes[0].anti_entropy.report();
+    assert_eq!((report.scrubbed, report.scrub_found, report.records, report.tombstones), (5, 1, Some(5), Some(1)));
+    assert!(report.last_scrub_ms.is_some());
+    let leaf = merkle::leaf_of(key_hash(&rotten), nodes[0].current.layout.partitions);
+    assert_eq!(lost(&nodes[0]), [leaf].into_iter().collect());
+}
+
+#[tokio::test]
+async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
+    let mut nodes = by_hand::start(Kind::FIVE).await;
+    let order = nodes[0].current.ring.preference_list(PARTITION);
+    nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
+    let now = Label { low: nodes[0].current.layout.version, high: nodes[0].current.layout.version };
+    let old = Label { low: Default::default(), high: Default::default() };
+    let ask = async |to: &Node, from: &Node, label, request| {
+        let (from, patience) = (from.id, Duration::from_secs(20));
+        to.anti_entropy.answer(from, label, request, patience).await
+    };
+    let refused = |reply| match reply {
+        PeerReply::Refused(refusal) => refusal.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let groups = |partition| HealRequest::Groups { partition, groups: vec![None; merkle::GROUPS] };
+    let answer = ask(&nodes[0], &nodes[1], now, groups(PARTITION)).await;
+    assert!(matches!(answer, PeerReply::Healed(HealReply::Groups { .. })), "{answer:?}");
+    assert!(refused(ask(&nodes[0], &nodes[1], old, groups(PARTITION)).await).contains("layout"));
+    for (to, from) in [(0, 3), (3, 0)] {
+        let why = refused(ask(&nodes[to], &nodes[from], now, groups(PARTITION)).await);
+        assert!(why.contains(&format!("{} is no primary of partition 1", nodes[3].id)), "{why}");
+    }
+    let beyond = Partition(nodes[0].current.ring.partitions());
+    assert!(refused(ask(&nodes[0], &nodes[1], now, groups(beyond)).await).contains("there is no partition 4"));
+    let few = HealRequest::Groups { partition: PARTITION, groups: vec![None; merkle::GROUPS - 1] };
+    assert!(refused(ask(&nodes[0], &nodes[1], now, few).await).contains("15 groups"));
+    let roots = |count| HealRequest::Roots { roots: vec![(PARTITION, None); count] };
+    let answer = ask(&nodes[0], &nodes[1], now, roots(ROOTS_MAX)).await;
+    assert!(matches!(answer, PeerReply::Healed(HealReply::Roots { .. })), "{answer:?}");
+    assert!(refused(ask(&nodes[0], &nodes[1], now, roots(ROOTS_MAX + 1)).await).contains("at most 256"));
+    let offer = |key: &Blob, record: Option<&[u8]>| crate::peer_wire::heal::Offer {
+        key: key.clone(),
+        digest: None,
+        record: record.map(Blob::copy_from),
+    };
+    let exchange = |offers| HealRequest::Exchange { partition: PARTITION, offers };
+    let (key, stranger) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], Partition(2), 0));
+    let most = crate::peer_wire::heal::OFFERS_MAX;
+    for (offers, why) in [
+        (vec![offer(&stranger, None)], "another partition"),
+        (vec![offer(&Blob::default(), None)], "empty"),
+        (vec![offer(&key, Some(b"\x09"))], "cannot be decoded"),
+        (vec![offer(&key, None); most + 1], "at most"),
+    ] {
+        let told = refused(ask(&nodes[0], &nodes[1], now, exchange(offers)).await);
+        assert!(told.contains(why), "{told}");
+    }
+    let answer = ask(&nodes[0], &nodes[1], now, exchange(vec![offer(&key, None); most])).await;
+    let PeerReply::Healed(HealReply::Exchanged { processed, records }) = answer else { panic!("{answer:?}") };
+    assert_eq!((processed as usize, records), (most, vec![(key, None); most]));
+}
+
+#[test]
+fn of_two_owners_one_compares_each_partition() {
+    let [a, b] = ["a", "b"].map(|name| NodeId::new(name).expect("legal"));
+    for partition in (0..4).map(Partition) {
+        assert_ne!(initiates(a, b, partition), initiates(b, a, partition));
+        assert_eq!(initiates(a, b, partition), partition.0 % 2 == 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_takes_as_long_as_what_is_done_has_taken() {
+    let since = Instant::now();
+    tokio::time::advance(Duration::from_secs(6)).await;
+    assert_eq!(eta_ms(1, 4, since), Some(2000));
+    assert_eq!((eta_ms(4, 4, since), eta_ms(5, 4, since), eta_ms(0, 4, since)), (None, None, Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rest_is_as_long_as_the_work_and_not_longer_than_half_a_second() {
+    for (worked, rests) in [(0, 0), (300, 300), (500, 500), (900, 500)] {
+        let began = Instant::now();
+        tokio::time::advance(Duration::from_millis(worked)).await;
+        let rested = Instant::now();
+        pause(began).await;
+        assert_eq!(rested.elapsed().as_millis().next_multiple_of(100), rests);
+    }
 }

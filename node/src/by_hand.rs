@@ -3,7 +3,6 @@
 //! Nobody gossips, compares, recovers or hands over unless the test has it done, so that a test sees what one step does. Every node is
 //! an owner of every partition when there are as many nodes as replicas.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +12,8 @@ use quorate_client::options::Quorum;
 use quorate_client::quic::Seams;
 use quorate_client::random::Random;
 use quorate_client::wire::NotApplied;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::anti_entropy::{AntiEntropy, AntiEntropyConfig, Parts};
 use crate::beacons::Beacons;
@@ -22,8 +23,9 @@ use crate::core::record::Record;
 use crate::core::staging::{Staged, StagedMember};
 use crate::core::version::{Actor, Context, Dot};
 use crate::layouts::{self, Current, Layouts};
-use crate::membership::{self, Membership};
+use crate::membership::{Liveness, Membership, PeerState};
 use crate::peer_wire::{PeerBody, PeerReply};
+use crate::peers::Peers;
 use crate::peers::tests::{CLUSTER, Node as Bare, id};
 use crate::recovery::Recovery;
 use crate::replica::Replica;
@@ -42,11 +44,17 @@ pub(crate) struct Kind {
 
 impl Kind {
     /// As many nodes as replicas, majorities as floors, no fallbacks.
-    pub(crate) fn of(n: u8) -> Self {
+    pub(crate) const fn of(n: u8) -> Self {
         let majority = n / 2 + 1;
         let mechanisms = Mechanisms { fallbacks: false, read_repair: true };
-        Self { nodes: n.into(), n, r: majority, w: majority, mechanisms }
+        Self { nodes: n as usize, n, r: majority, w: majority, mechanisms }
     }
+
+    /// Five nodes and three replicas of each record, with stand-ins.
+    pub(crate) const FIVE: Self = {
+        let mechanisms = Mechanisms { fallbacks: true, read_repair: true };
+        Self { nodes: 5, mechanisms, ..Self::of(3) }
+    };
 }
 
 /// One node.
@@ -57,15 +65,27 @@ pub(crate) struct Node {
     pub(crate) anti_entropy: AntiEntropy,
     pub(crate) coordinator: Coordinator,
     pub(crate) current: Arc<Current>,
+    pub(crate) peers: Peers,
+    pub(crate) layouts: Layouts,
+    pub(crate) liveness: watch::Sender<Arc<Liveness>>,
     heard: Arc<Heard>,
     _bare: Bare,
 }
 
 /// What others have asked of a node.
-#[derive(Default)]
 struct Heard {
-    refuses: AtomicBool,
+    manner: watch::Sender<Manner>,
     asked: Mutex<Vec<(NodeId, PeerBody)>>,
+}
+
+/// How a node treats what others ask of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    Answers,
+    /// As one that serves nothing now.
+    Refuses,
+    /// It answers once it has another manner.
+    Silent,
 }
 
 /// Starts nodes n1, n2, .. that know each other and their layout.
@@ -82,7 +102,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
     let layout = staged.layout(CLUSTER);
     let addrs: Vec<_> = bare.iter().map(|bare| bare.addr).collect();
     let mut nodes = Vec::new();
-    for (at, (name, mut bare)) in names.iter().zip(bare).enumerate() {
+    for (at, (name, bare)) in names.iter().zip(bare).enumerate() {
         let me = id(name);
         for (name, addr) in names.iter().zip(&addrs) {
             bare.peers.learn(id(name), *addr);
@@ -98,14 +118,8 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
         let recovery = Recovery::open(shared.clone()).expect("readable");
         let replica = Replica::new(me, shared.clone(), executor.clone(), committer.clone(), random.fork(), recovery);
         replica.set_partitions(PARTITIONS);
-        let (_, gossip) = tokio::sync::mpsc::channel(1);
-        let membership = Membership::start(membership::Parts {
-            me: membership::Identity::new(me, bare.addr, 1),
-            peers: bare.peers.clone(),
-            datagrams: std::mem::replace(&mut bare.gossip, gossip),
-            seeds: Vec::new(),
-            random: random.fork(),
-        });
+        let (liveness, believed) = watch::channel(Arc::<Liveness>::default());
+        let membership = Membership::told(believed);
         let who = (me, disk(at), CLUSTER);
         let layouts = Layouts::start(
             shared.clone(),
@@ -140,7 +154,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
             random,
         });
         let service = ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone());
-        let heard = Arc::new(Heard::default());
+        let heard = Arc::new(Heard { manner: watch::Sender::new(Manner::Answers), asked: Mutex::default() });
         let peers = bare.peers.clone();
         peers.set_handler({
             let (heard, healing, layouts) = (heard.clone(), anti_entropy.clone(), layouts.clone());
@@ -149,9 +163,11 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
                 let service = service.clone();
                 Box::pin(async move {
                     heard.asked.lock().expect("no panic").push((from, request.body.clone()));
+                    let mut manner = heard.manner.subscribe();
+                    let manner = *manner.wait_for(|manner| *manner != Manner::Silent).await.expect("it is kept");
                     match request.body {
                         PeerBody::LayoutState => layouts.state().await,
-                        _ if heard.refuses.load(Ordering::Relaxed) => {
+                        _ if manner == Manner::Refuses => {
                             let why = "the test wants it so".into();
                             PeerReply::Refused(NotApplied::NotServing { node: me, why })
                         }
@@ -161,15 +177,36 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
                 })
             })
         });
-        nodes.push(Node { id: me, store, replica, anti_entropy, coordinator, current, heard, _bare: bare });
+        nodes.push(Node {
+            id: me,
+            store,
+            replica,
+            anti_entropy,
+            coordinator,
+            current,
+            peers,
+            layouts,
+            liveness,
+            heard,
+            _bare: bare,
+        });
     }
     nodes
 }
 
 impl Node {
-    /// From now on it refuses what others ask of it, or does so no more.
-    pub(crate) fn refuse(&self, refuses: bool) {
-        self.heard.refuses.store(refuses, Ordering::Relaxed);
+    /// From now on it treats so what others ask of it.
+    pub(crate) fn is(&self, manner: Manner) {
+        self.heard.manner.send_replace(manner);
+    }
+
+    /// From now on it believes that these are down, and all others up.
+    pub(crate) fn believes_down(&self, down: &[NodeId]) {
+        let state = |member: &crate::core::layout::Member| {
+            let up = !down.contains(&member.node);
+            (member.node, PeerState { addr: member.addr, up, since: Instant::now() })
+        };
+        self.liveness.send_replace(Arc::new(self.current.layout.members.iter().map(state).collect()));
     }
 
     /// What others have asked since this was last called.

@@ -239,3 +239,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// After a failure half a second, then twice as long each time up to 16 s; a target that comes back is tried at once.
 const RETRY_MIN: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+#[path = "handoff_test.rs"]
+mod tests;

@@ -106,6 +106,14 @@ impl Membership {
         Self { liveness, digests, announce: Arc::new(announce), seeds: seeds_tx, leave }
     }
 
+    /// One without tasks, that believes what a test tells it.
+    #[cfg(test)]
+    pub(crate) fn told(liveness: watch::Receiver<Arc<Liveness>>) -> Self {
+        let ((_, digests), (announce, _)) = (watch::channel(Arc::default()), watch::channel(None));
+        let (leave, _) = mpsc::channel(1);
+        Self { liveness, digests, announce: Arc::new(announce), leave }
+    }
+
     /// Who is up.
     pub fn liveness(&self) -> watch::Receiver<Arc<Liveness>> {
         self.liveness.clone()

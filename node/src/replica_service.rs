@@ -214,3 +214,7 @@ fn decoded(record: &Blob) -> Result<Record, NotApplied> {
 
 /// The longest that a node asks others to wait with the next page of hints.
 const HANDOFF_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+#[path = "replica_service_test.rs"]
+mod tests;

@@ -92,25 +92,6 @@ pub fn differences(ours: &Page, theirs: &Page) -> (Vec<Difference>, Option<Blob>
     }
 }
 
-/// Cuts things of different sizes into batches that keep their order: each ends when it has `count_max` of them or passes
-/// `bytes_max`, and has at least one.
-pub fn batches<T>(things: Vec<T>, count_max: usize, bytes_max: usize, bytes: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
-    let mut batches = Vec::new();
-    let (mut batch, mut filled) = (Vec::new(), 0);
-    for thing in things {
-        filled += bytes(&thing);
-        batch.push(thing);
-        if batch.len() >= count_max || filled >= bytes_max {
-            batches.push(std::mem::take(&mut batch));
-            filled = 0;
-        }
-    }
-    if !batch.is_empty() {
-        batches.push(batch);
-    }
-    batches
-}
-
 /// The order of lists, which is the store's.
 pub fn order(one: &[u8], other: &[u8]) -> Ordering {
     key_hash(one).cmp(&key_hash(other)).then_with(|| one.cmp(other))
@@ -186,12 +167,18 @@ mod tests {
         assert!(Page::new(listed(&[&one]), true, Some(&one)).expect_err("wrong").contains("goes back"));
         assert!(Page::new(Vec::new(), false, None).expect_err("wrong").contains("empty"));
         assert!(Page::new(Vec::new(), true, Some(&one)).is_ok());
+        assert!(Page::new(listed(&[&one, &other]), true, Some(&one)).is_err(), "it begins where it was to go on");
     }
 
     #[test]
-    fn batches_keep_order_and_bounds() {
-        let cut = batches(vec![1, 1, 5, 9, 1, 1, 1], 3, 6, |size| *size);
-        assert_eq!(cut, [vec![1, 1, 5], vec![9], vec![1, 1, 1]]);
-        assert!(batches(Vec::<usize>::new(), 3, 6, |size| *size).is_empty());
+    fn a_window_reaches_to_the_last_key_of_the_shorter_page() {
+        let mut keys: Vec<Blob> = (0..4).map(blob).collect();
+        keys.sort_by(|one, other| order(one, other));
+        let page = |which: &[usize], done| {
+            Page::new(which.iter().map(|at| (keys[*at].clone(), 1)).collect(), done, None).expect("in order")
+        };
+        let (found, next) = differences(&page(&[0, 1, 2], false), &page(&[0, 3], false));
+        assert_eq!(found.iter().map(|difference| &difference.key).collect::<Vec<_>>(), [&keys[1], &keys[2]]);
+        assert_eq!(next, Some(keys[2].clone()), "of what follows the first page says nothing");
     }
 }

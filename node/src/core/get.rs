@@ -165,11 +165,6 @@ impl<T> Get<T> {
         self.tally.acks()
     }
 
-    /// Whether the reply was made.
-    pub fn is_replied(&self) -> bool {
-        self.replied
-    }
-
     /// Whose answer completed the quorum.
     pub fn decided_by(&self) -> Option<NodeId> {
         self.decided_by
@@ -249,9 +244,7 @@ impl Get<Record> {
     /// What read repair has to do: the primaries whose record lacks something that another answer has, late ones and those of
     /// fallbacks included, and the record that mends them. Nothing if nobody is stale: then nothing is to be written.
     pub fn stale(&self) -> Option<(Vec<NodeId>, Record)> {
-        if self.answers.windows(2).all(|pair| pair[0].1 == pair[1].1)
-            && self.answers.iter().any(|(node, _)| self.primaries.contains(node))
-        {
+        if self.answers.windows(2).all(|pair| pair[0].1 == pair[1].1) {
             return None;
         }
         let merged = merge(&self.answers);
@@ -344,6 +337,8 @@ mod tests {
         assert_eq!(answer(&mut get, a), []);
         assert_eq!(answer(&mut get, b), [GetAction::Finished]);
         assert_eq!((get.decisive().len(), get.answers().len()), (1, 3));
+        assert_eq!((get.acks().total(), get.need()), (1, 1), "what came after the reply does not count");
+        assert_eq!(get.into_decisive(), [(c, 1)]);
     }
 
     #[test]
@@ -451,6 +446,28 @@ mod tests {
         get.on_answer(c, record(&[3], &[1, 2]), Said::Values(1), 4);
         assert_eq!(get.merged(), record(&[1, 2], &[]), "a late answer is not merged into the reply");
         assert_eq!(get.stale(), Some((vec![a, b], record(&[3], &[1, 2]))), "but into the verdict");
+        assert_eq!(get.holders(), [c], "it holds all of the reply, and more");
+        let mut get = Get::start(&nodes(), &[], 3, false, 0).0;
+        for (node, live) in [(a, 1), (b, 1), (c, 2)] {
+            get.on_answer(node, record(&[live], &[]), Said::Values(1), 1);
+        }
+        assert_eq!(get.stale(), Some((vec![a, b, c], record(&[1, 2], &[]))), "two that agree are no proof");
+    }
+
+    #[test]
+    fn a_read_says_too_much_only_where_it_says_that_there_is_nothing_and_too_few_primaries_do() {
+        let [a, b, _] = nodes();
+        let f = NodeId::new("f").expect("legal");
+        let mut get = Get::start(&[a, b], &[f], 2, false, 0).0;
+        get.on_answer(a, record(&[], &[1]), Said::Values(0), 1);
+        get.on_answer(b, record(&[], &[1]), Said::Values(0), 1);
+        assert!(get.merged().siblings.is_empty() && !get.says_too_much(), "two primaries say so");
+        let mut get = Get::start(&[a, b], &[f], 2, false, 0).0;
+        get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
+        get.on_failed(b, "down".into(), 1);
+        get.on_answer(f, record(&[2], &[]), Said::Values(1), 2);
+        assert_eq!(get.acks(), Acks { primary: 1, fallback: 1 });
+        assert!(!get.says_too_much(), "there are values");
     }
 
     #[test]

@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn every_field_changes_the_hash() {
         type Bend = fn(&mut Layout);
-        let bends: [Bend; 16] = [
+        let bends: [Bend; 18] = [
             |layout| layout.cluster.0 += 1,
             |layout| layout.version.0 += 1,
             |layout| layout.previous.0[31] = 1,
@@ -319,6 +319,8 @@ mod tests {
             |layout| layout.members[1].token_seed = id("n11"),
             |layout| layout.members[1].addr = "10.0.0.1:9".parse().expect("an address"),
             |layout| layout.members[1].addr = "[fe80::1%7]:9".parse().expect("an address"),
+            |layout| layout.members[1].addr = std::net::SocketAddrV6::new([1; 8].into(), 9, 5, 7).into(),
+            |layout| layout.members[1].addr = std::net::SocketAddrV6::new([1; 8].into(), 9, 6, 7).into(),
             |layout| layout.members[1].zone.push('1'),
             |layout| layout.members[1].weight += 1,
             |layout| layout.members.swap(0, 1),
@@ -371,6 +373,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_just_possible_is_no_problem() {
+        let mut layout = sample(u16::try_from(MEMBERS_MAX).expect("a thousand"));
+        (layout.n, layout.r, layout.w, layout.partitions) = (N_MAX, N_MAX, 1, PARTITIONS_MAX);
+        layout.members[2].zone = "z".repeat(ZONE_LEN_MAX);
+        layout.members[3].weight = WEIGHT_MAX;
+        let rest = WEIGHT_TOTAL_MAX - layout.members.iter().map(|member| member.weight).sum::<u32>();
+        for member in &mut layout.members[4..][..5] {
+            member.weight += rest / 5;
+        }
+        layout.members[4].weight += rest % 5;
+        assert_eq!(layout.members.iter().map(|member| member.weight).sum::<u32>(), WEIGHT_TOTAL_MAX);
+        assert_eq!(layout.problems(), Vec::<String>::new());
+        layout.members[4].weight += 1;
+        assert_eq!(layout.problems().len(), 1);
+        let doubled = |layout: &mut Layout| layout.members[1].node = layout.members[0].node;
+        let mut layout = sample(3);
+        doubled(&mut layout);
+        assert_eq!(layout.problems().len(), 1, "{:?}", layout.problems());
+        let mut layout = sample(3);
+        layout.members.swap(1, 2);
+        assert_eq!(layout.problems(), ["the members are not sorted by name"]);
+    }
+
+    #[test]
     fn no_problems_means_that_there_is_a_ring() {
         let layout = sample(5);
         let ring = layout.ring().expect("builds");
@@ -386,7 +412,8 @@ mod tests {
         let mut too_few = layout.clone();
         too_few.members.truncate(2);
         assert!(too_few.view().members.iter().all(|member| member.primaries == 0));
-        assert_eq!(Layout::none_view().version, LayoutVersion::NONE);
+        let none = Layout::none_view();
+        assert_eq!((none.version, none.n, none.partitions, none.r, none.w), (LayoutVersion::NONE, 0, 0, 0, 0));
         assert_eq!((layout.majority(), sample(4).majority()), (3, 3));
     }
 

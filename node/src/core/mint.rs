@@ -146,3 +146,58 @@ fn seen_by_writer(record: &Record, op_id: &OpId, cause: &Context, dots: &[Dot]) 
     }
     context
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::tests::blob;
+    use super::super::version::tests::dot;
+    use super::*;
+
+    /// A record with one sibling.
+    fn one(dot: Dot, op_id: u128) -> Record {
+        mint(Record::default(), dot, OpId(op_id), Some(blob("v")), &Context::new()).record
+    }
+
+    #[test]
+    fn a_repeated_write_has_its_lowest_live_dot_or_else_the_one_that_is_remembered() {
+        let mut record = one(dot(0, 1), 1);
+        record.merge(&one(dot(1, 1), 1), &|_| false);
+        let found = repeated(&record, &OpId(1), &Context::new(), |_| panic!("it is live")).expect("known");
+        assert_eq!((found.dot, found.context), (dot(0, 1), record.context.clone()));
+        let found = repeated(&record, &OpId(2), &Context::new(), |_| Some(dot(2, 7))).expect("remembered");
+        assert_eq!(found.dot, dot(2, 7));
+        assert!(found.context.covers(&dot(2, 7)) && !found.context.covers(&dot(0, 1)), "what is live was not seen");
+        assert_eq!(repeated(&record, &OpId(3), &Context::new(), |_| None), None);
+    }
+
+    #[test]
+    fn an_operation_of_which_one_dot_was_superseded_is_dropped_as_a_whole() {
+        // Its second dot was replaced here; a peer that has not heard of that tells of it again.
+        let mut record = one(dot(0, 1), 1);
+        record.context.insert(dot(1, 1));
+        let (dropped, changed) = merge(&mut record, &one(dot(1, 1), 1), &|_| false);
+        assert!(changed, "its first dot is gone, which has to be written");
+        assert_eq!(dropped.writes, [(dot(1, 1), OpId(1)), (dot(0, 1), OpId(1))]);
+        assert!(record.siblings.is_empty() && record.context.covers(&dot(0, 1)));
+    }
+
+    #[test]
+    fn a_writer_is_told_of_what_it_has_seen_and_of_everything_only_where_nothing_else_is_left() {
+        let seen = one(dot(0, 1), 1);
+        let beside = mint(seen.clone(), dot(1, 1), OpId(2), Some(blob("w")), &Context::new());
+        assert!(beside.context.covers(&dot(1, 1)) && !beside.context.covers(&dot(0, 1)));
+        let instead = mint(seen.clone(), dot(1, 1), OpId(2), Some(blob("w")), &seen.context);
+        assert_eq!(instead.context, instead.record.context);
+        assert_eq!(instead.dropped.writes, [(dot(0, 1), OpId(1))]);
+    }
+
+    #[test]
+    fn a_minter_is_ahead_of_what_it_has_minted_and_of_nothing_later() {
+        let mut minter = Minter::new(dot(0, 1).actor);
+        let record = one(dot(0, 1), 1);
+        let cause = record.context.clone();
+        assert!(!minter.is_ahead_of(&record, &Context::new()) && !minter.is_ahead_of(&Record::default(), &cause));
+        assert_eq!(minter.next_dot(), dot(0, 1));
+        assert!(minter.is_ahead_of(&record, &cause));
+    }
+}

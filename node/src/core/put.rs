@@ -456,8 +456,11 @@ mod tests {
     fn a_deadline_during_the_mint_is_indeterminate_and_the_write_still_goes_to_all() {
         let [a, b, c] = nodes();
         let mut put = put(1);
+        assert!(!put.is_replied());
         let reply = put.on_deadline();
-        assert!(matches!(&reply[..], [PutAction::Reply(Err(Failure::Indeterminate { .. }))]), "{reply:?}");
+        let [PutAction::Reply(Err(Failure::Indeterminate { why, .. }))] = &reply[..] else { panic!("{reply:?}") };
+        assert!(why.contains("a: the mint has not ended yet") && put.is_replied(), "{why}");
+        assert_eq!(put.on_deadline(), [], "one reply");
         assert_eq!(put.clone().on_mint_refused(NotApplied::EmptyKey), [PutAction::Finished], "no second reply");
         assert_eq!(put.on_minted(9).len(), 3);
         for node in [a, b] {
@@ -484,6 +487,45 @@ mod tests {
         assert_eq!(put.decided_by(), Some(b));
         let said: Vec<String> = put.asked().into_iter().map(|asked| asked.said).collect();
         assert_eq!(said, ["ack", "ack, held it already", "ack, not synced"]);
+    }
+
+    #[test]
+    fn a_deadline_names_those_who_have_not_answered() {
+        let mut put = put(2);
+        assert_eq!(put.need(), 2);
+        put.on_minted(0);
+        put.on_ack(node("b"), true, true, 1);
+        let reply = put.on_deadline();
+        let [PutAction::Reply(Err(Failure::Indeterminate { why, acks, .. }))] = &reply[..] else { panic!("{reply:?}") };
+        assert_eq!(acks.total(), 1);
+        assert_eq!(why, "the deadline has passed; a: no answer yet, c: no answer yet");
+    }
+
+    #[test]
+    fn a_lone_primary_has_nobody_who_could_be_late() {
+        let alone =
+            Put::new(node("a"), OP, &[node("a")], stand_ins(&["f"]), Quorum::One, false, |_| true).expect("it is up");
+        assert_eq!(alone.clone().on_minted(0), [PutAction::AwaitDurable]);
+        assert_eq!((alone.unplaced(), alone.mint_for()), (0, None));
+    }
+
+    #[test]
+    fn a_fallback_that_coordinates_while_all_are_up_mints_for_the_first() {
+        let up = |_| true;
+        let put = Put::new(node("f"), OP, &nodes(), stand_ins(&[]), Quorum::One, false, up).expect("all are up");
+        assert_eq!(put.mint_for(), Some(node("a")));
+    }
+
+    #[test]
+    fn an_answer_to_a_hint_that_was_not_asked_for_is_none() {
+        let mut put = put(1);
+        put.on_minted(0);
+        for name in ["a", "b", "c"] {
+            put.on_ack(node(name), true, true, 1);
+        }
+        assert_eq!(put.finished(), Some(PutAction::Finished));
+        assert_eq!(put.on_hint_kept(node("f"), node("b"), true, true, 2), []);
+        assert_eq!(put.on_hint_failed(node("f"), node("b"), "no".into(), 2), []);
     }
 
     fn node(name: &str) -> NodeId {

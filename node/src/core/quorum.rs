@@ -163,12 +163,6 @@ impl Tally {
         self.seats.iter().find(|seat| seat.node == node && seat.state == State::Asked).map(|seat| seat.role)
     }
 
-    /// Whether a fallback was asked to stand in for this primary and has not answered.
-    pub fn awaited_for(&self, fallback: NodeId, instead_of: NodeId) -> bool {
-        let seat = self.fallback_seat(fallback, instead_of);
-        seat.is_some_and(|index| self.seats[index].state == State::Asked)
-    }
-
     /// Notes an acknowledgement: of a primary, or of a fallback in all its seats at once (an answer to a read). Returns whether
     /// it raised the count; see the module's text for what does not.
     pub fn ack(&mut self, node: NodeId, said: Said, at_us: u64) -> bool {
@@ -481,6 +475,36 @@ mod tests {
         let evidence = tally.asked();
         assert_eq!((evidence[1].answered_us, evidence[1].counted, evidence[1].said.as_str()), (Some(9), false, "ack"));
         assert!(evidence[0].counted);
+    }
+
+    #[test]
+    fn evidence_tells_who_was_asked_when_for_whom_and_what_each_said() {
+        let (a, b, f) = (node("a"), node("b"), node("f"));
+        let mut tally = Tally::new(&[a, b], 2, false);
+        assert!(tally.ask(a, 3) && tally.ask(b, 4) && tally.ask_fallback(f, a, 5) && tally.ask_fallback(f, b, 6));
+        tally.ack(a, ACK, 7);
+        // One answer for both of its seats: it counts once, in b's place.
+        assert!(tally.ack(f, ACK, 8));
+        let told: Vec<_> = tally
+            .asked()
+            .into_iter()
+            .map(|asked| (asked.node, asked.role, asked.instead_of, asked.sent_us, asked.answered_us, asked.counted))
+            .collect();
+        let (primary, fallback) = (Role::Primary, Role::Fallback);
+        let expected = [
+            (a, primary, None, 3, Some(7), true),
+            (b, primary, None, 4, None, false),
+            (f, fallback, Some(a), 5, Some(8), true),
+            (f, fallback, Some(b), 6, Some(8), false),
+        ];
+        assert_eq!(told, expected);
+        assert_eq!(tally.asked()[1].said, NO_ANSWER);
+    }
+
+    #[test]
+    #[should_panic(expected = "a node is one primary of a key")]
+    fn a_tally_over_a_node_that_is_named_twice_is_a_mistake() {
+        let _ = Tally::new(&[node("a"), node("b"), node("b")], 1, false);
     }
 
     #[test]

@@ -372,6 +372,8 @@ pub(crate) mod tests {
         let (there, changed_there) = b.merge(&with("a"), NOTHING);
         assert_eq!((here.incidents, there.incidents), (vec![dot(0, 1)], vec![dot(0, 1)]));
         assert_eq!(a, b);
+        let greater = [with("a"), with("b")].map(|record| record.siblings[&dot(0, 1)].rank()).into_iter().max();
+        assert_eq!(Some(a.siblings[&dot(0, 1)].rank()), greater);
         assert!(changed_here != changed_there, "exactly one side gave way");
     }
 
@@ -400,6 +402,7 @@ pub(crate) mod tests {
         // One sibling is 1 + 1 + 16 + 1 + 1 bytes; before the two stands their number.
         let (head, siblings) = good.split_at(good.len() - 40);
         assert!(why([head, &siblings[20..], &siblings[..20]].concat()).contains("out of order"));
+        assert!(why([head, &siblings[..20], &siblings[..20]].concat()).contains("out of order"));
         let mut uncovered = good.clone();
         uncovered[good.len() - 19] = 3;
         assert!(why(uncovered).contains("not in the record's context"));
@@ -409,6 +412,9 @@ pub(crate) mod tests {
         let mut many = head[..head.len() - 1].to_vec();
         many.put_number(u64::MAX);
         assert!(why(many).contains("above the limit"));
+        let mut most = head[..head.len() - 1].to_vec();
+        most.put_number(DECODED_SIBLINGS_MAX);
+        assert!(!why(most).contains("above the limit"), "it just ends too early");
     }
 
     #[test]
@@ -425,6 +431,12 @@ pub(crate) mod tests {
         {
             assert_ne!(a.digest(b"k"), other.digest(key));
         }
+        // A key that ends as a record begins. The last two bytes of a tombstone are those of the empty record.
+        let tombstone = with(None, 1);
+        let encoded = &tombstone.encode()[1..];
+        assert_eq!(encoded[encoded.len() - 2..], Record::default().encode()[1..]);
+        let longer = [b"k", &encoded[..encoded.len() - 2]].concat();
+        assert_ne!(tombstone.digest(b"k"), Record::default().digest(&longer));
     }
 
     proptest! {

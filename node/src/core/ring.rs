@@ -558,6 +558,61 @@ mod tests {
     /// See above.
     const HASH_OF_A_RING: u64 = 17_577_741_590_922_701_923;
 
+    /// Rings of all sorts, fixed for ever like the one above: what `relieve` hands on, unequal zones, fewer zones than replicas,
+    /// heavy members, the fallbacks. Computed once.
+    #[test]
+    fn rings_of_all_sorts_are_fixed_for_ever() {
+        let sorts: [(&[(&str, u32)], u8, u16); 6] = [
+            (&[("a", 1), ("a", 1), ("a", 1), ("b", 1), ("b", 1), ("c", 1)], 3, 100),
+            (&[("a", 1), ("a", 3), ("b", 2), ("b", 1), ("b", 1)], 3, 64),
+            (&[("a", 4), ("b", 1), ("c", 1), ("d", 1)], 2, 33),
+            (&[("a", 1), ("a", 1), ("a", 1), ("a", 1), ("a", 1), ("a", 1), ("a", 1)], 3, 128),
+            (&[("a", 5), ("a", 1), ("b", 2), ("c", 2), ("d", 1), ("d", 1), ("d", 1)], 4, 77),
+            (&[("c", 2), ("b", 1), ("a", 1)], 1, 200),
+        ];
+        let hashes = sorts.map(|(members, n, partitions)| {
+            // Not in the order of their names, and with seeds in another order.
+            let members: Vec<RingMember> = members
+                .iter()
+                .zip(["n4", "n1", "n7", "n2", "n6", "n3", "n5"])
+                .map(|((zone, weight), name)| {
+                    let mut member = member(name, zone, *weight);
+                    member.token_seed = NodeId::new(&name.replace('n', "seed").replace('4', "9")).expect("legal");
+                    member
+                })
+                .collect();
+            let ring = Ring::build(&members, n, partitions).expect("builds");
+            let mut text = String::new();
+            for partition in (0..partitions).map(Partition) {
+                text.extend(ring.preference_list(partition).iter().map(|node| node.to_string() + " "));
+            }
+            xxh3_64(text.as_bytes())
+        });
+        assert_eq!(hashes, HASHES_OF_RINGS);
+    }
+
+    /// See above.
+    const HASHES_OF_RINGS: [u64; 6] = [
+        16_649_332_019_225_828_519,
+        7_127_215_167_272_764_198,
+        9_059_774_490_167_611_511,
+        13_891_008_593_803_236_160,
+        5_734_639_501_605_810_584,
+        15_357_082_517_432_505_094,
+    ];
+
+    #[test]
+    fn what_is_just_possible_is_a_ring() {
+        let mut members: Vec<RingMember> = (0..MEMBERS_MAX).map(|i| member(&format!("n{i}"), "z", 1)).collect();
+        for (at, weight) in [(0, WEIGHT_MAX), (1, WEIGHT_MAX), (2, WEIGHT_MAX)] {
+            members[at].weight = weight;
+        }
+        members[3].weight = WEIGHT_TOTAL_MAX - 3 * WEIGHT_MAX - (MEMBERS_MAX as u32 - 4);
+        assert_eq!(check(&members, N_MAX, PARTITIONS_MAX), Ok(()));
+        members[3].weight += 1;
+        assert!(check(&members, N_MAX, PARTITIONS_MAX).expect_err("too heavy").contains("add up to 4097"));
+    }
+
     #[test]
     fn what_cannot_be_a_ring_is_refused_by_name() {
         let good: Vec<RingMember> = (0..3).map(|i| member(&format!("n{i}"), "z", 1)).collect();

@@ -178,8 +178,23 @@ mod tests {
         assert_eq!((emitted(&merged), merged.next), (vec![0, 1], Some(keys()[1].clone())));
         let merged = merge_pages(vec![page(&[0, 1, 2], true)], 100, 20);
         assert_eq!((emitted(&merged), merged.next), (vec![0, 1], Some(keys()[1].clone())), "15 bytes each");
+        let merged = merge_pages(vec![page(&[0, 1, 2], true)], 100, 30);
+        assert_eq!(emitted(&merged), [0, 1], "two fill it");
+        let merged = merge_pages(vec![page(&[0, 1, 2], true)], 100, 31);
+        assert_eq!(emitted(&merged), [0, 1, 2], "two leave a byte");
         let merged = merge_pages(vec![page(&[5], true)], 1, 0);
         assert_eq!((emitted(&merged), merged.next), (vec![5], None), "one record always fits");
+    }
+
+    #[test]
+    fn what_replicas_have_taken_beside_each_other_is_shown_beside_each_other() {
+        let key = keys()[0].clone();
+        let of = |counter| Page::new(vec![(key.clone(), record(counter, true))], true, None).expect("in order");
+        let merged = merge_pages(vec![of(1), of(2), of(1)], 1, 1 << 20);
+        assert_eq!(merged.entries[0].1.siblings.len(), 2);
+        assert_eq!((of(1).len(), of(1).is_empty()), (1, false));
+        let none = Page::new(vec![], true, None).expect("the last one");
+        assert_eq!((none.len(), none.is_empty()), (0, true));
     }
 
     #[test]

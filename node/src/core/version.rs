@@ -385,6 +385,41 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_context_is_empty_when_nothing_was_seen() {
+        assert!(Context::new().is_empty());
+        let (mut vector, mut dots) = (Context::new(), Context::new());
+        vector.advance(actor(0), 1);
+        dots.insert(dot(0, 3));
+        assert_eq!((vector.dots.len(), dots.vector.len()), (0, 0));
+        assert!(!vector.is_empty() && !dots.is_empty());
+    }
+
+    #[test]
+    fn a_node_is_named_once_and_there_are_so_many_entries_and_no_more() {
+        let decode = |bytes: Vec<u8>| Context::decode(&mut Source::new(bytes.into()));
+        let node = |name: &str, incarnation: u64| {
+            let mut bytes = vec![name.len() as u8];
+            bytes.put(name.as_bytes());
+            bytes.put_number(1);
+            bytes.put(&incarnation.to_be_bytes());
+            bytes
+        };
+        let once = |name, incarnation| [&node(name, incarnation)[..], &[1, 0]].concat();
+        assert!(decode([&[2][..], &once("a", 1), &once("b", 1)].concat()).is_ok());
+        let why = decode([&[2][..], &once("a", 1), &once("a", 2)].concat()).expect_err("refused");
+        assert!(why.contains("node a is out of order"), "{why}");
+        // One actor whose dots stand side by side.
+        let many = |count: usize| {
+            let mut bytes = [&[1][..], &node("a", 1), &[0]].concat();
+            bytes.put_number(count as u64);
+            bytes.resize(bytes.len() + count, 0);
+            decode(bytes)
+        };
+        assert_eq!(many(ENTRIES_MAX).expect("as many as there can be").len(), ENTRIES_MAX);
+        assert!(many(ENTRIES_MAX + 1).expect_err("refused").contains("more than"));
+    }
+
+    #[test]
     fn news_of_a_node_is_what_its_actors_have_minted_since() {
         let (mut old, mut new) = (Context::new(), Context::new());
         let news = |new: &Context, old: &Context| {
@@ -417,6 +452,9 @@ pub(crate) mod tests {
         assert!(why(&sealed, ClusterId(8), KEY).contains("another cluster"));
         assert!(why(&Bytes::new(), CLUSTER, KEY).contains("empty"));
         assert!(why(&sealed.slice(..9), CLUSTER, KEY).contains("damaged"));
+        let long = |len| why(&[&[SEAL_VERSION][..], &vec![0; len - 1]].concat().into(), CLUSTER, KEY);
+        assert!(long(CONTEXT_LEN_MAX).contains("damaged"));
+        assert!(long(CONTEXT_LEN_MAX + 1).contains("at most 65536 are allowed"));
         assert!(why(&sealed.slice(..sealed.len() - 1), CLUSTER, KEY).contains("damaged"));
         let mut newer = sealed.to_vec();
         newer[0] = 2;

@@ -37,7 +37,7 @@ pub(crate) struct Node {
     pub(crate) addr: SocketAddr,
     endpoint: Endpoint,
     socket: std::sync::Weak<dyn quinn::AsyncUdpSocket>,
-    pub(crate) gossip: mpsc::Receiver<(NodeId, Bytes)>,
+    gossip: mpsc::Receiver<(NodeId, Bytes)>,
     accepting: tokio::task::JoinHandle<()>,
 }
 

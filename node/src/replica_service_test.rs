@@ -1,0 +1,137 @@
+//! What peers may ask of a node, and what it refuses.
+
+use quorate_client::ids::LayoutVersion;
+
+use super::*;
+use crate::by_hand::{self, Kind, Node, key_in, record};
+use crate::peer_wire::class;
+
+const PARTITION: Partition = Partition(2);
+const NOW: Label = Label { low: LayoutVersion(1), high: LayoutVersion(1) };
+const OLD: Label = Label { low: LayoutVersion(0), high: LayoutVersion(0) };
+
+/// The primaries of [`PARTITION`] first, in the order of preference.
+async fn five() -> Vec<Node> {
+    let mut nodes = by_hand::start(Kind::FIVE).await;
+    let order = nodes[0].current.ring.preference_list(PARTITION);
+    nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
+    nodes
+}
+
+async fn ask(from: &Node, to: &Node, body: PeerBody) -> PeerReply {
+    from.peers.call(to.id, class::REPLICATE, 7, body, Duration::from_secs(20)).await.expect("an answer")
+}
+
+fn refused(reply: PeerReply) -> NotApplied {
+    match reply {
+        PeerReply::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_is_too_old() {
+    let nodes = five().await;
+    let (key, other) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], PARTITION, 1));
+    let encoded = Blob(record(1, "one").encode());
+    let target = nodes[2].id;
+    let bodies = |label| {
+        let (key, record) = (key.clone(), encoded.clone());
+        [
+            PeerBody::Replicate { label, key: key.clone(), record: record.clone() },
+            PeerBody::Handoff { label, entries: vec![(key.clone(), record)] },
+            PeerBody::Fetch { label, key, held: None, durable: false },
+            PeerBody::FetchRange { label, partition: PARTITION, after: None, limit: 1 },
+        ]
+    };
+    for body in bodies(NOW) {
+        let reply = refused(ask(&nodes[0], &nodes[3], body).await);
+        assert!(matches!(&reply, NotApplied::NotServing { why, .. } if why.contains("no primary")), "{reply:?}");
+    }
+    let hint = |label| PeerBody::Hint { label, target, key: key.clone(), record: encoded.clone() };
+    let fetch_hint = |label| PeerBody::FetchHint { label, key: other.clone() };
+    for body in bodies(OLD).into_iter().chain([hint(OLD), fetch_hint(OLD)]) {
+        let stale = NotApplied::StaleLayout { need: LayoutVersion(1), had: LayoutVersion(0) };
+        assert_eq!(refused(ask(&nodes[0], &nodes[1], body).await), stale);
+    }
+    // A label that goes beyond what the receiver knows is none of its business.
+    let newer = Label { low: LayoutVersion(1), high: LayoutVersion(2) };
+    for body in bodies(newer) {
+        let reply = ask(&nodes[0], &nodes[1], body).await;
+        assert!(!matches!(reply, PeerReply::Refused(_)), "{reply:?}");
+    }
+    // Whoever owns the key keeps no hint of it, and nobody keeps one for who does not.
+    for (to, target) in [(&nodes[1], target), (&nodes[3], nodes[4].id)] {
+        let body = PeerBody::Hint { label: NOW, target, key: key.clone(), record: encoded.clone() };
+        let reply = refused(ask(&nodes[0], to, body).await);
+        assert!(matches!(&reply, NotApplied::Unsupported { why } if why.contains("is no fallback")), "{reply:?}");
+    }
+    let kept = ask(&nodes[0], &nodes[3], hint(NOW)).await;
+    assert_eq!(kept, PeerReply::Replicated { synced: true, changed: true });
+    assert_eq!(ask(&nodes[0], &nodes[3], hint(NOW)).await, PeerReply::Replicated { synced: true, changed: false });
+    assert_eq!(ask(&nodes[0], &nodes[3], fetch_hint(NOW)).await, PeerReply::Fetched { record: None });
+    let body = PeerBody::FetchHint { label: NOW, key: key.clone() };
+    assert_eq!(ask(&nodes[0], &nodes[3], body).await, PeerReply::Fetched { record: Some(encoded) });
+}
+
+#[tokio::test]
+async fn what_is_no_key_no_record_or_no_page_is_refused() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let key = key_in(&nodes[0], PARTITION, 0);
+    let (good, bad) = (Blob(record(1, "one").encode()), Blob::copy_from(b"\x09"));
+    let replicate =
+        |key: &Blob, record: &Blob| PeerBody::Replicate { label: NOW, key: key.clone(), record: record.clone() };
+    let empty = Blob::default();
+    let fetch = |key: &Blob| PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable: true };
+    let range = |partition, after, limit| PeerBody::FetchRange { label: NOW, partition, after, limit };
+    let fetch_hint = PeerBody::FetchHint { label: NOW, key: empty.clone() };
+    let handoff = PeerBody::Handoff { label: NOW, entries: vec![(empty.clone(), good.clone())] };
+    for body in [replicate(&empty, &good), fetch(&empty), fetch_hint, handoff, range(PARTITION, Some(empty.clone()), 1)]
+    {
+        assert_eq!(refused(ask(&nodes[0], &nodes[1], body).await), NotApplied::EmptyKey);
+    }
+    let refused_record = refused(ask(&nodes[0], &nodes[1], replicate(&key, &bad)).await);
+    assert!(refused_record.to_string().contains("cannot be decoded"), "{refused_record}");
+    let partitions = nodes[0].current.ring.partitions();
+    for body in
+        [range(Partition(partitions), None, 1), range(PARTITION, None, 0), range(PARTITION, None, SCAN_LIMIT_MAX + 1)]
+    {
+        let reply = refused(ask(&nodes[0], &nodes[1], body).await);
+        assert!(reply.to_string().contains("is not possible"), "{reply}");
+    }
+    let last = Partition(partitions - 1);
+    let reply = ask(&nodes[0], &nodes[1], range(last, None, SCAN_LIMIT_MAX)).await;
+    assert_eq!(reply, PeerReply::Range { entries: Vec::new(), done: true });
+    assert_eq!(ask(&nodes[0], &nodes[1], fetch(&key)).await, PeerReply::Fetched { record: None });
+}
+
+#[tokio::test]
+async fn an_owner_merges_gives_back_and_says_what_was_new() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let (one, other) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], Partition(1), 0));
+    let held = record(1, "one");
+    let encoded = Blob(held.encode());
+    let replicate = || PeerBody::Replicate { label: NOW, key: one.clone(), record: encoded.clone() };
+    assert_eq!(ask(&nodes[0], &nodes[1], replicate()).await, PeerReply::Replicated { synced: true, changed: true });
+    assert_eq!(ask(&nodes[0], &nodes[1], replicate()).await, PeerReply::Replicated { synced: true, changed: false });
+    assert!(nodes[1].coordinator.is_busy(), "a client is served through it");
+    let fetch = |held| PeerBody::Fetch { label: NOW, key: one.clone(), held, durable: true };
+    let whole = PeerReply::Fetched { record: Some(encoded.clone()) };
+    assert_eq!(ask(&nodes[0], &nodes[1], fetch(None)).await, whole);
+    assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(7))).await, whole);
+    assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(held.digest(&one)))).await, PeerReply::FetchedSame);
+    let handed = [one.clone(), other.clone()].map(|key| (key, Blob(record(2, "two").encode()))).to_vec();
+    let handoff = PeerBody::Handoff { label: NOW, entries: handed };
+    let reply = ask(&nodes[0], &nodes[1], handoff.clone()).await;
+    assert!(matches!(reply, PeerReply::HandedOff { .. }), "{reply:?}");
+    assert_eq!(nodes[1].held(&one).await.expect("held").value_count(), 2);
+    assert_eq!(nodes[1].held(&other).await, Some(record(2, "two")));
+    // Nobody has asked this one for anything since it started.
+    while nodes[2].coordinator.is_busy() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ask(&nodes[0], &nodes[2], handoff).await, PeerReply::HandedOff { pause_ms: 0 });
+    let range = PeerBody::FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10 };
+    let PeerReply::Range { entries, done: true } = ask(&nodes[0], &nodes[1], range).await else { panic!("one page") };
+    assert_eq!((entries.len(), &entries[0].0), (1, &one));
+}
