@@ -27,7 +27,7 @@ fn a_name_that_cannot_be_resolved_and_seeds_that_are_gone_are_left_out() {
     seeds(&cluster, &list);
     cluster.run(&["put", "k", "v"]).expect(0, &["a seed is left out", "gone.invalid"]);
     cluster.run(&["get", "k"]).expect(0, &["v"]);
-    seeds(&cluster, &[gone.clone()]);
+    seeds(&cluster, std::slice::from_ref(&gone));
     cluster.run(&["get", "k"]).expect(4, &["cannot resolve gone.invalid:7400"]);
     seeds(&cluster, &[cluster.addr(1).to_string(), gone]);
     cluster.run(&["layout", "show"]).expect(0, &["n1", "n2"]);

@@ -150,7 +150,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
             membership,
             replica: replica.clone(),
             peers: bare.peers.clone(),
-            beacons: Beacons::open(&store, disk(at), 1, committer),
+            beacons: Beacons::open(&store, 1, committer),
             random,
         });
         let service = ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone());

@@ -110,8 +110,8 @@ impl Membership {
     #[cfg(test)]
     pub(crate) fn told(liveness: watch::Receiver<Arc<Liveness>>) -> Self {
         let ((_, digests), (announce, _)) = (watch::channel(Arc::default()), watch::channel(None));
-        let (leave, _) = mpsc::channel(1);
-        Self { liveness, digests, announce: Arc::new(announce), leave }
+        let ((seeds, _), (leave, _)) = (mpsc::channel(1), mpsc::channel(1));
+        Self { liveness, digests, announce: Arc::new(announce), seeds, leave }
     }
 
     /// Who is up.

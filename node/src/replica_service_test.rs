@@ -40,8 +40,8 @@ async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_
         [
             PeerBody::Replicate { label, key: key.clone(), record: record.clone() },
             PeerBody::Handoff { label, entries: vec![(key.clone(), record)] },
-            PeerBody::Fetch { label, key, held: None, durable: false },
-            PeerBody::FetchRange { label, partition: PARTITION, after: None, limit: 1 },
+            PeerBody::Fetch { label, key, held: None, durable: false, r: 1 },
+            PeerBody::FetchRange { label, partition: PARTITION, after: None, limit: 1, r: 1 },
         ]
     };
     for body in bodies(NOW) {
@@ -82,8 +82,8 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     let replicate =
         |key: &Blob, record: &Blob| PeerBody::Replicate { label: NOW, key: key.clone(), record: record.clone() };
     let empty = Blob::default();
-    let fetch = |key: &Blob| PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable: true };
-    let range = |partition, after, limit| PeerBody::FetchRange { label: NOW, partition, after, limit };
+    let fetch = |key: &Blob| PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable: true, r: 1 };
+    let range = |partition, after, limit| PeerBody::FetchRange { label: NOW, partition, after, limit, r: 1 };
     let fetch_hint = PeerBody::FetchHint { label: NOW, key: empty.clone() };
     let handoff = PeerBody::Handoff { label: NOW, entries: vec![(empty.clone(), good.clone())] };
     for body in [replicate(&empty, &good), fetch(&empty), fetch_hint, handoff, range(PARTITION, Some(empty.clone()), 1)]
@@ -115,7 +115,7 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
     assert_eq!(ask(&nodes[0], &nodes[1], replicate()).await, PeerReply::Replicated { synced: true, changed: true });
     assert_eq!(ask(&nodes[0], &nodes[1], replicate()).await, PeerReply::Replicated { synced: true, changed: false });
     assert!(nodes[1].coordinator.is_busy(), "a client is served through it");
-    let fetch = |held| PeerBody::Fetch { label: NOW, key: one.clone(), held, durable: true };
+    let fetch = |held| PeerBody::Fetch { label: NOW, key: one.clone(), held, durable: true, r: 1 };
     let whole = PeerReply::Fetched { record: Some(encoded.clone()) };
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(None)).await, whole);
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(7))).await, whole);
@@ -131,7 +131,7 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(ask(&nodes[0], &nodes[2], handoff).await, PeerReply::HandedOff { pause_ms: 0 });
-    let range = PeerBody::FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10 };
+    let range = PeerBody::FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10, r: 1 };
     let PeerReply::Range { entries, done: true } = ask(&nodes[0], &nodes[1], range).await else { panic!("one page") };
     assert_eq!((entries.len(), &entries[0].0), (1, &one));
 }

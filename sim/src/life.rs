@@ -317,7 +317,7 @@ fn through(
         if aftermath.rots {
             nemesis.rot(aftermath, cluster);
         }
-        let unsound = aftermath.broken.union(nemesis.destroyed()).copied().collect();
+        let unsound = aftermath.broken.union(nemesis.ever_destroyed()).copied().collect();
         // A record that is damaged somewhere is where a replica refuses though its node is there.
         let damaged = cluster.machines().iter().flat_map(|machine| machine.disk.damaged(Tree::Data));
         let keys = damaged.filter_map(|slot| key_of(&slot)).collect();
@@ -360,7 +360,7 @@ fn through(
     report.history = with_disks(notebook.history(), cluster)?;
 
     // A read of a majority may need the replica whose record is damaged; a write goes around it and overwrites it.
-    let from_us = if nemesis.destroyed().is_empty() { first_us } else { second_us };
+    let from_us = if nemesis.ever_destroyed().is_empty() { first_us } else { second_us };
     available.push(Window { from_us, to_us: end_us + 1 });
     // Each coordinator admits so many; merging can bring together what several have admitted. Any node may stand in as one.
     let siblings_max = SIBLINGS_MAX * usize::from(plan.nodes());
@@ -399,7 +399,7 @@ fn reads_must_mend(plan: &Plan) -> bool {
 fn step(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil) -> Result<(), String> {
     nemesis.tick(cluster);
     cluster.step().map_err(|error| error.to_string())?;
-    vigil.look(cluster, nemesis.destroyed())
+    vigil.look(cluster, nemesis.ever_destroyed())
 }
 
 /// Lets so much time pass.

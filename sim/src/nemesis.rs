@@ -139,7 +139,7 @@ impl Nemesis {
     }
 
     /// The nodes whose disks have lost something that was synced.
-    pub fn destroyed(&self) -> &BTreeSet<u8> {
+    pub fn ever_destroyed(&self) -> &BTreeSet<u8> {
         &self.ever_destroyed
     }
 

@@ -103,10 +103,7 @@ pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Part
     }
     for (peer, lost, recovering) in told {
         match desk.replica.exchanged(partition, lost, peer, recovering, need, others.len()).await {
-            Ok(true) => {
-                sometimes!("recovery: a partition is whole again");
-                return;
-            }
+            Ok(true) => sometimes!("recovery: a partition is whole again"),
             Ok(false) => sometimes!("recovery: one owner was not enough"),
             Err(error) => tracing::warn!(%partition, "a recovery cannot be noted: {error}"),
         }

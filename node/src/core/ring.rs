@@ -562,7 +562,8 @@ mod tests {
     /// heavy members, the fallbacks. Computed once.
     #[test]
     fn rings_of_all_sorts_are_fixed_for_ever() {
-        let sorts: [(&[(&str, u32)], u8, u16); 6] = [
+        type Sort = (&'static [(&'static str, u32)], u8, u16);
+        let sorts: [Sort; 6] = [
             (&[("a", 1), ("a", 1), ("a", 1), ("b", 1), ("b", 1), ("c", 1)], 3, 100),
             (&[("a", 1), ("a", 3), ("b", 2), ("b", 1), ("b", 1)], 3, 64),
             (&[("a", 4), ("b", 1), ("c", 1), ("d", 1)], 2, 33),
