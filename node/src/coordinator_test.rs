@@ -43,6 +43,14 @@ async fn put(node: &Node, write: Write) -> Result<Written, Failure> {
     }
 }
 
+/// Has it connected to the others, so that little time is enough for what follows.
+async fn connect(node: &Node, others: &[Node]) {
+    for other in others.iter().filter(|other| other.id != node.id) {
+        let called = node.peers.call(other.id, class::CONTROL, 0, PeerBody::LayoutState, PATIENCE).await;
+        called.expect("it is there");
+    }
+}
+
 async fn get(node: &Node, read: Read) -> Result<Found, Failure> {
     match ask(node, RequestBody::Read(read)).await? {
         Reply::Found(found) => Ok(found),
@@ -197,7 +205,8 @@ async fn a_write_ends_at_its_deadline_and_goes_on_after_it() {
     let nodes = by_hand::start(Kind::of(3)).await;
     let key = key_in(&nodes[0], PARTITION, 0);
     nodes[1].is(Manner::Silent);
-    let short = Duration::from_millis(300);
+    connect(&nodes[0], &nodes[2..]).await;
+    let short = Duration::from_secs(1);
     let ended = ask_as(&nodes[0], RequestBody::Write(write(&key, "one")), short, Origin::Client).await;
     let Err(Failure::Indeterminate { acks, why, .. }) = ended else { panic!("{ended:?}") };
     assert_eq!(acks, Acks { primary: 2, fallback: 0 });
@@ -332,10 +341,11 @@ async fn a_fallback_coordinates_when_no_primary_serves_and_its_hint_is_found() {
 async fn a_retry_goes_where_its_write_has_gone() {
     let nodes = five().await;
     let (key, other) = (key_in(&nodes[0], PARTITION, 0), &nodes[4]);
+    connect(other, &nodes).await;
     for node in &nodes[..3] {
         node.is(Manner::Silent);
     }
-    let short = Duration::from_millis(300);
+    let short = Duration::from_secs(1);
     let one = Write { w: Some(Quorum::One), ..write(&key, "one") };
     let lost = ask_as(other, RequestBody::Write(one.clone()), short, Origin::Client).await;
     assert!(matches!(lost, Err(Failure::Indeterminate { need: 1, .. })), "{lost:?}");
@@ -344,7 +354,7 @@ async fn a_retry_goes_where_its_write_has_gone() {
     for node in &nodes[..3] {
         node.is(Manner::Refuses);
     }
-    let again = Write { first_sent_ms: Some(300), ..one.clone() };
+    let again = Write { first_sent_ms: Some(1000), ..one.clone() };
     let unknown = put(other, again.clone()).await.expect_err("only one may know");
     let Failure::Indeterminate { why, .. } = &unknown else { panic!("{unknown:?}") };
     assert!(why.contains("may have minted an earlier attempt"), "{why}");

@@ -583,6 +583,7 @@ mod tests {
                 })
                 .collect();
             let ring = Ring::build(&members, n, partitions).expect("builds");
+            assert!(ring.members().is_sorted());
             let mut text = String::new();
             for partition in (0..partitions).map(Partition) {
                 text.extend(ring.preference_list(partition).iter().map(|node| node.to_string() + " "));
