@@ -1,4 +1,32 @@
 //! The pure core: std, bytes, serde and hashing. It knows no tokio, quinn, sled, socket, clock or global randomness.
+//!
+//! # The rules of versions
+//!
+//! Comments and tests name them. `tests/record_model.rs` leaves each of them out in turn and finds what goes wrong then.
+//!
+//! - **V1 An actor never outlives its records.** An actor is (node, random incarnation), drawn in memory for one partition; it is given
+//!   up before a record or a hint of the partition is lost or dropped in any way other than a mint or a merge, and never used again
+//!   after a restart. What was lost is noted once for each record that is found to be corrupt, and each such loss begins the recovery of
+//!   its partition anew: what other owners had told before need not cover it.
+//! - **V2 One mint.** One coordinator mints the dot of a write, at a node that then holds the record, under the key's lock: it drops what
+//!   the writer's context covers, joins that context and the new dot, and adds the value. Everybody else only merges.
+//! - **V3 Merge** keeps the dots that both sides have and each dot that the other side's context does not cover; contexts join. Whoever
+//!   sends a context names every dot of its record.
+//! - **V4 A reply's context covers what its client has seen, and no more.**
+//! - **V5 A context belongs to one key of one cluster.** One that knows later dots of an actor than that actor has minted is not believed:
+//!   a coordinator that is shown one draws a new actor; a replica that merges one draws a new actor too, and keeps the values that the
+//!   claim would replace, under new dots.
+//! - **V6 Retries.** Every write has an operation id. A coordinator looks for it among the record's dots, then among the operations that
+//!   it remembers as superseded, and mints only if neither has it. Where it may have forgotten - it has started, lost or dropped
+//!   something, or evicted an operation since the first attempt was sent - its answer is "unknown", unless it has been up all the time
+//!   and its record proves that no earlier attempt was minted here. A merge drops dots of operations that were superseded in that
+//!   record.
+//!
+//! # The rules of reading what was lost
+//!
+//! R + W > N promises to a read of R every write that N - R + 1 owners have acknowledged. A replica that has lost something answers
+//! such a read when it has exchanged what it lost with enough owners to have heard of all these writes (see [`crate::recovery`]); a
+//! monotonic read returns what N - R + 1 owners hold ([`quorum::write_back`]).
 
 pub mod bootstrap;
 mod compact;
