@@ -458,6 +458,10 @@ const INTERVAL: &[u8] = b"interval";
 const _: () = assert!(LEAVES == 256, "leaves are stored in 32 bytes");
 
 #[cfg(test)]
+#[path = "recovery_test.rs"]
+mod steps;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::MemoryStore;

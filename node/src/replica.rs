@@ -1161,3 +1161,7 @@ const CORRUPT_MAX: usize = 1 << 16;
 #[cfg(test)]
 #[path = "replica_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "replica_loss_test.rs"]
+mod losses;

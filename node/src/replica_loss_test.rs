@@ -1,0 +1,439 @@
+//! What a replica does when its store fails, lies or has lost something.
+
+use std::fmt;
+
+use super::*;
+use crate::by_hand::{data_key, record};
+use crate::recovery::Doubt;
+use crate::store::{Durability, MemoryStore, Stats, Writes};
+
+const P: Partition = Partition(0);
+
+/// How an insert into the data ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inserts {
+    Well,
+    /// It says that there is no room, and has taken it.
+    FullAndThere,
+    /// It says that it has failed, and has taken it.
+    FailedAndThere,
+}
+
+/// A store that does what a test wants.
+struct Odd {
+    memory: MemoryStore,
+    inserts: Mutex<Inserts>,
+    /// No note is taken.
+    no_notes: AtomicBool,
+    no_syncs: AtomicBool,
+    /// Happens while the next record is read.
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl fmt::Debug for Odd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Odd")
+    }
+}
+
+fn gone() -> StoreError {
+    StoreError::Io("the disk has gone".into())
+}
+
+impl Store for Odd {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let read = self.memory.get(tree, key);
+        let meanwhile = if tree == Tree::Data { lock(&self.meanwhile).take() } else { None };
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        read
+    }
+    fn insert(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if tree == Tree::Meta && self.no_notes.load(Ordering::Relaxed) {
+            return Err(gone());
+        }
+        self.memory.insert(tree, key, value)?;
+        match (tree, *lock(&self.inserts)) {
+            (Tree::Data, Inserts::FullAndThere) => Err(StoreError::Full("no space left".into())),
+            (Tree::Data, Inserts::FailedAndThere) => Err(gone()),
+            _ => Ok(()),
+        }
+    }
+    fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), StoreError> {
+        self.memory.remove(tree, key)
+    }
+    fn scan(
+        &self,
+        tree: Tree,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.memory.scan(tree, from, to, limit, bytes_max)
+    }
+    fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.memory.keys(tree, from, to, limit)
+    }
+    fn sync(&self) -> Result<(), StoreError> {
+        if self.no_syncs.load(Ordering::Relaxed) { Err(gone()) } else { self.memory.sync() }
+    }
+    fn writes(&self) -> Option<Writes> {
+        self.memory.writes()
+    }
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
+}
+
+struct Setup {
+    store: Arc<Odd>,
+    replica: Replica,
+}
+
+/// A replica of so many partitions; all keys are in [`P`] if there is one.
+fn setup(partitions: u16) -> Setup {
+    let store = Arc::new(Odd {
+        memory: MemoryStore::new(),
+        inserts: Mutex::new(Inserts::Well),
+        no_notes: AtomicBool::new(false),
+        no_syncs: AtomicBool::new(false),
+        meanwhile: Mutex::default(),
+    });
+    let interval = Duration::from_millis(100);
+    let (executor, durability) = (Executor::Inline, Durability::Always);
+    let committer = Committer::start(store.clone(), executor.clone(), durability, interval, Arc::new(|_| {}));
+    let recovery = Recovery::open(store.clone()).expect("readable");
+    let node = NodeId::new("n1").expect("legal");
+    let replica = Replica::new(node, store.clone(), executor, committer, Random::from_seed(7), recovery);
+    replica.set_partitions(partitions);
+    Setup { store, replica }
+}
+
+fn key(text: &str) -> Blob {
+    Blob::copy_from(text.as_bytes())
+}
+
+impl Setup {
+    async fn put(&self, name: &str, op: u128, cause: &Context) -> Result<Minted, MintError> {
+        self.replica.mint(P, &key(name), OpId(op), Some(key("v")), cause.clone()).await
+    }
+
+    async fn merge(&self, name: &str, record: &Record) -> Merged {
+        self.replica.merge(P, &key(name), record.clone()).await.expect("merged")
+    }
+
+    /// The record of a key rots.
+    fn rot(&self, name: &str) {
+        assert!(self.store.memory.flip_bit(Tree::Data, &data_key(name.as_bytes())), "there is a record");
+    }
+
+    fn leaf(&self, name: &str) -> Leaves {
+        [merkle::leaf_of(key_hash(name.as_bytes()), 1)].into_iter().collect()
+    }
+
+    fn is_lost(&self, name: &str) -> bool {
+        self.replica.recovery().is_lost(P, &self.leaf(name))
+    }
+
+    /// Another owner has told all that there is.
+    async fn recovered(&self) {
+        let lost = self.replica.recovery().lost(P).expect("something is lost");
+        let other = NodeId::new("n2").expect("legal");
+        assert!(self.replica.exchanged(P, lost, other, Leaves::NONE, 1, 2).await.expect("noted"));
+    }
+}
+
+#[tokio::test]
+async fn an_empty_key_is_none() {
+    let one = setup(1);
+    let empty = Blob::default();
+    assert_eq!(one.replica.read(&empty).await, Err(NotApplied::EmptyKey));
+    let merged = one.replica.merge(P, &empty, record(1, "v")).await.map(|merged| merged.changed);
+    assert_eq!(merged, Err(NotApplied::EmptyKey));
+}
+
+#[tokio::test]
+#[should_panic(expected = "a key of another partition")]
+async fn a_mint_in_another_partition_is_a_mistake() {
+    let one = setup(4);
+    let other = Partition((Partition::of(key_hash(b"k"), 4).0 + 1) % 4);
+    let _ = one.replica.mint(other, &key("k"), OpId(1), None, Context::new()).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "a key of another partition")]
+async fn a_merge_in_another_partition_is_a_mistake() {
+    let one = setup(4);
+    let other = Partition((Partition::of(key_hash(b"k"), 4).0 + 1) % 4);
+    let _ = one.replica.merge(other, &key("k"), record(1, "v")).await;
+}
+
+#[tokio::test]
+async fn nothing_is_settled_or_synced_by_a_disk_that_has_gone() {
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    one.store.no_syncs.store(true, Ordering::Relaxed);
+    for refused in [one.replica.settled().await, one.replica.sync().await] {
+        assert!(refused.expect_err("no sync").to_string().contains("the disk has gone"));
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_was_full_and_has_the_record_all_the_same_leaves_the_outcome_open() {
+    let one = setup(1);
+    *lock(&one.store.inserts) = Inserts::FullAndThere;
+    let unknown = one.put("k", 1, &Context::new()).await.expect_err("full");
+    assert!(matches!(unknown, MintError::Unknown(_)), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_merge_that_failed_and_is_there_has_replaced_what_it_replaces() {
+    let one = setup(1);
+    let first = one.put("k", 1, &Context::new()).await.expect("minted");
+    let second = setup(1).replica.clone();
+    second.merge(P, &key("k"), first.record.clone()).await.expect("merged");
+    let second = second.mint(P, &key("k"), OpId(2), Some(key("w")), first.context).await.expect("minted").record;
+    *lock(&one.store.inserts) = Inserts::FailedAndThere;
+    let failed = one.replica.merge(P, &key("k"), second).await.expect_err("failed").to_string();
+    assert!(failed.contains("the merge can be repeated"), "{failed}");
+    *lock(&one.store.inserts) = Inserts::Well;
+    assert!(one.put("k", 1, &Context::new()).await.expect("known").repeated, "it was replaced");
+}
+
+#[tokio::test]
+async fn after_an_insert_that_failed_nobody_knows_the_sum_of_its_leaf() {
+    let one = setup(1);
+    one.replica.rebuild(P).await.expect("readable");
+    *lock(&one.store.inserts) = Inserts::FailedAndThere;
+    one.put("k", 1, &Context::new()).await.expect_err("failed");
+    assert_eq!(one.replica.trees().unknown(P), one.leaf("k"));
+}
+
+#[tokio::test]
+async fn the_context_of_the_record_is_bounded_also_for_who_has_not_seen_it() {
+    let one = setup(1);
+    let mut wide = Record::default();
+    for incarnation in 0..7000 {
+        wide.context.advance(Actor { node: NodeId::new("n9").expect("legal"), incarnation }, 1);
+    }
+    one.merge("k", &wide).await;
+    let refused = one.put("k", 1, &Context::new()).await.expect_err("refused");
+    let MintError::NotApplied(NotApplied::TooLarge { what, .. }) = &refused else { panic!("{refused:?}") };
+    assert_eq!(what, "context");
+}
+
+#[tokio::test]
+async fn what_a_read_or_a_merge_finds_corrupt_is_noted_as_lost_each_time() {
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    one.rot("k");
+    assert!(one.merge("k", &record(1, "v")).await.was_corrupt, "nobody had looked before");
+    assert!(one.is_lost("k"));
+    assert_eq!(one.replica.stats().corrupt, 1);
+    one.recovered().await;
+    one.rot("k");
+    one.replica.read(&key("k")).await.expect_err("corrupt");
+    assert!(one.is_lost("k"));
+    assert_eq!(one.replica.stats().corrupt, 2, "it has rotted a second time");
+    // Known to be corrupt, and recovered as far as others could tell: what takes its place is no better than before.
+    one.recovered().await;
+    assert!(one.merge("k", &record(1, "v")).await.was_corrupt);
+    assert!(one.is_lost("k"));
+    let stats = one.replica.stats();
+    assert_eq!((stats.corrupt, stats.merged, stats.unchanged), (2, 3, 0));
+}
+
+#[tokio::test]
+async fn an_actor_is_given_up_when_a_record_of_its_partition_is_found_corrupt_and_when_it_is_replaced() {
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    let before = one.put("other", 1, &Context::new()).await.expect("minted").dot.actor;
+    one.rot("k");
+    one.replica.read(&key("k")).await.expect_err("corrupt");
+    let between = one.put("other", 2, &Context::new()).await.expect("minted").dot.actor;
+    assert_ne!(between, before);
+    one.merge("k", &record(1, "v")).await;
+    let after = one.put("other", 3, &Context::new()).await.expect("minted").dot.actor;
+    assert_ne!(after, between);
+}
+
+#[tokio::test]
+async fn the_sum_of_a_leaf_is_in_doubt_when_a_corrupt_record_is_found_and_when_it_is_replaced() {
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    one.replica.rebuild(P).await.expect("readable");
+    one.rot("k");
+    one.replica.read(&key("k")).await.expect_err("corrupt");
+    assert_eq!(one.replica.trees().unknown(P), one.leaf("k"));
+    one.replica.rebuild(P).await.expect("readable");
+    assert!(one.replica.trees().unknown(P).is_empty());
+    one.merge("k", &record(1, "v")).await;
+    assert_eq!(one.replica.trees().unknown(P), one.leaf("k"));
+    one.merge("k", &record(2, "w")).await;
+    one.replica.rebuild(P).await.expect("readable");
+    assert!(one.replica.trees().unknown(P).is_empty());
+}
+
+#[tokio::test]
+async fn a_loss_that_cannot_be_noted_is_noted_when_it_is_seen_again() {
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    one.rot("k");
+    one.store.no_notes.store(true, Ordering::Relaxed);
+    one.replica.read(&key("k")).await.expect_err("corrupt");
+    assert!(!one.is_lost("k"));
+    let refused = one.replica.merge(P, &key("k"), record(1, "v")).await.expect_err("the loss is noted first");
+    assert!(refused.to_string().contains("the disk has gone"), "{refused}");
+    one.store.no_notes.store(false, Ordering::Relaxed);
+    one.replica.read(&key("k")).await.expect_err("corrupt");
+    assert!(one.is_lost("k"));
+}
+
+#[tokio::test]
+async fn a_page_with_a_corrupt_record_is_refused_and_the_record_is_found() {
+    let one = setup(1);
+    for number in 0..5 {
+        one.merge(&format!("key {number}"), &record(number, "v")).await;
+    }
+    one.rot("key 3");
+    one.replica.range(P, None, 10).await.expect_err("corrupt");
+    assert!(one.is_lost("key 3"));
+}
+
+#[tokio::test]
+async fn what_was_read_while_it_was_lost_is_not_told() {
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    let (recovery, leaf) = (one.replica.recovery().clone(), one.leaf("k"));
+    let lose = move || recovery.lose(P, &leaf, Reason::Corrupt).expect("room");
+    *lock(&one.store.meanwhile) = Some(Box::new(lose));
+    let refused = one.replica.read(&key("k")).await.expect_err("lost in between");
+    assert!(matches!(refused, NotApplied::NotServing { .. }), "{refused}");
+    // What is lost elsewhere costs a second look.
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    let elsewhere = Leaves::ALL.without(&one.leaf("k"));
+    let recovery = one.replica.recovery().clone();
+    let lose = move || recovery.lose(P, &elsewhere, Reason::Corrupt).expect("room");
+    *lock(&one.store.meanwhile) = Some(Box::new(lose));
+    assert_eq!(one.replica.read(&key("k")).await, Ok(Some(record(1, "v"))));
+}
+
+#[tokio::test]
+async fn a_page_that_is_full_to_the_byte_is_not_the_last_one() {
+    let one = setup(1);
+    let mut keys: Vec<String> = (0..6).map(|number| format!("key {number}")).collect();
+    keys.sort_by_key(|key| key_hash(key.as_bytes()));
+    let around = |key: &str, len: usize| HASH_LEN + key.len() + record(1, &"v".repeat(len)).encoded_len();
+    let mut left = PAGE_BYTES;
+    for (at, key) in keys[..5].iter().enumerate() {
+        let mut len = 900_000;
+        while at == 4 && around(key, len) > left {
+            len -= around(key, len) - left;
+        }
+        left -= around(key, len);
+        one.merge(key, &record(1, &"v".repeat(len))).await;
+    }
+    assert_eq!(left, 0, "five records fill a page");
+    one.merge(&keys[5], &record(1, "v")).await;
+    let (page, last) = one.replica.range(P, None, 100).await.expect("readable");
+    assert_eq!((page.len(), last), (5, false));
+    let (page, last) = one.replica.range(P, Some(&page[4].0), 100).await.expect("readable");
+    assert_eq!((page.len(), last), (1, true));
+    let (page, last) = one.replica.range(P, None, 0).await.expect("readable");
+    assert_eq!((page.len(), last), (1, false), "a page of nothing would never end");
+}
+
+#[tokio::test]
+async fn a_page_after_the_end_of_a_partition_is_the_last_and_empty() {
+    let one = setup(4);
+    let later = (0..).map(|number| key(&format!("key {number}")));
+    let later = later.into_iter().find(|key| Partition::of(key_hash(key), 4) == Partition(3)).expect("one is there");
+    assert_eq!(one.replica.range(P, Some(&later), 10).await, Ok((Vec::new(), true)));
+}
+
+#[tokio::test]
+async fn two_values_of_one_dot_are_an_incident() {
+    let one = setup(1);
+    one.merge("k", &record(1, "one value")).await;
+    assert_eq!(one.replica.stats().incidents, 0);
+    one.merge("k", &record(1, "another")).await;
+    assert_eq!(one.replica.stats().incidents, 1);
+    let samples = one.replica.stats().samples();
+    let sample = |name: &str| samples.iter().find(|sample| sample.name == name).map(|sample| sample.value);
+    assert_eq!((sample("incidents"), sample("merges_changed"), sample("writes_minted")), (Some(1), Some(2), Some(0)));
+}
+
+#[tokio::test]
+async fn nothing_is_the_digest_of_nothing() {
+    let one = setup(1);
+    let merged = one.merge("k", &Record::default()).await;
+    assert_eq!((merged.changed, merged.digest), (false, 0));
+}
+
+#[tokio::test]
+async fn a_retry_of_unknown_age_is_minted_by_nobody_who_may_have_forgotten() {
+    let one = setup(1);
+    one.put("k", 1, &Context::new()).await.expect("minted");
+    let operation = Operation { id: OpId(2), first_sent: Some(Duration::MAX) };
+    let refused = one.replica.mint(P, &key("k"), operation, Some(key("v")), Context::new()).await;
+    assert_eq!(refused.expect_err("it is too old"), MintError::Forgotten);
+}
+
+#[tokio::test]
+async fn a_disk_that_was_set_back_has_lost_everything_durably() {
+    let one = setup(1);
+    one.replica.recovery().doubt(Doubt::SetBack);
+    one.store.no_syncs.store(true, Ordering::Relaxed);
+    one.replica.set_back(vec![P]).await.expect_err("no sync");
+    one.replica.still_speaks(b"k").expect_err("the doubt stays");
+    assert_eq!(one.replica.recovery().partitions(), []);
+    one.store.no_syncs.store(false, Ordering::Relaxed);
+    one.replica.set_back(vec![P]).await.expect("noted");
+    assert_eq!(one.replica.recovery().recovering(P), Leaves::ALL);
+    assert_eq!(one.replica.recovery().partitions(), [P], "no doubt is left");
+    assert_eq!(one.replica.recovery().reason(P, 9), Some(Reason::RolledBack));
+}
+
+#[test]
+fn an_operation_is_remembered_by_its_first_dot_for_its_window() {
+    let start = Instant::now();
+    let mut operations = Operations::new(start);
+    let dot = |counter| Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter };
+    operations.remember((P, 1), OpId(1), dot(1), start);
+    operations.remember((P, 1), OpId(1), dot(2), start + OPERATION_WINDOW / 2);
+    let last = start + OPERATION_WINDOW - Duration::from_nanos(1);
+    assert_eq!(operations.dot_of((P, 1), &OpId(1), last), Some(dot(1)));
+    let end = start + OPERATION_WINDOW;
+    assert_eq!(operations.dot_of((P, 1), &OpId(1), end), None);
+    operations.remember((P, 1), OpId(1), dot(3), end);
+    assert_eq!(operations.dot_of((P, 1), &OpId(1), end), Some(dot(3)));
+    // Whatever is over goes as soon as something else is remembered.
+    operations.remember((P, 1), OpId(2), dot(4), end + OPERATION_WINDOW);
+    assert_eq!((operations.known.len(), operations.order.len()), (1, 1));
+}
+
+#[test]
+fn what_is_forgotten_of_a_key_or_a_partition_is_all_of_it() {
+    let start = Instant::now();
+    let mut operations = Operations::new(start);
+    let dot = Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter: 1 };
+    let (one, two) = (Partition(1), Partition(2));
+    let least_and_most = [0, u128::MAX];
+    for (partition, key, op) in least_and_most.iter().flat_map(|key| least_and_most.map(|op| (one, *key, op))) {
+        operations.remember((partition, key), OpId(op), dot, start);
+        operations.remember((two, key), OpId(op), dot, start);
+    }
+    let now = start + TRAVEL_MAX + Duration::from_secs(100);
+    let remembers =
+        |operations: &Operations, partition| operations.remembers_since(partition, Duration::from_secs(90), now);
+    assert!(remembers(&operations, one) && remembers(&operations, two));
+    operations.forget_key((one, 0), start + Duration::from_secs(20));
+    assert_eq!(operations.known.len(), 6);
+    assert!(!remembers(&operations, one) && remembers(&operations, two));
+    operations.forget_partition(two, start + Duration::from_secs(20));
+    assert_eq!(operations.known.len(), 2);
+    assert!(!remembers(&operations, two));
+}
