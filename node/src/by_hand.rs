@@ -40,6 +40,7 @@ pub(crate) struct Kind {
     pub(crate) r: u8,
     pub(crate) w: u8,
     pub(crate) mechanisms: Mechanisms,
+    pub(crate) durability: Durability,
 }
 
 impl Kind {
@@ -47,7 +48,7 @@ impl Kind {
     pub(crate) const fn of(n: u8) -> Self {
         let majority = n / 2 + 1;
         let mechanisms = Mechanisms { fallbacks: false, read_repair: true };
-        Self { nodes: n as usize, n, r: majority, w: majority, mechanisms }
+        Self { nodes: n as usize, n, r: majority, w: majority, mechanisms, durability: Durability::Group }
     }
 
     /// Five nodes and three replicas of each record, with stand-ins.
@@ -67,6 +68,8 @@ pub(crate) struct Node {
     pub(crate) current: Arc<Current>,
     pub(crate) peers: Peers,
     pub(crate) layouts: Layouts,
+    /// Tells how far its disk is.
+    pub(crate) committer: Committer,
     pub(crate) liveness: watch::Sender<Arc<Liveness>>,
     heard: Arc<Heard>,
     _bare: Bare,
@@ -111,9 +114,8 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
         layouts::store_chosen(&store, layout.clone());
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let failed = Arc::new(|why| panic!("{why}"));
-        let (executor, durability) = (Executor::Inline, Durability::Group);
-        let committer =
-            Committer::start(shared.clone(), executor.clone(), durability, Duration::from_secs(1), failed.clone());
+        let (executor, seldom) = (Executor::Inline, Duration::from_secs(3600));
+        let committer = Committer::start(shared.clone(), executor.clone(), kind.durability, seldom, failed.clone());
         let random = Random::from_seed(at as u64 + 1);
         let recovery = Recovery::open(shared.clone()).expect("readable");
         let replica = Replica::new(me, shared.clone(), executor.clone(), committer.clone(), random.fork(), recovery);
@@ -150,7 +152,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
             membership,
             replica: replica.clone(),
             peers: bare.peers.clone(),
-            beacons: Beacons::open(&store, 1, committer),
+            beacons: Beacons::open(&store, 1, committer.clone()),
             random,
         });
         let service = ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone());
@@ -186,6 +188,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
             current,
             peers,
             layouts,
+            committer,
             liveness,
             heard,
             _bare: bare,

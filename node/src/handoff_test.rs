@@ -112,3 +112,68 @@ async fn what_is_kept_is_handed_over_by_itself_and_told_until_then() {
     assert!(nodes[0].held(&key_in(&nodes[0], PARTITION, 2)).await.is_some());
     handoff.shutdown();
 }
+
+#[tokio::test]
+async fn a_target_is_handed_one_page_at_a_time_and_the_pace_is_told_while_it_goes_on() {
+    let (nodes, courier) = kept().await;
+    nodes[0].is(Manner::Silent);
+    let handoff = Handoff::start(courier.parts);
+    nodes[3].believes_down(&[]);
+    let pages = |node: &Node| node.asked().iter().filter(|(_, body)| body.name() == "handoff").count();
+    while pages(&nodes[0]) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // It looks for work again and again, also when another target has ended or liveness changes.
+    for _ in 0..3 {
+        nodes[3].believes_down(&[]);
+        tokio::time::sleep(LOOK_EVERY / 2).await;
+    }
+    assert_eq!(pages(&nodes[0]), 0, "the first page is still on its way");
+    let pace = |node: &Node| {
+        let status = handoff.status(12);
+        status.into_iter().find(|kept| kept.target == node.id).map(|kept| kept.per_second)
+    };
+    lock(&handoff.0.progress).get_mut(&nodes[0].id).expect("it goes on").per_second = 5;
+    assert_eq!(pace(&nodes[0]), Some(5));
+    lock(&handoff.0.progress).get_mut(&nodes[0].id).expect("it goes on").running = false;
+    assert_eq!(pace(&nodes[0]), Some(0));
+    nodes[0].is(Manner::Answers);
+    handoff.shutdown();
+}
+
+#[tokio::test]
+async fn a_hint_that_grows_while_it_is_handed_over_stays_and_is_the_oldest_that_is_left() {
+    let (nodes, courier) = kept().await;
+    let (target, key) = (nodes[0].id, key_in(&nodes[3], PARTITION, 1));
+    nodes[0].is(Manner::Silent);
+    let grow = async {
+        while !nodes[0].asked().iter().any(|(_, body)| body.name() == "handoff") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        nodes[3].replica.keep_hint(PARTITION, &key, target, record(9, "w"), 7).await.expect("room");
+        nodes[3].replica.note_oldest_hint(target, 1);
+        nodes[0].is(Manner::Answers);
+    };
+    let (delivered, ()) = tokio::join!(courier.deliver(target), grow);
+    assert_eq!(delivered, Ok(2));
+    let left = nodes[3].replica.hint_totals()[&target];
+    assert_eq!((left.count, left.oldest_ms), (1, 5), "it was begun when it was first kept");
+    assert_eq!(courier.deliver(target).await, Ok(1));
+    assert_eq!(nodes[0].held(&key).await.expect("held").value_count(), 2);
+}
+
+#[tokio::test]
+async fn a_fallback_gives_up_its_actor_with_a_hint_and_an_owner_does_not() {
+    let (nodes, courier) = kept().await;
+    let (keeper, key) = (&nodes[3].replica, key_in(&nodes[3], PARTITION, 7));
+    let primaries = nodes[0].current.ring.primaries(PARTITION).to_vec();
+    let mint = async |op| {
+        let (value, cause) = (Some(Blob::copy_from(b"v")), crate::core::version::Context::new());
+        let (op, place) = (quorate_client::ids::OpId(op), (primaries.clone(), nodes[1].id));
+        keeper.mint_in_hint(PARTITION, &key, op, value, cause, place, 5).await.expect("room").dot.actor
+    };
+    let before = mint(1).await;
+    assert_eq!(mint(2).await, before);
+    assert_eq!(courier.deliver(nodes[0].id).await, Ok(3));
+    assert_ne!(mint(3).await, before, "dots that it has minted may have gone");
+}

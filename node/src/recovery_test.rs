@@ -138,7 +138,7 @@ fn a_partition_that_has_lost_something_has_lost_it_for_this_life() {
     let again = recovery(&store);
     assert!(again.progress().is_some(), "one is left of one");
     let lost = again.lost(P).expect("lost");
-    assert!(again.exchanged(P, lost, node(1), &Leaves::NONE, 1, 2).expect("room"));
+    assert!(again.exchanged(P, lost, node(1), &Leaves::NONE, 1, 1).expect("room"));
     assert!(again.has_lost(P) && !again.has_lost(Q));
     assert!(!recovery(&store).has_lost(P), "the next one finds nothing");
     lose(&again, Q, &[3], Reason::Corrupt);

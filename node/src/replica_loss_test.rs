@@ -26,6 +26,7 @@ struct Odd {
     /// No note is taken.
     no_notes: AtomicBool,
     no_syncs: AtomicBool,
+    no_removes: AtomicBool,
     /// Happens while the next record is read.
     meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -61,7 +62,7 @@ impl Store for Odd {
         }
     }
     fn remove(&self, tree: Tree, key: &[u8]) -> Result<(), StoreError> {
-        self.memory.remove(tree, key)
+        if self.no_removes.load(Ordering::Relaxed) { Err(gone()) } else { self.memory.remove(tree, key) }
     }
     fn scan(
         &self,
@@ -90,6 +91,8 @@ impl Store for Odd {
 struct Setup {
     store: Arc<Odd>,
     replica: Replica,
+    /// Why the node must end.
+    told: Arc<Mutex<Vec<String>>>,
 }
 
 /// A replica of so many partitions; all keys are in [`P`] if there is one.
@@ -99,23 +102,42 @@ fn setup(partitions: u16) -> Setup {
         inserts: Mutex::new(Inserts::Well),
         no_notes: AtomicBool::new(false),
         no_syncs: AtomicBool::new(false),
+        no_removes: AtomicBool::new(false),
         meanwhile: Mutex::default(),
     });
     let interval = Duration::from_millis(100);
     let (executor, durability) = (Executor::Inline, Durability::Always);
-    let committer = Committer::start(store.clone(), executor.clone(), durability, interval, Arc::new(|_| {}));
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let calls = told.clone();
+    let fatal = Arc::new(move |why| lock(&calls).push(why));
+    let committer = Committer::start(store.clone(), executor.clone(), durability, interval, fatal);
     let recovery = Recovery::open(store.clone()).expect("readable");
     let node = NodeId::new("n1").expect("legal");
     let replica = Replica::new(node, store.clone(), executor, committer, Random::from_seed(7), recovery);
-    replica.set_partitions(partitions);
-    Setup { store, replica }
+    if partitions > 0 {
+        replica.set_partitions(partitions);
+    }
+    Setup { store, replica, told }
 }
 
 fn key(text: &str) -> Blob {
     Blob::copy_from(text.as_bytes())
 }
 
+fn target() -> NodeId {
+    NodeId::new("n9").expect("legal")
+}
+
 impl Setup {
+    async fn hint(&self, name: &str, record: &Record) {
+        self.replica.keep_hint(P, &key(name), target(), record.clone(), 5).await.expect("room");
+    }
+
+    /// What lies in the store for others.
+    fn hints(&self) -> Vec<(Bytes, Bytes)> {
+        self.store.memory.scan(Tree::Hints, b"", None, 1000, usize::MAX).expect("readable")
+    }
+
     async fn put(&self, name: &str, op: u128, cause: &Context) -> Result<Minted, MintError> {
         self.replica.mint(P, &key(name), OpId(op), Some(key("v")), cause.clone()).await
     }
@@ -148,7 +170,14 @@ impl Setup {
 #[tokio::test]
 async fn an_empty_key_is_none() {
     let one = setup(1);
-    let empty = Blob::default();
+    let (empty, place) = (Blob::default(), (vec![target()], target()));
+    let (large, nothing) = (Some(Blob::copy_from(&vec![0; VALUE_LEN_MAX + 1])), Context::new());
+    let minted = one.replica.mint_in_hint(P, &empty, OpId(1), None, nothing.clone(), place.clone(), 5).await;
+    assert_eq!(minted.expect_err("refused"), MintError::NotApplied(NotApplied::EmptyKey));
+    let minted = one.replica.mint_in_hint(P, &key("k"), OpId(1), large, nothing, place, 5).await;
+    assert!(minted.expect_err("refused").to_string().contains("value"));
+    assert_eq!(one.replica.hinted(P, &empty, &[target()]).await, Err(NotApplied::EmptyKey));
+    one.replica.keep_hint(P, &empty, target(), record(1, "v"), 5).await.expect_err("refused");
     assert_eq!(one.replica.read(&empty).await, Err(NotApplied::EmptyKey));
     let merged = one.replica.merge(P, &empty, record(1, "v")).await.map(|merged| merged.changed);
     assert_eq!(merged, Err(NotApplied::EmptyKey));
@@ -298,7 +327,7 @@ async fn a_page_with_a_corrupt_record_is_refused_and_the_record_is_found() {
         one.merge(&format!("key {number}"), &record(number, "v")).await;
     }
     one.rot("key 3");
-    one.replica.range(P, None, 10).await.expect_err("corrupt");
+    one.replica.range(P, None, 10, Reading::AboveFloor).await.expect_err("corrupt");
     assert!(one.is_lost("key 3"));
 }
 
@@ -338,11 +367,11 @@ async fn a_page_that_is_full_to_the_byte_is_not_the_last_one() {
     }
     assert_eq!(left, 0, "five records fill a page");
     one.merge(&keys[5], &record(1, "v")).await;
-    let (page, last) = one.replica.range(P, None, 100).await.expect("readable");
+    let (page, last) = one.replica.range(P, None, 100, Reading::AboveFloor).await.expect("readable");
     assert_eq!((page.len(), last), (5, false));
-    let (page, last) = one.replica.range(P, Some(&page[4].0), 100).await.expect("readable");
+    let (page, last) = one.replica.range(P, Some(&page[4].0), 100, Reading::AboveFloor).await.expect("readable");
     assert_eq!((page.len(), last), (1, true));
-    let (page, last) = one.replica.range(P, None, 0).await.expect("readable");
+    let (page, last) = one.replica.range(P, None, 0, Reading::AboveFloor).await.expect("readable");
     assert_eq!((page.len(), last), (1, false), "a page of nothing would never end");
 }
 
@@ -351,7 +380,7 @@ async fn a_page_after_the_end_of_a_partition_is_the_last_and_empty() {
     let one = setup(4);
     let later = (0..).map(|number| key(&format!("key {number}")));
     let later = later.into_iter().find(|key| Partition::of(key_hash(key), 4) == Partition(3)).expect("one is there");
-    assert_eq!(one.replica.range(P, Some(&later), 10).await, Ok((Vec::new(), true)));
+    assert_eq!(one.replica.range(P, Some(&later), 10, Reading::AboveFloor).await, Ok((Vec::new(), true)));
 }
 
 #[tokio::test]
@@ -388,7 +417,7 @@ async fn a_disk_that_was_set_back_has_lost_everything_durably() {
     one.replica.recovery().doubt(Doubt::SetBack);
     one.store.no_syncs.store(true, Ordering::Relaxed);
     one.replica.set_back(vec![P]).await.expect_err("no sync");
-    one.replica.still_speaks(b"k").expect_err("the doubt stays");
+    one.replica.still_speaks(b"k", Reading::AboveFloor).expect_err("the doubt stays");
     assert_eq!(one.replica.recovery().partitions(), []);
     one.store.no_syncs.store(false, Ordering::Relaxed);
     one.replica.set_back(vec![P]).await.expect("noted");
@@ -436,4 +465,193 @@ fn what_is_forgotten_of_a_key_or_a_partition_is_all_of_it() {
     operations.forget_partition(two, start + Duration::from_secs(20));
     assert_eq!(operations.known.len(), 2);
     assert!(!remembers(&operations, two));
+}
+
+#[tokio::test]
+async fn hints_are_counted_to_the_byte_and_bounded_by_it() {
+    let one = setup(1);
+    let held = || one.hints().iter().map(|(key, value)| (key.len() + value.len()) as u64).sum::<u64>();
+    let counted = || {
+        let totals = one.replica.hint_totals();
+        totals.get(&target()).map_or((0, 0), |totals| (totals.count, totals.bytes))
+    };
+    one.hint("k", &record(1, "v")).await;
+    assert_eq!(counted(), (1, held()));
+    one.hint("k", &record(2, "a longer value")).await;
+    assert_eq!(counted(), (1, held()), "it has grown");
+    one.hint("l", &record(1, "v")).await;
+    assert_eq!(counted(), (2, held()));
+    assert_eq!((one.replica.stats().hints_kept, one.replica.stats().hint_bytes), (3, held()));
+    // As much again as the last one takes fits to the byte.
+    let (stored, value) = one.hints().into_iter().find(|(stored, _)| stored.ends_with(b"l")).expect("it is there");
+    let more = (stored.len() + value.len()) as u64;
+    one.replica.set_hint_bytes_max(held() + more - 1);
+    let refused = one.replica.keep_hint(P, &key("m"), target(), record(1, "v"), 5).await.expect_err("no room");
+    assert!(matches!(refused, NotApplied::Refused { .. }), "{refused}");
+    one.replica.set_hint_bytes_max(held() + more);
+    one.hint("m", &record(1, "v")).await;
+    assert_eq!(counted(), (3, held()));
+    let loaded = setup(1);
+    for (stored, value) in one.hints() {
+        loaded.store.memory.insert(Tree::Hints, &stored, &value).expect("room");
+    }
+    loaded.store.memory.insert(Tree::Hints, b"\x02n9garbage", b"garbage").expect("room");
+    loaded.replica.load_hints().await.expect("readable");
+    assert_eq!(loaded.replica.hint_totals(), one.replica.hint_totals());
+    assert_eq!((loaded.hints(), loaded.replica.stats().hints_damaged), (one.hints(), 1), "what is none is let go");
+}
+
+#[tokio::test]
+async fn hints_tell_from_outside_whose_they_are() {
+    let one = setup(1);
+    one.hint("k", &record(1, "v")).await;
+    let (stored, value) = one.hints().remove(0);
+    assert_eq!(decode_hint(&stored, &value), Ok((target(), Bytes::from_static(b"k"), record(1, "v"))));
+    assert_eq!(decode_hint(&stored.slice(..5), &value).map(|hint| hint.1), Ok(Bytes::new()), "a key that is cut off");
+    decode_hint(&Bytes::new(), &value).expect_err("it names nobody");
+    decode_hint(&stored, &value.slice(..7)).expect_err("it has no record");
+}
+
+#[tokio::test]
+async fn hints_of_other_keys_say_nothing_of_an_operation() {
+    let one = setup(1);
+    one.hint("k", &record(1, "v")).await;
+    let knows = async |name: &str, op| one.replica.knows_in_hints(P, &key(name), &[target()], OpId(op)).await;
+    assert_eq!((knows("k", 1).await, knows("k", 2).await, knows("l", 1).await), (Ok(true), Ok(false), Ok(false)));
+    one.replica.note_oldest_hint(target(), 9);
+    assert_eq!(one.replica.hint_totals()[&target()].oldest_ms, 9);
+}
+
+#[tokio::test]
+async fn a_damaged_hint_takes_the_actor_and_what_is_remembered_of_its_key_with_it() {
+    let one = setup(1);
+    let nothing = Context::new();
+    let mint = async |name: &str, op: u128, cause: &Context| {
+        let (value, place) = (Some(key("v")), (vec![target()], target()));
+        one.replica.mint_in_hint(P, &key(name), OpId(op), value, cause.clone(), place, 5).await.expect("minted")
+    };
+    let first = mint("k", 1, &nothing).await;
+    mint("k", 2, &first.context).await;
+    assert_eq!(one.replica.stats().operations, 1);
+    let rot = || {
+        let (stored, _) = one.hints().into_iter().find(|(stored, _)| stored.ends_with(b"k")).expect("it is there");
+        assert!(one.store.memory.flip_bit(Tree::Hints, &stored));
+    };
+    let page = async || one.replica.hint_page(target(), None, 10, 1 << 20).await;
+    rot();
+    assert_eq!(one.replica.hinted(P, &key("k"), &[target()]).await, Ok(None), "it is passed over");
+    assert_eq!(one.replica.stats().corrupt, 1);
+    let between = mint("other", 3, &nothing).await.dot.actor;
+    assert_ne!(between, first.dot.actor);
+    one.store.no_removes.store(true, Ordering::Relaxed);
+    page().await.expect_err("it cannot be let go");
+    assert!(lock(&one.told).is_empty(), "one failure is no reason to end");
+    one.store.no_syncs.store(true, Ordering::Relaxed);
+    page().await.expect_err("it cannot be let go");
+    assert_eq!(lock(&one.told).len(), 1, "an engine that is gone is found out");
+    one.store.no_removes.store(false, Ordering::Relaxed);
+    assert_eq!(page().await.expect("readable").hints.len(), 1, "the other one");
+    assert_eq!(one.replica.hint_totals()[&target()].count, 1);
+    assert_ne!(mint("other", 4, &nothing).await.dot.actor, between);
+    let again = mint("k", 5, &nothing).await;
+    mint("k", 6, &again.context).await;
+    assert_eq!(one.replica.stats().operations, 1, "the first one was forgotten");
+    rot();
+    page().await.expect("readable");
+    // The two attempts that failed are counted as well.
+    assert_eq!((one.replica.stats().operations, one.replica.stats().hints_damaged), (0, 4));
+    mint("k", 7, &nothing).await;
+    rot();
+    assert_eq!(one.replica.hinted(P, &key("k"), &[target()]).await, Ok(None));
+    assert_eq!(one.replica.stats().corrupt, 2, "another one that has rotted");
+}
+
+#[tokio::test]
+async fn a_delivered_hint_that_cannot_be_let_go_may_be_the_engines_end() {
+    let one = setup(1);
+    one.hint("k", &record(1, "v")).await;
+    let digest = record(1, "v").digest(b"k");
+    one.store.no_removes.store(true, Ordering::Relaxed);
+    one.store.no_syncs.store(true, Ordering::Relaxed);
+    one.replica.hint_delivered(P, &key("k"), target(), digest, false).await.expect_err("it stays");
+    assert_eq!((lock(&one.told).len(), one.replica.stats().hints_delivered), (1, 0));
+}
+
+#[tokio::test]
+async fn a_large_partition_is_summed_up_leaf_by_leaf_and_listed_to_its_end() {
+    let one = setup(1);
+    for number in 0..700 {
+        one.merge(&format!("key {number}"), &record(number, "v")).await;
+    }
+    let kept_in_step = setup(1);
+    kept_in_step.replica.rebuild(P).await.expect("readable");
+    assert!(kept_in_step.replica.trees().unknown(P).is_empty());
+    for number in 0..700 {
+        kept_in_step.merge(&format!("key {number}"), &record(number, "v")).await;
+    }
+    one.replica.rebuild(P).await.expect("readable");
+    assert!(one.replica.trees().unknown(P).is_empty());
+    assert_eq!(one.replica.trees().root(P), kept_in_step.replica.trees().root(P));
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let (page, done) = one.replica.list(P, &Leaves::ALL, after.as_ref(), 64).await.expect("readable");
+        assert!(page.len() <= 64);
+        found.extend(page.into_iter().map(|(key, _)| key));
+        after = found.last().cloned();
+        if done {
+            break;
+        }
+    }
+    assert_eq!(found.len(), 700);
+    assert!(found.is_sorted_by_key(|key| (key_hash(key), key.clone())));
+    // Leaves that lie apart, a page over both of them.
+    let some: Leaves = [10, 200].into_iter().collect();
+    let inside = |key: &&Blob| some.contains(merkle::leaf_of(key_hash(key), 1));
+    let expected: Vec<Blob> = found.iter().filter(inside).cloned().collect();
+    assert!(expected.len() >= 3, "{}", expected.len());
+    let (page, done) = one.replica.list(P, &some, None, 1000).await.expect("readable");
+    assert_eq!((page.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>(), done), (expected.clone(), true));
+    let (page, _) = one.replica.list(P, &some, None, expected.len() - 1).await.expect("readable");
+    assert_eq!(page.len(), expected.len() - 1, "no more than was asked for");
+}
+
+#[tokio::test]
+async fn before_there_is_a_layout_nothing_is_listed_and_nothing_summed_up() {
+    let one = setup(0);
+    one.replica.rebuild(P).await.expect("there is nothing to do");
+    one.replica.list(P, &Leaves::ALL, None, 10).await.expect_err("there is no layout yet");
+    assert_eq!(one.replica.scrub(P, None).await.expect("nothing to do").records, 0);
+}
+
+#[tokio::test]
+async fn a_start_is_judged_and_its_doubt_settled() {
+    let one = setup(1);
+    one.replica.recovery().doubt(Doubt::Layout);
+    let (here, named) = (quorate_client::ids::DiskId(2), Some(quorate_client::ids::DiskId(1)));
+    let facts = crate::recovery::Facts { disk: here, named, owned: vec![P], unclean: false, interval: false };
+    one.replica.decide(facts).await.expect("noted");
+    assert_eq!(one.replica.recovery().partitions(), [P]);
+}
+
+#[tokio::test]
+async fn what_is_remembered_of_other_disks_is_stored() {
+    let one = setup(1);
+    let (disk, store) = (quorate_client::ids::DiskId(1), &*one.store);
+    let beacons = crate::beacons::Beacons::open(store, 7, one.replica.0.committer.clone());
+    beacons.heard(crate::beacons::Speaker { node: target(), disk, life: 3 }, 12);
+    one.replica.save_beacons(&beacons).await;
+    let again = crate::beacons::Beacons::open(store, 8, one.replica.0.committer.clone());
+    assert_eq!(again.of(target()).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_closes_when_the_last_write_is_over() {
+    let one = setup(1);
+    let lock = one.replica.0.stripes[STRIPES - 1].clone().lock_owned().await;
+    let mut closing = std::pin::pin!(one.replica.close(1));
+    tokio::time::timeout(Duration::from_secs(1), &mut closing).await.expect_err("a write is under way");
+    drop(lock);
+    closing.await.expect("saved");
+    let refused = one.put("k", 1, &Context::new()).await.expect_err("closed");
+    assert!(refused.to_string().contains("shutting down"), "{refused}");
 }

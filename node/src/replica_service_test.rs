@@ -5,6 +5,7 @@ use quorate_client::ids::LayoutVersion;
 use super::*;
 use crate::by_hand::{self, Kind, Node, key_in, record};
 use crate::peer_wire::class;
+use crate::store::Durability;
 
 const PARTITION: Partition = Partition(2);
 const NOW: Label = Label { low: LayoutVersion(1), high: LayoutVersion(1) };
@@ -134,4 +135,51 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
     let range = PeerBody::FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10, r: 1 };
     let PeerReply::Range { entries, done: true } = ask(&nodes[0], &nodes[1], range).await else { panic!("one page") };
     assert_eq!((entries.len(), &entries[0].0), (1, &one));
+}
+
+/// Waits until a node has not been asked for anything by clients for a while.
+async fn idle(node: &Node) {
+    while node.coordinator.is_busy() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_busy_while_clients_are_served_through_it_and_by_nothing_else() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let (key, record) = (key_in(&nodes[0], PARTITION, 0), Blob(record(1, "one").encode()));
+    let fetch = PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable: false, r: 1 };
+    let replicate = PeerBody::Replicate { label: NOW, key: key.clone(), record: record.clone() };
+    for body in [fetch, replicate] {
+        idle(&nodes[1]).await;
+        ask(&nodes[0], &nodes[1], body).await;
+        assert!(nodes[1].coordinator.is_busy());
+    }
+    idle(&nodes[1]).await;
+    ask(&nodes[0], &nodes[1], PeerBody::Handoff { label: NOW, entries: vec![(key, record)] }).await;
+    assert!(!nodes[1].coordinator.is_busy(), "hints can wait for each other");
+}
+
+#[tokio::test]
+async fn what_is_to_be_durable_is_synced_before_it_is_answered() {
+    // Nothing is synced unless somebody waits for it, or but once an hour.
+    for (durability, waits) in [(Durability::Always, true), (Durability::Interval, false)] {
+        let nodes = by_hand::start(Kind { durability, ..Kind::of(3) }).await;
+        let key = key_in(&nodes[0], PARTITION, 0);
+        let (node, encoded) = (&nodes[1], Blob(record(2, "two").encode()));
+        node.replica.merge(PARTITION, &key, record(1, "one")).await.expect("merged");
+        let synced = async |body| {
+            let before = node.committer.beacon();
+            let reply = ask(&nodes[0], node, body).await;
+            assert!(!matches!(reply, PeerReply::Refused(_)), "{reply:?}");
+            node.committer.beacon() > before
+        };
+        let fetch = |durable| PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable, r: 1 };
+        assert!(!synced(fetch(false)).await);
+        assert_eq!(synced(fetch(true)).await, waits, "{durability:?}");
+        let handoff = PeerBody::Handoff { label: NOW, entries: vec![(key.clone(), encoded.clone())] };
+        assert!(synced(handoff).await, "whoever kept it lets it go now");
+        let replicate = PeerBody::Replicate { label: NOW, key: key_in(node, PARTITION, 1), record: encoded };
+        assert_eq!(synced(replicate.clone()).await, waits, "{durability:?}");
+    }
 }

@@ -580,4 +580,18 @@ mod tests {
         let taken: Vec<_> = (0..PARTITIONS).map(|partition| next.trees().root(Partition(partition))).collect();
         assert_eq!(taken, expected);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_writes_between_two_places_that_are_locked() {
+        let replica = replica(&MemoryStore::new(), Executor::Inline);
+        let key = key(1);
+        for (partition, waits) in [(partition(&key), true), (Partition((partition(&key).0 + 1) % PARTITIONS), false)] {
+            let (from, to) = ranges(partition, &Leaves::ALL, PARTITIONS).remove(0);
+            let locks = replica.lock_between(&from, to.as_deref()).await;
+            let write = tokio::time::timeout(Duration::from_secs(1), put(&replica, 1, "v"));
+            assert_eq!(write.await.is_err(), waits);
+            drop(locks);
+        }
+        put(&replica, 1, "w").await;
+    }
 }
