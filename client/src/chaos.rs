@@ -202,6 +202,7 @@ pub const MARKS: &[&str] = &[
     "write: a fallback's acknowledgement completed the quorum",
     "write: a fallback coordinated",
     "write: the coordinator kept a hint itself",
+    "write: a strict repetition of what a fallback had minted",
     "write: a second fallback was asked for one hint",
     "write: nobody would keep a hint",
     "forward: a retry went where its write had gone",
@@ -231,6 +232,9 @@ pub const MARKS: &[&str] = &[
     "layouts: learned from a peer",
     "layouts: one could not be stored for now",
     "layouts: offered to a member that was away",
+    "contexts: keys were exchanged with a node that held others",
+    "contexts: a key was asked for and found",
+    "contexts: one was refused that no node had issued",
 ];
 
 const fn point(name: &'static str, effect: Effect) -> Point {

@@ -882,7 +882,8 @@ fn kind(body: &RequestBody) -> Kind {
             LayoutCommand::StageJoin { .. }
             | LayoutCommand::StageSettings { .. }
             | LayoutCommand::Revert
-            | LayoutCommand::Apply { .. },
+            | LayoutCommand::Apply { .. }
+            | LayoutCommand::RotateContextKey,
         ) => Kind::Command,
     }
 }

@@ -150,6 +150,9 @@ pub enum LayoutCommand {
         /// Must be the current version plus one: so that what was looked at is what is applied.
         version: LayoutVersion,
     },
+    /// Makes a new secret with which nodes mark the contexts that they give to clients. Contexts that were given out before are
+    /// taken until three more have been made; then they are refused with [`NotApplied::BadContext`].
+    RotateContextKey,
 }
 
 impl LayoutCommand {
@@ -500,12 +503,14 @@ pub struct LayoutReport {
     pub staged: Option<LayoutView>,
     /// Why the staged layout could not be applied as it stands.
     pub problems: Vec<String>,
-    /// After an apply: members that do not hold it yet, and why.
+    /// After an apply: members that do not hold it yet, and why. After a rotation: those that do not hold the new context key.
     pub missing: Vec<(NodeId, String)>,
-    /// After an apply: members that hold it durably.
+    /// After an apply: members that hold it durably. After a rotation: those that hold the new context key.
     pub holding: Vec<NodeId>,
     /// Things that deserve a second look.
     pub warnings: Vec<String>,
+    /// The names of the context keys that the answering node knows, the newest first; none before there is a layout.
+    pub context_keys: Vec<String>,
 }
 
 /// A layout as people look at it.
@@ -636,7 +641,8 @@ pub enum NotApplied {
         /// The replicas that there are.
         n: u8,
     },
-    /// The context is damaged, or of another key or cluster.
+    /// No node of this cluster has issued the context for this key, or so long ago that nobody can tell: it is made up, damaged, of
+    /// another key or cluster, or was issued under a key that has been replaced since.
     #[error("the context is refused: {why}; nothing was changed")]
     BadContext {
         /// What is wrong with it.

@@ -48,6 +48,7 @@ use self::hedge::Hedging;
 pub(crate) use self::read::SCAN_LIMIT_MAX;
 use self::repair::Repairs;
 pub(crate) use self::stats::RequestStats;
+use crate::core::context_keys::Rejected;
 use crate::core::version::Context;
 use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
@@ -245,15 +246,16 @@ impl Coordinator {
         };
         match &request.body {
             RequestBody::Write(write) => {
-                let planned = self.0.plan_write(write).map(|plan| {
+                let planned = self.0.plan_write(write, deadline).await.map(|plan| {
                     let partition = plan.current.ring.partition_of(&write.key);
                     (turn(plan.current, partition), plan.w, plan.cause)
                 });
                 let (turn, w, cause) = planned.inspect_err(|_| self.0.stats.puts_not_applied.add(1))?;
+                let need = w.count(turn.current.ring.n());
                 if self.0.is_mine(&turn, write).await? {
+                    self.0.may_go_on(&turn, write, need)?;
                     return write::coordinate(&self.0, turn, write, w, cause).await;
                 }
-                let need = w.count(turn.current.ring.n());
                 let whose = self.0.whose(write);
                 let to = match whose {
                     Whose::Nobodys => self.0.nearest_primaries(&turn),
@@ -363,7 +365,7 @@ impl Inner {
     }
 
     /// Everything that can be refused before anything happens.
-    fn plan_write(&self, write: &Write) -> Result<WritePlan, NotApplied> {
+    async fn plan_write(&self, write: &Write, deadline: Instant) -> Result<WritePlan, NotApplied> {
         check_key(&write.key)?;
         check_len("value", VALUE_LEN_MAX, write.value.as_ref().map_or(0, |value| value.len()))?;
         check_len("context", CONTEXT_LEN_MAX, write.context.as_ref().map_or(0, |context| context.len()))?;
@@ -372,12 +374,43 @@ impl Inner {
         crate::core::quorum::required("W", w, current.ring.n())?;
         let cause = match &write.context {
             None => Context::new(),
-            Some(sealed) => {
-                let opened = Context::open(sealed, self.cluster, &write.key);
-                opened.map_err(|why| NotApplied::BadContext { why })?
-            }
+            Some(sealed) => self.open(sealed, &write.key, deadline).await?,
         };
         Ok(WritePlan { current, w, cause })
+    }
+
+    /// A context as clients get it.
+    fn seal(&self, context: &Context, key: &[u8]) -> Blob {
+        Blob(self.layouts.context_keys().seal(context, self.cluster, key))
+    }
+
+    /// A context as a client sent it (rule V5). If this node does not know the key that it was issued under, others may.
+    ///
+    /// # Errors
+    /// [`NotApplied::BadContext`] if no node that can be asked has issued it for this key.
+    async fn open(&self, sealed: &Blob, key: &[u8], deadline: Instant) -> Result<Context, NotApplied> {
+        let mut rejected = match self.layouts.context_keys().open(sealed, self.cluster, key) {
+            Ok(context) => return Ok(context),
+            Err(rejected) => rejected,
+        };
+        if let Rejected::UnknownKey(name) = &rejected {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.layouts.look_for(name, left / 2).await {
+                match self.layouts.context_keys().open(sealed, self.cluster, key) {
+                    Ok(context) => return Ok(context),
+                    Err(again) => rejected = again,
+                }
+            }
+        }
+        sometimes!("contexts: one was refused that no node had issued");
+        let why = match rejected {
+            Rejected::Bad(why) => why,
+            Rejected::UnknownKey(name) => format!(
+                "it claims to have been issued under context key {name}, which neither {} nor a node that it can ask knows",
+                self.me
+            ),
+        };
+        Err(NotApplied::BadContext { why })
     }
 
     fn read_quorum(&self, r: Option<Quorum>, current: &Current) -> Result<u8, NotApplied> {
@@ -443,6 +476,22 @@ impl Inner {
             return Ok(false);
         }
         self.replica.knows_in_hints(turn.partition, &write.key, turn.primaries(), write.op_id).await
+    }
+
+    /// Whether this node may coordinate again what is its own: as a primary always. What it has minted as a fallback, in a hint, may be
+    /// handed over at any time, so that nobody may mint it anew, not even a primary; and a fallback counts for nothing in a strict
+    /// write. So whoever repeats it as a strict one can only be told that its outcome is unknown.
+    fn may_go_on(&self, turn: &Turn, write: &Write, need: u8) -> Result<(), Failure> {
+        if turn.primaries().contains(&self.me) || (!write.strict && self.mechanisms.fallbacks) {
+            return Ok(());
+        }
+        sometimes!("write: a strict repetition of what a fallback had minted");
+        let why = format!(
+            "{} may have minted an earlier attempt as a fallback and keeps it for a primary, but only primaries count in a strict \
+             write; repeat it without `strict`, or read the key later",
+            self.me
+        );
+        Err(Failure::Indeterminate { op_id: write.op_id, need, acks: Acks::default(), why })
     }
 
     /// Who may have minted an earlier attempt of a write that was passed on from here.

@@ -4,6 +4,8 @@
 //! synced before. A background task counts who holds an accepted layout until it is chosen, asks peers for it while this node
 //! has none, and offers a chosen one to members that were away.
 
+mod context_keys;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -19,14 +21,15 @@ use quorate_client::{buggify, dawdle, sometimes};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use crate::core::bootstrap::{Bootstrap, Heard, Me, Offer};
+use crate::core::context_keys::ContextKeys;
 use crate::core::layout::{Layout, LayoutHash, ZONE_LEN_MAX};
 use crate::core::ring::{MEMBERS_MAX, N_MAX, Ring, WEIGHT_MAX};
 use crate::core::staging::{Staged, StagedMember, warnings};
-use crate::membership::{Liveness, Membership};
+use crate::membership::{LayoutDigests, Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::{PeerError, Peers};
 use crate::recovery::Reading;
@@ -83,6 +86,8 @@ struct Service {
     random: Random,
     /// One operator's command at a time; peers do not wait for it.
     commands: AsyncMutex<()>,
+    /// When others were last asked for a context key that was not known.
+    keys_asked_for: AsyncMutex<Option<Instant>>,
     task: JoinHandle<()>,
 }
 
@@ -121,10 +126,17 @@ impl Layouts {
         let mut desk = Desk::open(store, executor, Me { node, disk, cluster }).await?;
         desk.sync_failed = Some(failed);
         let desk = Arc::new(desk);
-        let spread =
-            Spread { desk: desk.clone(), peers: peers.clone(), liveness: membership.liveness(), random: random.fork() };
+        let spread = Spread {
+            desk: desk.clone(),
+            peers: peers.clone(),
+            liveness: membership.liveness(),
+            digests: membership.layout_digests(),
+            held: BTreeMap::new(),
+            random: random.fork(),
+        };
         let task = tokio::spawn(spread.run());
-        Ok(Self(Arc::new(Service { desk, peers, random, commands: AsyncMutex::new(()), task })))
+        let (commands, keys_asked_for) = (AsyncMutex::new(()), AsyncMutex::new(None));
+        Ok(Self(Arc::new(Service { desk, peers, random, commands, keys_asked_for, task })))
     }
 
     /// Ends the background task. To be called when the node stops: the handler of peers' requests usually holds a clone, so
@@ -165,8 +177,8 @@ impl Layouts {
     }
 
     /// Answers a peer's [`PeerBody::AcceptFirstLayout`]. The layout is durable before the answer is yes.
-    pub async fn accept_first(&self, layout: Layout) -> PeerReply {
-        match self.0.desk.accept(layout).await {
+    pub async fn accept_first(&self, layout: Layout, keys: ContextKeys) -> PeerReply {
+        match self.0.desk.accept(layout, keys).await {
             Ok(()) => PeerReply::FirstLayoutAccepted,
             Err(refusal) => PeerReply::Refused(refusal),
         }
@@ -202,6 +214,7 @@ impl Layouts {
             }
             LayoutCommand::Revert => desk.stage(|staged| *staged = Staged::default()).await?,
             LayoutCommand::Apply { version } => return self.apply(version).await,
+            LayoutCommand::RotateContextKey => return self.rotate_context_key().await,
         }
         Ok(desk.report().await)
     }
@@ -240,15 +253,15 @@ impl Layouts {
         if self.accepted_first().is_none() {
             // What a node accepts it accepts for ever: first see that the others can and will.
             self.look_before(&layout, &others, &mut reasons).await?;
-            desk.accept(layout.clone()).await?;
+            desk.accept(layout.clone(), ContextKeys::first(self.0.random.array())).await?;
             reasons.clear();
         }
-        let body = PeerBody::AcceptFirstLayout { layout: layout.clone() };
+        let body = PeerBody::AcceptFirstLayout { layout: layout.clone(), keys: desk.known_keys() };
         let answers = ask(&self.0.peers, &self.0.random, &others, &body).await;
         for (node, answer) in answers {
             match answer {
                 Ok(PeerReply::FirstLayoutAccepted) => {
-                    if let Err(error) = desk.hear(node, Some(layout.clone()), false).await {
+                    if let Err(error) = desk.hear(node, Some(layout.clone()), false, ContextKeys::default()).await {
                         return Err(desk.storage(&error));
                     }
                 }
@@ -320,6 +333,8 @@ struct Desk {
     state: AsyncMutex<State>,
     told: Mutex<Told>,
     current: watch::Sender<Option<Arc<Current>>>,
+    /// What contexts are sealed and opened with; known before the layout is published.
+    keys: watch::Sender<Arc<ContextKeys>>,
     /// Counts what gives the background task something to do: an offer that was accepted.
     accepts: watch::Sender<u64>,
     sync_failed: Option<SyncFailed>,
@@ -329,6 +344,8 @@ struct Desk {
 struct State {
     bootstrap: Bootstrap,
     staged: Staged,
+    /// Those that are stored with the accepted layout.
+    keys: ContextKeys,
     /// Why nothing can be stored any more: what the disk holds after a failed sync is unknown.
     failed: Option<StoreError>,
     /// Why the newest change was not stored; nothing was changed on the disk, and it may be tried again.
@@ -348,18 +365,31 @@ struct Told {
 struct StoredFirst {
     layout: Layout,
     chosen: bool,
+    /// At least one.
+    keys: ContextKeys,
 }
 
 /// Has a store hold a layout as chosen, as a node leaves it behind.
 #[cfg(test)]
 pub(crate) fn store_chosen(store: &dyn Store, layout: Layout) {
-    let first = StoredFirst { layout, chosen: true };
+    let keys = ContextKeys::first([7; 32]);
+    let first = StoredFirst { layout, chosen: true, keys };
     store.insert(Tree::Meta, FIRST_KEY, &codec::encode(&first)).expect("memory takes everything");
 }
 
-/// Keys in [`Tree::Meta`].
-const FIRST_KEY: &[u8] = b"layout/first";
+/// Keys in [`Tree::Meta`]. The first one is public for whoever looks at disks from outside.
+#[doc(hidden)]
+pub const FIRST_KEY: &[u8] = b"layout/first";
 const STAGED_KEY: &[u8] = b"layout/staged";
+
+/// The context keys beside a first layout as it is stored under [`FIRST_KEY`]. For whoever looks at disks from outside.
+///
+/// # Errors
+/// When it is none.
+#[doc(hidden)]
+pub fn stored_context_keys(first: &Bytes) -> Result<ContextKeys, String> {
+    codec::decode::<StoredFirst>(first).map(|first| first.keys).map_err(|error| error.to_string())
+}
 
 impl std::fmt::Debug for Desk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -376,18 +406,24 @@ impl Desk {
                 if let Some(problem) = first.as_ref().and_then(|first| first.layout.problems().into_iter().next()) {
                     return Err(StoreError::Corrupt(format!("the stored layout 1 is none: {problem}")));
                 }
+                if first.as_ref().is_some_and(|first| first.keys.is_empty()) {
+                    return Err(StoreError::Corrupt("the stored layout 1 has no context key".into()));
+                }
                 let staged: Option<Staged> = load(&*reader, STAGED_KEY)?;
                 Ok::<_, StoreError>((first, staged.unwrap_or_default()))
             })
             .await?;
-        let bootstrap = Bootstrap::new(me, first.map(|first| (first.layout, first.chosen)));
+        let (first, keys) = first.map(|first| ((first.layout, first.chosen), first.keys)).unzip();
+        let bootstrap = Bootstrap::new(me, first);
+        let keys = keys.filter(|_| bootstrap.accepted().is_some()).unwrap_or_default();
         let desk = Self {
             me,
             store,
             executor,
-            state: AsyncMutex::new(State { bootstrap, staged, failed: None, refused: None }),
+            state: AsyncMutex::new(State { bootstrap, staged, keys, failed: None, refused: None }),
             told: Mutex::new(Told::default()),
             current: watch::Sender::new(None),
+            keys: watch::Sender::default(),
             accepts: watch::Sender::new(0),
             sync_failed: None,
         };
@@ -403,12 +439,15 @@ impl Desk {
 
     fn state(&self) -> PeerReply {
         let told = self.told();
-        PeerReply::LayoutState { accepted: told.accepted.clone(), chosen: told.chosen }
+        PeerReply::LayoutState { accepted: told.accepted.clone(), chosen: told.chosen, keys: self.known_keys() }
     }
 
     /// Publishes what follows from the state; to be called under its lock after every step.
     async fn tell(&self, state: &State) {
         let bootstrap = &state.bootstrap;
+        if **self.keys.borrow() != state.keys {
+            self.keys.send_replace(Arc::new(state.keys.clone()));
+        }
         let accepted = bootstrap.accepted().map(|(layout, _)| layout.clone());
         let chosen = accepted.clone().filter(|_| bootstrap.is_chosen());
         if let Some(layout) = chosen
@@ -424,21 +463,24 @@ impl Desk {
         *self.told() = Told { accepted, chosen: bootstrap.is_chosen(), not_serving };
     }
 
-    /// Accepts a proposed layout, durably.
-    async fn accept(self: &Arc<Self>, layout: Layout) -> Result<(), NotApplied> {
+    /// Accepts a proposed layout with its context keys, durably.
+    async fn accept(self: &Arc<Self>, layout: Layout, keys: ContextKeys) -> Result<(), NotApplied> {
         let desk = Arc::clone(self);
-        to_the_end(async move { desk.accept_now(layout).await }).await
+        to_the_end(async move { desk.accept_now(layout, keys).await }).await
     }
 
-    async fn accept_now(&self, layout: Layout) -> Result<(), NotApplied> {
+    async fn accept_now(&self, layout: Layout, keys: ContextKeys) -> Result<(), NotApplied> {
         let mut state = self.state.lock().await;
         if let Some(error) = &state.failed {
             return Err(self.storage(error));
         }
         match state.bootstrap.offer(&layout).map_err(refused)? {
-            Offer::Held => {}
+            Offer::Held => {
+                self.join_keys(&mut state, &keys).await.map_err(|error| self.storage(&error))?;
+            }
+            Offer::Store if keys.is_empty() => return Err(refused(NO_KEY.into())),
             Offer::Store => {
-                let stored = self.keep_first(&mut state, layout, false).await;
+                let stored = self.keep_first(&mut state, layout, false, keys).await;
                 stored.map_err(|error| self.storage(&error))?;
                 self.tell(&state).await;
                 // What the background task itself hears does not wake it, or it would never pause.
@@ -449,12 +491,24 @@ impl Desk {
     }
 
     /// Takes in what a peer said; tells whether that was news.
-    async fn hear(self: &Arc<Self>, from: NodeId, accepted: Option<Layout>, chosen: bool) -> Result<bool, StoreError> {
+    async fn hear(
+        self: &Arc<Self>,
+        from: NodeId,
+        accepted: Option<Layout>,
+        chosen: bool,
+        keys: ContextKeys,
+    ) -> Result<bool, StoreError> {
         let desk = Arc::clone(self);
-        to_the_end(async move { desk.hear_now(from, accepted, chosen).await }).await
+        to_the_end(async move { desk.hear_now(from, accepted, chosen, keys).await }).await
     }
 
-    async fn hear_now(&self, from: NodeId, accepted: Option<Layout>, chosen: bool) -> Result<bool, StoreError> {
+    async fn hear_now(
+        &self,
+        from: NodeId,
+        accepted: Option<Layout>,
+        chosen: bool,
+        keys: ContextKeys,
+    ) -> Result<bool, StoreError> {
         let mut state = self.state.lock().await;
         if let Some(error) = &state.failed {
             return Err(error.clone());
@@ -462,18 +516,25 @@ impl Desk {
         let before = state.bootstrap.holding().len();
         match state.bootstrap.hear(from, accepted.as_ref(), chosen) {
             Heard::Nothing => {
-                if state.bootstrap.holding().len() == before {
+                let mut news = state.bootstrap.holding().len() != before;
+                // It holds the same layout, or none.
+                news |= self.join_keys(&mut state, &keys).await?;
+                if !news {
                     return Ok(false);
                 }
             }
             Heard::Choose => {
                 sometimes!("layouts: chosen by asking");
                 let layout = state.bootstrap.accepted().expect("it chooses what it has accepted").0.clone();
-                self.keep_first(&mut state, layout, true).await?;
+                self.keep_first(&mut state, layout, true, keys).await?;
+            }
+            Heard::Learn(_) if keys.is_empty() => {
+                tracing::warn!(peer = %from, "the peer's first layout is not taken over: {NO_KEY}");
+                return Ok(false);
             }
             Heard::Learn(layout) => {
                 sometimes!("layouts: learned from a peer");
-                self.keep_first(&mut state, layout, true).await?;
+                self.keep_first(&mut state, layout, true, keys).await?;
             }
             Heard::Refused(why) => {
                 tracing::warn!(peer = %from, "the peer's first layout is refused: {why}");
@@ -485,19 +546,34 @@ impl Desk {
         Ok(true)
     }
 
-    async fn keep_first(&self, state: &mut State, layout: Layout, chosen: bool) -> Result<(), StoreError> {
-        let first = StoredFirst { layout, chosen };
-        self.keep(state, FIRST_KEY, codec::encode(&first)).await?;
+    async fn keep_first(
+        &self,
+        state: &mut State,
+        layout: Layout,
+        chosen: bool,
+        keys: ContextKeys,
+    ) -> Result<(), StoreError> {
+        let mut joined = state.keys.clone();
+        joined.merge(&keys);
+        let first = StoredFirst { layout, chosen, keys: joined };
+        self.store_first(state, &first).await?;
         let (hash, members) = (first.layout.hash(), first.layout.members.len());
         tracing::info!(%hash, members, chosen, "layout 1 is stored");
         state.bootstrap.stored(first.layout, chosen);
         // One member is a majority of one.
         if !chosen && state.bootstrap.has_majority() {
             let layout = state.bootstrap.accepted().expect("just stored").0.clone();
-            let chosen = StoredFirst { layout, chosen: true };
-            self.keep(state, FIRST_KEY, codec::encode(&chosen)).await?;
+            let chosen = StoredFirst { layout, chosen: true, keys: state.keys.clone() };
+            self.store_first(state, &chosen).await?;
             state.bootstrap.stored(chosen.layout, true);
         }
+        Ok(())
+    }
+
+    /// Makes a first layout and its keys durable; from then on these keys are this node's.
+    async fn store_first(&self, state: &mut State, first: &StoredFirst) -> Result<(), StoreError> {
+        self.keep(state, FIRST_KEY, codec::encode(first)).await?;
+        state.keys = first.keys.clone();
         Ok(())
     }
 
@@ -614,6 +690,7 @@ impl Desk {
             seconds.extend(state.bootstrap.not_serving());
         }
         let holding = state.bootstrap.holding();
+        let context_keys = state.keys.names().iter().map(ToString::to_string).collect();
         drop(state);
         let mut problems = Vec::new();
         if let Some(layout) = &staged {
@@ -625,7 +702,7 @@ impl Desk {
             (chosen.as_ref().map_or_else(Layout::none_view, Layout::view), staged.as_ref().map(Layout::view))
         });
         let (current, staged) = views.await;
-        LayoutReport { current, staged, problems, missing: Vec::new(), holding, warnings: seconds }
+        LayoutReport { current, staged, problems, missing: Vec::new(), holding, warnings: seconds, context_keys }
     }
 }
 
@@ -643,12 +720,16 @@ impl State {
 }
 
 const LATER_RELEASE: &str = "changing a layout that is in force comes with the elasticity release";
+const NO_KEY: &str = "it came without a context key, so that nobody could tell whose contexts are genuine";
 
 /// The background task.
 struct Spread {
     desk: Arc<Desk>,
     peers: Peers,
     liveness: watch::Receiver<Arc<Liveness>>,
+    digests: watch::Receiver<Arc<LayoutDigests>>,
+    /// Which context keys each peer was last known to hold.
+    held: context_keys::HeldBy,
     random: Random,
 }
 
@@ -671,9 +752,11 @@ impl Spread {
             // What changes from here on must start another round.
             accepts.borrow_and_update();
             let liveness = self.liveness.borrow_and_update().clone();
+            self.digests.mark_unchanged();
             let task = self.desk.task(&liveness).await;
-            let rest = task == Task::Rest;
-            let news = match self.round(task).await {
+            let differing = self.differing(&liveness);
+            let rest = task == Task::Rest && differing.is_empty();
+            let news = match self.both(task, &differing).await {
                 Ok(news) => news,
                 Err(error) if self.desk.state.lock().await.failed.is_some() => {
                     tracing::error!("the layout cannot be stored, and is not spread any more: {error}");
@@ -699,6 +782,10 @@ impl Spread {
                     // Liveness flaps while many nodes start; one short pause makes one round of it.
                     sleep(PAUSE_MIN / 4).await;
                 }
+                changed = self.digests.changed(), if membership => {
+                    membership = changed.is_ok();
+                    pause = PAUSE_MIN;
+                }
                 // The desk, which this task holds, keeps the sender.
                 _ = accepts.changed() => pause = PAUSE_MIN,
                 () = timer, if !rest => pause = (pause * 2).min(PAUSE_MAX),
@@ -707,11 +794,19 @@ impl Spread {
     }
 
     /// Tells whether there was news.
+    async fn both(&mut self, task: Task, differing: &[NodeId]) -> Result<bool, StoreError> {
+        let news = self.round(task).await?;
+        Ok(self.exchange(differing).await? || news)
+    }
+
     async fn round(&self, task: Task) -> Result<bool, StoreError> {
         let (nodes, body, offered) = match task {
             Task::Rest => return Ok(false),
             Task::Ask(nodes) => (nodes, PeerBody::LayoutState, None),
-            Task::Offer(nodes, layout) => (nodes, PeerBody::AcceptFirstLayout { layout: layout.clone() }, Some(layout)),
+            Task::Offer(nodes, layout) => {
+                let body = PeerBody::AcceptFirstLayout { layout: layout.clone(), keys: self.desk.known_keys() };
+                (nodes, body, Some(layout))
+            }
         };
         if let Some(layout) = &self.desk.told().accepted {
             for member in layout.members.iter().filter(|member| nodes.contains(&member.node)) {
@@ -721,10 +816,12 @@ impl Spread {
         let mut news = false;
         for (node, answer) in ask(&self.peers, &self.random, &nodes, &body).await {
             news |= match answer {
-                Ok(PeerReply::LayoutState { accepted, chosen }) => self.desk.hear(node, accepted, chosen).await?,
+                Ok(PeerReply::LayoutState { accepted, chosen, keys }) => {
+                    self.desk.hear(node, accepted, chosen, keys).await?
+                }
                 Ok(PeerReply::FirstLayoutAccepted) => {
                     sometimes!("layouts: offered to a member that was away");
-                    self.desk.hear(node, offered.clone(), false).await?
+                    self.desk.hear(node, offered.clone(), false, ContextKeys::default()).await?
                 }
                 Ok(reply) => {
                     tracing::debug!(peer = %node, "no layout from or for the peer: {}", refusal(reply));
@@ -780,9 +877,19 @@ type Answer = Result<PeerReply, PeerError>;
 
 /// Asks many peers the same, so many at once; the answers are in the order of the nodes.
 async fn ask(peers: &Peers, random: &Random, nodes: &[NodeId], body: &PeerBody) -> Vec<(NodeId, Answer)> {
+    ask_within(peers, random, nodes, body, PEER_TIMEOUT).await
+}
+
+async fn ask_within(
+    peers: &Peers,
+    random: &Random,
+    nodes: &[NodeId],
+    body: &PeerBody,
+    timeout: Duration,
+) -> Vec<(NodeId, Answer)> {
     in_batches(nodes, |node| {
         let (peers, request_id, body) = (peers.clone(), random.u64(), body.clone());
-        async move { peers.call(node, class::CONTROL, request_id, body, PEER_TIMEOUT).await }
+        async move { peers.call(node, class::CONTROL, request_id, body, timeout).await }
     })
     .await
 }
@@ -844,8 +951,6 @@ fn list<'a>(missing: impl Iterator<Item = (NodeId, &'a str)>) -> String {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use tokio::time::Instant;
-
     use super::*;
     use crate::membership::PeerState;
     use crate::store::Stats;
@@ -894,7 +999,7 @@ mod tests {
         desk.stage(|staged| staged.settings(Some(1), Some(8), None, None)).await.expect("staged");
         let mut watch = desk.current.subscribe();
         let layout = desk.to_apply(LayoutVersion(1)).await.expect("fine");
-        desk.accept(layout.clone()).await.expect("accepted");
+        desk.accept(layout.clone(), keys()).await.expect("accepted");
         let current = watch.borrow_and_update().clone().expect("published");
         assert_eq!((current.hash, current.table.primaries.len(), current.ring.n()), (layout.hash(), 8, 1));
         assert_eq!(desk.told().not_serving, None);
@@ -908,7 +1013,7 @@ mod tests {
         let desk = open(0, &disks[0]).await;
         stage(&desk, 3).await;
         let layout = desk.to_apply(LayoutVersion(1)).await.expect("fine");
-        desk.accept(layout.clone()).await.expect("accepted");
+        desk.accept(layout.clone(), keys()).await.expect("accepted");
         assert!(desk.current.borrow().is_none(), "one of three");
         let report = desk.report().await;
         assert!(report.warnings[0].contains("1 of 3 members are known to hold it, 2 are needed"), "{report:?}");
@@ -921,8 +1026,8 @@ mod tests {
         assert!(why.contains("cannot be taken back"), "{why}");
 
         let other = open(1, &disks[1]).await;
-        other.accept(layout.clone()).await.expect("accepted");
-        other.accept(layout.clone()).await.expect("repeated");
+        other.accept(layout.clone(), keys()).await.expect("accepted");
+        other.accept(layout.clone(), keys()).await.expect("repeated");
         assert_eq!(other.task(&liveness(&[0, 1, 2], &[])).await, Task::Ask(vec![id(0), id(2)]));
         tell(&other, 1, &desk).await;
         assert_eq!(desk.current.borrow().as_ref().expect("two of three").hash, layout.hash());
@@ -951,11 +1056,11 @@ mod tests {
     async fn a_second_first_layout_is_refused_for_ever() {
         let disk = Arc::new(Disk::default());
         let (one, other) = (layout(3, 64), layout(3, 128));
-        open(1, &disk).await.accept(one.clone()).await.expect("accepted");
+        open(1, &disk).await.accept(one.clone(), keys()).await.expect("accepted");
         let desk = open(1, &disk.after_power_cut()).await;
-        let why = desk.accept(other.clone()).await.expect_err("another").to_string();
+        let why = desk.accept(other.clone(), keys()).await.expect_err("another").to_string();
         assert!(why.contains(&one.hash().to_string()) && why.contains(&other.hash().to_string()), "{why}");
-        assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false });
+        assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false, keys: keys() });
     }
 
     #[tokio::test(start_paused = true)]
@@ -967,12 +1072,12 @@ mod tests {
         let desk = Arc::new(Desk::open(disk.clone(), slow, me(1)).await.expect("opens"));
         let (one, other) = (layout(3, 64), layout(3, 128));
         // The proposer gives up while the disk is busy, and another one comes.
-        tokio::time::timeout(Duration::from_secs(1), desk.accept(one.clone())).await.expect_err("too slow");
-        desk.accept(other).await.expect_err("the first one is on its way to the disk");
+        tokio::time::timeout(Duration::from_secs(1), desk.accept(one.clone(), keys())).await.expect_err("too slow");
+        desk.accept(other, keys()).await.expect_err("the first one is on its way to the disk");
         sleep(Duration::from_secs(10)).await;
-        assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one.clone()), chosen: false });
+        assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one.clone()), chosen: false, keys: keys() });
         let again = open(1, &disk.after_power_cut()).await;
-        assert_eq!(again.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false });
+        assert_eq!(again.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false, keys: keys() });
     }
 
     fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -985,12 +1090,15 @@ mod tests {
         let wiped = Desk::open(disk.clone(), Executor::Inline, Me { disk: DiskId(77), ..me(2) }).await.expect("opens");
         let wiped = Arc::new(wiped);
         let layout = layout(3, 64);
-        let why = wiped.accept(layout.clone()).await.expect_err("another disk").to_string();
+        let why = wiped.accept(layout.clone(), keys()).await.expect_err("another disk").to_string();
         assert!(why.contains("emptied or exchanged"), "{why}");
-        assert!(!wiped.hear(id(0), Some(layout.clone()), false).await.expect("no storage is touched"));
-        assert_eq!(wiped.state(), PeerReply::LayoutState { accepted: None, chosen: false });
+        assert!(!wiped.hear(id(0), Some(layout.clone()), false, keys()).await.expect("no storage is touched"));
+        assert_eq!(
+            wiped.state(),
+            PeerReply::LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() }
+        );
         assert!(disk.durable.lock().expect("lock").is_empty());
-        assert!(wiped.hear(id(0), Some(layout), true).await.expect("stored"), "what is in force is learned");
+        assert!(wiped.hear(id(0), Some(layout), true, keys()).await.expect("stored"), "what is in force is learned");
         assert!(wiped.told().not_serving.is_none() && wiped.report().await.holding.is_empty());
     }
 
@@ -999,23 +1107,96 @@ mod tests {
         let disk = Arc::new(Disk::default());
         let desk = open(1, &disk).await;
         disk.full.store(true, Ordering::SeqCst);
-        let why = desk.accept(layout(3, 64)).await.expect_err("full");
+        let why = desk.accept(layout(3, 64), keys()).await.expect_err("full");
         assert!(matches!(why, NotApplied::Storage { .. }), "{why}");
         assert!(desk.told().not_serving.clone().expect("why").contains("could not be stored"));
         disk.full.store(false, Ordering::SeqCst);
-        desk.accept(layout(3, 128)).await.expect("nothing had been accepted");
+        desk.accept(layout(3, 128), keys()).await.expect("nothing had been accepted");
 
         let desk = open(2, &disk).await;
         assert!(desk.told().not_serving.is_some());
         let disk = Arc::new(Disk::default());
         let desk_of_failing = open(1, &disk).await;
         disk.sync_fails.store(true, Ordering::SeqCst);
-        assert!(desk_of_failing.accept(layout(3, 64)).await.is_err());
+        assert!(desk_of_failing.accept(layout(3, 64), keys()).await.is_err());
         disk.sync_fails.store(false, Ordering::SeqCst);
         // What the disk holds is unknown now, so that not even the same layout can be acknowledged.
-        assert!(desk_of_failing.accept(layout(3, 64)).await.is_err());
+        assert!(desk_of_failing.accept(layout(3, 64), keys()).await.is_err());
         assert!(desk_of_failing.told().not_serving.clone().expect("why").contains("could not be stored"));
-        assert_eq!(desk_of_failing.state(), PeerReply::LayoutState { accepted: None, chosen: false });
+        assert_eq!(
+            desk_of_failing.state(),
+            PeerReply::LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() }
+        );
+    }
+
+    #[tokio::test]
+    async fn the_context_key_comes_with_the_layout_and_stays_over_restarts() {
+        let disks: Vec<Arc<Disk>> = (0..2).map(|_| Arc::default()).collect();
+        let layout = layout(3, 64);
+        let desk = open(0, &disks[0]).await;
+        assert!(desk.known_keys().is_empty());
+        let why = desk.accept(layout.clone(), ContextKeys::default()).await.expect_err("no key").to_string();
+        assert!(why.contains("without a context key"), "{why}");
+        desk.accept(layout.clone(), keys()).await.expect("accepted");
+        assert_eq!(desk.known_keys(), keys());
+        assert_eq!(open(0, &disks[0].after_power_cut()).await.known_keys(), keys());
+        // Somebody has proposed the same layout elsewhere, with a key of its own.
+        let other = ContextKeys::first([8; 32]);
+        desk.accept(layout.clone(), other.clone()).await.expect("the same layout");
+        assert_eq!(desk.known_keys().names().len(), 2);
+        let restarted = open(0, &disks[0].after_power_cut()).await;
+        assert_eq!(restarted.known_keys(), desk.known_keys());
+
+        // Who learns the layout learns the keys, and never the one without the other.
+        let late = open(9, &disks[1]).await;
+        assert!(!late.hear(id(0), Some(layout.clone()), true, ContextKeys::default()).await.expect("nothing to store"));
+        assert_eq!(
+            late.state(),
+            PeerReply::LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() }
+        );
+        assert!(!late.take_keys(keys()).await.expect("nothing to store"), "there is no layout that they could be of");
+        assert!(late.hear(id(0), Some(layout.clone()), true, desk.known_keys()).await.expect("stored"));
+        assert_eq!(open(9, &disks[1].after_power_cut()).await.known_keys(), desk.known_keys());
+        // What another layout's node holds is of no use here.
+        let stranger = self::layout(3, 128);
+        let third = ContextKeys::first([9; 32]);
+        assert!(!late.hear(id(1), Some(stranger), true, third.clone()).await.expect("refused"));
+        assert_eq!(late.known_keys(), desk.known_keys());
+        assert!(late.hear(id(1), Some(layout), true, third).await.expect("stored"));
+        assert_eq!(late.known_keys().names().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_key_is_durable_before_anything_is_sealed_with_it() {
+        let disk = Arc::new(Disk::default());
+        let desk = open(0, &disk).await;
+        desk.accept(layout(3, 64), keys()).await.expect("accepted");
+        let rotated = keys().rotated([8; 32]).expect("there is a first one");
+        disk.full.store(true, Ordering::SeqCst);
+        assert!(matches!(desk.take_keys(rotated.clone()).await, Err(StoreError::Full(_))));
+        assert_eq!(desk.known_keys(), keys());
+        disk.full.store(false, Ordering::SeqCst);
+        assert!(desk.take_keys(rotated.clone()).await.expect("there is room again"));
+        assert!(!desk.take_keys(rotated.clone()).await.expect("no news"));
+        assert_eq!(desk.known_keys(), rotated);
+        disk.sync_fails.store(true, Ordering::SeqCst);
+        let third = rotated.rotated([9; 32]).expect("there is one");
+        assert!(desk.take_keys(third.clone()).await.is_err());
+        assert_eq!(desk.known_keys(), rotated);
+        assert!(desk.take_keys(third).await.is_err(), "what the disk holds is not known any more");
+        assert_eq!(open(0, &disk.after_power_cut()).await.known_keys(), rotated);
+    }
+
+    #[tokio::test]
+    async fn no_operator_sees_a_secret() {
+        let desk = open(0, &Arc::new(Disk::default())).await;
+        desk.accept(layout(3, 64), ContextKeys::first([0xab; 32])).await.expect("accepted");
+        let report = desk.report().await;
+        assert_eq!(report.context_keys.len(), 1);
+        let shown = format!("{report:?} {:?} {:?} {desk:?}", desk.state(), desk.known_keys());
+        for secret in ["171, 171", "ababab", "\\xab"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
     }
 
     #[tokio::test]
@@ -1052,8 +1233,8 @@ mod tests {
 
     /// What `from` says of itself, as `to` hears it.
     async fn tell(from: &Desk, i: usize, to: &Arc<Desk>) {
-        let PeerReply::LayoutState { accepted, chosen } = from.state() else { panic!("a state") };
-        assert!(to.hear(id(i), accepted, chosen).await.expect("stored"), "news");
+        let PeerReply::LayoutState { accepted, chosen, keys } = from.state() else { panic!("a state") };
+        assert!(to.hear(id(i), accepted, chosen, keys).await.expect("stored"), "news");
     }
 
     async fn open(i: usize, disk: &Arc<Disk>) -> Arc<Desk> {
@@ -1084,6 +1265,10 @@ mod tests {
             (id(i), PeerState { addr, up, since: Instant::now() })
         };
         up.iter().map(|i| state(*i, true)).chain(down.iter().map(|i| state(*i, false))).collect()
+    }
+
+    fn keys() -> ContextKeys {
+        ContextKeys::first([7; 32])
     }
 
     fn id(i: usize) -> NodeId {

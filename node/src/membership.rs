@@ -42,7 +42,7 @@ pub struct PeerState {
 /// Everyone that was ever up, itself included (always up). A peer that has been down for a day is forgotten.
 pub type Liveness = BTreeMap<NodeId, PeerState>;
 
-/// The layout that every node says it holds: version, and a digest of that layout. Hearsay; a reason to go and ask.
+/// What every node says it holds: the version of its layout, and a digest of that and its context keys. Hearsay; a reason to go and ask.
 pub type LayoutDigests = BTreeMap<NodeId, (LayoutVersion, u64)>;
 
 /// What membership needs.

@@ -488,9 +488,10 @@ impl Drop for Tasks {
 async fn follow_layouts(start: Start, layouts: Layouts, replica: Replica, peers: Peers, membership: Membership) {
     let me = start.me;
     let mut decided = layouts.current().is_some() || start.quarantined;
-    let mut layouts = layouts.watch();
+    let (mut changes, mut keys) = (layouts.watch(), layouts.watch_context_keys());
     loop {
-        let current = layouts.borrow_and_update().clone();
+        keys.mark_unchanged();
+        let current = changes.borrow_and_update().clone();
         if let Some(current) = current {
             replica.set_partitions(current.layout.partitions);
             // A layout that comes later than the start says only now whether this disk is the one that it names.
@@ -508,10 +509,16 @@ async fn follow_layouts(start: Start, layouts: Layouts, replica: Replica, peers:
             for member in &current.layout.members {
                 peers.learn(member.node, member.addr);
             }
-            let digest = u64::from_be_bytes(*current.hash.0.first_chunk().expect("a hash has 32 bytes"));
-            membership.announce_layout(current.layout.version, digest);
+            if let Some((version, digest)) = layouts.announced() {
+                membership.announce_layout(version, digest);
+            }
         }
-        if layouts.changed().await.is_err() {
+        let changed = tokio::select! {
+            biased;
+            changed = changes.changed() => changed,
+            changed = keys.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::heal::{HealReply, HealRequest};
 use crate::beacons::Remembered;
+use crate::core::context_keys::ContextKeys;
 use crate::core::layout::{Layout, LayoutHash};
 
 /// The application protocol that nodes ask for in the TLS handshake; it takes a node's certificate.
@@ -173,9 +174,16 @@ pub enum PeerBody {
     AcceptFirstLayout {
         /// The layout.
         layout: Layout,
+        /// The secrets that come with it, at least one (rule V5).
+        keys: ContextKeys,
     },
     /// Which first layout it has accepted.
     LayoutState,
+    /// To take in these secrets durably, and to tell which ones it knows.
+    ContextKeys {
+        /// What the asker knows.
+        keys: ContextKeys,
+    },
 }
 
 impl PeerBody {
@@ -199,7 +207,8 @@ impl PeerBody {
             | Self::FetchRange { .. }
             | Self::Heal { .. }
             | Self::AcceptFirstLayout { .. }
-            | Self::LayoutState => Vec::new(),
+            | Self::LayoutState
+            | Self::ContextKeys { .. } => Vec::new(),
         }
     }
 
@@ -218,6 +227,7 @@ impl PeerBody {
             Self::Forward { .. } => "forward",
             Self::AcceptFirstLayout { .. } => "accept the first layout",
             Self::LayoutState => "layout state",
+            Self::ContextKeys { .. } => "context keys",
         }
     }
 }
@@ -265,6 +275,13 @@ pub enum PeerReply {
         accepted: Option<Layout>,
         /// It knows that a majority of the named members has accepted the same.
         chosen: bool,
+        /// The secrets that it holds with it.
+        keys: ContextKeys,
+    },
+    /// To [`PeerBody::ContextKeys`].
+    ContextKeys {
+        /// All that it knows; what the asker has sent is durable here.
+        keys: ContextKeys,
     },
     /// Nothing was acknowledged, and why. What was asked for may have been done in part: a merge whose sync failed.
     Refused(wire::NotApplied),
@@ -291,7 +308,8 @@ impl PeerReply {
             | Self::Range { .. }
             | Self::Healed(_)
             | Self::FirstLayoutAccepted
-            | Self::LayoutState { .. } => "answered".to_owned(),
+            | Self::LayoutState { .. }
+            | Self::ContextKeys { .. } => "answered".to_owned(),
         }
     }
 }

@@ -28,6 +28,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::core::context_keys::sealed_len;
 use crate::core::merkle::{self, Leaves};
 use crate::core::mint::{self, Minter};
 use crate::core::record::{Dropped, Record, Sibling};
@@ -519,8 +520,8 @@ impl Inner {
             let refused = NotApplied::TooManySiblings { got: siblings as u32, limit: SIBLINGS_MAX as u32 };
             return Err(refused.into());
         }
-        let (context_len, record_len) = (fresh.record.context.sealed_len(), fresh.record.encoded_len());
-        check_len("context", context_len.max(fresh.context.sealed_len()), CONTEXT_LEN_MAX)?;
+        let (context_len, record_len) = (sealed_len(&fresh.record.context), fresh.record.encoded_len());
+        check_len("context", context_len.max(sealed_len(&fresh.context)), CONTEXT_LEN_MAX)?;
         // Whoever makes a record smaller that merges have made too large is welcome.
         check_len("record", record_len, RECORD_LEN_MAX.max(len))?;
 

@@ -51,7 +51,11 @@ impl ReplicaService {
                 self.fetch_range(label, partition, after, limit, r).await
             }
             PeerBody::Forward { request } => Ok(self.forwarded(from, request, timeout).await),
-            PeerBody::Hello(_) | PeerBody::Heal { .. } | PeerBody::AcceptFirstLayout { .. } | PeerBody::LayoutState => {
+            PeerBody::Hello(_)
+            | PeerBody::Heal { .. }
+            | PeerBody::AcceptFirstLayout { .. }
+            | PeerBody::LayoutState
+            | PeerBody::ContextKeys { .. } => {
                 let why = "it is no request for data".into();
                 Err(NotApplied::Unsupported { why })
             }

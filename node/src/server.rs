@@ -194,8 +194,9 @@ impl Services {
                     Ok(()) => self.anti_entropy.answer(from, label, request, timeout).await,
                     Err(refusal) => PeerReply::Refused(refusal),
                 },
-                PeerBody::AcceptFirstLayout { layout } => self.layouts.accept_first(layout).await,
+                PeerBody::AcceptFirstLayout { layout, keys } => self.layouts.accept_first(layout, keys).await,
                 PeerBody::LayoutState => self.layouts.state().await,
+                PeerBody::ContextKeys { keys } => self.layouts.take_context_keys(keys).await,
                 PeerBody::Hello(_) => PeerReply::Refused(NotApplied::Unsupported {
                     why: "hello is said once, at the beginning of a connection".into(),
                 }),

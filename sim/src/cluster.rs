@@ -22,9 +22,11 @@ use quorate_client::tls::Credentials;
 use quorate_client::{Client, Error, tell};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
+use quorate_node::core::context_keys::ContextKeys;
 use quorate_node::env::Env;
+use quorate_node::layouts::{FIRST_KEY, stored_context_keys};
 use quorate_node::node::{self, Node, NodeConfig};
-use quorate_node::store::{self, Executor, Latency};
+use quorate_node::store::{self, Executor, Latency, Tree};
 use tokio::sync::watch;
 use turmoil::Sim;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -275,6 +277,20 @@ impl Machine {
     /// The node's failure domain.
     pub fn zone(&self) -> &str {
         &self.zone
+    }
+
+    /// The certificate and key of its node, for whoever plays that node.
+    pub fn credentials(&self) -> Credentials {
+        self.shared.credentials.clone()
+    }
+
+    /// The secrets behind contexts that lie on its disk.
+    ///
+    /// # Errors
+    /// When there are none, or the disk is damaged there.
+    pub fn context_keys(&self) -> Result<ContextKeys, String> {
+        let first = self.disk.present(Tree::Meta, FIRST_KEY).ok_or("there is no layout on its disk")?;
+        stored_context_keys(&first)
     }
 
     /// What its node does to heal the cluster. (Nodes cannot be told yet: the seat is beside `durability` in what starts them.)

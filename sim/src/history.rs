@@ -41,6 +41,9 @@ pub struct Operation {
     /// A client that did not know to whom the write had gone has sent it again.
     #[serde(default)]
     pub elsewhere: bool,
+    /// It was sent with a context that no node has issued for this key.
+    #[serde(default)]
+    pub forged: bool,
 }
 
 /// What an operation does. `cause` is the operation whose reply gave the context that is sent along.

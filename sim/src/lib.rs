@@ -50,6 +50,7 @@ pub mod socket;
 pub mod trace;
 
 pub mod cluster;
+mod forgery;
 pub mod nemesis;
 pub mod workload;
 

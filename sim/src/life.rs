@@ -375,6 +375,7 @@ fn through(
         drained: true,
         owners,
         forged: plan.workload.foreign_percent > 0,
+        rotated: plan.workload.rotations > 0,
         available: Vec::new(),
         retries: Retries { forgets_us, settled_us },
     };
@@ -471,6 +472,11 @@ fn program(
                 tokio::spawn(story::by_client(number.into(), work))
             })
             .collect();
+        if plan.workload.rotations > 0 {
+            let random = random_of(plan.seed, "rotations", 0, 0);
+            let rotate = workload::rotate(clients.clone(), machines.clone(), plan.clone(), random, until);
+            tokio::spawn(rotate).await?;
+        }
         for worker in workers {
             worker.await?;
         }

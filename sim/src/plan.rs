@@ -171,8 +171,8 @@ pub struct Workload {
     pub monotonic_percent: u8,
     /// The deadline of an operation, in milliseconds.
     pub timeout_ms: u32,
-    /// How many of a hundred writes send the context of another key, which must be refused. If any do, the audit forges contexts
-    /// as well.
+    /// How many of a hundred writes send a context that no node has issued for their key, which must be refused. If any do, the audit
+    /// forges contexts as well.
     pub foreign_percent: u8,
     /// How many of a hundred operations read a whole partition.
     pub scan_percent: u8,
@@ -180,6 +180,9 @@ pub struct Workload {
     pub repeat_percent: u8,
     /// They are repeated by another client, which does not know to whom they had gone.
     pub repeat_elsewhere: bool,
+    /// How often a new context key is made; of all that are made nodes know the newest four.
+    #[serde(default)]
+    pub rotations: u8,
 }
 
 /// Weights of the kinds of operations; 0 leaves a kind out.
@@ -573,6 +576,7 @@ impl Plan {
         (self.floors, self.aftermath) = (None, None);
         let workload = &mut self.workload;
         (workload.foreign_percent, workload.scan_percent, workload.repeat_percent) = (0, 0, 0);
+        workload.rotations = 0;
         workload.repeat_elsewhere = false;
         self
     }
@@ -712,6 +716,7 @@ impl Plan {
         with(&|plan| plan.floors = None);
         with(&|plan| plan.in_turn = false);
         with(&|plan| plan.workload.foreign_percent = 0);
+        with(&|plan| plan.workload.rotations = 0);
         with(&|plan| plan.workload.scan_percent = 0);
         with(&|plan| plan.workload.repeat_percent = 0);
         with(&|plan| plan.workload.repeat_elsewhere = false);
@@ -1050,6 +1055,7 @@ fn draw_workload(seed: u64, n: u8) -> Workload {
         scan_percent: *[0, 0, 20].get(rng.random_range(0..3)).expect("in range"),
         repeat_percent: *[0, 80].get(rng.random_range(0..2)).expect("in range"),
         repeat_elsewhere: rng.random_bool(0.3),
+        rotations: *[0, 0, 1, 3].get(rng.random_range(0..4)).expect("in range"),
     }
 }
 

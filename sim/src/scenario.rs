@@ -255,6 +255,7 @@ impl Scenario {
             owners: BTreeMap::new(),
             available: Vec::new(),
             forged: false,
+            rotated: false,
             retries: Retries::default(),
         };
         let violations = checker::judge(&history, &expectations);

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use quorate_node::core::context_keys::taken_apart;
 use quorate_node::core::record::Record;
 use quorate_node::core::version::{Context, Dot};
 use quorate_node::replica::{data_key, decode_hint};
@@ -175,7 +176,8 @@ fn minters(holdings: &[Holding], key: &str) -> Vec<Minters> {
 
 /// Who holds what an answer tells of.
 fn held(holdings: &[Holding], answer: &Answer) -> Result<Held, String> {
-    let context = Context::open(&answer.context, CLUSTER, answer.key.as_bytes())?;
+    let [_, body, _] = taken_apart(&answer.context)?;
+    let context = Context::open(&body, CLUSTER, answer.key.as_bytes())?;
     let values: Vec<Vec<Dot>> = answer.values.iter().map(|value| dots(holdings, *value)).collect();
     // Its own value is there, or the record has seen one of its dots; a retry may have taken several.
     let holds = |record: &Record| {

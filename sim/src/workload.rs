@@ -12,10 +12,12 @@ use quorate_client::options::Quorum;
 use quorate_client::random::Random;
 use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody, Write};
 use quorate_client::{Blind, Cause, Client, Context, Error, Read, RequestOptions, Written};
+use quorate_node::core::context_keys::taken_apart;
 use quorate_node::core::ring::Ring;
 use quorate_node::core::version::{self as core, Dot};
 
 use crate::cluster::{CLUSTER, ClientMachine, Machine, name, random_of};
+use crate::forgery::{self, Given};
 use crate::history::{self, Action, History, OpNo, Operation, Outcome};
 use crate::plan::{Floors, Plan, Workload};
 use crate::story;
@@ -80,8 +82,14 @@ impl Notebook {
             quorum: None,
             dot: None,
             elsewhere: false,
+            forged: false,
         });
         no
+    }
+
+    /// A write that has just begun is sent with a forged context.
+    fn forged(&self, no: OpNo) {
+        self.lock().operations.get_mut(&no).expect("it has begun").forged = true;
     }
 
     /// A write whose outcome is unknown is sent again; by a client that does not know to whom it went, perhaps.
@@ -247,6 +255,23 @@ async fn try_bootstrap(clients: &ClientMachine, machines: &[Machine], plan: &Pla
     }
     admin.close().await;
     Ok(())
+}
+
+/// Makes new context keys while clients work, as an administrator does now and then, each time at another node. What stands against one
+/// is left at that.
+pub async fn rotate(clients: ClientMachine, machines: Vec<Machine>, plan: Arc<Plan>, random: Random, until: Duration) {
+    let active = Duration::from_millis(plan.active_ms.into());
+    for rotation in 0..u32::from(plan.workload.rotations) {
+        let share = active / u32::from(plan.workload.rotations);
+        let at = until.saturating_sub(active) + share * rotation;
+        let at = at + Duration::from_millis(random.below(share.as_millis() as u64 + 1));
+        tokio::time::sleep(at.saturating_sub(elapsed())).await;
+        let machine = &machines[random.below(machines.len() as u64) as usize];
+        let Ok(admin) = clients.connect(u16::MAX - 3, true, ROTATION_TIMEOUT).await else { continue };
+        let body = RequestBody::Layout(LayoutCommand::RotateContextKey);
+        let _ = admin.request_at(machine.addr(), body, RequestOptions::default()).await;
+        admin.close().await;
+    }
 }
 
 /// One client's life: connects, and does one thing after the other until it has done enough or the time is over.
@@ -456,6 +481,9 @@ pub const AUDITOR: u32 = 1_000_000;
 
 const ALL: Asked = Asked { quorum: Quorum::All, strict: true };
 
+/// A node asks all others twice, each for two seconds at most.
+const ROTATION_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// On so many keys contexts are forged.
 const FORGED_KEYS_MAX: u32 = 3;
 
@@ -499,7 +527,8 @@ impl Auditor<'_> {
         let Some((context, giver)) = self.get(ALL).await else { return Ok(()) };
         let Some((written, put)) = self.put(ALL, Cause::from(context), Some(giver)).await else { return Ok(()) };
         let coordinator = written.evidence().ok_or("no evidence")?.coordinator;
-        let mut context = core::Context::open(&written.context().to_bytes(), CLUSTER, self.key.as_bytes())?;
+        let [_, body, _] = taken_apart(&written.context().to_bytes())?;
+        let mut context = core::Context::open(&body, CLUSTER, self.key.as_bytes())?;
         // Among the node's actors that the key has met, the one that minted this write is the one whose dots show it.
         let shown = written.evidence().and_then(|evidence| evidence.dots.first()).ok_or("no dot")?;
         let actor = context.actors().into_iter().find(|actor| {
@@ -511,7 +540,8 @@ impl Auditor<'_> {
         let next_but_one = Dot { actor, counter: context.highest(&actor) + 2 };
         context.insert(next_but_one);
         let machine = machines.iter().find(|machine| machine.node() == coordinator).ok_or("a stranger coordinates")?;
-        let forged = Blob(context.seal(CLUSTER, self.key.as_bytes()));
+        // No client can do this: the secret is taken from the node's disk, as if the node itself had issued such a context.
+        let forged = Blob(machine.context_keys()?.seal(&context, CLUSTER, self.key.as_bytes()));
         self.write_at(machine, random, Action::Delete { cause: Some(put) }, Some(forged)).await;
         self.write_at(machine, random, Action::Put { cause: None }, None).await;
         self.get(ALL).await;
@@ -662,11 +692,10 @@ impl Worker {
             }
             match kind {
                 0 => self.get(&key, terms).await,
-                1 => {
-                    let foreign = self.foreign(&key);
-                    let seen = foreign.or_else(|| self.seen.get(&key).cloned());
-                    self.put(&key, terms, seen).await;
-                }
+                1 => match self.forgery(&key) {
+                    Some((context, giver)) => self.put_forged(&key, terms, context, giver).await,
+                    None => self.put(&key, terms, self.seen.get(&key).cloned()).await,
+                },
                 2 => self.put(&key, terms, None).await,
                 3 => self.delete(&key, terms).await,
                 _ => self.update(&key, terms).await,
@@ -675,13 +704,29 @@ impl Worker {
         }
     }
 
-    /// Now and then the context of another key, as a client with a bug sends it.
-    fn foreign(&self, key: &str) -> Option<(Context, OpNo)> {
+    /// Now and then a context that no node has issued for the key, made of what the client was given for it and for others.
+    fn forgery(&self, key: &str) -> Option<(Context, OpNo)> {
         let percent = self.plan.workload.foreign_percent;
         if percent == 0 || self.random.below(100) >= percent.into() {
             return None;
         }
-        self.seen.iter().find(|(other, _)| *other != key).map(|(_, seen)| seen.clone())
+        let own = self.seen.get(key).map(|(context, no)| (context.to_bytes(), *no));
+        let other = self.seen.iter().find(|(other, _)| *other != key);
+        let other = other.map(|(other, (context, no))| (other, context.to_bytes(), *no));
+        let given = own.as_ref().map(|(context, _)| Given { key, context });
+        let of_other = other.as_ref().map(|(key, context, _)| Given { key, context });
+        let forged = forgery::forge(given, of_other, &self.random).expect("a node has given it")?;
+        // Of a context that was given for another key as it is, the giver tells; so it does of one that would have been the key's own.
+        let of_other = other.filter(|(_, context, _)| *context == forged).map(|(_, _, no)| no);
+        let giver = of_other.or(own.map(|(_, no)| no))?;
+        Some((Context::from_bytes(forged).expect("it is as long as what was given"), giver))
+    }
+
+    async fn put_forged(&mut self, key: &str, terms: Terms, context: Context, giver: OpNo) {
+        let no = self.begin(key, terms.write(), Action::Put { cause: Some(giver) });
+        self.notebook.forged(no);
+        let value = Some(value(no, self.value_len()));
+        self.write(WriteRequest::first(no, key, value, Some(context), terms)).await;
     }
 
     async fn get(&mut self, key: &str, terms: Terms) {
@@ -732,6 +777,8 @@ impl Worker {
         let drawn = self.random.below(self.unsettled.len() as u64) as usize;
         let mut write = self.unsettled.swap_remove(drawn);
         write.any_coordinator = self.other.is_some() && self.random.below(2) == 0;
+        // An application may ask for more than it did; what the history says of the operation still holds.
+        write.terms.strict |= self.random.below(4) == 0;
         self.notebook.begin_again(self.who, write.no, self.other.is_some());
         self.write(write).await;
     }

@@ -421,6 +421,13 @@ pub(crate) enum LayoutCommand {
         #[command(flatten)]
         args: LayoutArgs,
     },
+    /// Make a new secret for the contexts that clients get
+    ///
+    /// Nodes take a context only if one of them has issued it, which they know by a secret that no client has. A new one
+    /// takes effect at once on every node that can be reached, and on the others when they return. Contexts that clients
+    /// have kept are taken until three more secrets have been made, so that four rotations end the use of one that has leaked.
+    #[command(after_help = "Examples:\n  quorate layout rotate-context-key")]
+    RotateContextKey(LayoutArgs),
 }
 
 /// Compare replicas and bring together what differs

@@ -17,7 +17,7 @@ impl LayoutCommand {
     /// What all of them have.
     pub(crate) fn args(&self) -> &LayoutArgs {
         match self {
-            Self::Show(args) | Self::Revert(args) | Self::Apply { args, .. } => args,
+            Self::Show(args) | Self::Revert(args) | Self::Apply { args, .. } | Self::RotateContextKey(args) => args,
             Self::Stage(StageCommand::Join { args, .. } | StageCommand::Settings { args, .. }) => args,
         }
     }
@@ -66,6 +66,7 @@ async fn asks(command: &LayoutCommand, cluster: Option<&Cluster>) -> Outcome<Vec
     Ok(match command {
         LayoutCommand::Show(_) => vec![Ask::Show],
         LayoutCommand::Revert(_) => vec![Ask::Revert],
+        LayoutCommand::RotateContextKey(_) => vec![Ask::RotateContextKey],
         LayoutCommand::Apply { version, .. } => vec![Ask::Apply { version: LayoutVersion(*version) }],
         LayoutCommand::Stage(StageCommand::Settings { replicas, partitions, floor_r, floor_w, .. }) => {
             vec![Ask::StageSettings { n: *replicas, partitions: *partitions, r: *floor_r, w: *floor_w }]
@@ -106,6 +107,7 @@ fn show(report: &LayoutReport, output: &Output) -> Outcome<()> {
     } else {
         output.line(&format!("layout {}", settings_text(&report.current)))?;
         output.table(&members(&report.current))?;
+        output.line(&format!("context keys, the newest first: {}", report.context_keys.join(", ")))?;
     }
     if let Some(staged) = &report.staged {
         output.line(&format!("\nstaged: layout {}", settings_text(staged)))?;
@@ -129,6 +131,7 @@ fn next_step(command: &LayoutCommand, report: &LayoutReport, output: &Output) {
     let staged = report.staged.as_ref().map(|staged| staged.version);
     match (command, staged) {
         (LayoutCommand::Apply { .. }, _) => output.hint("next: quorate status"),
+        (LayoutCommand::RotateContextKey(_), _) => {}
         (_, Some(version)) if report.problems.is_empty() => {
             output.hint(&format!("next: quorate layout apply --version {version}"));
         }
@@ -180,6 +183,7 @@ mod tests {
     async fn commands_become_what_a_node_is_asked_for() {
         assert_eq!(asked("quorate layout show").await, [Ask::Show]);
         assert_eq!(asked("quorate layout revert").await, [Ask::Revert]);
+        assert_eq!(asked("quorate layout rotate-context-key").await, [Ask::RotateContextKey]);
         assert_eq!(asked("quorate layout apply --version 1").await, [Ask::Apply { version: LayoutVersion(1) }]);
         assert_eq!(
             asked("quorate layout stage settings --replicas 5 --floor-w 4").await,

@@ -100,7 +100,7 @@ pub(super) async fn coordinate_read(
         stats.degraded.add(u64::from(get.acks().fallback > 0));
         Reply::Found(Found {
             values: merged.values(),
-            context: Blob(merged.context.seal(inner.cluster, &read.key)),
+            context: inner.seal(&merged.context, &read.key),
             quorum: inner.report(turn, need, get.acks(), turn.current.layout.r),
             evidence: read.explain.then(evidence),
         })
@@ -171,7 +171,7 @@ pub(super) async fn coordinate_scan(
     );
     let entry = |(key, record): (Blob, Record)| ScanEntry {
         values: record.values(),
-        context: Blob(record.context.seal(inner.cluster, &key)),
+        context: inner.seal(&record.context, &key),
         key,
     };
     let entries = merged.entries.into_iter().map(entry).collect();

@@ -333,7 +333,7 @@ impl Driver {
 
     fn keep(&self, key: &Blob, minted: Minted) -> Kept {
         let Minted { dot, record, context, replaced, repeated, ticket } = minted;
-        let context = Blob(context.seal(self.inner.cluster, key));
+        let context = self.inner.seal(&context, key);
         let (siblings, encoded) = (live_values(&record), Blob(record.encode()));
         Kept {
             key: key.clone(),

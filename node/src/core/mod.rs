@@ -37,6 +37,8 @@ pub mod ring;
 pub mod staging;
 pub mod version;
 
+pub mod context_keys;
+
 pub mod exchange;
 pub mod merkle;
 

@@ -22,7 +22,7 @@
 //! exactly one reply and it comes before `Finished`; a write is always sent to all N primaries, W only decides when to
 //! answer; a strict write counts primaries only, and leaves hints all the same; a primary is stood in for by one node at a
 //! time, and no node is asked twice to stand in for the same one. The machine reads no clock and sends nothing: inputs are
-//! `on_*`, what to do comes back as [`PutAction`]s. Every question that it asks must be answered in the end
+//! `on_*`, what to do comes back as [`PutAction`]s; an input that does not fit, or comes again, changes nothing. Every question that it asks must be answered in the end
 //! ([`Put::on_ack`] or [`Put::on_failed`], [`Put::on_hint_kept`] or [`Put::on_hint_failed`]), so every call needs a deadline.
 
 use quorate_client::ids::{NodeId, OpId};
@@ -107,10 +107,8 @@ impl Put {
     /// a write that cannot succeed must not be left half-applied, while a wrong belief must not stop one that could.
     ///
     /// # Errors
-    /// W is 0 or above N, or fewer than W nodes that would count can be reached.
-    ///
-    /// # Panics
-    /// When `me` is no primary and the write is strict, or hints are switched off: then it is not this node's to coordinate.
+    /// W is 0 or above N, or fewer than W nodes that would count can be reached; or `me` is no primary and the write is strict, or
+    /// hints are switched off: then it is not this node's to coordinate.
     pub fn new(
         me: NodeId,
         op_id: OpId,
@@ -121,7 +119,13 @@ impl Put {
         reachable: impl Fn(NodeId) -> bool,
     ) -> Result<Self, NotApplied> {
         let owns = primaries.contains(&me);
-        assert!(owns || (!strict && stand_ins.hints), "only a primary coordinates such a write");
+        if !owns && (strict || !stand_ins.hints) {
+            let what = if strict { "a strict write" } else { "a write while nobody stands in" };
+            return Err(NotApplied::NotServing {
+                node: me,
+                why: format!("only a primary of the key coordinates {what}"),
+            });
+        }
         let n = u8::try_from(primaries.len()).expect("a layout has at most 255 replicas of a record");
         let need = required("W", w, n)?;
         let down: Vec<NodeId> = primaries.iter().copied().filter(|node| *node != me && !reachable(*node)).collect();
@@ -165,7 +169,9 @@ impl Put {
 
     /// The write was minted and inserted here. Times are microseconds since the start of the request.
     pub fn on_minted(&mut self, at_us: u64) -> Vec<PutAction> {
-        assert!(std::mem::take(&mut self.minting), "a write is minted once");
+        if !std::mem::take(&mut self.minting) {
+            return Vec::new();
+        }
         // The others first: the record travels while this node's disk is synced.
         let (me, mut actions) = (self.me, Vec::with_capacity(self.primaries.len() + 1));
         actions.extend(self.primaries.iter().filter(|node| **node != me).copied().map(PutAction::Replicate));
@@ -188,13 +194,17 @@ impl Put {
 
     /// The mint was refused: nothing was written anywhere.
     pub fn on_mint_refused(&mut self, refusal: NotApplied) -> Vec<PutAction> {
-        assert!(std::mem::take(&mut self.minting), "a write is minted once");
+        if !std::mem::take(&mut self.minting) {
+            return Vec::new();
+        }
         self.reply(Err(refusal.into())).chain([PutAction::Finished]).collect()
     }
 
     /// The insert failed and may still be there; there is no record that could be sent to the others.
     pub fn on_mint_unknown(&mut self, why: String) -> Vec<PutAction> {
-        assert!(std::mem::take(&mut self.minting), "a write is minted once");
+        if !std::mem::take(&mut self.minting) {
+            return Vec::new();
+        }
         let failure = self.indeterminate(format!("{}: {why}", self.me));
         self.reply(Err(failure)).chain([PutAction::Finished]).collect()
     }
@@ -252,7 +262,7 @@ impl Put {
 
     /// The delay for late replicas is over: somebody stands in for them, unless the quorum is met without.
     pub fn on_late(&mut self, at_us: u64) -> Vec<PutAction> {
-        if self.replied {
+        if self.replied || self.minting {
             return Vec::new();
         }
         let late: Vec<NodeId> = self.tally.vacant().into_iter().filter(|node| *node != self.me).collect();
@@ -393,6 +403,17 @@ mod tests {
         let nodes = nodes();
         Put::new(nodes[0], OP, &nodes, StandIns::default(), Quorum::Exactly(w), false, |_| true)
             .expect("everybody is up")
+    }
+
+    /// A strict repetition of what a fallback had minted reached an assertion here.
+    #[test]
+    fn what_only_a_primary_coordinates_is_refused_by_others() {
+        let f = node("f");
+        for (strict, hints) in [(true, true), (true, false), (false, false)] {
+            let stand_ins = StandIns { hints, fallbacks: Vec::new() };
+            let refusal = Put::new(f, OP, &nodes(), stand_ins, Quorum::One, strict, |_| true).expect_err("no primary");
+            assert!(matches!(&refusal, NotApplied::NotServing { node, .. } if *node == f), "{refusal}");
+        }
     }
 
     #[test]

@@ -135,23 +135,30 @@ impl Context {
         self.reached(actor).max(beyond)
     }
 
-    /// To the client's opaque bytes: bound to cluster and key, versioned, checksummed (rule V5).
+    /// To bytes that name cluster and key, versioned and checksummed: the inside of what clients get. Anybody can make them, so
+    /// that a client gets and sends them only with a code that nodes alone can make (rule V5, [`super::context_keys`]).
     ///
     /// ```text
     /// version u8 = 1 | cluster id, 16 bytes | XXH3-128 of the key, 16 bytes | the context | CRC32C of all before, 4 bytes
     /// ```
     ///
     /// May come out longer than a client is allowed to send back; a coordinator refuses writes that would lead there, see
-    /// [`sealed_len`](Self::sealed_len).
+    /// [`super::context_keys::sealed_len`].
     pub fn seal(&self, cluster: ClusterId, key: &[u8]) -> Bytes {
         let mut sealed = Vec::with_capacity(self.sealed_len());
+        self.seal_into(&mut sealed, cluster, key);
+        sealed.into()
+    }
+
+    /// Appends what [`seal`](Self::seal) makes.
+    pub(super) fn seal_into(&self, sealed: &mut Vec<u8>, cluster: ClusterId, key: &[u8]) {
+        let start = sealed.len();
         sealed.push(SEAL_VERSION);
         sealed.put(&cluster.0.to_be_bytes());
         sealed.put(&xxh3_128(key).to_be_bytes());
-        self.encode(&mut sealed);
-        let checksum = crc32c::crc32c(&sealed);
+        self.encode(sealed);
+        let checksum = crc32c::crc32c(&sealed[start..]);
         sealed.put(&checksum.to_be_bytes());
-        sealed.into()
     }
 
     /// How many bytes [`seal`](Self::seal) makes.
@@ -161,11 +168,20 @@ impl Context {
         length.0
     }
 
-    /// From the client's bytes.
+    /// From what [`seal`](Self::seal) made, or somebody who knows how: it does not tell who has.
     ///
     /// # Errors
     /// When they are too many, damaged, of an unknown version, or of another cluster or key; the text says which.
     pub fn open(sealed: &Bytes, cluster: ClusterId, key: &[u8]) -> Result<Self, String> {
+        let mut source = Self::check(sealed, cluster, key)?;
+        let damaged = |why| format!("it is damaged: {why}");
+        let context = Self::decode(&mut source).map_err(damaged)?;
+        source.end().map_err(damaged)?;
+        Ok(context)
+    }
+
+    /// All of [`open`](Self::open) but for the context itself, which is left to be decoded.
+    pub(super) fn check(sealed: &Bytes, cluster: ClusterId, key: &[u8]) -> Result<Source, String> {
         if sealed.len() > CONTEXT_LEN_MAX {
             return Err(format!("it has {} bytes, at most {CONTEXT_LEN_MAX} are allowed", sealed.len()));
         }
@@ -189,10 +205,7 @@ impl Context {
         if u128::from_be_bytes(source.array("the key's hash")?) != xxh3_128(key) {
             return Err("it belongs to another key".into());
         }
-        let damaged = |why| format!("it is damaged: {why}");
-        let context = Self::decode(&mut source).map_err(damaged)?;
-        source.end().map_err(damaged)?;
-        Ok(context)
+        Ok(source)
     }
 
     /// All actors that it knows, in order: the table that a record's encoding refers to.

@@ -1,4 +1,5 @@
-//! Which layout every node says it holds: spread by gossip as (version, digest), the layout itself is pulled over a stream.
+//! Which layout and context keys every node says it holds: spread by gossip as (version, digest), what is behind them is pulled over a
+//! stream.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -32,7 +33,7 @@ pub(super) struct Announcement {
     pub(super) stamp: (u64, u64),
     /// The newest layout that it holds.
     pub(super) version: LayoutVersion,
-    /// The beginning of that layout's hash.
+    /// Of that layout and of the context keys that it holds.
     pub(super) digest: u64,
 }
 

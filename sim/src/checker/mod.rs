@@ -128,6 +128,8 @@ pub struct Expectations {
     pub owners: BTreeMap<String, BTreeSet<String>>,
     /// Somebody sends contexts that claim what nobody has seen.
     pub forged: bool,
+    /// New context keys were made, which a node that was cut off may not know.
+    pub rotated: bool,
     /// When every operation had to succeed.
     pub available: Vec<Window>,
     /// What may come of retries.
@@ -160,7 +162,7 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     }
     violations.extend(resurrection::check(&keys, expectations.retries));
     violations.extend(false_concurrency::check(&keys, expectations.retries));
-    violations.extend(foreign::check(history));
+    violations.extend(foreign::check(history, expectations.rotated));
     violations.extend(honest::check(history, expectations.floors));
     violations.extend(held::check(history));
     violations.extend(handed_over::check(history));
@@ -212,6 +214,7 @@ mod tests {
             drained: true,
             owners: BTreeMap::new(),
             forged: false,
+            rotated: false,
             available: vec![window],
             retries: Retries::default(),
         };
@@ -230,6 +233,7 @@ mod tests {
             drained: true,
             owners: BTreeMap::new(),
             forged: false,
+            rotated: false,
             available: Vec::new(),
             retries: Retries::default(),
         };

@@ -139,6 +139,7 @@ impl Story {
             }),
             dot: None,
             elsewhere: false,
+            forged: false,
         });
         self.now_us += 20;
         no
