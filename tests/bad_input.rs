@@ -228,7 +228,7 @@ fn garbage_and_half_open_handshakes_leave_room_for_good_clients() {
             crowd[number % crowd.len()].send_to(hello, node).expect("sent");
             pace(number);
         }
-        (cluster.metric(1, "quorate_handshakes_refused_total") > 0).then_some(())
+        (cluster.metric(1, "quorate_handshakes_retried_total") > 0).then_some(())
     });
     cluster.run(&["get", "k"]).expect(0, &["v"]);
     cluster.run(&["put", "k", "w"]).expect(0, &[]);
@@ -238,7 +238,7 @@ fn garbage_and_half_open_handshakes_leave_room_for_good_clients() {
     cluster.run(&["get", "k"]).expect(0, &["w"]);
 }
 
-/// More than twice of what a node carries on at a time.
+/// Far more than a node begins without a proof of the address.
 const HALF_OPEN: usize = 600;
 
 /// Lets the node's socket be read now and then: what overflows its buffer troubles nobody.
@@ -269,7 +269,7 @@ fn a_client_that_breaks_the_protocol_loses_its_connection_and_nobody_else_does()
             ([&[0][..], &garbage].concat(), 1, ""),
             (vec![77], 1, "class 77"),
             // A frame that stops growing, and one that never stops.
-            ([&[0][..], &header(100, 1), b"half"].concat(), 1, "not completed"),
+            ([&[0][..], &header(100, 1), b"half"].concat(), 1, "did not go on"),
             (part, 1_000, "more than"),
         ] {
             let stranger = Stranger(admin.clone());

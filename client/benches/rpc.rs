@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use quorate_client::quic::Link;
-use quorate_client::rpc::{self, Handler, Lanes, LanesConfig, ServeLimits, class};
+use quorate_client::rpc::{self, Arrived, Handler, Lanes, LanesConfig, ServeLimits, class};
 use support::{Pair, pair};
 use tokio::time::Instant;
 
@@ -19,8 +19,12 @@ const LENGTHS: [usize; 2] = [128, 1024];
 struct Echo;
 
 impl Handler for Echo {
-    async fn handle(&self, _class: u8, body: Bytes, _timeout: Duration) -> Bytes {
-        body
+    async fn handle(&self, request: Arrived) -> Bytes {
+        request.body
+    }
+
+    fn refuse(&self, _class: u8) -> Bytes {
+        unreachable!("its room has no bound")
     }
 }
 

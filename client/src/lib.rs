@@ -99,6 +99,7 @@ mod retry;
 mod route;
 mod unsettled;
 
+pub mod budget;
 pub mod codec;
 pub mod frame;
 pub mod quic;

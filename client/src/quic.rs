@@ -3,18 +3,19 @@
 //! Everything that a library would otherwise take from the operating system comes through [`Seams`]: clients and nodes in a
 //! simulation differ from those in production in these four values and in the socket, in nothing else.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt};
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::UnixTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
 use crate::random::Random;
 use crate::tls::explain_connection_error;
@@ -68,6 +69,7 @@ impl Seams {
         config.max_incoming(INCOMING_MAX);
         config.incoming_buffer_size(INCOMING_BUFFER);
         config.incoming_buffer_size_total(INCOMING_BUFFER * INCOMING_MAX as u64);
+        config.retry_token_lifetime(RETRY_LIFETIME);
         config
     }
 }
@@ -141,45 +143,156 @@ pub async fn close(endpoint: Endpoint, why: &str, socket: Weak<dyn AsyncUdpSocke
     tokio::time::timeout(limit, released).await.is_ok()
 }
 
+/// Sets what one client may have in flight towards this end, over all of its streams: the part of it that nobody has read yet is
+/// kept here. Connections that are accepted later have it, until they turn out to be [peers'](widen_for_peer).
+pub fn set_client_window(config: &mut ServerConfig, bytes: u32) {
+    let mut transport = transport(Link::Client);
+    transport.receive_window(VarInt::from_u32(bytes));
+    config.transport_config(Arc::new(transport));
+}
+
 /// Raises the bounds of an accepted connection to those of [`Link::Peer`]: a server knows only after the handshake who is
 /// at the other end. The idle time-out needs no change, because QUIC takes the lesser one of both ends.
 pub fn widen_for_peer(connection: &quinn::Connection) {
     connection.set_receive_window(VarInt::from_u32(PEER_WINDOW));
+    connection.set_send_window(u64::from(PEER_WINDOW));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));
 }
 
-/// Lets a bounded number of handshakes in. Strangers cost a node CPU only here: a handshake is about a millisecond.
-#[derive(Debug, Clone)]
-pub struct Gate(Arc<Semaphore>);
+/// Lets a bounded number of handshakes in. Strangers cost a node CPU and memory only here: a handshake is about a millisecond, and
+/// some tens of KiB until it is complete or given up.
+///
+/// As long as few are under way they begin at once. From [`RETRY_FROM`] on whoever dials has to show first that it receives what is
+/// sent to its address (QUIC Retry, which costs this end no memory), so that neither forged addresses nor first packets that
+/// somebody has recorded take a place. When all places are taken, the newest handshake takes that of the oldest one of the source
+/// that has the most: an honest one is over in a few round trips, and one that is not meant to end is always older. Addresses that
+/// are known to be members' have places of their own.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<Mutex<Handshakes>>);
+
+#[derive(Debug, Default)]
+struct Handshakes {
+    begun: u64,
+    /// Of addresses that are not known, by where they come from, the oldest first.
+    strangers: BTreeMap<Source, BTreeMap<u64, oneshot::Sender<()>>>,
+    /// How many that are.
+    strangers_count: usize,
+    /// How many are of known addresses.
+    known_count: usize,
+    counts: GateCounts,
+}
+
+/// What a [`Gate`] has done against a crowd.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GateCounts {
+    /// Attempts that were asked to prove their address first.
+    pub retried: u64,
+    /// Handshakes that were given up for newer ones.
+    pub displaced: u64,
+}
+
+/// Those who share a source share its places: an IPv4 address, or an IPv6 network of 64 bits, which is what one machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Source(IpAddr);
+
+impl Source {
+    fn of(addr: SocketAddr) -> Self {
+        match addr.ip().to_canonical() {
+            IpAddr::V4(ip) => Self(ip.into()),
+            IpAddr::V6(ip) => Self(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into()),
+        }
+    }
+}
 
 impl Gate {
     /// With the production bounds.
     pub fn new() -> Self {
-        Self(Arc::new(Semaphore::new(HANDSHAKES_MAX)))
+        Self::default()
     }
 
-    /// Decides on one attempt at once: lets it begin, asks it to prove its address (QUIC Retry, once half of the bound is
-    /// in use), or turns it away.
-    pub fn admit(&self, incoming: Incoming) -> Option<Admitted> {
-        let busy = self.0.available_permits() < HANDSHAKES_MAX / 2;
-        if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+    /// Decides on one attempt at once: lets it begin, or asks it to prove its address and come again. `is_known` says whether an
+    /// address is a member's.
+    pub fn admit(&self, incoming: Incoming, is_known: impl FnOnce(SocketAddr) -> bool) -> Option<Admitted> {
+        let from = incoming.remote_address();
+        let mut handshakes = self.lock();
+        let under_way = handshakes.strangers_count + handshakes.known_count;
+        if under_way >= RETRY_FROM && !incoming.remote_address_validated() && incoming.may_retry() {
+            handshakes.counts.retried += 1;
+            drop(handshakes);
             // Fails only for an attempt that may not be retried.
             let _ = incoming.retry();
             return None;
         }
-        match self.0.clone().try_acquire_owned() {
-            Ok(permit) => Some(Admitted { incoming, permit }),
-            Err(_) => {
-                incoming.refuse();
-                None
+        let source = if handshakes.known_count < KNOWN_MAX && is_known(from) { None } else { Some(Source::of(from)) };
+        let number = handshakes.begun;
+        handshakes.begun += 1;
+        let (displace, displaced) = oneshot::channel();
+        match source {
+            None => handshakes.known_count += 1,
+            Some(source) => {
+                if handshakes.strangers_count >= STRANGERS_MAX {
+                    handshakes.displace_one();
+                }
+                handshakes.strangers_count += 1;
+                handshakes.strangers.entry(source).or_default().insert(number, displace);
             }
+        }
+        drop(handshakes);
+        let place = HandshakePlace { gate: self.clone(), source, number };
+        Some(Admitted { incoming, displaced, _place: place })
+    }
+
+    /// What it has done against crowds so far.
+    pub fn counts(&self) -> GateCounts {
+        self.lock().counts
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Handshakes> {
+        self.0.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl Handshakes {
+    /// Gives up the oldest handshake of the source that has the most.
+    fn displace_one(&mut self) {
+        let most = self.strangers.iter().max_by_key(|(_, of_source)| of_source.len()).map(|(source, _)| *source);
+        let Some(source) = most else { return };
+        let of_source = self.strangers.get_mut(&source).expect("it was just found");
+        if let Some((_, displaced)) = of_source.pop_first() {
+            // It may be over just now.
+            let _ = displaced.send(());
+            self.counts.displaced += 1;
+            self.strangers_count -= 1;
+        }
+        if of_source.is_empty() {
+            self.strangers.remove(&source);
         }
     }
 }
 
-impl Default for Gate {
-    fn default() -> Self {
-        Self::new()
+/// A place in a [`Gate`], given back when it is dropped.
+#[derive(Debug)]
+struct HandshakePlace {
+    gate: Gate,
+    /// Nothing for a known address.
+    source: Option<Source>,
+    number: u64,
+}
+
+impl Drop for HandshakePlace {
+    fn drop(&mut self) {
+        let mut handshakes = self.gate.lock();
+        let Some(source) = self.source else {
+            handshakes.known_count -= 1;
+            return;
+        };
+        let Some(of_source) = handshakes.strangers.get_mut(&source) else { return };
+        let had = of_source.remove(&self.number).is_some();
+        if of_source.is_empty() {
+            handshakes.strangers.remove(&source);
+        }
+        // One that was displaced has given its place away already.
+        handshakes.strangers_count -= usize::from(had);
     }
 }
 
@@ -187,34 +300,51 @@ impl Default for Gate {
 #[derive(Debug)]
 pub struct Admitted {
     incoming: Incoming,
-    permit: OwnedSemaphorePermit,
+    displaced: oneshot::Receiver<()>,
+    _place: HandshakePlace,
 }
 
 impl Admitted {
     /// Carries the handshake to its end.
     ///
     /// # Errors
-    /// Why it failed, for people; also when it takes longer than 5 s.
+    /// Why it failed, for people; also when it takes longer than [`HANDSHAKE_TIMEOUT`], or gives way to newer ones.
     pub fn handshake(self) -> impl Future<Output = Result<quinn::Connection, String>> + Send {
-        let Self { incoming, permit } = self;
+        let Self { incoming, displaced, _place } = self;
         async move {
-            let _permit = permit;
+            let _place = _place;
             let from = incoming.remote_address();
             let connecting = incoming.accept().map_err(|error| explain_connection_error(&error))?;
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
-                Ok(Ok(connection)) => Ok(connection),
-                Ok(Err(error)) => Err(format!("handshake with {from} failed: {}", explain_connection_error(&error))),
-                Err(_) => Err(format!("handshake with {from} was not complete after {HANDSHAKE_TIMEOUT:?}")),
+            let failed = |why: String| Err(format!("handshake with {from} failed: {why}"));
+            tokio::select! {
+                biased;
+                connected = connecting => connected.or_else(|error| failed(explain_connection_error(&error))),
+                // The sender of a known address is dropped at once, and says nothing.
+                Ok(()) = displaced => failed("it gave way to newer ones".into()),
+                () = tokio::time::sleep(HANDSHAKE_TIMEOUT) => {
+                    failed(format!("it was not complete after {HANDSHAKE_TIMEOUT:?}"))
+                }
             }
         }
     }
 }
 
-/// How long a TLS handshake may take on the accepting side; one that is slower than this is a stranger who holds a slot.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a TLS handshake may take on the accepting side. An honest one is two round trips, and three times as much if a packet is
+/// lost; whoever dials gives up no later.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How many handshakes a node carries on at a time: about 0.3 s of CPU, well above what a cluster's start needs.
-const HANDSHAKES_MAX: usize = 256;
+/// From so many handshakes under way on, whoever dials has to prove its address: more than a cluster's nodes begin at a time.
+const RETRY_FROM: usize = 64;
+
+/// How many handshakes with addresses that are not known are carried on at a time: so many that thousands a second have to come until an
+/// honest one is given up before it is complete.
+const STRANGERS_MAX: usize = 1024;
+
+/// How many more with members' addresses: all that may be begun before addresses have to be proved, and as many beside them.
+const KNOWN_MAX: usize = 2 * RETRY_FROM;
+
+/// How long the proof of an address is good: it comes back after a round trip. A recorded one takes a place no longer than that.
+const RETRY_LIFETIME: Duration = Duration::from_secs(5);
 
 /// Attempts that the accept loop has not looked at yet. It decides at once, so that this only bounds a burst.
 const INCOMING_MAX: usize = 1024;
@@ -226,8 +356,8 @@ const INCOMING_BUFFER: u64 = 16 << 10;
 /// room for lanes that are being replaced.
 const STREAMS_MAX: u32 = 32;
 
-/// What a client may have in flight towards a node, over all of its streams: four of the largest requests, or the product
-/// of 1 Gbit/s and 40 ms. A node with 1,000 hostile clients can be made to keep 5 GB, quinn's default has no bound at all.
+/// What may be in flight on a client's connection, over all of its streams: the product of 1 Gbit/s and 40 ms. A node grants its
+/// clients what it has memory for, see [`set_client_window`].
 const CLIENT_WINDOW: u32 = 5 << 20;
 
 /// The same for a peer: the product of 10 Gbit/s and 13 ms, so that bulk streams cannot starve the lanes beside them.

@@ -10,20 +10,29 @@
 //!     ^                                                                   |
 //!     +---- pending <- reader <=== lane ===== writer <- queue <-----------+
 //! ```
+//!
+//! # What one end can cost the other
+//! The serving side counts every byte that it keeps because of a request (see [`ClassLimits`]): a body while it arrives, the
+//! request while it is served, what is read for it, and its answer until the other end has acknowledged it. A body for which
+//! there is no room while it arrives is thrown away, and the request refused at once; one that has arrived waits for a moment, in
+//! which nothing more is read from its lane, and is refused then. Whatever is begun must go on: at [`RATE_MIN`] at least, on an average over
+//! [`STALL`], in both directions; a lane on which it does not costs the other end its connection.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::frame::{Deframer, Direction, Frame, Framer, PART_LEN};
+use crate::budget::{Budget, Charge, Pot, Room};
+use crate::frame::{COPY_MAX, Deframer, Direction, Frame, FrameError, Framer, PART_LEN, Received};
 use crate::tls::explain_connection_error;
 use crate::{buggify, dawdle, sometimes};
 
@@ -145,9 +154,26 @@ pub enum CallError {
 
 /// Carries requests out.
 pub trait Handler: Clone + Send + Sync + 'static {
-    /// One request. The future is dropped when `timeout` is over (nobody waits for the answer any more) and when the
-    /// connection ends. A panic costs the caller this lane, and no one else anything.
-    fn handle(&self, class: u8, body: Bytes, timeout: Duration) -> impl Future<Output = Bytes> + Send;
+    /// One request. The future is dropped when its time is over (nobody waits for the answer any more) and when the connection
+    /// ends. A panic costs the caller this lane, and no one else anything.
+    fn handle(&self, request: Arrived) -> impl Future<Output = Bytes> + Send;
+
+    /// The answer to a request that there was no room or no time for: it was not looked at.
+    fn refuse(&self, class: u8) -> Bytes;
+}
+
+/// A request that has arrived.
+#[derive(Debug)]
+pub struct Arrived {
+    /// The class of its lane.
+    pub class: u8,
+    /// The message. It is counted as long as anybody refers to a part of it.
+    pub body: Bytes,
+    /// How long its caller still waits.
+    pub timeout: Duration,
+    /// What it may use for what it reads and for its answer. An answer of up to [`REQUEST_LEN`] is taken care of already; a larger
+    /// one takes with it what is taken here.
+    pub room: Room,
 }
 
 /// Bounds of the serving side, for each connection.
@@ -155,45 +181,76 @@ pub trait Handler: Clone + Send + Sync + 'static {
 pub struct ServeLimits {
     /// By class number; there are no others.
     pub classes: Vec<ClassLimits>,
+    /// Counts what was refused or cut off; shared by whoever is to be counted together.
+    pub counts: Arc<Counts>,
 }
 
 impl ServeLimits {
-    /// What a node grants a client. Requests are taken at twice the size of the largest legal one, so that what is just
-    /// too large gets an answer that says so; what is under way is bounded to 16 MiB and to 4 MiB.
+    /// What a node grants a client, without a bound on bytes. Requests are taken at twice the size of the largest legal one, so
+    /// that what is just too large gets an answer that says so.
     pub fn client() -> Self {
-        Self {
-            classes: vec![
-                ClassLimits { request_max: 2 << 20, in_flight_max: 1024 },
-                ClassLimits { request_max: 2 << 20, in_flight_max: 256 },
-            ],
-        }
+        let class = |in_flight_max| ClassLimits::unbounded(2 << 20, in_flight_max);
+        Self { classes: vec![class(1024), class(256)], counts: Arc::default() }
     }
 }
 
 /// Bounds of one class.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ClassLimits {
     /// The largest request, in bytes.
     pub request_max: usize,
     /// Requests under way, counting one for each 16 KiB or part thereof. When it is reached, no more is read from the
     /// class's lanes: the caller is slowed down, not refused.
     pub in_flight_max: u32,
+    /// For bodies while they arrive, and for lanes. Those that it has no room for are refused.
+    pub arriving: Budget,
+    /// For requests that have arrived, until their answers have departed. They wait for it, but for no more than an eighth of their
+    /// time: those behind them on the lane wait too. A large one takes it before the rest of it is read.
+    pub serving: Pot,
+    /// For what is read for a request, and for its answer until it has departed.
+    pub answering: Pot,
+}
+
+impl ClassLimits {
+    /// Without a bound on bytes.
+    pub const fn unbounded(request_max: usize, in_flight_max: u32) -> Self {
+        Self {
+            request_max,
+            in_flight_max,
+            arriving: Budget::unbounded(),
+            serving: Pot::unbounded(),
+            answering: Pot::unbounded(),
+        }
+    }
+}
+
+/// What the serving side has refused or cut off.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Requests refused because there was no room for them, or none in time.
+    pub refused: AtomicU64,
+    /// Requests given up because their time was over before they had arrived.
+    pub expired: AtomicU64,
+    /// Connections ended because something that had been begun did not arrive.
+    pub arrivals_cut: AtomicU64,
+    /// Connections ended because answers did not depart.
+    pub departures_cut: AtomicU64,
 }
 
 /// Serves the requests of a connection until it ends, and tells why it did.
 ///
-/// An end that breaks the protocol (garbage, an oversize frame, an unknown class, a frame that is not completed within
-/// [`STALL`], answers that are not read) loses the connection and is told why.
+/// An end that breaks the protocol (garbage, an oversize frame, an unknown class, requests that do not arrive, answers that are
+/// not read) loses the connection and is told why.
 pub async fn serve<H: Handler>(connection: Connection, handler: H, limits: ServeLimits) -> String {
     let permits = limits.classes.iter().map(|class| Arc::new(Semaphore::new(class.in_flight_max as usize))).collect();
     let server = Arc::new(Server { handler, limits, permits });
-    let mut lanes = JoinSet::new();
+    let mut lanes: JoinSet<Result<(), String>> = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             Some(ended) = lanes.join_next() => match ended {
                 Ok(Ok(())) => {}
-                Ok(Err(Violation(why))) => {
+                Ok(Err(why)) => {
                     tracing::warn!(from = %connection.remote_address(), "connection closed: {why}");
                     connection.close(close::PROTOCOL, why.as_bytes());
                     return why;
@@ -210,9 +267,16 @@ pub async fn serve<H: Handler>(connection: Connection, handler: H, limits: Serve
     }
 }
 
-/// How long the other end may leave something unfinished that it has begun: a lane's first byte, a frame, a body in parts,
-/// reading an answer. Far above any real delay of a living link, as each part is at most 64 KiB.
+/// How long the other end may leave something unfinished that it has begun, without any progress: a lane's first byte, a frame, a
+/// body in parts, reading an answer. Far above any real delay of a living link.
 pub const STALL: Duration = Duration::from_secs(10);
+
+/// The least progress, in bytes a second: one part of a body in [`STALL`]. A byte buys the time that it takes at this rate, and no more than
+/// [`STALL`] is ever in hand, so that one byte every few seconds buys nothing.
+pub const RATE_MIN: u64 = PART_LEN as u64 / STALL.as_secs();
+
+/// What a request takes beside its body, from its arrival until its answer has departed: its tasks, a small record and a small answer.
+pub const REQUEST_LEN: usize = 8 << 10;
 
 /// The longest time that a request is worked on, whatever its caller says.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -228,10 +292,16 @@ const BATCH: usize = 128;
 const ANSWERS: usize = 256;
 
 /// Chunks that are taken from a stream at once; a chunk is at most a packet.
-const CHUNKS: usize = 32;
+const CHUNKS: usize = 8;
+
+/// What a lane itself takes: its tasks, the chunks that were taken at once, and one small body that has just arrived.
+const LANE_LEN: usize = 24 << 10;
 
 /// Requests count one for each of so many bytes.
 const UNIT: usize = 16 << 10;
+
+/// How long before its caller gives up a request is refused that still waits for its turn: the way back.
+const REFUSAL_MARGIN: Duration = Duration::from_millis(20);
 
 struct Caller {
     link: Arc<Link>,
@@ -462,20 +532,22 @@ impl LaneShared {
     }
 
     async fn read(self: Arc<Self>, recv: RecvStream, answer_max: usize) -> String {
-        let mut reader = Reader::new(recv, Direction::Answer, answer_max);
+        let mut reader = Reader::new(recv, Direction::Answer, answer_max, Budget::unbounded());
         let mut answered = Vec::new();
         loop {
             match reader.fill().await {
-                Ok(true) => {}
-                Ok(false) => return self.why("it has ended the lane"),
+                Ok(Filled::Bytes | Filled::Expired) => {}
+                Ok(Filled::End) => return self.why("it has ended the lane"),
                 Err(ReadFailure::Lost(why)) => return self.why(&why),
-                Err(ReadFailure::Violation(why)) => return self.close(&why),
+                Err(ReadFailure::Stalled(why)) => return self.close(&why),
             }
             {
                 let mut calls = self.calls();
                 loop {
                     let frame = match reader.deframer.next_frame() {
-                        Ok(Some(frame)) => frame,
+                        Ok(Some(Received::Whole(frame, _))) => frame,
+                        // It has no bound on bytes that could be reached.
+                        Ok(Some(Received::Refused { .. })) => continue,
                         Ok(None) => break,
                         Err(error) => {
                             drop(calls);
@@ -518,49 +590,129 @@ struct Reader {
     recv: RecvStream,
     deframer: Deframer,
     chunks: Vec<Bytes>,
-    /// What is owed, and since when.
-    owed: Option<(u64, Instant)>,
+    unfinished: Option<Unfinished>,
+    /// When it last gave something: what passes until it is asked again is not held against the other end.
+    gave: Instant,
+}
+
+/// Something that the other end has begun.
+#[derive(Debug, Clone, Copy)]
+struct Unfinished {
+    which: u64,
+    since: Instant,
+    pace: Pace,
+    /// Nobody waits for it any more.
+    expired: bool,
+}
+
+/// What a [`Reader`] has come to.
+enum Filled {
+    /// There is more to look at.
+    Bytes,
+    /// The time of the request that is arriving is over: what has come of it was thrown away, and the rest will be.
+    Expired,
+    /// The other end has ended the stream.
+    End,
 }
 
 enum ReadFailure {
     /// The stream or the connection ended.
     Lost(String),
-    /// The other end broke the protocol.
-    Violation(String),
+    /// The other end does not go on with what it has begun.
+    Stalled(String),
+}
+
+/// Demands progress: see [`RATE_MIN`].
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    until: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// From now on; so many bytes have gone before.
+    fn begin(bytes: u64, now: Instant) -> Self {
+        Self { until: now + STALL, bytes }
+    }
+
+    /// So many bytes have gone in all.
+    fn note(&mut self, bytes: u64, now: Instant) {
+        let gained = Duration::from_micros((bytes - self.bytes).saturating_mul(1_000_000) / RATE_MIN);
+        self.bytes = bytes;
+        self.until = (self.until + gained).min(now + STALL);
+    }
 }
 
 impl Reader {
-    fn new(recv: RecvStream, direction: Direction, body_max: usize) -> Self {
-        Self { recv, deframer: Deframer::new(direction, body_max), chunks: vec![Bytes::new(); CHUNKS], owed: None }
+    fn new(recv: RecvStream, direction: Direction, body_max: usize, budget: Budget) -> Self {
+        let deframer = Deframer::new(direction, body_max, budget);
+        Self { recv, deframer, chunks: vec![Bytes::new(); CHUNKS], unfinished: None, gave: Instant::now() }
     }
 
-    /// Waits for bytes and hands them to the deframer; false at the end of the stream. Loses nothing when it is dropped.
-    async fn fill(&mut self) -> Result<bool, ReadFailure> {
-        self.owed = match (self.deframer.owed(), self.owed) {
+    /// Waits for bytes and hands them to the deframer. Loses nothing when it is dropped.
+    async fn fill(&mut self) -> Result<Filled, ReadFailure> {
+        let now = Instant::now();
+        self.unfinished = match (self.deframer.owed(), self.unfinished) {
             (None, _) => None,
-            (Some(now), Some((before, since))) if now == before => Some((before, since)),
-            (Some(now), _) => Some((now, Instant::now())),
+            (Some(owed), Some(mut before)) if owed.which == before.which => {
+                before.pace.until += now - self.gave;
+                before.pace.note(owed.bytes, now);
+                Some(before)
+            }
+            (Some(owed), _) => {
+                Some(Unfinished { which: owed.which, since: now, pace: Pace::begin(owed.bytes, now), expired: false })
+            }
         };
         let read = self.recv.read_chunks(&mut self.chunks);
-        let read = match self.owed {
+        let read = match self.unfinished {
             None => read.await,
-            Some((_, since)) => match timeout_at(since + STALL, read).await {
-                Ok(read) => read,
-                Err(_) => return Err(ReadFailure::Violation(format!("a frame was not completed within {STALL:?}"))),
-            },
+            Some(unfinished) => {
+                let timeout_ms = self.deframer.owed().and_then(|owed| owed.timeout_ms);
+                let expires = timeout_ms.filter(|_| !unfinished.expired).map(|ms| unfinished.since + allowed(ms));
+                let until = expires.map_or(unfinished.pace.until, |expires| expires.min(unfinished.pace.until));
+                match timeout_at(until, read).await {
+                    Ok(read) => read,
+                    Err(_) if until < unfinished.pace.until => {
+                        self.unfinished = Some(Unfinished { expired: true, ..unfinished });
+                        self.deframer.discard();
+                        self.gave = Instant::now();
+                        return Ok(Filled::Expired);
+                    }
+                    Err(_) => {
+                        let why = format!("what was begun did not go on: at least {RATE_MIN} bytes/s are demanded");
+                        return Err(ReadFailure::Stalled(why));
+                    }
+                }
+            }
         };
+        self.gave = Instant::now();
         match read {
             Ok(Some(count)) => {
                 for chunk in &mut self.chunks[..count] {
-                    self.deframer.push(&std::mem::take(chunk));
+                    self.deframer.push(std::mem::take(chunk));
                 }
-                Ok(true)
+                Ok(Filled::Bytes)
             }
             // Also within a frame: a caller that goes away while it writes ends its lane anywhere.
-            Ok(None) => Ok(false),
+            Ok(None) => Ok(Filled::End),
             Err(error) => Err(ReadFailure::Lost(error.to_string())),
         }
     }
+}
+
+impl Reader {
+    /// Whether a request is arriving that is larger than this, and that anybody still waits for.
+    fn is_large(&self, large_from: usize) -> bool {
+        let expired = self.unfinished.is_some_and(|unfinished| {
+            unfinished.expired && self.deframer.owed().is_some_and(|owed| owed.which == unfinished.which)
+        });
+        self.deframer.partial_len() > large_from && !expired
+    }
+}
+
+/// How long a request is worked on whose caller waits for so long.
+fn allowed(timeout_ms: u32) -> Duration {
+    Duration::from_millis(timeout_ms.into()).min(TIMEOUT_MAX)
 }
 
 struct Server<H> {
@@ -569,73 +721,202 @@ struct Server<H> {
     permits: Vec<Arc<Semaphore>>,
 }
 
-/// What the other end did wrong.
-struct Violation(String);
+/// Why a lane is not served any more.
+enum End {
+    /// It is over, as lanes are.
+    Over,
+    /// What the other end did wrong.
+    Violation(String),
+}
+
+impl From<FrameError> for End {
+    fn from(error: FrameError) -> Self {
+        Self::Violation(error.to_string())
+    }
+}
 
 impl<H: Handler> Server<H> {
-    async fn lane(self: Arc<Self>, send: SendStream, mut recv: RecvStream) -> Result<(), Violation> {
+    /// Serves a lane until it ends.
+    async fn lane(self: Arc<Self>, send: SendStream, recv: RecvStream) -> Result<(), String> {
+        match self.serve(send, recv).await {
+            Ok(()) | Err(End::Over) => Ok(()),
+            Err(End::Violation(why)) => Err(why),
+        }
+    }
+
+    async fn serve(self: Arc<Self>, send: SendStream, mut recv: RecvStream) -> Result<(), End> {
         let mut first = [0];
         match timeout(STALL, recv.read_exact(&mut first)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Ok(()),
-            Err(_) => return Err(Violation(format!("a stream was opened and nothing came within {STALL:?}"))),
+            Err(_) => return Err(End::Violation(format!("a stream was opened and nothing came within {STALL:?}"))),
         }
         let class = first[0];
         let Some(limits) = self.limits.classes.get(usize::from(class)) else {
             let known = self.limits.classes.len();
-            return Err(Violation(format!("requests of class {class}, this side knows the classes below {known}")));
+            return Err(End::Violation(format!(
+                "requests of class {class}, this side knows the classes below {known}"
+            )));
         };
+        let _lane = limits.arriving.take(LANE_LEN).await;
         let (answers, queue) = mpsc::channel(ANSWERS);
         let mut writer = JoinSet::new();
-        writer.spawn(write_answers(send, queue));
+        writer.spawn(write_answers(send, queue, self.limits.counts.clone()));
         let panicked = Arc::new(Notify::new());
         let mut requests = JoinSet::new();
-        let mut reader = Reader::new(recv, Direction::Request, limits.request_max);
+        let mut serving = Serving { server: self.clone(), class, limits, answers, writer, large: None, patience: None };
+        let mut reader = Reader::new(recv, Direction::Request, limits.request_max, limits.arriving.clone());
         loop {
             tokio::select! {
                 biased;
-                Some(ended) = writer.join_next() => return ended.unwrap_or(Ok(())),
+                Some(ended) = serving.writer.join_next() => return ended.unwrap_or(Ok(())),
                 () = panicked.notified() => {
                     tracing::error!(class, "a request's handler has panicked; its lane is closed");
                     return Ok(());
                 }
                 filled = reader.fill() => match filled {
-                    Ok(true) => {}
-                    Ok(false) | Err(ReadFailure::Lost(_)) => return Ok(()),
-                    Err(ReadFailure::Violation(why)) => return Err(Violation(why)),
+                    Ok(Filled::Bytes) => {}
+                    Ok(Filled::Expired) => {
+                        sometimes!("lanes: a request's time was over before it had arrived");
+                        self.limits.counts.expired.fetch_add(1, Ordering::Relaxed);
+                        serving.large = None;
+                    }
+                    Ok(Filled::End) | Err(ReadFailure::Lost(_)) => return Ok(()),
+                    Err(ReadFailure::Stalled(why)) => {
+                        sometimes!("lanes: a request that did not arrive was cut off");
+                        self.limits.counts.arrivals_cut.fetch_add(1, Ordering::Relaxed);
+                        return Err(End::Violation(why));
+                    }
                 },
             }
             while requests.try_join_next().is_some() {}
-            while let Some(Frame { id, timeout_ms, body }) =
-                reader.deframer.next_frame().map_err(|error| Violation(error.to_string()))?
-            {
-                let received = Instant::now();
-                let units = (1 + body.len() / UNIT).min(limits.in_flight_max as usize) as u32;
-                let permits = self.permits[usize::from(class)].clone();
-                let permit = tokio::select! {
-                    biased;
-                    Some(ended) = writer.join_next() => return ended.unwrap_or(Ok(())),
-                    permit = permits.acquire_many_owned(units) => permit.expect("the semaphore is never closed"),
+            while let Some(received) = reader.deframer.next_frame()? {
+                let at = Instant::now();
+                let (frame, arriving) = match received {
+                    Received::Whole(frame, charge) => (frame, charge),
+                    Received::Refused { id } => {
+                        sometimes!("lanes: a request was refused while it arrived");
+                        serving.refuse(id).await?;
+                        continue;
+                    }
                 };
-                let (server, answers) = (self.clone(), answers.clone());
-                let panic_guard = PanicGuard(panicked.clone());
+                let until = at + allowed(frame.timeout_ms);
+                let Some((permit, mut charge)) = serving.turn(&mut reader, frame.body.len(), at, until).await? else {
+                    sometimes!("lanes: a request waited in vain for its turn");
+                    serving.refuse(frame.id).await?;
+                    continue;
+                };
+                drop(arriving);
+                let (server, answers) = (self.clone(), serving.answers.clone());
+                let (room, panic_guard) = (Room::new(limits.answering.clone()), PanicGuard(panicked.clone()));
                 requests.spawn(async move {
                     let _panic_guard = panic_guard;
                     let _permit = permit;
-                    let allowed = Duration::from_millis(timeout_ms.into()).min(TIMEOUT_MAX);
+                    let Frame { id, body, .. } = frame;
+                    let body = charge.split(body.len()).guard(body);
                     let work = async {
                         dawdle!("lanes: a pause before a request is handled");
-                        let left = allowed.saturating_sub(received.elapsed());
-                        let answer = server.handler.handle(class, body, left).await;
+                        let timeout = until.saturating_duration_since(Instant::now());
+                        let request = Arrived { class, body, timeout, room: room.clone() };
+                        let answer = server.handler.handle(request).await;
                         dawdle!("lanes: a pause before an answer is sent");
                         answer
                     };
-                    if let Ok(answer) = timeout_at(received + allowed, work).await {
+                    if let Ok(answer) = timeout_at(until, work).await {
+                        let mut charges =
+                            if answer.len() > REQUEST_LEN { room.split(answer.len()) } else { Vec::new() };
+                        charges.push(charge);
+                        // What is over is free, unless somebody goes on with it.
+                        drop(room);
                         // Fails only when the lane ends.
-                        let _ = answers.send((id, answer)).await;
+                        let _ = answers.send(Departing { id, body: answer, charges }).await;
                     }
                 });
             }
+            if serving.large.is_none() && reader.is_large(limits.serving.large_from) {
+                sometimes!("lanes: a large request was let in");
+                reader.deframer.detach();
+                serving.large = Some(serving.unless_ended(limits.serving.large.take(limits.request_max)).await?);
+            }
+        }
+    }
+}
+
+/// The serving end of a lane.
+struct Serving<'a, H> {
+    server: Arc<Server<H>>,
+    class: u8,
+    limits: &'a ClassLimits,
+    answers: mpsc::Sender<Departing>,
+    writer: JoinSet<Result<(), End>>,
+    /// What was taken for a large request that is arriving.
+    large: Option<Charge>,
+    /// Until when requests wait for room, as long as there is none: those behind one that has waited in vain are refused at once.
+    patience: Option<Instant>,
+}
+
+impl<H: Handler> Serving<'_, H> {
+    /// Waits until a request of so many bytes may be served; nothing if that takes too long.
+    ///
+    /// A large one takes its bytes before its place among those that are under way, all others the other way round: whoever waits
+    /// for the one never holds what somebody waits for who holds the other.
+    async fn turn(
+        &mut self,
+        reader: &mut Reader,
+        len: usize,
+        at: Instant,
+        until: Instant,
+    ) -> Result<Option<(OwnedSemaphorePermit, Charge)>, End> {
+        let units = (1 + len / UNIT).min(self.limits.in_flight_max as usize) as u32;
+        let permits = self.server.permits[usize::from(self.class)].clone();
+        let (bytes, budget) = (len + REQUEST_LEN, self.limits.serving.of(len).clone());
+        let (is_large, large) = (len > self.limits.serving.large_from, self.large.take());
+        if !is_large
+            && let Ok(permit) = permits.clone().try_acquire_many_owned(units)
+            && let Some(charge) = budget.try_take(bytes)
+        {
+            self.patience = None;
+            return Ok(Some((permit, charge)));
+        }
+        sometimes!("lanes: a request waited for its turn");
+        reader.deframer.detach();
+        let patience = *self.patience.get_or_insert(at + (until - at) / 8);
+        let turn = async {
+            let large = match large {
+                None if is_large => Some(budget.take(bytes).await),
+                large => large.filter(|_| is_large),
+            };
+            let permit = permits.acquire_many_owned(units).await.expect("the semaphore is never closed");
+            let charge = match large {
+                Some(charge) => charge,
+                None => timeout_at(patience, budget.take(bytes)).await.ok()?,
+            };
+            Some((permit, charge))
+        };
+        // Early enough that its caller still hears of it.
+        let until = until - ((until - at) / 8).min(REFUSAL_MARGIN);
+        let turn = self.unless_ended(async { timeout_at(until, turn).await.ok().flatten() }).await?;
+        if turn.is_some() {
+            self.patience = None;
+        }
+        Ok(turn)
+    }
+
+    /// Answers that a request is not carried out.
+    async fn refuse(&mut self, id: u64) -> Result<(), End> {
+        self.server.limits.counts.refused.fetch_add(1, Ordering::Relaxed);
+        let refusal = Departing { id, body: self.server.handler.refuse(self.class), charges: Vec::new() };
+        let answers = self.answers.clone();
+        // Fails only when the lane ends.
+        self.unless_ended(async move { drop(answers.send(refusal).await) }).await
+    }
+
+    /// Waits for something as long as the lane lives.
+    async fn unless_ended<T>(&mut self, wait: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            biased;
+            Some(ended) = self.writer.join_next() => Err(ended.unwrap_or(Ok(())).err().unwrap_or(End::Over)),
+            done = wait => Ok(done),
         }
     }
 }
@@ -651,28 +932,128 @@ impl Drop for PanicGuard {
     }
 }
 
-async fn write_answers(mut send: SendStream, mut queue: mpsc::Receiver<(u64, Bytes)>) -> Result<(), Violation> {
-    let mut framer = Framer::new(Direction::Answer);
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
-        if framer.is_empty() && queue.recv_many(&mut batch, BATCH).await == 0 {
-            return Ok(());
+/// An answer that is to be sent.
+struct Departing {
+    id: u64,
+    body: Bytes,
+    charges: Vec<Charge>,
+}
+
+/// The last bytes of a write: they are counted, with what is given back, when the other end has acknowledged them.
+struct InTransit {
+    bytes: Bytes,
+    _charges: Vec<Charge>,
+    len: u64,
+    departed: Arc<AtomicU64>,
+}
+
+impl AsRef<[u8]> for InTransit {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for InTransit {
+    fn drop(&mut self) {
+        self.departed.fetch_add(self.len, Ordering::Relaxed);
+    }
+}
+
+/// The sending half of a lane's serving end.
+struct Departures {
+    framer: Framer,
+    /// Taken for small answers, which are copied.
+    small: Vec<Charge>,
+    /// How many bytes were given to the stream.
+    written: u64,
+    /// How many of them the other end has acknowledged.
+    departed: Arc<AtomicU64>,
+    pace: Option<Pace>,
+}
+
+impl Departures {
+    fn push(&mut self, Departing { id, body, charges }: Departing) {
+        if body.len() <= COPY_MAX {
+            self.small.extend(charges);
+            self.framer.push(id, 0, body);
+        } else {
+            self.framer.push(id, 0, charges.into_iter().fold(body, |body, charge| charge.guard(body)));
         }
-        while batch.len() < BATCH && !framer.is_backed_up() {
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        let mut chunks = self.framer.take();
+        let len = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if let Some(last) = chunks.pop() {
+            let (_charges, departed) = (std::mem::take(&mut self.small), self.departed.clone());
+            chunks.push(Bytes::from_owner(InTransit { bytes: last, _charges, len, departed }));
+        }
+        chunks
+    }
+
+    /// Whether everything has departed that was to be sent.
+    fn is_done(&self, rest: usize) -> bool {
+        rest == 0 && self.framer.is_empty() && self.departed.load(Ordering::Relaxed) == self.written
+    }
+
+    /// When the next progress is due; nothing if nothing is to be sent or acknowledged.
+    fn due(&mut self, rest: usize) -> Option<Instant> {
+        if self.is_done(rest) {
+            self.pace = None;
+            return None;
+        }
+        // Bytes count twice, when they are taken and when they are acknowledged: a pace is made by either.
+        let (bytes, now) = (self.written + self.departed.load(Ordering::Relaxed), Instant::now());
+        let pace = self.pace.get_or_insert(Pace::begin(bytes, now));
+        pace.note(bytes, now);
+        Some(pace.until)
+    }
+}
+
+async fn write_answers(
+    mut send: SendStream,
+    mut queue: mpsc::Receiver<Departing>,
+    counts: Arc<Counts>,
+) -> Result<(), End> {
+    let (framer, departed) = (Framer::new(Direction::Answer), Arc::default());
+    let mut departures = Departures { framer, small: Vec::new(), written: 0, departed, pace: None };
+    let mut batch = Vec::with_capacity(BATCH);
+    let cut = || {
+        sometimes!("lanes: answers that were not taken were cut off");
+        counts.departures_cut.fetch_add(1, Ordering::Relaxed);
+        Err(End::Violation(format!("answers were not taken: at least {RATE_MIN} bytes/s are demanded")))
+    };
+    loop {
+        while departures.framer.is_empty() && batch.is_empty() {
+            let due = departures.due(0);
+            tokio::select! {
+                biased;
+                count = queue.recv_many(&mut batch, BATCH) => if count == 0 { return Ok(()) },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if departures.due(0).is_some_and(|due| due <= Instant::now()) {
+                        return cut();
+                    }
+                }
+            }
+        }
+        while batch.len() < BATCH && !departures.framer.is_backed_up() {
             let Ok(more) = queue.try_recv() else { break };
             batch.push(more);
         }
-        for (id, answer) in batch.drain(..) {
-            framer.push(id, 0, answer);
-        }
-        let mut chunks = framer.take();
+        batch.drain(..).for_each(|departing| departures.push(departing));
+        let mut chunks = departures.take();
         let mut rest = &mut chunks[..];
         while !rest.is_empty() {
-            match timeout(STALL, send.write_chunks(rest)).await {
-                Ok(Ok(written)) => rest = &mut rest[written.chunks..],
+            let due = departures.due(rest.len()).expect("there is something to be sent");
+            match timeout_at(due, send.write_chunks(rest)).await {
+                Ok(Ok(written)) => {
+                    departures.written += written.bytes as u64;
+                    rest = &mut rest[written.chunks..];
+                }
                 // The lane or the connection has ended; whoever reads notices too.
                 Ok(Err(_)) => return Ok(()),
-                Err(_) => return Err(Violation(format!("answers were not read for {STALL:?}"))),
+                Err(_) if departures.due(rest.len()).is_some_and(|due| due > Instant::now()) => {}
+                Err(_) => return cut(),
             }
         }
     }

@@ -781,7 +781,7 @@ mod loopback {
     use super::*;
     use crate::ids::ClusterId;
     use crate::quic::{self, Seams};
-    use crate::rpc::{self, Handler, ServeLimits};
+    use crate::rpc::{self, Arrived, Handler, ServeLimits};
     use crate::tls::{self, Credentials};
     use crate::wire::ALPN_CLIENT;
 
@@ -829,9 +829,13 @@ mod loopback {
     }
 
     impl Handler for Node {
-        async fn handle(&self, _: u8, body: Bytes, _: Duration) -> Bytes {
+        async fn handle(&self, request: Arrived) -> Bytes {
             self.served.fetch_add(1, Ordering::Relaxed);
-            self.store.lock().expect("no panic").answer(&body)
+            self.store.lock().expect("no panic").answer(&request.body)
+        }
+
+        fn refuse(&self, _: u8) -> Bytes {
+            unreachable!("its room has no bound")
         }
     }
 

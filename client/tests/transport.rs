@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::frame::{Direction, Framer};
+use quorate_client::budget::{Budget, NoRoom, Pot};
+use quorate_client::frame::{Direction, Framer, PART_LEN};
 use quorate_client::ids::NodeId;
 use quorate_client::quic::{Gate, Link, Seams};
-use quorate_client::rpc::{self, CallError, ClassLimits, Handler, Lanes, LanesConfig, ServeLimits, class};
+use quorate_client::rpc::{self, Arrived, CallError, ClassLimits, Handler, Lanes, LanesConfig, ServeLimits, class};
 use quorate_client::tls::{self, Credentials, Subject};
 use support::{Ca, Pair, pair};
 use tokio::time::Instant;
@@ -27,18 +28,27 @@ struct Echo {
 const SLEEP: u8 = b's';
 const PANIC: u8 = b'p';
 const LARGE: u8 = b'l';
+const LARGE_LEN: usize = 5 << 20;
+const REFUSAL: &[u8] = b"refused";
 
 impl Handler for Echo {
-    async fn handle(&self, _class: u8, body: Bytes, _timeout: Duration) -> Bytes {
+    async fn handle(&self, Arrived { body, timeout, room, .. }: Arrived) -> Bytes {
         self.started.fetch_add(1, Ordering::SeqCst);
         match body.first() {
             Some(&SLEEP) => tokio::time::sleep(Duration::from_secs(30)).await,
             Some(&PANIC) => panic!("asked to"),
-            Some(&LARGE) => return vec![LARGE; 5 << 20].into(),
+            Some(&LARGE) => match room.take(LARGE_LEN, Instant::now() + timeout * 3 / 4).await {
+                Ok(()) => return vec![LARGE; LARGE_LEN].into(),
+                Err(NoRoom) => return self.refuse(0),
+            },
             _ => {}
         }
         self.finished.fetch_add(1, Ordering::SeqCst);
         body
+    }
+
+    fn refuse(&self, _class: u8) -> Bytes {
+        Bytes::from_static(REFUSAL)
     }
 }
 
@@ -179,7 +189,7 @@ async fn calls_beyond_the_bound_are_not_sent() {
 #[tokio::test]
 async fn too_many_requests_wait_and_are_not_lost() {
     let pair = pair(Link::Client).await;
-    let limits = ServeLimits { classes: vec![ClassLimits { request_max: 1 << 20, in_flight_max: 2 }] };
+    let limits = ServeLimits { classes: vec![ClassLimits::unbounded(1 << 20, 2)], counts: Arc::default() };
     tokio::spawn(rpc::serve(pair.server.clone(), Echo::default(), limits));
     let lanes = Lanes::new(pair.client.clone(), LanesConfig::default());
     let mut calls = tokio::task::JoinSet::new();
@@ -215,10 +225,14 @@ async fn answers_that_are_read_slowly_hold_up_further_requests() {
     struct Amplify(Arc<AtomicUsize>);
 
     impl Handler for Amplify {
-        async fn handle(&self, _class: u8, _body: Bytes, _timeout: Duration) -> Bytes {
+        async fn handle(&self, _request: Arrived) -> Bytes {
             static ANSWER: [u8; 256 << 10] = [7; 256 << 10];
             self.0.fetch_add(1, Ordering::SeqCst);
             Bytes::from_static(&ANSWER)
+        }
+
+        fn refuse(&self, _class: u8) -> Bytes {
+            unreachable!("its room has no bound")
         }
     }
 
@@ -298,8 +312,258 @@ async fn a_frame_that_is_never_completed_loses_the_connection() {
     send.write_all(&[class::REQUEST, 0, 0, 0, 10, 1]).await.expect("written");
     let begun = Instant::now();
     let why = tokio::time::timeout(rpc::STALL + 5 * SECOND, served).await.expect("ended").expect("no panic");
-    assert!(why.contains("not completed"), "{why}");
+    assert!(why.contains("did not go on"), "{why}");
     assert!(begun.elapsed() >= rpc::STALL);
+}
+
+/// What a connection may keep here, and how much of it is in use.
+#[derive(Clone)]
+struct Memory {
+    arriving: Budget,
+    serving: Budget,
+    answering: Budget,
+    limits: ServeLimits,
+}
+
+impl Memory {
+    fn of(arriving: u64, serving: u64, answering: u64) -> Self {
+        let (arriving, serving, answering) = (Budget::new(arriving), Budget::new(serving), Budget::new(answering));
+        let pot = |small: &Budget| Pot { small: small.clone(), ..Pot::unbounded() };
+        let mut limits = ServeLimits::client();
+        for class in &mut limits.classes {
+            (class.arriving, class.serving, class.answering) = (arriving.clone(), pot(&serving), pot(&answering));
+        }
+        Self { arriving, serving, answering, limits }
+    }
+
+    async fn serve(&self) -> (Pair, Echo, tokio::task::JoinHandle<String>) {
+        let (pair, echo) = (pair(Link::Client).await, Echo::default());
+        let served = tokio::spawn(rpc::serve(pair.server.clone(), echo.clone(), self.limits.clone()));
+        (pair, echo, served)
+    }
+
+    fn counts(&self) -> [u64; 4] {
+        let rpc::Counts { refused, expired, arrivals_cut, departures_cut } = &*self.limits.counts;
+        [refused, expired, arrivals_cut, departures_cut].map(|count| count.load(Ordering::SeqCst))
+    }
+
+    /// Nothing is in use any more; what is on its way there takes a moment. As long as somebody holds a connection, also one that is
+    /// closed, QUIC keeps what it has not sent.
+    async fn is_free(&self, pair: Pair) {
+        drop(pair);
+        let used = || [&self.arriving, &self.serving, &self.answering].map(Budget::used);
+        for _ in 0..500 {
+            if used() == [0; 3] {
+                return;
+            }
+            tokio::time::sleep(SECOND / 100).await;
+        }
+        panic!("{:?} bytes are not given back", used());
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// A lane on which somebody writes by hand.
+async fn lane(pair: &Pair, class: u8) -> (quinn::SendStream, quinn::RecvStream) {
+    let (mut send, recv) = pair.client.open_bi().await.expect("a stream");
+    send.write_all(&[class]).await.expect("open");
+    (send, recv)
+}
+
+/// A part of a body that goes on.
+fn part(timeout_ms: u32, len: usize) -> Vec<u8> {
+    let word = 1u32 << 31 | len as u32;
+    [&word.to_be_bytes()[..], &1u64.to_be_bytes(), &timeout_ms.to_be_bytes(), &vec![7; len]].concat()
+}
+
+fn request(id: u64, timeout_ms: u32, body: &'static [u8]) -> Vec<u8> {
+    let mut framer = Framer::new(Direction::Request);
+    framer.push(id, timeout_ms, Bytes::from_static(body));
+    framer.take().concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_does_not_fit_is_refused_at_once_and_harms_nothing_else() {
+    let memory = Memory::of(3 * MIB / 2, 64 * MIB, 64 * MIB);
+    let (pair, ..) = memory.serve().await;
+    // Another one takes half a MiB: as a body grows, twice as much is set aside for it each time.
+    let (mut other, recv) = lane(&pair, class::REQUEST).await;
+    other.write_all(&[part(60_000, PART_LEN).as_slice(); 7].concat()).await.expect("taken");
+    while memory.arriving.used() < MIB / 2 {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    let lanes = Lanes::new(pair.client.clone(), LanesConfig::default());
+    let small = lanes.call(class::REQUEST, Bytes::from_static(b"x"), 5 * SECOND).await;
+    assert_eq!(small.as_deref(), Ok(&b"x"[..]), "what takes no room is served");
+    let large = Bytes::from(vec![b'x'; 1 << 20]);
+    let refused = lanes.call(class::REQUEST, large.clone(), 5 * SECOND).await;
+    assert_eq!(refused.as_deref(), Ok(REFUSAL), "a definite answer");
+    assert!(memory.arriving.used() < 3 * MIB / 4, "nothing is kept of what is refused");
+    assert_eq!(memory.counts(), [1, 0, 0, 0]);
+    other.reset(0u32.into()).expect("open");
+    drop(recv);
+    while memory.arriving.used() > MIB / 4 {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    let answer =
+        lanes.call(class::REQUEST, large.clone(), 5 * SECOND).await.expect("there is room, and the lane lives");
+    assert!(answer == large);
+    pair.client.close(rpc::close::DONE, b"done");
+    memory.is_free(pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_have_arrived_wait_for_room_for_a_moment_and_are_refused() {
+    let memory = Memory::of(64 * MIB, 1, 64 * MIB);
+    let (pair, echo, _) = memory.serve().await;
+    let lanes = Lanes::new(pair.client.clone(), LanesConfig::default());
+    let call = |class, timeout| lanes.call(class, Bytes::from_static(b"x"), timeout);
+    let first = lanes.call(class::REQUEST, Bytes::from_static(&[SLEEP]), 2 * SECOND);
+    let others = async {
+        while echo.started.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(SECOND / 100).await;
+        }
+        let bulk = async {
+            // An eighth of its time; those behind it are not held up for as long again.
+            let begun = Instant::now();
+            let refused = tokio::join!(call(class::BULK, SECOND), call(class::BULK, SECOND), call(class::BULK, SECOND));
+            assert!(begun.elapsed() < SECOND);
+            [refused.0, refused.1, refused.2].map(|answer| answer.expect("a definite answer"))
+        };
+        tokio::join!(call(class::REQUEST, 60 * SECOND), bulk)
+    };
+    let (first, (waits, refused)) = tokio::join!(first, others);
+    assert!(matches!(&first, Err(CallError::Unknown(_))), "{first:?}");
+    assert_eq!(waits.as_deref(), Ok(&b"x"[..]), "it was its turn when the first one's time was over");
+    assert_eq!(refused, [REFUSAL; 3]);
+    assert_eq!(echo.started.load(Ordering::SeqCst), 2, "what was refused was not looked at");
+    pair.client.close(rpc::close::DONE, b"done");
+    memory.is_free(pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_takes_are_bounded_in_bytes_and_cut_off() {
+    let memory = Memory::of(MIB, MIB, 16 * MIB);
+    let (pair, _, served) = memory.serve().await;
+    let (mut send, _recv) = lane(&pair, class::REQUEST).await;
+    for id in 0..100 {
+        send.write_all(&request(id, 60_000, &[LARGE])).await.expect("taken");
+    }
+    let begun = Instant::now();
+    let mut most = 0;
+    while !served.is_finished() {
+        // 100 answers of 5 MiB were asked for; three of them fit. The rest waits, and holds nothing.
+        most = most.max(memory.answering.used());
+        assert!(memory.serving.used() <= MIB, "{}", memory.serving.used());
+        assert!(begun.elapsed() < 4 * rpc::STALL, "nobody cuts it off");
+        tokio::time::sleep(SECOND / 20).await;
+    }
+    assert!((15 * MIB..=16 * MIB).contains(&most), "{most}");
+    assert!(begun.elapsed() >= rpc::STALL);
+    let why = served.await.expect("no panic");
+    assert!(why.contains("answers were not taken"), "{why}");
+    assert_eq!(memory.counts(), [0, 0, 0, 1]);
+    memory.is_free(pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_taken_a_byte_at_a_time_are_cut_off() {
+    let memory = Memory::of(MIB, MIB, 16 * MIB);
+    let (pair, _, served) = memory.serve().await;
+    let (mut send, mut recv) = lane(&pair, class::REQUEST).await;
+    send.write_all(&request(0, 60_000, &[LARGE])).await.expect("taken");
+    let begun = Instant::now();
+    let mut byte = [0];
+    while !served.is_finished() {
+        assert!(begun.elapsed() < 4 * rpc::STALL, "one byte every half second is enough for it");
+        // What has arrived already can be read to its end.
+        let _ = recv.read_exact(&mut byte).await;
+        tokio::time::sleep(SECOND / 2).await;
+    }
+    let why = served.await.expect("no panic");
+    assert!(why.contains("answers were not taken"), "{why}");
+    memory.is_free(pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_arrive_a_byte_at_a_time_are_cut_off() {
+    let memory = Memory::of(MIB, MIB, MIB);
+    let (pair, _, served) = memory.serve().await;
+    let (mut send, _recv) = lane(&pair, class::REQUEST).await;
+    send.write_all(&[part(60_000, PART_LEN), part(60_000, PART_LEN)].concat()).await.expect("taken");
+    let begun = Instant::now();
+    while send.write_all(&part(60_000, 1)).await.is_ok() {
+        assert!(begun.elapsed() < 4 * rpc::STALL, "one byte every half second is enough for it");
+        tokio::time::sleep(SECOND / 2).await;
+    }
+    assert!(begun.elapsed() >= rpc::STALL);
+    let why = served.await.expect("no panic");
+    assert!(why.contains("did not go on"), "{why}");
+    assert_eq!(memory.counts(), [0, 0, 1, 0]);
+    memory.is_free(pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_time_is_over_before_it_has_arrived_is_not_kept() {
+    let memory = Memory::of(MIB, MIB, MIB);
+    let (pair, ..) = memory.serve().await;
+    let (mut send, mut recv) = lane(&pair, class::REQUEST).await;
+    let only_the_lane = memory.arriving.clone();
+    send.write_all(&[part(500, PART_LEN), part(500, PART_LEN)].concat()).await.expect("taken");
+    while memory.arriving.used() < 2 * PART_LEN as u64 {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    while only_the_lane.used() > PART_LEN as u64 {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    assert_eq!(memory.counts(), [0, 1, 0, 0]);
+    // Its caller still sends the rest, and goes on.
+    let last = [&(5u32).to_be_bytes()[..], &1u64.to_be_bytes(), &500u32.to_be_bytes(), &[7; 5]].concat();
+    send.write_all(&last).await.expect("taken");
+    send.write_all(&request(2, 5000, b"x")).await.expect("taken");
+    let mut answer = [0; 13];
+    recv.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(answer, [&[0, 0, 0, 1][..], &2u64.to_be_bytes(), b"x"].concat()[..]);
+    pair.client.close(rpc::close::DONE, b"done");
+    memory.is_free(pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_becomes_of_a_request_its_room_is_given_back() {
+    let memory = Memory::of(64 * MIB, 64 * MIB, 64 * MIB);
+    let (pair, echo, _) = memory.serve().await;
+    let lanes = Lanes::new(pair.client.clone(), LanesConfig::default());
+    let large = Bytes::from(vec![b'x'; 1 << 20]);
+    lanes.call(class::REQUEST, large.clone(), 5 * SECOND).await.expect("an answer");
+    lanes.call(class::REQUEST, Bytes::from_static(&[LARGE]), 5 * SECOND).await.expect("a large answer");
+    let mut sleeps = vec![b'x'; 1 << 20];
+    sleeps[0] = SLEEP;
+    let sleeps = Bytes::from(sleeps);
+    lanes.call(class::REQUEST, sleeps.clone(), SECOND / 5).await.expect_err("its time is over");
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    lanes.call(class::REQUEST, Bytes::from_static(&[PANIC]), 5 * SECOND).await.expect_err("a panic");
+    std::panic::set_hook(hook);
+    let idle = async {
+        while memory.serving.used() > 0 || memory.answering.used() > 0 {
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    };
+    tokio::time::timeout(5 * SECOND, idle).await.expect("with the connection still open");
+    // The connection breaks while requests arrive, are served and are answered.
+    let (mut half, _recv) = lane(&pair, class::BULK).await;
+    half.write_all(&part(60_000, PART_LEN)).await.expect("taken");
+    let (mut unread, _recv) = lane(&pair, class::REQUEST).await;
+    unread.write_all(&request(0, 60_000, &[LARGE])).await.expect("taken");
+    let before = echo.started.load(Ordering::SeqCst);
+    let served = tokio::spawn(async move { lanes.call(class::REQUEST, sleeps, 20 * SECOND).await });
+    while echo.started.load(Ordering::SeqCst) == before || memory.answering.used() == 0 {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    pair.client.close(rpc::close::DONE, b"done");
+    served.await.expect("no panic").expect_err("broken");
+    memory.is_free(pair).await;
 }
 
 #[tokio::test]
@@ -324,7 +588,7 @@ async fn dial(server: &Credentials, dialer: &Credentials, name: &str) -> Result<
     tokio::spawn(async move {
         let gate = Gate::new();
         let incoming = listening.accept().await.expect("open");
-        let connection = gate.admit(incoming).expect("room").handshake().await;
+        let connection = gate.admit(incoming, |_| false).expect("room").handshake().await;
         if let Ok(connection) = connection {
             connection.closed().await;
         }
@@ -433,7 +697,7 @@ async fn half_open_handshakes_are_bounded_and_others_still_get_in() {
     let gate = Gate::new();
     tokio::spawn(async move {
         while let Some(incoming) = listening.accept().await {
-            let Some(admitted) = gate.admit(incoming) else { continue };
+            let Some(admitted) = gate.admit(incoming, |_| false) else { continue };
             tokio::spawn(async move {
                 if let Ok(connection) = admitted.handshake().await {
                     connection.closed().await;

@@ -125,7 +125,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
         let who = (me, disk(at), CLUSTER);
         let layouts = Layouts::start(
             shared.clone(),
-            executor,
+            (executor.clone(), executor),
             who,
             bare.peers.clone(),
             membership.clone(),
@@ -160,7 +160,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
         let peers = bare.peers.clone();
         peers.set_handler({
             let (heard, healing, layouts) = (heard.clone(), anti_entropy.clone(), layouts.clone());
-            Arc::new(move |from, request, timeout| {
+            Arc::new(move |from, request, timeout, room| {
                 let (heard, healing, layouts) = (heard.clone(), healing.clone(), layouts.clone());
                 let service = service.clone();
                 Box::pin(async move {
@@ -174,7 +174,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
                             PeerReply::Refused(NotApplied::NotServing { node: me, why })
                         }
                         PeerBody::Heal { label, request } => healing.answer(from, label, request, timeout).await,
-                        body => service.serve_peer(from, body, timeout).await,
+                        body => service.serve_peer(from, body, timeout, room).await,
                     }
                 })
             })

@@ -15,6 +15,7 @@ use std::time::Duration;
 use quorate_client::ids::NodeId;
 
 use self::layers::{ConfigError, Document, Key, Kind, Layers, Setting};
+use crate::request_memory::RequestMemory;
 use crate::store::Durability;
 
 /// Everything that `quorate server` needs to know.
@@ -34,6 +35,8 @@ pub struct ServerConfig {
     pub durability: Durability,
     /// Time between syncs; 1 ms to 60 s, 100 ms unless said otherwise. Only [`Durability::Interval`] looks at it.
     pub sync_interval: Duration,
+    /// What requests may take of the memory that there is; 256 MiB unless said otherwise.
+    pub request_memory: RequestMemory,
     /// Where health and metrics are served, if at all. Without encryption: a loopback or otherwise guarded address.
     pub http: Option<SocketAddr>,
     /// Its certificates.
@@ -79,6 +82,8 @@ pub struct ServerFlags {
     pub durability: Option<DurabilityName>,
     /// `--sync-interval`
     pub sync_interval: Option<Duration>,
+    /// `--request-memory-mib`
+    pub request_memory: Option<Mebibytes>,
     /// `--http`
     pub http: Option<SocketAddr>,
     /// `--ca`
@@ -149,6 +154,12 @@ impl ServerConfig {
                 return Err(given.error(format!("{} ms is out of range: 1 to 60000", given.value.0.as_millis())));
             }
         }
+        let request_memory = match layers.one(&REQUEST_MEMORY, flags.request_memory)? {
+            Some(given) => RequestMemory::mib(given.value.0).map_err(|why| {
+                given.error(why).hint("give what may be taken beside the engine's cache; 256 are enough for most")
+            })?,
+            None => RequestMemory::default(),
+        };
         let ca = layers.path(&CA, flags.ca)?;
         let cert = layers.path(&CERT, flags.cert)?;
         let key = layers.path(&KEY, flags.key)?;
@@ -161,6 +172,7 @@ impl ServerConfig {
             data_dir: layers.required(data_dir, &DATA_DIR, "the directory for the node's data")?.value,
             durability: durability.into(),
             sync_interval: sync_interval.map_or(SYNC_INTERVAL_DEFAULT, |interval| interval.value.0),
+            request_memory,
             http: layers.one(&HTTP, flags.http)?.map(|http| http.value),
             tls: TlsFiles {
                 ca: layers.required(ca, &CA, "the cluster's CA certificate (`quorate cert init` makes one)")?.value,
@@ -362,6 +374,18 @@ impl FromStr for Milliseconds {
     }
 }
 
+/// A number of MiB, as files and variables have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mebibytes(pub u64);
+
+impl FromStr for Mebibytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| format!("{text:?} is no number of MiB"))
+    }
+}
+
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7400);
 const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
 const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -378,6 +402,12 @@ const SYNC_INTERVAL: Key = Key {
     file: "sync_interval_ms",
     flag: "--sync-interval",
     variable: "QUORATE_SYNC_INTERVAL_MS",
+    kind: Kind::Integer,
+};
+const REQUEST_MEMORY: Key = Key {
+    file: "request_memory_mib",
+    flag: "--request-memory-mib",
+    variable: "QUORATE_REQUEST_MEMORY_MIB",
     kind: Kind::Integer,
 };
 const HTTP: Key = Key { file: "http", flag: "--http", variable: "QUORATE_HTTP", kind: Kind::Text };
@@ -397,6 +427,7 @@ pub const SERVER_KEYS: &[&Key] = &[
     &DATA_DIR,
     &DURABILITY,
     &SYNC_INTERVAL,
+    &REQUEST_MEMORY,
     &HTTP,
     &CA,
     &CERT,
@@ -441,13 +472,14 @@ mod tests {
         assert_eq!(config.durability, Durability::Group);
         assert_eq!(config.log, LogConfig { format: LogFormat::Pretty, level: LogFilter::default() });
         assert_eq!((config.http, config.join.len()), (None, 0));
+        assert_eq!(config.request_memory.bytes(), 256 << 20);
     }
 
     #[test]
     fn a_full_file_is_understood() {
         let config = parse(
             "node = \"n1\"\nlisten = \"0.0.0.0:7401\"\nadvertise = \"10.0.0.1:7401\"\njoin = [\"n2.example:7401\", \"[::1]:7402\"]\n\
-             data_dir = \"/var/lib/quorate\"\ndurability = \"interval\"\nsync_interval_ms = 250\nhttp = \"127.0.0.1:7480\"\n\
+             data_dir = \"/var/lib/quorate\"\ndurability = \"interval\"\nsync_interval_ms = 250\nrequest_memory_mib = 1024\nhttp = \"127.0.0.1:7480\"\n\
              [tls]\nca = \"/pki/ca.pem\"\ncert = \"n1.pem\"\nkey = \"n1.key\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n",
         )
         .expect("legal");
@@ -457,6 +489,7 @@ mod tests {
         assert_eq!((config.durability, config.sync_interval), (Durability::Interval, Duration::from_millis(250)));
         assert_eq!(config.tls.ca, Path::new("/pki/ca.pem"));
         assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.request_memory.bytes(), 1 << 30);
     }
 
     #[test]
@@ -494,6 +527,12 @@ mod tests {
             ("[tls]", "sync_interval_ms = 100\n[tls]", "says nothing with durability group"),
             ("[tls]", "durability = \"interval\"\nsync_interval_ms = 0\n[tls]", "out of range: 1 to 60000"),
             ("[tls]", "durability = \"interval\"\nsync_interval_ms = -5\n[tls]", "no number of milliseconds"),
+            (
+                "[tls]",
+                "request_memory_mib = 63\n[tls]",
+                ":3: `request_memory_mib`: 63 MiB is out of range: 64 to 1048576",
+            ),
+            ("[tls]", "request_memory_mib = -1\n[tls]", "no number of MiB"),
             ("[tls]", "http = \"localhost\"\n[tls]", ":3: `http`: "),
             ("[tls]", "log = { format = \"xml\" }\n[tls]", "pretty or json"),
             ("[tls]", "log.level = \"dbug\"\n[tls]", ":3: `log.level`: \"dbug\" is no log level"),

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use quorate_client::budget::{NoRoom, Room};
 use quorate_client::codec::Blob;
 use quorate_client::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
 use quorate_client::options::Quorum;
@@ -45,7 +46,7 @@ use tracing::Instrument;
 use self::background::Background;
 use self::errands::{Errands, Whose};
 use self::hedge::Hedging;
-pub(crate) use self::read::SCAN_LIMIT_MAX;
+pub(crate) use self::read::{SCAN_LIMIT_MAX, entries_len};
 use self::repair::Repairs;
 pub(crate) use self::stats::RequestStats;
 use crate::core::context_keys::Rejected;
@@ -55,6 +56,7 @@ use crate::membership::{Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::{PeerError, Peers};
 use crate::replica::Replica;
+use crate::request_memory::{OVERLOADED, RECORD_LEN};
 
 /// What a coordinator is made of.
 pub(crate) struct CoordinatorParts {
@@ -125,6 +127,8 @@ struct Turn {
     deadline: Instant,
     current: Arc<Current>,
     partition: Partition,
+    /// What may be used for it; as long as anything goes on for it.
+    room: Room,
 }
 
 impl Coordinator {
@@ -154,17 +158,23 @@ impl Coordinator {
     /// Runs a request for data: a write, a read, a scan or a question where a key lives.
     ///
     /// `timeout` is what is left for the whole request where it came from; the answer is made somewhat earlier, so that it
-    /// arrives before that. Dropping the future does not stop a write.
+    /// arrives before that. What is read and written for it is taken from `room`. Dropping the future does not stop a write.
     ///
     /// # Errors
     /// [`Failure::NotApplied`] of everything that was refused before a mint, [`Failure::Indeterminate`] of a write after it.
-    pub(crate) async fn handle(&self, request: &Request, timeout: Duration, origin: Origin) -> Result<Reply, Failure> {
+    pub(crate) async fn handle(
+        &self,
+        request: &Request,
+        timeout: Duration,
+        origin: Origin,
+        room: Room,
+    ) -> Result<Reply, Failure> {
         let id = request.request_id;
         let span = match origin {
             Origin::Client => tracing::debug_span!("request", id = %format_args!("{id:016x}")),
             Origin::Peer(by) => tracing::debug_span!("request", id = %format_args!("{id:016x}"), forwarded_by = %by),
         };
-        self.run(request, timeout, origin).instrument(span).await
+        self.run(request, timeout, origin, room).instrument(span).await
     }
 
     /// Where a key lives, as this node knows it.
@@ -228,7 +238,7 @@ impl Coordinator {
         self.0.background.shutdown(grace).await;
     }
 
-    async fn run(&self, request: &Request, timeout: Duration, origin: Origin) -> Result<Reply, Failure> {
+    async fn run(&self, request: &Request, timeout: Duration, origin: Origin, room: Room) -> Result<Reply, Failure> {
         let start = Instant::now();
         let deadline = start + timeout.saturating_sub((timeout / HOP_MARGIN_SHARE).min(HOP_MARGIN_MAX));
         let deadline = buggify!("coordinator: the answer is due early", deadline, start + timeout / 4);
@@ -243,6 +253,7 @@ impl Coordinator {
             deadline,
             current,
             partition,
+            room: room.clone(),
         };
         match &request.body {
             RequestBody::Write(write) => {
@@ -564,6 +575,13 @@ impl Inner {
             );
             return definite(NotApplied::NotServing { node: self.me, why });
         }
+        let copied = match &request.body {
+            RequestBody::Write(write) => write_len(write),
+            _ => 0,
+        };
+        if copied > RECORD_LEN && turn.room.take(copied, turn.room_until()).await == Err(NoRoom) {
+            return definite(OVERLOADED);
+        }
         self.stats.forwards.add(1);
         sometimes!("forward: a write was forwarded", op_id.is_some());
         sometimes!("forward: a read was forwarded", matches!(request.body, RequestBody::Read(_)));
@@ -571,7 +589,9 @@ impl Inner {
         let first = matches!(&request.body, RequestBody::Write(write) if write.first_sent_ms.is_none());
         let settle = || op_id.filter(|_| first).into_iter().for_each(|op_id| self.errands.settle(op_id));
         let mut why = String::new();
-        for (tried, primary) in primaries.iter().copied().enumerate() {
+        let mut candidates = primaries.iter().copied().enumerate();
+        let mut next = candidates.next();
+        while let Some((tried, primary)) = next {
             let left = turn.left();
             if left.is_zero() {
                 break;
@@ -594,7 +614,19 @@ impl Inner {
                     }
                     (plain(&refusal), false)
                 }
-                Ok(PeerReply::Forwarded(Response { body, .. })) => return Forwarded::Answer(body),
+                Ok(PeerReply::Forwarded(Response { body, .. })) => {
+                    let len = body.as_ref().map_or(0, reply_len);
+                    // What a write has come to is told in any case. What was read is let go while it waits for room.
+                    if op_id.is_some() || turn.room.covers(len, RECORD_LEN) {
+                        return Forwarded::Answer(body);
+                    }
+                    drop(body);
+                    turn.room.release();
+                    match turn.room.take(len, turn.room_until()).await {
+                        Ok(()) => continue,
+                        Err(NoRoom) => return definite(OVERLOADED),
+                    }
+                }
                 Ok(_) => ("an answer to another question".into(), true),
                 Err(PeerError::NotSent(why)) => (why, false),
                 Err(PeerError::Unknown(why)) => (why, true),
@@ -609,7 +641,10 @@ impl Inner {
                 sometimes!("forward: a write's outcome was lost on the way");
                 return Forwarded::Answer(Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why }));
             }
+            next = candidates.next();
         }
+        // Whoever runs it here now needs something else.
+        turn.room.release();
         match turn.left().is_zero() {
             true => definite(NotApplied::TimedOut { need, had: 0, why }),
             false => Forwarded::Nobody(NotApplied::Unavailable { need, alive: 0, why }),
@@ -652,6 +687,22 @@ impl Turn {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// How long it may wait for room: the rest is for what it waits to do.
+    fn room_until(&self) -> Instant {
+        self.deadline - self.left() / 4
+    }
+
+    /// What is said of a request that has failed: for want of room, if there was none.
+    fn failed(&self, refusal: NotApplied) -> NotApplied {
+        if self.room.was_short() { OVERLOADED } else { refusal }
+    }
+
+    /// Takes what its answer is going to take with it once more, for what goes on after it; tells whether there is room for that.
+    fn may_go_on(&self) -> bool {
+        let taken = self.room.taken();
+        taken == 0 || self.room.try_take(taken).is_ok()
+    }
+
     /// Microseconds since the request came.
     fn at_us(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
@@ -666,8 +717,26 @@ const HOP_MARGIN_MAX: Duration = Duration::from_millis(20);
 /// A client that is served without a pause comes again within this time.
 const BUSY_MS: u64 = 200;
 
-/// When a client that was refused for want of room comes back: a tenth of what a full queue needs to drain.
-pub(crate) const RETRY_AFTER_MS: u32 = 50;
+/// What a write's value and context take.
+fn write_len(write: &Write) -> usize {
+    let len = |bytes: &Option<Blob>| bytes.as_ref().map_or(0, |bytes| bytes.len());
+    len(&write.value) + len(&write.context)
+}
+
+/// What the values and contexts of a reply take.
+fn reply_len(reply: &Reply) -> usize {
+    let record =
+        |values: &[Blob], context: &Blob| values.iter().map(|value| value.len()).sum::<usize>() + context.len();
+    match reply {
+        Reply::Found(found) => record(&found.values, &found.context),
+        Reply::Scanned(scanned) => {
+            let entries = scanned.entries.iter();
+            entries.map(|entry| entry.key.len() + record(&entry.values, &entry.context)).sum()
+        }
+        Reply::Written(written) => written.context.len(),
+        Reply::Route(_) | Reply::Located(_) | Reply::Status(_) | Reply::Layout(_) | Reply::Repair(_) => 0,
+    }
+}
 
 /// # Errors
 /// When a key is empty or too long.

@@ -1,5 +1,6 @@
 //! What a coordinator does with a request, and after its reply, between nodes that do nothing by themselves.
 
+use quorate_client::budget::Room;
 use quorate_client::ids::LayoutVersion;
 use quorate_client::wire::{Found, Read, Role, Scan, Scanned, Written};
 
@@ -29,7 +30,7 @@ fn read(key: &Blob) -> Read {
 
 async fn ask_as(node: &Node, body: RequestBody, timeout: Duration, origin: Origin) -> Result<Reply, Failure> {
     let request = Request { layout: LayoutVersion(1), request_id: 7, body };
-    node.coordinator.handle(&request, timeout, origin).await
+    node.coordinator.handle(&request, timeout, origin, Room::unbounded()).await
 }
 
 async fn ask(node: &Node, body: RequestBody) -> Result<Reply, Failure> {
@@ -578,6 +579,7 @@ async fn the_nearest_primary_is_this_node_then_those_that_are_up() {
         deadline: Instant::now() + PATIENCE,
         current: nodes[1].current.clone(),
         partition: PARTITION,
+        room: Room::unbounded(),
     };
     assert!(coordinator.is_primary(&turn) && !nodes[3].coordinator.0.is_primary(&turn));
     nodes[1].believes_down(&[nodes[0].id, nodes[3].id]);

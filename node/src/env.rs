@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use quorate_client::quic::{self, Seams};
 
+use crate::request_memory::RequestMemory;
 use crate::store::{Executor, Opened, StoreError};
 
 /// A future on the heap, for seams that are values.
@@ -33,6 +34,10 @@ pub struct Env {
     pub open_store: OpenStore,
     /// Where blocking storage calls run: threads in production, inline in a simulation.
     pub executor: Executor,
+    /// Where long computations run, away from requests and the disk: a thread in production, inline in a simulation.
+    pub computing: Executor,
+    /// What requests may take of the memory that there is.
+    pub request_memory: RequestMemory,
 }
 
 impl Env {
@@ -43,6 +48,8 @@ impl Env {
             bind_udp: Arc::new(|addr| Box::pin(async move { quic::bind_system(addr) })),
             open_store,
             executor: Executor::threads(STORAGE_THREADS),
+            computing: Executor::named("compute", 1),
+            request_memory: RequestMemory::default(),
         }
     }
 }

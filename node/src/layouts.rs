@@ -19,7 +19,7 @@ use quorate_client::random::Random;
 use quorate_client::wire::{LayoutCommand, LayoutReport, NotApplied, RouteTable};
 use quorate_client::{buggify, dawdle, sometimes};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
@@ -28,11 +28,13 @@ use crate::core::bootstrap::{Bootstrap, Heard, Me, Offer};
 use crate::core::context_keys::ContextKeys;
 use crate::core::layout::{Layout, LayoutHash, ZONE_LEN_MAX};
 use crate::core::ring::{MEMBERS_MAX, N_MAX, Ring, WEIGHT_MAX};
-use crate::core::staging::{Staged, StagedMember, warnings};
+use crate::core::staging::{Staged, StagedMember};
 use crate::membership::{LayoutDigests, Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::{PeerError, Peers};
 use crate::recovery::Reading;
+use crate::request_memory::RETRY_AFTER_MS;
+use crate::showing::Showing;
 use crate::store::{Executor, Store, StoreError, SyncFailed, Tree};
 
 /// A chosen layout and what follows from it.
@@ -88,6 +90,8 @@ struct Service {
     commands: AsyncMutex<()>,
     /// When others were last asked for a context key that was not known.
     keys_asked_for: AsyncMutex<Option<Instant>>,
+    /// How many may wait for what is shown: every client may ask for it.
+    shows: Semaphore,
     task: JoinHandle<()>,
 }
 
@@ -104,18 +108,20 @@ const PEERS_AT_ONCE: usize = 64;
 /// The pause after the first round that changed nothing; it doubles up to [`PAUSE_MAX`], and every one is shortened by a random
 /// part of a half, so that nodes that started together do not stay in step.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// How many may wait for what is shown at a time; it is seldom computed, so that one is hardly ever there for long.
+const SHOWS_MAX: usize = 64;
 /// The longest pause. News of a peer that comes up ends it at once.
 const PAUSE_MAX: Duration = Duration::from_secs(20);
 
 impl Layouts {
-    /// Loads what the store holds and starts the background task. Must be called within a runtime. `failed` is called when a sync
-    /// has failed: nothing can be stored then until the node is started anew.
+    /// Loads what the store holds and starts the background task. Must be called within a runtime. The first executor is the store's,
+    /// the second one computes what is only shown. `failed` is called when a sync has failed: nothing can be stored then until the node is started anew.
     ///
     /// # Errors
     /// When the store cannot be read, or holds something else than a layout.
     pub async fn start(
         store: Arc<dyn Store>,
-        executor: Executor,
+        (executor, computing): (Executor, Executor),
         me: (NodeId, DiskId, ClusterId),
         peers: Peers,
         membership: Membership,
@@ -125,6 +131,7 @@ impl Layouts {
         let (node, disk, cluster) = me;
         let mut desk = Desk::open(store, executor, Me { node, disk, cluster }).await?;
         desk.sync_failed = Some(failed);
+        desk.showing = Showing::new(computing);
         let desk = Arc::new(desk);
         let spread = Spread {
             desk: desk.clone(),
@@ -136,7 +143,8 @@ impl Layouts {
         };
         let task = tokio::spawn(spread.run());
         let (commands, keys_asked_for) = (AsyncMutex::new(()), AsyncMutex::new(None));
-        Ok(Self(Arc::new(Service { desk, peers, random, commands, keys_asked_for, task })))
+        let shows = Semaphore::new(SHOWS_MAX);
+        Ok(Self(Arc::new(Service { desk, peers, random, commands, keys_asked_for, shows, task })))
     }
 
     /// Ends the background task. To be called when the node stops: the handler of peers' requests usually holds a clone, so
@@ -197,6 +205,9 @@ impl Layouts {
     pub async fn command(&self, command: LayoutCommand) -> Result<LayoutReport, NotApplied> {
         let desk = &self.0.desk;
         if matches!(command, LayoutCommand::Show) {
+            let Ok(_place) = self.0.shows.try_acquire() else {
+                return Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS });
+            };
             return Ok(desk.report().await);
         }
         let _one = self.0.commands.lock().await;
@@ -338,6 +349,7 @@ struct Desk {
     /// Counts what gives the background task something to do: an offer that was accepted.
     accepts: watch::Sender<u64>,
     sync_failed: Option<SyncFailed>,
+    showing: Showing,
 }
 
 #[derive(Debug)]
@@ -426,6 +438,7 @@ impl Desk {
             keys: watch::Sender::default(),
             accepts: watch::Sender::new(0),
             sync_failed: None,
+            showing: Showing::new(Executor::Inline),
         };
         let state = desk.state.lock().await;
         desk.tell(&state).await;
@@ -692,17 +705,17 @@ impl Desk {
         let holding = state.bootstrap.holding();
         let context_keys = state.keys.names().iter().map(ToString::to_string).collect();
         drop(state);
-        let mut problems = Vec::new();
-        if let Some(layout) = &staged {
-            problems = layout.problems();
-            seconds.extend(warnings(layout));
+        let shown = self.showing.of(chosen, staged).await;
+        seconds.extend(shown.warnings.iter().cloned());
+        LayoutReport {
+            current: shown.current_view.clone(),
+            staged: shown.staged_view.clone(),
+            problems: shown.problems.clone(),
+            missing: Vec::new(),
+            holding,
+            warnings: seconds,
+            context_keys,
         }
-        // Counting primaries takes a ring each.
-        let views = self.executor.run(move || {
-            (chosen.as_ref().map_or_else(Layout::none_view, Layout::view), staged.as_ref().map(Layout::view))
-        });
-        let (current, staged) = views.await;
-        LayoutReport { current, staged, problems, missing: Vec::new(), holding, warnings: seconds, context_keys }
     }
 }
 

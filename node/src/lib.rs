@@ -9,6 +9,7 @@ pub mod core;
 pub use quorate_client::chaos;
 
 pub mod env;
+pub mod request_memory;
 pub mod store;
 
 pub mod beacons;
@@ -17,6 +18,7 @@ pub mod peers;
 
 pub mod layouts;
 pub mod membership;
+pub(crate) mod showing;
 
 pub(crate) mod calls;
 pub mod coordinator;

@@ -39,6 +39,7 @@ use crate::peers::{Peers, PeersConfig};
 use crate::recovery::{Doubt, Facts, Recovery};
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
+use crate::request_memory::Pools;
 use crate::server::{self, Admission, Services};
 use crate::status::Status;
 use crate::store::{Committer, Durability, Store, StoreError, SyncFailed};
@@ -132,8 +133,10 @@ impl Node {
             .await
             .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
         let tls_error = |error: tls::TlsError| StartError(error.to_string());
-        let accepting =
+        let mut accepting =
             tls::server_config(&env.seams, &config.credentials, &[ALPN_PEER, ALPN_CLIENT]).map_err(tls_error)?;
+        quic::set_client_window(&mut accepting, env.request_memory.client_window());
+        let pools = Pools::new(env.request_memory);
         let dial = tls::client_config(&env.seams, &config.credentials, ALPN_PEER, Link::Peer).map_err(tls_error)?;
         let endpoint = quic::endpoint(&env.seams, socket, Some(accepting))
             .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
@@ -223,6 +226,7 @@ impl Node {
             beacons: beacons.clone(),
             check,
             datagrams: datagrams_tx,
+            pools: pools.clone(),
         });
         let membership = Membership::start(membership::Parts {
             me: membership::Identity::new(me, addr, identity.boot),
@@ -233,7 +237,7 @@ impl Node {
         });
         let layouts = Layouts::start(
             Arc::clone(&store),
-            env.executor.clone(),
+            (env.executor.clone(), env.computing.clone()),
             (me, identity.disk, cluster),
             peers.clone(),
             membership.clone(),
@@ -299,7 +303,7 @@ impl Node {
             anti_entropy: anti_entropy.clone(),
             wall_clock: Arc::clone(&env.seams.wall_clock),
         };
-        let admission = Admission::new();
+        let admission = Admission::new(pools);
         watch_parts(&metrics, &status, &admission, &replica, &coordinator);
         let services = Services {
             me,
@@ -314,9 +318,9 @@ impl Node {
         };
         peers.set_handler({
             let services = services.clone();
-            Arc::new(move |from, request, timeout| {
+            Arc::new(move |from, request, timeout, room| {
                 let services = services.clone();
-                Box::pin(async move { services.answer_peer(from, request, timeout).await })
+                Box::pin(async move { services.answer_peer(from, request, timeout, room).await })
             })
         });
         let accepting = tokio::spawn(server::accept(endpoint.clone(), services, peers.clone()));

@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
+use quorate_client::budget::Room;
 use quorate_client::codec::{self, Blob};
 use quorate_client::ids::{ClusterId, NodeId};
 use quorate_client::quic::widen_for_peer;
 use quorate_client::random::Random;
-use quorate_client::rpc::{self, CallError, ClassLimits, Lanes, LanesConfig, ServeLimits, close};
+use quorate_client::rpc::{self, Arrived, CallError, Lanes, LanesConfig, REQUEST_LEN, close};
 use quorate_client::tls::{self, Subject, explain_connection_error};
 use quorate_client::wire::NotApplied;
 use quorate_client::{buggify, dawdle, sometimes, story, tell};
@@ -31,6 +32,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use crate::beacons::{Beacons, Speaker};
 use crate::env::BoxFuture;
 use crate::peer_wire::{ALPN_PEER, Hello, PeerAnswer, PeerBody, PeerReply, PeerRequest, class};
+use crate::request_memory::{OVERLOADED, Pools};
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,8 +45,8 @@ pub enum PeerError {
     Unknown(String),
 }
 
-/// Carries out what peers ask for: who asks, what, and how long it waits for the answer.
-pub type PeerHandler = Arc<dyn Fn(NodeId, PeerRequest, Duration) -> BoxFuture<PeerReply> + Send + Sync>;
+/// Carries out what peers ask for: who asks, what, how long it waits for the answer, and what may be used for it.
+pub type PeerHandler = Arc<dyn Fn(NodeId, PeerRequest, Duration, Room) -> BoxFuture<PeerReply> + Send + Sync>;
 
 /// Whether to talk to a peer, by what it says of itself; the text is for the peer's operator.
 pub type HelloCheck = Arc<dyn Fn(&Hello) -> Result<(), String> + Send + Sync>;
@@ -69,6 +71,8 @@ pub struct PeersConfig {
     pub check: HelloCheck,
     /// Where gossip datagrams go; they are dropped when it is full.
     pub datagrams: mpsc::Sender<(NodeId, Bytes)>,
+    /// What a peer's requests may take here.
+    pub pools: Pools,
 }
 
 impl fmt::Debug for PeersConfig {
@@ -113,6 +117,7 @@ impl Peers {
             beacons: config.beacons,
             check: config.check,
             datagrams: config.datagrams,
+            pools: config.pools,
         });
         shared.spawn(shared.clone().keep_connected());
         Self(shared)
@@ -190,6 +195,11 @@ impl Peers {
         let state = self.0.state();
         let failed = |peer: &Peer| peer.next_try.is_some();
         state.link(self.0.me, to).is_none() && state.peers.get(&to).is_some_and(failed)
+    }
+
+    /// Whether any peer that is known listens at an address, as far as that is known.
+    pub fn listens_at(&self, addr: SocketAddr) -> bool {
+        self.0.state().peers.values().any(|peer| peer.addr == Some(addr))
     }
 
     /// A gossip datagram; dropped when there is no connection (a dial starts).
@@ -338,21 +348,6 @@ const LINKS_MAX: usize = 4;
 /// Peers that are known; ten times the size of cluster that the design is made for.
 const PEERS_MAX: usize = 1024;
 
-/// What a peer may have under way here, on one connection, by class. Records travel whole, and the largest legal one (100
-/// siblings of 1 MiB) is above 100 MiB; clients' requests are at most 2 MiB, layouts far less.
-fn limits() -> ServeLimits {
-    let mut classes = vec![ClassLimits { request_max: 0, in_flight_max: 0 }; 5];
-    classes[usize::from(class::CONTROL)] = ClassLimits { request_max: 4 << 20, in_flight_max: 256 };
-    classes[usize::from(class::REPLICATE)] = ClassLimits { request_max: 112 << 20, in_flight_max: 8192 };
-    classes[usize::from(class::FORWARD)] = ClassLimits { request_max: 4 << 20, in_flight_max: 4096 };
-    classes[usize::from(class::HANDOFF)] = ClassLimits { request_max: 112 << 20, in_flight_max: 64 };
-    classes[usize::from(class::BULK)] = ClassLimits { request_max: 112 << 20, in_flight_max: 1024 };
-    if buggify!("peers: few requests of a peer at a time") {
-        classes.iter_mut().for_each(|limits| limits.in_flight_max = 1);
-    }
-    ServeLimits { classes }
-}
-
 struct Shared {
     me: NodeId,
     cluster: ClusterId,
@@ -364,6 +359,7 @@ struct Shared {
     beacons: Beacons,
     check: HelloCheck,
     datagrams: mpsc::Sender<(NodeId, Bytes)>,
+    pools: Pools,
     /// Reaches the node's services, which reach the pool: whoever ends the pool must open this ring.
     handler: Mutex<Option<PeerHandler>>,
     state: Mutex<State>,
@@ -728,9 +724,12 @@ struct Serving {
 impl Serving {
     fn start(shared: &Arc<Shared>, node: NodeId, connection: &Connection, service: Service) -> Self {
         let mut tasks = JoinSet::new();
-        let served = connection.clone();
+        let (served, mut limits) = (connection.clone(), shared.pools.peer(node));
+        if buggify!("peers: few requests of a peer at a time") {
+            limits.classes.iter_mut().for_each(|limits| limits.in_flight_max = 1);
+        }
         tasks.spawn(async move {
-            let why = rpc::serve(served, service, limits()).await;
+            let why = rpc::serve(served, service, limits).await;
             tracing::debug!(peer = %node, "no longer served: {why}");
         });
         let (gossip, datagrams) = (connection.clone(), shared.datagrams.clone());
@@ -765,7 +764,8 @@ struct Service {
 }
 
 impl rpc::Handler for Service {
-    async fn handle(&self, _class: u8, body: Bytes, timeout: Duration) -> Bytes {
+    async fn handle(&self, Arrived { body, timeout, room, .. }: Arrived) -> Bytes {
+        let until = Instant::now() + timeout;
         let reply = match codec::decode::<PeerRequest>(&body) {
             Ok(PeerRequest { body: PeerBody::Hello(hello), .. }) => self.greeted(hello),
             Ok(request) => {
@@ -783,7 +783,9 @@ impl rpc::Handler for Service {
                 }
                 let handler = lock(&self.shared.handler).clone();
                 let reply = match handler {
-                    Some(handler) => handler(from, request, timeout.saturating_sub(begun.elapsed())).await,
+                    Some(handler) => {
+                        handler(from, request, timeout.saturating_sub(begun.elapsed()), room.clone()).await
+                    }
                     None => PeerReply::Refused(NotApplied::NotServing { node: me, why: "it is starting".into() }),
                 };
                 for key in &keys {
@@ -794,6 +796,16 @@ impl rpc::Handler for Service {
             }
             Err(error) => PeerReply::Refused(NotApplied::Unsupported { why: error.to_string() }),
         };
+        let answer = codec::encode(&PeerAnswer { beacon: self.shared.beacons.durable(), reply });
+        if !room.covers(answer.len(), REQUEST_LEN) {
+            // Nobody waits any longer than that: then it is dropped with this future.
+            let _ = room.take(answer.len(), until).await;
+        }
+        answer
+    }
+
+    fn refuse(&self, _class: u8) -> Bytes {
+        let reply = PeerReply::Refused(OVERLOADED);
         codec::encode(&PeerAnswer { beacon: self.shared.beacons.durable(), reply })
     }
 }

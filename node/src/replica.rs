@@ -270,6 +270,19 @@ impl Replica {
         self.0.unless_lost(partition, &leaf, reading, || self.read_anyhow(key)).await
     }
 
+    /// How many bytes are stored of a key; with `hints_for` what this node keeps of it for those primaries. What cannot be read has
+    /// none: whoever goes on will be told why.
+    pub(crate) fn held_len(&self, key: &Blob, hints_for: Option<&[NodeId]>) -> usize {
+        let len = |tree, stored: &[u8]| {
+            let held = self.0.store.get(tree, stored).ok().flatten();
+            held.map_or(0, |held| held.len())
+        };
+        match hints_for {
+            None => len(Tree::Data, &data_key(key)),
+            Some(primaries) => primaries.iter().map(|target| len(Tree::Hints, &hints::hint_key(*target, key))).sum(),
+        }
+    }
+
     /// Whether what was read of a key a moment ago may still be counted.
     ///
     /// # Errors

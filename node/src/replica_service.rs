@@ -9,18 +9,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_client::budget::Room;
 use quorate_client::codec::Blob;
 use quorate_client::dawdle;
 use quorate_client::ids::{NodeId, Partition};
 use quorate_client::wire::{NotApplied, Request, Response};
 use tokio::time::Instant;
 
-use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key};
+use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key, entries_len};
 use crate::core::record::Record;
 use crate::layouts::{Current, Layouts};
 use crate::peer_wire::{Label, PeerBody, PeerReply};
 use crate::recovery::Reading;
 use crate::replica::{Merged, Replica};
+use crate::request_memory::read_within;
 
 /// Serves the data requests of peers on one node.
 #[derive(Debug, Clone)]
@@ -40,17 +42,20 @@ impl ReplicaService {
     ///
     /// A replication that was begun is carried out, however long the disk takes; dropping the future leaves the merge to
     /// the replica, which never does half of it.
-    pub(crate) async fn serve_peer(&self, from: NodeId, body: PeerBody, timeout: Duration) -> PeerReply {
+    pub(crate) async fn serve_peer(&self, from: NodeId, body: PeerBody, timeout: Duration, room: Room) -> PeerReply {
+        let room = Waiting { until: Instant::now() + timeout * 3 / 4, room };
         let served = match body {
             PeerBody::Replicate { label, key, record } => self.replicate(label, &key, &record).await,
             PeerBody::Hint { label, target, key, record } => self.hint(label, target, &key, &record).await,
             PeerBody::Handoff { label, entries } => self.handoff(label, entries).await,
-            PeerBody::Fetch { label, key, held, durable, r } => self.fetch(label, &key, held, durable, r).await,
-            PeerBody::FetchHint { label, key } => self.fetch_hint(label, &key).await,
-            PeerBody::FetchRange { label, partition, after, limit, r } => {
-                self.fetch_range(label, partition, after, limit, r).await
+            PeerBody::Fetch { label, key, held, durable, r } => {
+                self.fetch(label, &key, (held, durable, r), &room).await
             }
-            PeerBody::Forward { request } => Ok(self.forwarded(from, request, timeout).await),
+            PeerBody::FetchHint { label, key } => self.fetch_hint(label, &key, &room).await,
+            PeerBody::FetchRange { label, partition, after, limit, r } => {
+                self.fetch_range(label, partition, after, (limit, r), &room).await
+            }
+            PeerBody::Forward { request } => Ok(self.forwarded(from, request, timeout, room.room).await),
             PeerBody::Hello(_)
             | PeerBody::Heal { .. }
             | PeerBody::AcceptFirstLayout { .. }
@@ -124,9 +129,8 @@ impl ReplicaService {
         &self,
         label: Label,
         key: &Blob,
-        held: Option<u128>,
-        durable: bool,
-        r: u8,
+        (held, durable, r): (Option<u128>, bool, u8),
+        room: &Waiting,
     ) -> Result<PeerReply, NotApplied> {
         let mut reading = Reading::BelowFloor;
         self.owned(label, |current| {
@@ -135,7 +139,7 @@ impl ReplicaService {
             Ok(current.ring.partition_of(key))
         })?;
         self.coordinator.note_service();
-        let record = self.replica.read_for(key, reading).await?;
+        let record = room.read(|| self.replica.read_for(key, reading), Record::encoded_len).await?;
         if durable {
             self.replica.settled().await?;
         }
@@ -146,11 +150,12 @@ impl ReplicaService {
         })
     }
 
-    async fn fetch_hint(&self, label: Label, key: &Blob) -> Result<PeerReply, NotApplied> {
+    async fn fetch_hint(&self, label: Label, key: &Blob, room: &Waiting) -> Result<PeerReply, NotApplied> {
         let current = self.known(label)?;
         check_key(key)?;
         let partition = current.ring.partition_of(key);
-        let record = self.replica.hinted(partition, key, current.ring.primaries(partition)).await?;
+        let hinted = || self.replica.hinted(partition, key, current.ring.primaries(partition));
+        let record = room.read(hinted, Record::encoded_len).await?;
         Ok(PeerReply::Fetched { record: record.map(|record| Blob(record.encode())) })
     }
 
@@ -159,8 +164,8 @@ impl ReplicaService {
         label: Label,
         partition: Partition,
         after: Option<Blob>,
-        limit: u32,
-        r: u8,
+        (limit, r): (u32, u8),
+        room: &Waiting,
     ) -> Result<PeerReply, NotApplied> {
         let mut reading = Reading::BelowFloor;
         self.owned(label, |current| {
@@ -172,13 +177,14 @@ impl ReplicaService {
             reading = current.reading(r);
             Ok(partition)
         })?;
-        let (entries, done) = self.replica.range(partition, after.as_ref(), limit as usize, reading).await?;
+        let range = || self.replica.range(partition, after.as_ref(), limit as usize, reading);
+        let (entries, done) = read_within(&room.room, room.until, range, |(entries, _)| entries_len(entries)).await?;
         let entries = entries.into_iter().map(|(key, record)| (key, Blob(record.encode()))).collect();
         Ok(PeerReply::Range { entries, done })
     }
 
-    async fn forwarded(&self, from: NodeId, request: Request, timeout: Duration) -> PeerReply {
-        let body = self.coordinator.handle(&request, timeout, Origin::Peer(from)).await;
+    async fn forwarded(&self, from: NodeId, request: Request, timeout: Duration, room: Room) -> PeerReply {
+        let body = self.coordinator.handle(&request, timeout, Origin::Peer(from), room).await;
         // The node that the client is connected to attaches its own table.
         PeerReply::Forwarded(Response { table: None, body })
     }
@@ -208,6 +214,23 @@ impl ReplicaService {
             version if label.high < version => Err(NotApplied::StaleLayout { need: version, had: label.high }),
             _ => Ok(current),
         }
+    }
+}
+
+/// The room of a request, and how long it may wait for it.
+struct Waiting {
+    room: Room,
+    until: Instant,
+}
+
+impl Waiting {
+    /// Reads a record, which is let go while it waits for room.
+    async fn read<F: Future<Output = Result<Option<Record>, NotApplied>>>(
+        &self,
+        read: impl Fn() -> F,
+        len: impl Fn(&Record) -> usize,
+    ) -> Result<Option<Record>, NotApplied> {
+        read_within(&self.room, self.until, read, |record| record.as_ref().map_or(0, &len)).await
     }
 }
 

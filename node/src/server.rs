@@ -5,26 +5,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::Endpoint;
+use quinn::{Connection, Endpoint};
+use quorate_client::budget::Room;
 use quorate_client::codec::{self, CodecError};
 use quorate_client::ids::NodeId;
-use quorate_client::quic::{self, Admitted, Gate};
-use quorate_client::rpc::{self, ServeLimits};
+use quorate_client::quic::{Admitted, Gate};
+use quorate_client::rpc::{self, Arrived, REQUEST_LEN, close};
 use quorate_client::tls::{self, Subject};
 use quorate_client::wire::{ALPN_CLIENT, Failure, NotApplied, Reply, Request, RequestBody, Response};
 use quorate_client::{buggify, sometimes, story, tell};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{Instrument, debug, debug_span, info};
 
 use crate::anti_entropy::AntiEntropy;
-use crate::coordinator::{Coordinator, Origin, RETRY_AFTER_MS};
+use crate::coordinator::{Coordinator, Origin};
 use crate::layouts::Layouts;
 use crate::metrics::{Metrics, Sample};
 use crate::peer_wire::{ALPN_PEER, PeerBody, PeerReply, PeerRequest};
 use crate::peers::Peers;
 use crate::replica_service::ReplicaService;
+use crate::request_memory::{ClientConnection, OVERLOADED, Pools};
 use crate::status::Status;
 
 /// Everything that a request can reach. Clones share it.
@@ -44,8 +45,7 @@ pub(crate) struct Services {
 
 /// Accepts connections until the endpoint is closed.
 pub(crate) async fn accept(endpoint: Endpoint, services: Services, peers: Peers) {
-    let gate = Gate::new();
-    let clients = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let gate = services.admission.gate.clone();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -53,10 +53,8 @@ pub(crate) async fn accept(endpoint: Endpoint, services: Services, peers: Peers)
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
-                if let Some(admitted) = gate.admit(incoming) {
-                    connections.spawn(connection(admitted, services.clone(), peers.clone(), Arc::clone(&clients)));
-                } else {
-                    services.admission.handshakes_refused.fetch_add(1, Ordering::Relaxed);
+                if let Some(admitted) = gate.admit(incoming, |addr| peers.listens_at(addr)) {
+                    connections.spawn(connection(admitted, services.clone(), peers.clone()));
                 }
             }
         }
@@ -64,7 +62,7 @@ pub(crate) async fn accept(endpoint: Endpoint, services: Services, peers: Peers)
 }
 
 /// One connection, from the handshake to its end.
-async fn connection(admitted: Admitted, services: Services, peers: Peers, clients: Arc<Semaphore>) {
+async fn connection(admitted: Admitted, services: Services, peers: Peers) {
     let connection = match admitted.handshake().await {
         Ok(connection) => connection,
         Err(why) => {
@@ -86,18 +84,32 @@ async fn connection(admitted: Admitted, services: Services, peers: Peers, client
         if !matches!(subject, Subject::Node { .. }) {
             return refuse("the peers' protocol needs a node's certificate");
         }
-        quic::widen_for_peer(&connection);
         peers.adopt(connection);
     } else if alpn == ALPN_CLIENT {
-        let Ok(_place) = clients.try_acquire() else {
-            services.admission.clients_refused.fetch_add(1, Ordering::Relaxed);
-            return refuse("this node serves as many clients as it can; try another one");
+        let client = match services.admission.pools.admit(&subject) {
+            Ok(client) => client,
+            Err(why) => return refuse(&why),
         };
         let admin = matches!(subject, Subject::Client { admin: true, .. });
-        let why = rpc::serve(connection, ClientHandler { services, admin }, ServeLimits::client()).await;
+        let limits = client.limits();
+        let serving = rpc::serve(connection.clone(), ClientHandler { services, client, admin }, limits);
+        let why = tokio::select! {
+            biased;
+            why = serving => why,
+            () = no_datagrams(&connection) => "a client sends no datagrams".into(),
+        };
         debug!(client = %subject, "connection ended: {why}");
     } else {
         refuse("an application protocol that this node does not speak");
+    }
+}
+
+/// Ends a connection on which a datagram comes: nobody would read it, and QUIC would keep it. Never ends without one.
+async fn no_datagrams(connection: &Connection) {
+    match connection.read_datagram().await {
+        Ok(_) => connection.close(close::PROTOCOL, b"a client sends no datagrams"),
+        // Whoever serves the connection says how it has ended.
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -105,11 +117,12 @@ async fn connection(admitted: Admitted, services: Services, peers: Peers, client
 #[derive(Clone)]
 struct ClientHandler {
     services: Services,
+    client: ClientConnection,
     admin: bool,
 }
 
 impl rpc::Handler for ClientHandler {
-    async fn handle(&self, _class: u8, body: Bytes, timeout: Duration) -> Bytes {
+    async fn handle(&self, Arrived { body, timeout, room, .. }: Arrived) -> Bytes {
         let request = match codec::decode::<Request>(&body) {
             Ok(request) => request,
             Err(error) => return codec::encode(&unsupported(&error)),
@@ -125,13 +138,13 @@ impl rpc::Handler for ClientHandler {
             tell!(act = "asked", key = %story::text(key), node = %services.me, request = request.request_id, what);
         }
         let full = buggify!("server: a request is refused for want of room");
-        let answer = match services.admission.places.try_acquire() {
-            Ok(_place) if !full => services.answer(&request, self.admin, timeout).instrument(span).await,
-            Ok(_) | Err(_) => {
-                services.admission.overloaded.fetch_add(1, Ordering::Relaxed);
-                Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS }.into())
-            }
+        let answer = match self.client.place() {
+            Some(_place) if !full => services.answer(&request, self.admin, timeout, &room).instrument(span).await,
+            Some(_) | None => Err(OVERLOADED.into()),
         };
+        if matches!(&answer, Err(Failure::NotApplied(NotApplied::Overloaded { .. }))) {
+            services.admission.overloaded.fetch_add(1, Ordering::Relaxed);
+        }
         services.metrics.request(kind, outcome(&answer), started.elapsed());
         if let Some((what, key)) = told {
             tell!(act = "tell", key = %story::text(key), node = %services.me, request = request.request_id, what,
@@ -139,16 +152,27 @@ impl rpc::Handler for ClientHandler {
         }
         sometimes!("server: a request was answered before there was a layout", services.layouts.current().is_none());
         let table = services.layouts.current().filter(|current| current.layout.version > request.layout);
-        codec::encode(&Response { table: table.map(|current| services.coordinator.routes(&current)), body: answer })
+        let table = table.map(|current| services.coordinator.routes(&current));
+        let encoded = codec::encode(&Response { table, body: answer });
+        // What a write has come to is told in any case: it is small, and nobody would know it otherwise.
+        if matches!(request.body, RequestBody::Write(_)) || room.covers(encoded.len(), REQUEST_LEN) {
+            return encoded;
+        }
+        services.admission.overloaded.fetch_add(1, Ordering::Relaxed);
+        codec::encode(&Response { table: None, body: Err(OVERLOADED.into()) })
+    }
+
+    fn refuse(&self, _class: u8) -> Bytes {
+        codec::encode(&Response { table: None, body: Err(OVERLOADED.into()) })
     }
 }
 
 impl Services {
-    async fn answer(&self, request: &Request, admin: bool, timeout: Duration) -> Result<Reply, Failure> {
+    async fn answer(&self, request: &Request, admin: bool, timeout: Duration, room: &Room) -> Result<Reply, Failure> {
         match &request.body {
             RequestBody::Write(_) | RequestBody::Read(_) | RequestBody::Scan(_) => {
                 self.serving()?;
-                self.coordinator.handle(request, timeout, Origin::Client).await
+                self.coordinator.handle(request, timeout, Origin::Client, room.clone()).await
             }
             RequestBody::Locate { key } => Ok(Reply::Located(self.coordinator.locate(key)?)),
             RequestBody::Route => match self.layouts.current() {
@@ -176,7 +200,13 @@ impl Services {
     }
 
     /// One request of a peer.
-    pub(crate) async fn answer_peer(&self, from: NodeId, request: PeerRequest, timeout: Duration) -> PeerReply {
+    pub(crate) async fn answer_peer(
+        &self,
+        from: NodeId,
+        request: PeerRequest,
+        timeout: Duration,
+        room: Room,
+    ) -> PeerReply {
         let span = debug_span!("peer", id = format_args!("{:016x}", request.request_id), %from);
         async {
             match request.body {
@@ -187,7 +217,7 @@ impl Services {
                 | PeerBody::FetchHint { .. }
                 | PeerBody::FetchRange { .. }
                 | PeerBody::Forward { .. } => match self.serving() {
-                    Ok(()) => self.replica_service.serve_peer(from, request.body, timeout).await,
+                    Ok(()) => self.replica_service.serve_peer(from, request.body, timeout, room).await,
                     Err(refusal) => PeerReply::Refused(refusal),
                 },
                 PeerBody::Heal { label, request } => match self.serving() {
@@ -222,46 +252,40 @@ impl Services {
 /// Bounds and counts what comes in.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
-    places: Arc<Semaphore>,
+    gate: Gate,
+    pools: Pools,
     overloaded: Arc<AtomicU64>,
-    clients_refused: Arc<AtomicU64>,
-    handshakes_refused: Arc<AtomicU64>,
     handshakes_failed: Arc<AtomicU64>,
 }
 
 impl Admission {
-    pub(crate) fn new() -> Self {
-        Self {
-            places: Arc::new(Semaphore::new(REQUESTS_MAX)),
-            overloaded: Arc::default(),
-            clients_refused: Arc::default(),
-            handshakes_refused: Arc::default(),
-            handshakes_failed: Arc::default(),
-        }
+    pub(crate) fn new(pools: Pools) -> Self {
+        Self { gate: Gate::new(), pools, overloaded: Arc::default(), handshakes_failed: Arc::default() }
     }
 
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let under_way = REQUESTS_MAX - self.places.available_permits();
-        vec![
-            Sample::gauge("requests_under_way", "Client requests that are being answered", under_way as u64),
+        let gate = self.gate.counts();
+        let mut samples = self.pools.samples();
+        samples.extend([
             Sample::counter("requests_overloaded", "Client requests refused for lack of room", load(&self.overloaded)),
             Sample::counter(
-                "clients_refused",
-                "Client connections refused for lack of room",
-                load(&self.clients_refused),
+                "handshakes_retried",
+                "Handshakes that had to prove their address first, because many were under way",
+                gate.retried,
             ),
             Sample::counter(
-                "handshakes_refused",
-                "Handshakes turned away for lack of room",
-                load(&self.handshakes_refused),
+                "handshakes_displaced",
+                "Handshakes that were given up for newer ones, because too many were under way",
+                gate.displaced,
             ),
             Sample::counter(
                 "handshakes_failed",
                 "Handshakes that failed or were given up",
                 load(&self.handshakes_failed),
             ),
-        ]
+        ]);
+        samples
     }
 }
 
@@ -289,13 +313,6 @@ fn outcome(answer: &Result<Reply, Failure>) -> &'static str {
         Err(Failure::Indeterminate { .. }) => "indeterminate",
     }
 }
-
-/// Client connections at a time; each may have 4 MiB under way, see `quorate_client::quic`.
-const CLIENTS_MAX: usize = 1024;
-
-/// Client requests being answered at a time, over all connections: at 10,000 requests/s a queue of 0.4 s, within every
-/// sensible deadline. More are refused at once, so that those that are let in are answered in time.
-const REQUESTS_MAX: usize = 4096;
 
 /// The close code of connections that are refused after the handshake.
 const REFUSED: u32 = 2;

@@ -274,12 +274,10 @@ proptest! {
 
     #[test]
     fn a_tally_never_panics_and_counts_nobody_and_no_place_twice(
-        n in 1..5u8,
-        need in 1..5u8,
+        (n, need) in (1..5u8).prop_flat_map(|n| (Just(n), 1..=n)),
         strict in any::<bool>(),
         events in vec(count(), 0..60),
     ) {
-        prop_assume!(need <= n);
         let primaries = nodes(0..n);
         let mut tally = Tally::new(&primaries, need, strict);
         let mut closed = None;

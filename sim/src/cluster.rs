@@ -26,6 +26,7 @@ use quorate_node::core::context_keys::ContextKeys;
 use quorate_node::env::Env;
 use quorate_node::layouts::{FIRST_KEY, stored_context_keys};
 use quorate_node::node::{self, Node, NodeConfig};
+use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::{self, Executor, Latency, Tree};
 use tokio::sync::watch;
 use turmoil::Sim;
@@ -68,6 +69,7 @@ struct Shared {
     join: Vec<SocketAddr>,
     durability: Durability,
     mechanisms: Mechanisms,
+    request_memory_kib: u64,
     state: Mutex<State>,
     trace: Trace,
 }
@@ -140,6 +142,7 @@ impl Cluster<'_> {
                 join: addrs.iter().copied().take(SEEDS).collect(),
                 durability: plan.durability,
                 mechanisms: plan.mechanisms,
+                request_memory_kib: plan.request_memory_kib.into(),
                 state: Mutex::new(State { boots: 0, process: Process::Running, stop: watch::channel(false).0 }),
                 trace: trace.clone(),
             };
@@ -343,6 +346,8 @@ impl Machine {
             bind_udp: self.cable.binder(),
             open_store: Arc::new(move || disk.open()),
             executor: Executor::Slow(Latency(Arc::new(move || latency.latency()))),
+            computing: Executor::Inline,
+            request_memory: RequestMemory::of_bytes(self.shared.request_memory_kib << 10),
         };
         let config = NodeConfig {
             node: self.node,

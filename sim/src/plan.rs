@@ -40,6 +40,9 @@ pub struct Plan {
     pub network: Network,
     /// What the clients do.
     pub workload: Workload,
+    /// What each node's requests may take of its memory, in KiB. With little every bound is met.
+    #[serde(default = "plenty_kib")]
+    pub request_memory_kib: u32,
     /// What goes wrong, in the order of time.
     pub faults: Vec<Fault>,
     /// Disks lose what the faults say, though no clean copy is left then: for plans that are made by hand, to see what happens.
@@ -512,6 +515,7 @@ impl Plan {
             durability,
             network: draw_network(seed),
             workload,
+            request_memory_kib: draw_request_memory(seed),
             faults: Vec::new(),
             reckless: false,
             in_turn: draw_in_turn(seed),
@@ -574,6 +578,7 @@ impl Plan {
         self.points.on.clear();
         self.mechanisms = Mechanisms::ALL;
         (self.floors, self.aftermath) = (None, None);
+        self.request_memory_kib = plenty_kib();
         let workload = &mut self.workload;
         (workload.foreign_percent, workload.scan_percent, workload.repeat_percent) = (0, 0, 0);
         workload.rotations = 0;
@@ -715,6 +720,7 @@ impl Plan {
         with(&|plan| plan.mechanisms = Mechanisms::ALL);
         with(&|plan| plan.floors = None);
         with(&|plan| plan.in_turn = false);
+        with(&|plan| plan.request_memory_kib = plenty_kib());
         with(&|plan| plan.workload.foreign_percent = 0);
         with(&|plan| plan.workload.rotations = 0);
         with(&|plan| plan.workload.scan_percent = 0);
@@ -1075,6 +1081,17 @@ fn draw_points(seed: u64) -> Points {
     // Each point is drawn by its name, so that one more leaves the others as they are.
     let names = if none { Vec::new() } else { chaos::drawn(seed) };
     Points { on: names.into_iter().map(str::to_owned).collect(), per_mille }
+}
+
+/// In a third of all lives nodes have so little that a few clients fill it.
+fn draw_request_memory(seed: u64) -> u32 {
+    let rng = &mut rng(seed, "memory");
+    if rng.random_bool(0.33) { rng.random_range(512..=4096) } else { plenty_kib() }
+}
+
+/// As in production.
+fn plenty_kib() -> u32 {
+    256 << 10
 }
 
 fn draw_mechanisms(seed: u64) -> Mechanisms {

@@ -15,6 +15,7 @@ use quorate_node::cert::{Ca, VALIDITY};
 use quorate_node::membership::{Identity, Membership, Parts};
 use quorate_node::peer_wire::{ALPN_PEER, Hello};
 use quorate_node::peers::{Peers, PeersConfig};
+use quorate_node::request_memory::{Pools, RequestMemory};
 use quorate_node::store::{Committer, Durability, Executor, MemoryStore, Store};
 use quorate_sim::interpose;
 use quorate_sim::socket::{Cable, PacketFaults, SimRuntime};
@@ -166,12 +167,13 @@ impl Host {
             beacons,
             check: Arc::new(|_| Ok(())),
             datagrams: gossip,
+            pools: Pools::new(RequestMemory::default()),
         });
         let adopting = peers.clone();
         tokio::spawn(async move {
             let gate = Gate::new();
             while let Some(incoming) = endpoint.accept().await {
-                let (Some(admitted), adopting) = (gate.admit(incoming), adopting.clone()) else { continue };
+                let (Some(admitted), adopting) = (gate.admit(incoming, |_| false), adopting.clone()) else { continue };
                 tokio::spawn(async move {
                     if let Ok(connection) = admitted.handshake().await {
                         adopting.adopt(connection);

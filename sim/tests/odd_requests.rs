@@ -31,6 +31,7 @@ use quorate_node::core::version::{Actor, Context, Dot};
 use quorate_node::peer_wire::heal::{HealRequest, LeafSet, Offer, Sum};
 use quorate_node::peer_wire::{ALPN_PEER, Hello, Label, PeerBody, PeerReply, class};
 use quorate_node::peers::{Peers, PeersConfig};
+use quorate_node::request_memory::{Pools, RequestMemory};
 use quorate_node::store::{Committer, Durability, Executor, MemoryStore, Store};
 use quorate_sim::cluster::{CLUSTER, ClientMachine, Cluster, Machine, Process, name};
 use quorate_sim::disk::Crash;
@@ -572,6 +573,7 @@ impl Player {
             beacons: Beacons::open(&*store, 99, committer),
             check: Arc::new(|_| Ok(())),
             datagrams: mpsc::channel(16).0,
+            pools: Pools::new(RequestMemory::default()),
         });
         for machine in &self.machines[..usize::from(PLAYED)] {
             peers.learn(machine.node(), machine.addr());

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_client::ids::NodeId;
 use quorate_client::options::Quorum;
-use quorate_node::config::{DurabilityName, Endpoint, LogFilter, LogFormat};
+use quorate_node::config::{DurabilityName, Endpoint, LogFilter, LogFormat, Mebibytes};
 
 /// Parses the whole command line.
 #[derive(Debug, Parser)]
@@ -605,6 +605,7 @@ A configuration file:
   join = [\"10.0.0.2:7400\", \"10.0.0.3:7400\"]
   data_dir = \"data\"            # relative paths are relative to this file
   durability = \"group\"         # always, group or interval (then also sync_interval_ms)
+  request_memory_mib = 256      # what requests may take of the memory, 64 or more
   http = \"127.0.0.1:7480\"      # /livez /readyz /metrics
   [tls]
   ca = \"ca.pem\"
@@ -642,6 +643,14 @@ pub(crate) struct ServerArgs {
     /// Time between syncs with --durability interval [env: QUORATE_SYNC_INTERVAL_MS]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) sync_interval: Option<Duration>,
+    /// Memory that requests of clients and peers may take, in MiB, 64 to 1048576 [default: 256] [env: QUORATE_REQUEST_MEMORY_MIB]
+    ///
+    /// All of it: what QUIC keeps of clients' streams, requests while they arrive and are served, what is read for them, and
+    /// answers until they have departed. One client (a certificate, whatever its connections) may have half of each share.
+    /// Requests that do not fit are refused as overloaded and not carried out. Beside it, a record above a sixteenth of it may
+    /// take up to 112 MiB in each of four ways: to clients, and from, to and through other nodes.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) request_memory_mib: Option<Mebibytes>,
     /// TCP address for health and metrics [env: QUORATE_HTTP]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) http: Option<SocketAddr>,

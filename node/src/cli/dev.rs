@@ -29,6 +29,7 @@ use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::config::{LogConfig, LogFormat};
 use quorate_node::node::{Mechanisms, NodeConfig};
+use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::Durability;
 use tokio::time::{Instant, sleep};
 
@@ -279,6 +280,7 @@ impl Plan {
                 credentials: credentials.clone(),
             },
             http: self.http.then(|| self.addr(number)),
+            request_memory: RequestMemory::default(),
             data: match &self.persist {
                 None => Data::Memory(MemoryDisk::default()),
                 Some(dir) => Data::Directory(dir.join(name(number).as_str())),

@@ -9,6 +9,7 @@ use quorate_client::random::Random;
 use quorate_node::env::{Env, OpenStore};
 use quorate_node::http;
 use quorate_node::node::{Node, NodeConfig};
+use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::{self, Identity, MemoryStore, Opened, SledOptions};
 use tokio::net::TcpListener;
 
@@ -21,6 +22,8 @@ pub(crate) struct Launch {
     pub(crate) config: NodeConfig,
     /// Where health and metrics are shown.
     pub(crate) http: Option<SocketAddr>,
+    /// What requests may take of this machine's memory.
+    pub(crate) request_memory: RequestMemory,
     /// Where its data is.
     pub(crate) data: Data,
 }
@@ -73,7 +76,8 @@ impl Launch {
             })?),
             None => None,
         };
-        let node = Node::start(self.config.clone(), Env::system(self.open_store())).await.map_err(|error| {
+        let env = Env { request_memory: self.request_memory, ..Env::system(self.open_store()) };
+        let node = Node::start(self.config.clone(), env).await.map_err(|error| {
             failure(&error, "if the address or the directory is in use, another node runs: stop it, or choose another")
         })?;
         if let Some(listener) = listener {

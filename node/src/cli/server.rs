@@ -50,6 +50,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
                 credentials,
             },
             http: config.http,
+            request_memory: config.request_memory,
             data: Data::Directory(config.data_dir.clone()),
         };
         launch.start().await
@@ -175,6 +176,7 @@ fn flags(args: ServerArgs) -> ServerFlags {
         data_dir: args.data_dir,
         durability: args.durability,
         sync_interval: args.sync_interval,
+        request_memory: args.request_memory_mib,
         http: args.http,
         ca: args.ca,
         cert: args.cert,

@@ -51,7 +51,7 @@ fn every_command_is_understood() {
         "repair resume",
         "server --config n1.toml",
         "server --node n1 --listen 0.0.0.0:7400 --advertise 10.0.0.1:7400 --join n2:7400 --data-dir d --durability interval \
-         --sync-interval 50ms --http 127.0.0.1:7480 --ca ca.pem --cert n1.pem --key n1.key --log-format json --log-level debug",
+         --sync-interval 50ms --request-memory-mib 512 --http 127.0.0.1:7480 --ca ca.pem --cert n1.pem --key n1.key --log-format json --log-level debug",
         "cert init",
         "cert node n1 --dir pki --days 30",
         "cert client alice --admin -o json",
@@ -136,6 +136,7 @@ fn a_mistake_in_every_argument_is_refused_with_what_would_be_right() {
         ("server --join n1", "the port is missing"),
         ("server --durability never", "always, group or interval"),
         ("server --sync-interval 100", "lacks a unit"),
+        ("server --request-memory-mib lots", "no number of MiB"),
         ("server --http 7480", "invalid socket address"),
         ("server --log-format xml", "pretty or json"),
         ("server --log-level loud", "error, warn, info"),

@@ -39,10 +39,9 @@ impl Background {
         true
     }
 
-    /// The place of a write of so many bytes, from before its mint to its end; none if too much is under way.
-    pub(super) fn place(&self, len: usize) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(1 + len / UNIT).ok()?;
-        self.places.clone().try_acquire_many_owned(units).ok()
+    /// The place of a write, from before its mint to its end; none if too many are under way.
+    pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().try_acquire_owned().ok()
     }
 
     /// The leave to go on after the reply, if there are not too many doing so.
@@ -76,11 +75,10 @@ impl Background {
 /// a kilobyte or so.
 const AFTER_REPLY_MAX: usize = 4096;
 
-/// Writes under way, replied to or not, counting one for each 16 KiB or part thereof: 256 MiB of values. A write is never
-/// cut off between its mint and its replication, not even when its client has gone, so that a disk that hangs would gather
-/// them without end. It is as many as can go on after their reply, and three times as many that wait for theirs.
+/// Writes under way, replied to or not. A write is never cut off between its mint and its replication, not even when its client has
+/// gone, so that a disk that hangs would gather them without end. It is as many as can go on after their reply, and three times
+/// as many that wait for theirs. What large ones take is bounded by [`crate::request_memory`].
 const WRITES_MAX: usize = 4 * AFTER_REPLY_MAX;
-const UNIT: usize = 16 << 10;
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
@@ -114,15 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn places_are_counted_by_bytes_and_come_back() {
+    fn places_are_counted_and_come_back() {
         let background = Background::new();
-        let small: Vec<_> = (0..WRITES_MAX).map(|_| background.place(100).expect("a place")).collect();
-        assert!(background.place(0).is_none());
-        drop(small);
-        let large: Vec<_> = (0..).map_while(|_| background.place(1 << 20)).collect();
-        assert_eq!(large.len(), WRITES_MAX / 65);
-        drop(large);
-        assert!(background.place(100).is_some());
+        let all: Vec<_> = (0..WRITES_MAX).map(|_| background.place().expect("a place")).collect();
+        assert!(background.place().is_none());
+        drop(all);
+        assert!(background.place().is_some());
     }
 
     #[tokio::test(start_paused = true)]

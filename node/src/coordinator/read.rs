@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_client::budget::Room;
 use quorate_client::codec::Blob;
 use quorate_client::ids::NodeId;
 use quorate_client::wire::{Evidence, Found, NotApplied, Read, Reply, Role, Scan, ScanEntry, Scanned};
@@ -23,6 +24,7 @@ use crate::core::scan::{Page, merge_pages};
 use crate::layouts::Current;
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::PeerError;
+use crate::request_memory::{RECORD_LEN, read_within};
 
 /// The most records of one page of a scan.
 pub(crate) const SCAN_LIMIT_MAX: u32 = 10_000;
@@ -39,7 +41,18 @@ pub(super) async fn coordinate_read(
     tell!(act = "coordinates a read", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
         primaries = ?turn.primaries());
     let own = match turn.primaries().contains(&inner.me) {
-        true => Some(inner.replica.read_for(&read.key, turn.current.reading(need)).await),
+        true => {
+            let (len, reading) =
+                (|record: &Option<Record>| record.as_ref().map_or(0, Record::encoded_len), turn.current.reading(need));
+            let own = || inner.replica.read_for(&read.key, reading);
+            match read_within(&turn.room, turn.room_until(), own, len).await {
+                Err(refusal @ NotApplied::Overloaded { .. }) => {
+                    inner.stats.gets_failed.add(1);
+                    return Err(refusal);
+                }
+                own => Some(own),
+            }
+        }
         false => None,
     };
     let held = match &own {
@@ -63,7 +76,7 @@ pub(super) async fn coordinate_read(
         fallbacks.insert(0, inner.me);
     }
     let mut gathering = Gathering::start(inner, turn, need, read.strict, &fallbacks, ask);
-    let mut outcome = gathering.until_reply().await;
+    let mut outcome = gathering.until_reply().await.map_err(|refusal| turn.failed(refusal));
     if read.monotonic && outcome.is_ok() {
         let (record, holders) = (gathering.get.merged(), gathering.get.holders());
         outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders, need).await;
@@ -110,8 +123,13 @@ pub(super) async fn coordinate_read(
         Err(_) => stats.gets_failed.add(1),
     }
     if gathering.finished {
-        repair(inner, turn, &read.key, &gathering.get);
+        if gathering.get.stale().is_some() && !turn.may_go_on() {
+            inner.stats.repairs_skipped.add(1);
+        } else {
+            repair(inner, turn, &read.key, &gathering.get);
+        }
     } else if !buggify!("read: late answers are not waited for")
+        && turn.may_go_on()
         && let Some(permit) = inner.background.try_permit()
     {
         // Late answers tell who is stale. When too much goes on already that is not worth waiting for.
@@ -154,7 +172,7 @@ pub(super) async fn coordinate_scan(
         }
     };
     let mut gathering = Gathering::start(inner, turn, need, true, &[], ask);
-    let outcome = gathering.until_reply().await;
+    let outcome = gathering.until_reply().await.map_err(|refusal| turn.failed(refusal));
     inner.stats.hedges.add(gathering.get.hedges().into());
     match &outcome {
         Ok(_) => inner.stats.scans_ok.add(1),
@@ -356,6 +374,11 @@ fn hedge_delay(usual: Option<Duration>, primary: bool, left: Duration) -> Durati
     }
 }
 
+/// Whether there is room for what has come from a replica, beside what is taken already.
+fn has_room(room: &Room, len: usize) -> bool {
+    len <= RECORD_LEN || room.try_take(len).is_ok()
+}
+
 /// What a read asks of every replica.
 struct Question {
     key: Blob,
@@ -394,7 +417,7 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
                 sometimes!("read: a digest spared a record");
                 holds(record.clone())
             }
-            (reply, _) => fetched(reply),
+            (reply, _) => fetched(reply, &turn.room),
         }
     };
     (from, answered)
@@ -414,14 +437,17 @@ async fn fetch_hint(
         }
     } else {
         let body = PeerBody::FetchHint { label: label(turn.current.layout.version), key: question.key.clone() };
-        fetched(inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await)
+        fetched(inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await, &turn.room)
     };
     sometimes!("read: a fallback had nothing to say", matches!(answered, Answered::Absent(_)));
     (from, answered)
 }
 
-fn fetched(reply: Result<PeerReply, PeerError>) -> Answered<Record> {
+fn fetched(reply: Result<PeerReply, PeerError>, room: &Room) -> Answered<Record> {
     match reply {
+        Ok(PeerReply::Fetched { record: Some(encoded) }) if !has_room(room, encoded.len()) => {
+            Answered::Failed("there is no room here for its record".into())
+        }
         Ok(PeerReply::Fetched { record: Some(encoded) }) => match Record::decode(&encoded) {
             Ok(record) => holds(record),
             Err(why) => Answered::Failed(format!("its record cannot be decoded: {why}")),
@@ -443,12 +469,18 @@ async fn fetch_page(
     let limit = buggify!("scan: replicas are asked for one record at a time", limit, 1);
     let entries = if from == inner.me {
         let reading = turn.current.reading(r);
-        let range = inner.replica.range(turn.partition, after.as_ref(), limit as usize, reading).await;
+        let range = || inner.replica.range(turn.partition, after.as_ref(), limit as usize, reading);
+        let range = read_within(&turn.room, turn.room_until(), range, |(entries, _)| entries_len(entries)).await;
         range.map_err(|refusal| plain(&refusal))
     } else {
         let label = label(turn.current.layout.version);
         let body = PeerBody::FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
         match inner.peers.call(from, class::BULK, turn.request_id, body, turn.left()).await {
+            Ok(PeerReply::Range { entries, .. })
+                if !has_room(&turn.room, entries.iter().map(|(key, record)| key.len() + record.len()).sum()) =>
+            {
+                Err("there is no room here for its page".into())
+            }
             Ok(PeerReply::Range { entries, done }) => decode_entries(entries).map(|entries| (entries, done)),
             Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
             Ok(_) => Err("an answer to another question".into()),
@@ -464,6 +496,11 @@ async fn fetch_page(
         Err(why) => Answered::Failed(why),
     };
     (from, answered)
+}
+
+/// What a page of records takes.
+pub(crate) fn entries_len(entries: &[(Blob, Record)]) -> usize {
+    entries.iter().map(|(key, record)| key.len() + record.encoded_len()).sum()
 }
 
 fn decode_entries(entries: Vec<(Blob, Blob)>) -> Result<Vec<(Blob, Record)>, String> {

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
-use super::{Inner, RETRY_AFTER_MS, Turn, plain};
+use super::{Inner, Turn, plain};
 use crate::calls::Calls;
 use crate::core::put::{Put, PutAction, StandIns};
 use crate::core::record::Record;
@@ -23,6 +23,7 @@ use crate::core::version::{Context, Dot};
 use crate::peer_wire::{Label, PeerBody, PeerReply, class};
 use crate::peers::PeerError;
 use crate::replica::{MintError, Minted, Operation};
+use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use crate::store::Ticket;
 
 /// Runs a write: as a primary of its key, or as a fallback when no primary can be reached.
@@ -52,9 +53,17 @@ pub(super) async fn coordinate(
             return Err(refusal.into());
         }
     };
-    let Some(place) = inner.background.place(write.value.as_ref().map_or(0, |value| value.len())) else {
+    // What is there is merged with the value, encoded, and copied once for each of the others; before the mint it can be refused.
+    let in_hint = put.mint_for().map(|_| turn.primaries());
+    let record = inner.replica.held_len(&write.key, in_hint) + write.value.as_ref().map_or(0, |value| value.len());
+    let needed = record * (1 + turn.primaries().len()) + write.context.as_ref().map_or(0, |context| context.len());
+    let room = match needed > RECORD_LEN {
+        true => turn.room.take(needed, turn.room_until()).await,
+        false => Ok(()),
+    };
+    let (Ok(()), Some(place)) = (room, inner.background.place()) else {
         inner.stats.puts_not_applied.add(1);
-        return Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS }.into());
+        return Err(OVERLOADED.into());
     };
     let (need, op_id) = (put.need(), write.op_id);
     tell!(act = "coordinates a write", key = %story::text(&write.key), node = %inner.me, request = turn.request_id, need,

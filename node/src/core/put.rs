@@ -214,7 +214,8 @@ impl Put {
         if let (true, Some(target)) = (node == self.me, self.mint_for) {
             return self.on_hint_kept(node, target, synced, changed, at_us);
         }
-        if self.tally.awaited(node).is_none() {
+        // A fallback speaks for the hint that it was asked to keep.
+        if !self.primaries.contains(&node) || self.tally.awaited(node).is_none() {
             return Vec::new();
         }
         let counted = self.tally.ack(node, Said::Ack { synced, changed }, at_us);
@@ -226,7 +227,7 @@ impl Put {
         if let (true, Some(target)) = (node == self.me, self.mint_for) {
             return self.on_hint_failed(node, target, why, at_us);
         }
-        if !self.tally.fail(node, Said::Failed(why), at_us) {
+        if !self.primaries.contains(&node) || !self.tally.fail(node, Said::Failed(why), at_us) {
             return Vec::new();
         }
         // A node whose own disk fails is about to end, and has nobody to remind it.

@@ -10,6 +10,7 @@ use quorate_client::wire::ALPN_CLIENT;
 
 use super::*;
 use crate::cert::{Ca, Issued, VALIDITY};
+use crate::request_memory::RequestMemory;
 use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,7 +53,7 @@ impl Node {
     fn start_with(name: &str, addr: SocketAddr, check: HelloCheck) -> Self {
         let node = Self::bare(name, addr, check);
         // Answers with the name of who asked, so that the tests see that it is known.
-        node.peers.set_handler(Arc::new(|from, request, _| {
+        node.peers.set_handler(Arc::new(|from, request, _, _| {
             Box::pin(async move {
                 let why = format!("{from} asked {}", request.request_id);
                 PeerReply::Refused(NotApplied::Refused { why })
@@ -104,12 +105,13 @@ impl Node {
             beacons,
             check,
             datagrams,
+            pools: Pools::new(RequestMemory::default()),
         });
         let (listening, adopting) = (endpoint.clone(), peers.clone());
         let accepting = tokio::spawn(async move {
             let gate = Gate::new();
             while let Some(incoming) = listening.accept().await {
-                let (Some(admitted), adopting) = (gate.admit(incoming), adopting.clone()) else { continue };
+                let (Some(admitted), adopting) = (gate.admit(incoming, |_| false), adopting.clone()) else { continue };
                 tokio::spawn(async move {
                     if let Ok(connection) = admitted.handshake().await {
                         adopting.adopt(connection);

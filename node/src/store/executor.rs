@@ -21,11 +21,20 @@ pub enum Executor {
 }
 
 impl Executor {
-    /// Starts `count` threads (at least one). They end when the last clone is dropped, after the jobs that were accepted.
+    /// Starts `count` threads (at least one) for storage. They end when the last clone is dropped, after the jobs that were
+    /// accepted.
     ///
     /// # Panics
     /// When the system refuses to start a thread.
     pub fn threads(count: usize) -> Self {
+        Self::named("store", count)
+    }
+
+    /// The same, for another purpose.
+    ///
+    /// # Panics
+    /// When the system refuses to start a thread.
+    pub fn named(purpose: &str, count: usize) -> Self {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue { jobs: VecDeque::new(), closed: false }),
             filled: Condvar::new(),
@@ -35,9 +44,9 @@ impl Executor {
             .map(|number| {
                 let shared = Arc::clone(&shared);
                 thread::Builder::new()
-                    .name(format!("quorate-store-{number}"))
+                    .name(format!("quorate-{purpose}-{number}"))
                     .spawn(move || shared.work())
-                    .expect("the system lets the process start its storage threads")
+                    .expect("the system lets the process start its threads")
             })
             .collect();
         Self::Threads(Threads { pool: Arc::new(Pool { shared, workers: Mutex::new(workers) }) })

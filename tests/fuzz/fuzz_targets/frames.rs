@@ -2,18 +2,21 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use quorate_client::frame::{Deframer, Direction, Frame};
+use bytes::Bytes;
+use quorate_client::budget::Budget;
+use quorate_client::frame::{Deframer, Direction, Frame, Received};
 
 const BODY_MAX: usize = 100_000;
 
 fn frames(direction: Direction, data: &[u8], piece: usize) -> (Vec<Frame>, bool) {
-    let mut deframer = Deframer::new(direction, BODY_MAX);
+    let mut deframer = Deframer::new(direction, BODY_MAX, Budget::unbounded());
     let mut all = Vec::new();
     for piece in data.chunks(piece) {
-        deframer.push(piece);
+        deframer.push(Bytes::copy_from_slice(piece));
         loop {
             match deframer.next_frame() {
-                Ok(Some(frame)) => all.push(frame),
+                Ok(Some(Received::Whole(frame, _))) => all.push(frame),
+                Ok(Some(Received::Refused { id })) => panic!("{id} is refused though there is no bound"),
                 Ok(None) => break,
                 Err(_) => return (all, false),
             }

@@ -1,0 +1,138 @@
+//! What `layout show` shows beside what is known anyway: how the ring shares the partitions out, and what is wrong with what is
+//! staged. It takes rings, so that it is computed once for each state, one at a time, and away from whatever serves requests.
+
+use std::sync::Arc;
+
+use quorate_client::wire::LayoutView;
+use tokio::sync::Mutex as AsyncMutex;
+use tracing::Instrument;
+
+use crate::core::layout::Layout;
+use crate::core::staging::warnings;
+use crate::store::Executor;
+
+/// The newest state that was shown.
+#[derive(Debug)]
+pub(crate) struct Showing {
+    computing: Executor,
+    /// Locked while it is computed.
+    newest: Arc<AsyncMutex<Option<Arc<Shown>>>>,
+}
+
+/// One state, and what is shown of it.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    chosen: Option<Layout>,
+    staged: Option<Layout>,
+    /// The layout in force.
+    pub(crate) current_view: LayoutView,
+    /// The staged one, if there is one.
+    pub(crate) staged_view: Option<LayoutView>,
+    /// Why what is staged cannot be applied.
+    pub(crate) problems: Vec<String>,
+    /// What is worth a second look in it.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Showing {
+    pub(crate) fn new(computing: Executor) -> Self {
+        Self { computing, newest: Arc::default() }
+    }
+
+    /// What is shown of a layout in force and a staged one. Whoever asks while it is computed waits for that.
+    pub(crate) async fn of(&self, chosen: Option<Layout>, staged: Option<Layout>) -> Arc<Shown> {
+        let mut newest = self.newest.clone().lock_owned().await;
+        if let Some(shown) = newest.as_ref().filter(|shown| shown.chosen == chosen && shown.staged == staged) {
+            return shown.clone();
+        }
+        let computing = self.computing.clone();
+        // It goes on when nobody waits for it any more: whoever asks next would begin it a second time.
+        let compute = async move {
+            let shown = Arc::new(computing.run(move || Shown::compute(chosen, staged)).await);
+            *newest = Some(shown.clone());
+            shown
+        };
+        match tokio::spawn(compute.in_current_span()).await {
+            Ok(shown) => shown,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime ends, and this future with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Shown {
+    fn compute(chosen: Option<Layout>, staged: Option<Layout>) -> Self {
+        Self {
+            current_view: chosen.as_ref().map_or_else(Layout::none_view, Layout::view),
+            staged_view: staged.as_ref().map(Layout::view),
+            problems: staged.as_ref().map(Layout::problems).unwrap_or_default(),
+            warnings: staged.as_ref().map(warnings).unwrap_or_default(),
+            chosen,
+            staged,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use quorate_client::ids::{ClusterId, DiskId, NodeId};
+
+    use super::*;
+    use crate::core::staging::{Staged, StagedMember};
+    use crate::store::Latency;
+
+    fn staged(members: u16) -> Layout {
+        let mut staged = Staged::default();
+        for i in 1..=members {
+            let node = NodeId::new(&format!("n{i}")).expect("legal");
+            let addr = ([127, 0, 0, 1], 7400 + i).into();
+            staged.join(node, StagedMember { disk: DiskId(i.into()), addr, zone: node.to_string(), weight: 1 });
+        }
+        staged.layout(ClusterId(7))
+    }
+
+    /// Counts what it computes; each takes a second.
+    fn showing() -> (Arc<Showing>, Arc<AtomicUsize>) {
+        let computed = Arc::new(AtomicUsize::new(0));
+        let counter = computed.clone();
+        let latency = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Duration::from_secs(1)
+        };
+        (Arc::new(Showing::new(Executor::Slow(Latency(Arc::new(latency))))), computed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_state_is_computed_once_however_many_ask() {
+        let (showing, computed) = showing();
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let showing = showing.clone();
+            asking.spawn(async move { showing.of(None, Some(staged(3))).await });
+        }
+        while let Some(shown) = asking.join_next().await {
+            let shown = shown.expect("no panic");
+            let view = shown.staged_view.as_ref().expect("staged");
+            assert_eq!(view.members.iter().map(|member| member.primaries).sum::<u32>(), 3 * 1024);
+            assert_eq!((shown.current_view.version.0, &shown.problems), (0, &Vec::new()));
+        }
+        assert_eq!(computed.load(Ordering::SeqCst), 1);
+        assert!(!showing.of(None, Some(staged(2))).await.problems.is_empty(), "fewer members than N");
+        assert_eq!(computed.load(Ordering::SeqCst), 2, "another state");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_gives_up_leaves_no_second_computation_behind() {
+        let (showing, computed) = showing();
+        for _ in 0..50 {
+            let short = Duration::from_millis(10);
+            tokio::time::timeout(short, showing.of(None, Some(staged(3)))).await.expect_err("it takes a second");
+        }
+        showing.of(None, Some(staged(3))).await;
+        assert_eq!(computed.load(Ordering::SeqCst), 1);
+    }
+}
