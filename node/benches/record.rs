@@ -5,6 +5,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use quorate_client::codec::Blob;
 use quorate_client::ids::{ClusterId, NodeId, OpId};
+use quorate_node::core::context_keys::ContextKeys;
 use quorate_node::core::mint::{self, Minter};
 use quorate_node::core::record::Record;
 use quorate_node::core::version::{Actor, Context};
@@ -55,13 +56,12 @@ fn benches(c: &mut Criterion) {
         c.bench_function(&format!("digest of {siblings} siblings"), |b| b.iter(|| black_box(&record).digest(b"key")));
     }
     let (record, _) = record(1);
-    let sealed = record.context.seal(ClusterId(1), b"key");
+    let keys = ContextKeys::first([7; 32]);
+    let sealed = keys.seal(&record.context, ClusterId(1), b"key");
     c.bench_function("seal a context of 3 actors", |b| {
-        b.iter(|| black_box(&record.context).seal(ClusterId(1), b"key"))
+        b.iter(|| keys.seal(black_box(&record.context), ClusterId(1), b"key"))
     });
-    c.bench_function("open a context of 3 actors", |b| {
-        b.iter(|| Context::open(black_box(&sealed), ClusterId(1), b"key"))
-    });
+    c.bench_function("open a context of 3 actors", |b| b.iter(|| keys.open(black_box(&sealed), ClusterId(1), b"key")));
 }
 
 criterion_group!(group, benches);

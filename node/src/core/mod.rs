@@ -13,9 +13,12 @@
 //! - **V3 Merge** keeps the dots that both sides have and each dot that the other side's context does not cover; contexts join. Whoever
 //!   sends a context names every dot of its record.
 //! - **V4 A reply's context covers what its client has seen, and no more.**
-//! - **V5 A context belongs to one key of one cluster.** One that knows later dots of an actor than that actor has minted is not believed:
-//!   a coordinator that is shown one draws a new actor; a replica that merges one draws a new actor too, and keeps the values that the
-//!   claim would replace, under new dots.
+//! - **V5 A context is taken only if a node of this cluster has issued it for this key.** What clients get and send back carries a message
+//!   authentication code over the cluster, the key and the context, made with a secret that only nodes know ([`context_keys`]); the node
+//!   that a client asks and the one that coordinates both check it before anything else happens. Nothing else has a client's word: what
+//!   replicas tell each other comes from mints. Even so, a context that knows later dots of an actor than that actor has minted (a
+//!   process whose memory was set back) is not believed: a coordinator that is shown one draws a new actor; a replica that merges one
+//!   draws a new actor too, and keeps the values that the claim would replace, under new dots.
 //! - **V6 Retries.** Every write has an operation id. A coordinator looks for it among the record's dots, then among the operations that
 //!   it remembers as superseded, and mints only if neither has it. Where it may have forgotten - it has started, lost or dropped
 //!   something, or evicted an operation since the first attempt was sent - its answer is "unknown", unless it has been up all the time
