@@ -826,13 +826,15 @@ impl Plan {
         let losses: Vec<FaultClass> = allowed.iter().copied().filter(|class| class.destroys()).collect();
         let ways = [FaultClass::Crash, FaultClass::Partition, FaultClass::Pause];
         let ways: Vec<FaultClass> = ways.into_iter().filter(|class| allowed.contains(class)).collect();
-        if !rng.random_bool(0.15) || !allowed.contains(&FaultClass::EmptyDisk) || ways.is_empty() {
+        if !rng.random_bool(0.18) || !allowed.contains(&FaultClass::EmptyDisk) || ways.is_empty() {
             return;
         }
         self.n = *[3, 3, 3, 4, 5, 5].get(rng.random_range(0..6)).expect("in range");
         let nodes = self.n + rng.random_range(0..=1);
         self.zones = (0..nodes).collect();
-        self.partitions = *[1, 1, 8].get(rng.random_range(0..3)).expect("in range");
+        let leaves = losses.contains(&FaultClass::CorruptLeaf) && rng.random_bool(0.3);
+        // Leaves that hold two records take many keys of one partition.
+        self.partitions = if leaves { 1 } else { *[1, 1, 8].get(rng.random_range(0..3)).expect("in range") };
         self.aftermath = draw_aftermath(self.seed, nodes);
         let majority = Quorum::Majority.count(self.n);
         // Half of the time the floors are as drawn, and reads and writes just meet.
@@ -844,13 +846,11 @@ impl Plan {
         };
         self.floors = Some(Floors { r, w }).filter(|_| (r, w) != (majority, majority));
         self.in_turn = false;
-        let leaves = losses.contains(&FaultClass::CorruptLeaf) && rng.random_bool(0.4);
         let workload = &mut self.workload;
         workload.quorums = vec![(Quorum::Exactly(r), Quorum::Exactly(w))];
         workload.strict_percent = 100;
         workload.clients = workload.clients.clamp(3, 5);
         workload.operations = 250;
-        // Leaves that hold two records take many keys.
         workload.keys = if leaves { 60 } else { workload.keys.min(10) };
         workload.skew_x1000 = 0;
         (workload.pause_max_ms, workload.timeout_ms) = (workload.pause_max_ms.min(20), 300);
@@ -861,20 +861,29 @@ impl Plan {
         self.network.latency_max_ms = self.network.latency_max_ms.min(10);
 
         let owners = self.owners_of(&crate::workload::key_text(0));
-        let count = rng.random_range(1..w);
+        // A majority holds what a monotonic read has returned, whatever writes need.
+        let holders = if w > majority && rng.random_bool(0.5) { majority } else { w };
+        if holders < w {
+            self.workload.monotonic_percent = 50;
+            self.workload.quorums.push((Quorum::Exactly(self.n + 1 - majority), Quorum::Exactly(w)));
+        }
+        let count = rng.random_range(1..holders);
         let victims = draw_of(rng, &owners, count);
         let mut faults = Vec::new();
         let mut at_ms = rng.random_range(3_000..5_000);
         while at_ms < TURNS_UNTIL_MS {
             let spared: BTreeSet<u8> = owners.difference(&victims).copied().collect();
-            let first = draw_of(rng, &spared, self.n - w);
+            let first = draw_of(rng, &spared, self.n - holders);
             let others: BTreeSet<u8> = spared.difference(&first).copied().collect();
             let change_ms = at_ms + rng.random_range(3_000..7_000);
             // They have to be missed before anything can be served without them.
             let back_ms = change_ms + rng.random_range(8_000..14_000);
             faults.extend(away(rng, &ways, &first, at_ms, change_ms));
+            // Disks that are emptied at the same time are equal, and tell each other nothing.
+            let alike = rng.random_bool(0.5).then(|| losses[rng.random_range(0..losses.len())]);
             for victim in &victims {
-                let loss = if leaves { FaultClass::CorruptLeaf } else { losses[rng.random_range(0..losses.len())] };
+                let other = losses[rng.random_range(0..losses.len())];
+                let loss = if leaves { FaultClass::CorruptLeaf } else { alike.unwrap_or(other) };
                 let sets_back = matches!(loss, FaultClass::LyingDisk | FaultClass::RolledBackDisk);
                 let loss = if sets_back && first.is_empty() { FaultClass::EmptyDisk } else { loss };
                 let before_ms = rng.random_range(1_500..2_500);
@@ -896,12 +905,12 @@ impl Plan {
                 };
                 faults.push(Fault { at_ms, for_ms, kind });
             }
-            if rng.random_bool(0.75) || !allowed.contains(&FaultClass::SlowDisk) {
+            if rng.random_bool(0.6) || !allowed.contains(&FaultClass::SlowDisk) {
                 faults.extend(away(rng, &ways, &others, change_ms, back_ms));
             } else {
                 // They are asked before they have summed up what they hold.
                 for node in others {
-                    let for_ms = rng.random_range(500..2_500);
+                    let for_ms = rng.random_range(500..4_000);
                     faults.extend(away(rng, &ways, &[node].into(), change_ms, change_ms + for_ms));
                     let kind = FaultKind::SlowDisk { node, latency_ms: rng.random_range(20..=100) };
                     faults.push(Fault { at_ms: change_ms, for_ms: back_ms - change_ms, kind });
