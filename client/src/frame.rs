@@ -200,12 +200,14 @@ impl Deframer {
         }
     }
 
-    /// Copies what was not looked at yet, and lets go of the packets in which it came: to be called before a long wait.
-    pub fn detach(&mut self) {
-        if !self.input.is_empty() {
-            let rest: Vec<&[u8]> = self.input.iter().map(|bytes| &bytes[..]).collect();
-            self.input = VecDeque::from([rest.concat().into()]);
-        }
+    /// Copies what was not looked at yet, and lets go of the packets in which it came: to be called before a long wait. Tells how many
+    /// bytes that are.
+    pub fn detach(&mut self) -> usize {
+        let rest: Vec<&[u8]> = self.input.iter().map(|bytes| &bytes[..]).collect();
+        let rest = Bytes::from(rest.concat());
+        let len = rest.len();
+        self.input = if rest.is_empty() { VecDeque::new() } else { VecDeque::from([rest]) };
+        len
     }
 
     /// Throws away the unfinished body, and the rest of it as it comes.

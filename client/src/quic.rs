@@ -215,31 +215,16 @@ impl Gate {
     pub fn admit(&self, incoming: Incoming, is_known: impl FnOnce(SocketAddr) -> bool) -> Option<Admitted> {
         let from = incoming.remote_address();
         let mut handshakes = self.lock();
-        let under_way = handshakes.strangers_count + handshakes.known_count;
-        if under_way >= RETRY_FROM && !incoming.remote_address_validated() && incoming.may_retry() {
+        if handshakes.demands_proof() && !incoming.remote_address_validated() && incoming.may_retry() {
             handshakes.counts.retried += 1;
             drop(handshakes);
             // Fails only for an attempt that may not be retried.
             let _ = incoming.retry();
             return None;
         }
-        let source = if handshakes.known_count < KNOWN_MAX && is_known(from) { None } else { Some(Source::of(from)) };
-        let number = handshakes.begun;
-        handshakes.begun += 1;
-        let (displace, displaced) = oneshot::channel();
-        match source {
-            None => handshakes.known_count += 1,
-            Some(source) => {
-                if handshakes.strangers_count >= STRANGERS_MAX {
-                    handshakes.displace_one();
-                }
-                handshakes.strangers_count += 1;
-                handshakes.strangers.entry(source).or_default().insert(number, displace);
-            }
-        }
+        let (place, displaced) = handshakes.enter(from, is_known);
         drop(handshakes);
-        let place = HandshakePlace { gate: self.clone(), source, number };
-        Some(Admitted { incoming, displaced, _place: place })
+        Some(Admitted { incoming, displaced, _place: HandshakePlace { gate: self.clone(), place } })
     }
 
     /// What it has done against crowds so far.
@@ -253,6 +238,44 @@ impl Gate {
 }
 
 impl Handshakes {
+    /// Whether so many are under way that whoever dials has to prove its address.
+    fn demands_proof(&self) -> bool {
+        self.strangers_count + self.known_count >= RETRY_FROM
+    }
+
+    /// Gives a place to one more; whoever gets it is told when it has to give it up.
+    fn enter(&mut self, from: SocketAddr, is_known: impl FnOnce(SocketAddr) -> bool) -> (Place, oneshot::Receiver<()>) {
+        let (displace, displaced) = oneshot::channel();
+        let number = self.begun;
+        self.begun += 1;
+        if self.known_count < KNOWN_MAX && is_known(from) {
+            self.known_count += 1;
+            return (Place::Known, displaced);
+        }
+        if self.strangers_count >= STRANGERS_MAX {
+            self.displace_one();
+        }
+        let source = Source::of(from);
+        self.strangers_count += 1;
+        self.strangers.entry(source).or_default().insert(number, displace);
+        (Place::Stranger(source, number), displaced)
+    }
+
+    /// Takes a place back.
+    fn leave(&mut self, place: Place) {
+        let Place::Stranger(source, number) = place else {
+            self.known_count -= 1;
+            return;
+        };
+        let Some(of_source) = self.strangers.get_mut(&source) else { return };
+        let had = of_source.remove(&number).is_some();
+        if of_source.is_empty() {
+            self.strangers.remove(&source);
+        }
+        // One that was displaced has given its place away already.
+        self.strangers_count -= usize::from(had);
+    }
+
     /// Gives up the oldest handshake of the source that has the most.
     fn displace_one(&mut self) {
         let most = self.strangers.iter().max_by_key(|(_, of_source)| of_source.len()).map(|(source, _)| *source);
@@ -270,29 +293,25 @@ impl Handshakes {
     }
 }
 
+/// Whose place a handshake has.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// A member's.
+    Known,
+    /// One of those that come from somewhere, by its number.
+    Stranger(Source, u64),
+}
+
 /// A place in a [`Gate`], given back when it is dropped.
 #[derive(Debug)]
 struct HandshakePlace {
     gate: Gate,
-    /// Nothing for a known address.
-    source: Option<Source>,
-    number: u64,
+    place: Place,
 }
 
 impl Drop for HandshakePlace {
     fn drop(&mut self) {
-        let mut handshakes = self.gate.lock();
-        let Some(source) = self.source else {
-            handshakes.known_count -= 1;
-            return;
-        };
-        let Some(of_source) = handshakes.strangers.get_mut(&source) else { return };
-        let had = of_source.remove(&self.number).is_some();
-        if of_source.is_empty() {
-            handshakes.strangers.remove(&source);
-        }
-        // One that was displaced has given its place away already.
-        handshakes.strangers_count -= usize::from(had);
+        self.gate.lock().leave(self.place);
     }
 }
 
@@ -445,6 +464,74 @@ impl quinn::ConnectionIdGenerator for Cids {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    fn is_displaced(displaced: &mut oneshot::Receiver<()>) -> bool {
+        displaced.try_recv().is_ok()
+    }
+
+    #[test]
+    fn a_crowd_displaces_its_own_oldest_and_nobody_elses() {
+        let mut handshakes = Handshakes::default();
+        let nobody = |_| false;
+        let mut honest = handshakes.enter(addr("10.0.0.9:5"), nobody);
+        let mut crowd: Vec<_> = (1..STRANGERS_MAX).map(|_| handshakes.enter(addr("10.0.0.1:7"), nobody)).collect();
+        assert!(crowd.iter_mut().all(|(_, displaced)| !is_displaced(displaced)), "there was a place for everybody");
+        // From another port, or another address: it is the crowd that makes room, the oldest of it first.
+        let mut more: Vec<_> = (0..100).map(|_| handshakes.enter(addr("10.0.0.1:8"), nobody)).collect();
+        let mut newcomer = handshakes.enter(addr("[2001:db8::1]:7"), nobody);
+        let given_up: Vec<bool> = crowd.iter_mut().map(|(_, displaced)| is_displaced(displaced)).collect();
+        assert_eq!(given_up.iter().filter(|given_up| **given_up).count(), 101);
+        assert!(given_up[..101].iter().all(|given_up| *given_up));
+        assert!(!is_displaced(&mut honest.1) && !is_displaced(&mut newcomer.1));
+        assert_eq!((handshakes.counts.displaced, handshakes.strangers_count), (101, STRANGERS_MAX));
+        // Whoever was displaced, and whoever is done, leaves once.
+        for (place, _) in crowd.drain(..).chain(more.drain(..)).chain([honest, newcomer]) {
+            handshakes.leave(place);
+        }
+        assert_eq!((handshakes.strangers_count, handshakes.strangers.len()), (0, 0));
+    }
+
+    #[test]
+    fn one_network_of_ipv6_is_one_source() {
+        let one = Source::of(addr("[2001:db8:0:7::1]:7"));
+        assert_eq!(one, Source::of(addr("[2001:db8:0:7:aaaa::2]:9")));
+        assert_ne!(one, Source::of(addr("[2001:db8:0:8::1]:7")));
+        assert_ne!(Source::of(addr("10.0.0.1:7")), Source::of(addr("10.0.0.2:7")));
+        assert_eq!(Source::of(addr("10.0.0.1:7")), Source::of(addr("[::ffff:10.0.0.1]:7")));
+    }
+
+    #[test]
+    fn members_have_places_that_no_stranger_takes() {
+        let mut handshakes = Handshakes::default();
+        let member = addr("10.0.0.2:7400");
+        let is_member = |from| from == member;
+        let crowd: Vec<_> = (0..2 * STRANGERS_MAX).map(|_| handshakes.enter(addr("10.0.0.2:9"), is_member)).collect();
+        let before = handshakes.counts.displaced;
+        let mut members: Vec<_> = (0..KNOWN_MAX).map(|_| handshakes.enter(member, is_member)).collect();
+        assert_eq!((handshakes.known_count, handshakes.counts.displaced), (KNOWN_MAX, before));
+        // There are bounds for them too; what is beyond shares the strangers' places.
+        let beyond = handshakes.enter(member, is_member);
+        assert_eq!((handshakes.known_count, handshakes.counts.displaced), (KNOWN_MAX, before + 1));
+        assert!(members.iter_mut().all(|(_, displaced)| !is_displaced(displaced)));
+        for (place, _) in members.into_iter().chain(crowd).chain([beyond]) {
+            handshakes.leave(place);
+        }
+        assert_eq!((handshakes.known_count, handshakes.strangers_count), (0, 0));
+    }
+
+    #[test]
+    fn proof_is_demanded_before_members_places_can_be_taken_by_forged_addresses() {
+        let mut handshakes = Handshakes::default();
+        let mut forged = Vec::new();
+        while !handshakes.demands_proof() {
+            forged.push(handshakes.enter(addr("10.0.0.2:7400"), |_| true));
+        }
+        assert!(KNOWN_MAX - handshakes.known_count >= RETRY_FROM, "{} places are left", KNOWN_MAX - forged.len());
+    }
 
     #[tokio::test]
     async fn an_address_in_use_is_named() {

@@ -32,7 +32,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::budget::{Budget, Charge, Pot, Room};
-use crate::frame::{COPY_MAX, Deframer, Direction, Frame, FrameError, Framer, PART_LEN, Received};
+use crate::frame::{COPY_MAX, Deframer, Direction, FREE_LEN, Frame, FrameError, Framer, PART_LEN, Received};
 use crate::tls::explain_connection_error;
 use crate::{buggify, dawdle, sometimes};
 
@@ -202,7 +202,7 @@ pub struct ClassLimits {
     /// Requests under way, counting one for each 16 KiB or part thereof. When it is reached, no more is read from the
     /// class's lanes: the caller is slowed down, not refused.
     pub in_flight_max: u32,
-    /// For bodies while they arrive, and for lanes. Those that it has no room for are refused.
+    /// For bodies while they arrive, and for lanes that wait. What it has no room for is refused.
     pub arriving: Budget,
     /// For requests that have arrived, until their answers have departed. They wait for it, but for no more than an eighth of their
     /// time: those behind them on the lane wait too. A large one takes it before the rest of it is read.
@@ -293,9 +293,6 @@ const ANSWERS: usize = 256;
 
 /// Chunks that are taken from a stream at once; a chunk is at most a packet.
 const CHUNKS: usize = 8;
-
-/// What a lane itself takes: its tasks, the chunks that were taken at once, and one small body that has just arrived.
-const LANE_LEN: usize = 24 << 10;
 
 /// Requests count one for each of so many bytes.
 const UNIT: usize = 16 << 10;
@@ -758,7 +755,6 @@ impl<H: Handler> Server<H> {
                 "requests of class {class}, this side knows the classes below {known}"
             )));
         };
-        let _lane = limits.arriving.take(LANE_LEN).await;
         let (answers, queue) = mpsc::channel(ANSWERS);
         let mut writer = JoinSet::new();
         writer.spawn(write_answers(send, queue, self.limits.counts.clone()));
@@ -796,14 +792,14 @@ impl<H: Handler> Server<H> {
                     Received::Whole(frame, charge) => (frame, charge),
                     Received::Refused { id } => {
                         sometimes!("lanes: a request was refused while it arrived");
-                        serving.refuse(id).await?;
+                        serving.refuse(&mut reader, id).await?;
                         continue;
                     }
                 };
                 let until = at + allowed(frame.timeout_ms);
                 let Some((permit, mut charge)) = serving.turn(&mut reader, frame.body.len(), at, until).await? else {
                     sometimes!("lanes: a request waited in vain for its turn");
-                    serving.refuse(frame.id).await?;
+                    serving.refuse(&mut reader, frame.id).await?;
                     continue;
                 };
                 drop(arriving);
@@ -878,8 +874,9 @@ impl<H: Handler> Serving<'_, H> {
             self.patience = None;
             return Ok(Some((permit, charge)));
         }
+        // Also what waits takes room.
+        let Some(_waiting) = self.waiting(reader) else { return Ok(None) };
         sometimes!("lanes: a request waited for its turn");
-        reader.deframer.detach();
         let patience = *self.patience.get_or_insert(at + (until - at) / 8);
         let turn = async {
             let large = match large {
@@ -902,13 +899,20 @@ impl<H: Handler> Serving<'_, H> {
         Ok(turn)
     }
 
-    /// Answers that a request is not carried out.
-    async fn refuse(&mut self, id: u64) -> Result<(), End> {
+    /// Answers that a request is not carried out. Whoever takes no answers is not told.
+    async fn refuse(&mut self, reader: &mut Reader, id: u64) -> Result<(), End> {
         self.server.limits.counts.refused.fetch_add(1, Ordering::Relaxed);
         let refusal = Departing { id, body: self.server.handler.refuse(self.class), charges: Vec::new() };
+        let Err(mpsc::error::TrySendError::Full(refusal)) = self.answers.try_send(refusal) else { return Ok(()) };
+        let Some(_waiting) = self.waiting(reader) else { return Ok(()) };
         let answers = self.answers.clone();
         // Fails only when the lane ends.
         self.unless_ended(async move { drop(answers.send(refusal).await) }).await
+    }
+
+    /// What a lane takes while it waits: what it has read and not looked at, and a body that is too small to be counted else.
+    fn waiting(&self, reader: &mut Reader) -> Option<Charge> {
+        self.limits.arriving.try_take(reader.deframer.detach() + FREE_LEN)
     }
 
     /// Waits for something as long as the lane lives.
