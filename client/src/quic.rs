@@ -162,7 +162,7 @@ pub fn widen_for_peer(connection: &quinn::Connection) {
 /// Lets a bounded number of handshakes in. Strangers cost a node CPU and memory only here: a handshake is about a millisecond, and
 /// some tens of KiB until it is complete or given up.
 ///
-/// As long as few are under way they begin at once. From [`RETRY_FROM`] on whoever dials has to show first that it receives what is
+/// As long as few are under way they begin at once. From a certain number on whoever dials has to show first that it receives what is
 /// sent to its address (QUIC Retry, which costs this end no memory), so that neither forged addresses nor first packets that
 /// somebody has recorded take a place. When all places are taken, the newest handshake takes that of the oldest one of the source
 /// that has the most: an honest one is over in a few round trips, and one that is not meant to end is always older. Addresses that

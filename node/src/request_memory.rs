@@ -17,7 +17,7 @@
 //! wait for other nodes and those that never do, take from parts of their own: none of them waits for another kind.
 //!
 //! A message above a sixteenth of the whole is **large**: it is not taken from these parts, which it would fill, but waits for other
-//! large ones of its kind only. They may take [`LARGE_MAX`] bytes at a time beside the whole: answers to clients, answers to what
+//! large ones of its kind only. They may take a fixed number of bytes at a time beside the whole: answers to clients, answers to what
 //! peers have passed on, records from peers, records to peers. So every legal message gets through whatever the number is, and
 //! where records are small nothing is ever taken beside it.
 //!
