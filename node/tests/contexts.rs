@@ -317,6 +317,13 @@ impl Cluster {
                 Identity { cluster: CLUSTER, node: node(at), disk: DiskId(at as u128 + 1), boot, clean: true };
             Ok(Opened { store: Arc::new(store.clone()), identity, quarantined: None })
         };
+        // Tasks of the run before let go of the port when they are next scheduled.
+        for _ in 0..500 {
+            if std::net::UdpSocket::bind(self.addrs[at]).is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let started = Node::start(config, Env::system(Arc::new(open))).await.expect("starts");
         self.addrs[at] = started.addr();
         self.nodes[at] = Some(started);
