@@ -35,7 +35,7 @@ fn reached(reports: &[Report], mark: &str) {
 #[test]
 fn a_wiped_disk_is_filled_before_it_speaks() {
     let faults = [(3_000, 2_000, FaultKind::EmptyDisk(1)), (9_000, 3_000, FaultKind::EmptyDisk(1))];
-    let reports: Vec<Report> = (0..4).map(|seed| lives(seed, &faults)).collect();
+    let reports: Vec<Report> = (0..16).map(|seed| lives(seed, &faults)).collect();
     reached(&reports, "recovery: a read was refused");
     reached(&reports, "recovery: a partition is whole again");
     reached(&reports, "anti-entropy: repaired what was wiped");
