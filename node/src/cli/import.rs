@@ -135,18 +135,17 @@ impl Job {
 
     /// Brings one record in, or says why not. What it returns is the counter that it belongs to.
     async fn store(&self, record: &Record) -> Result<&AtomicU64, Error> {
+        let read = Read { key: Blob(record.key.clone()), r: self.r, strict: false, monotonic: false, explain: false };
         let (context, op_id) = if self.blind {
             (None, blind_op_id(record))
         } else {
-            let read =
-                Read { key: Blob(record.key.clone()), r: self.r, strict: false, monotonic: false, explain: false };
-            let found = self.until_certain(|_| self.cluster.read(read.clone())).await?;
+            let found = self.until_certain(self.retry_for, |_| self.cluster.read(read.clone())).await?;
             if matches!(&found.values[..], [value] if **value == record.value) {
                 return Ok(&self.tally.unchanged);
             }
             (Some(found.context), self.cluster.op_id())
         };
-        let write = Write {
+        let mut write = Write {
             key: Blob(record.key.clone()),
             value: Some(Blob(record.value.clone())),
             context,
@@ -156,8 +155,25 @@ impl Job {
             strict: false,
             explain: false,
         };
-        let written =
-            self.until_certain(|first_sent_ms| self.cluster.write(Write { first_sent_ms, ..write.clone() })).await?;
+        let started = Instant::now();
+        let written = loop {
+            let attempt = |first_sent_ms| self.cluster.write(Write { first_sent_ms, ..write.clone() });
+            let error = match self.until_certain(self.retry_for.min(UNKNOWN_FOR), attempt).await {
+                Ok(written) => break written,
+                Err(error) => error,
+            };
+            if !error.is_retryable() || started.elapsed() >= self.retry_for {
+                return Err(error);
+            }
+            if error.may_have_applied() {
+                // Its coordinator has started since, and no node can say any more what became of it: what is not there is written anew.
+                let found = self.until_certain(self.retry_for, |_| self.cluster.read(read.clone())).await?;
+                if found.values.iter().any(|value| **value == record.value) {
+                    return Ok(&self.tally.written);
+                }
+                write.op_id = self.cluster.op_id();
+            }
+        };
         if written.siblings > 1 {
             self.tally.siblings.fetch_add(1, Ordering::Relaxed);
         }
@@ -167,7 +183,7 @@ impl Job {
     /// Repeats a request that may yet succeed, with growing pauses, until the time is over. The pauses are drawn, so that
     /// the workers do not come back all at once. If an earlier attempt may have been applied, the next one is told how many
     /// milliseconds ago the first one began.
-    async fn until_certain<T, F>(&self, attempt: impl Fn(Option<u64>) -> F) -> Result<T, Error>
+    async fn until_certain<T, F>(&self, within: Duration, attempt: impl Fn(Option<u64>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -180,7 +196,7 @@ impl Job {
             };
             uncertain |= error.may_have_applied();
             let pause = Duration::from_millis(pause_ms / 2 + self.random.below(pause_ms));
-            if !error.is_retryable() || started.elapsed() + pause > self.retry_for {
+            if !error.is_retryable() || started.elapsed() + pause > within {
                 return Err(error);
             }
             self.tally.retries.fetch_add(1, Ordering::Relaxed);
@@ -351,6 +367,8 @@ const QUEUE_LEN: usize = 2;
 /// How many failed lines are named; the rest is counted.
 const FAILURES_NAMED_MAX: usize = 20;
 
+/// How long a write of which nobody knows whether it was carried out is repeated before its key is read: a restart takes less.
+const UNKNOWN_FOR: Duration = Duration::from_secs(5);
 /// First and longest pause between two attempts, in milliseconds.
 const PAUSE_MIN_MS: u64 = 20;
 /// See [`PAUSE_MIN_MS`].
