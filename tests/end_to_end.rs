@@ -153,8 +153,16 @@ fn kill_nine_of_each_node_in_turn_loses_no_write_and_refuses_none() {
                     if let Err(error) = &written_now {
                         // Whoever had minted it has started since, so that it stays unknown: one looks, and writes it anew.
                         assert!(error.may_have_applied(), "{key}, after {RETRIES_MAX} retries: {error}");
-                        let there = db.get(&key).optional().await.unwrap_or_else(|error| panic!("{key}: {error}"));
-                        if there.is_none() {
+                        // A node that has just started waits for a member that is down, for a second, before it answers reads.
+                        let mut looked = db.get(&key).optional().await;
+                        for _ in 0..RETRIES_MAX {
+                            if looked.is_ok() {
+                                break;
+                            }
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                            looked = db.get(&key).optional().await;
+                        }
+                        if looked.unwrap_or_else(|error| panic!("{key}: {error}")).is_none() {
                             let anew = db.put(&key, value.clone(), Blind).await;
                             anew.unwrap_or_else(|error| panic!("{key}, written anew: {error}"));
                         }
