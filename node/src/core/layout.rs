@@ -361,6 +361,7 @@ mod tests {
             (|l| l.members[2].weight = 0, "n2 has weight 0"),
             (|l| l.members[2].weight = 1001, "n2 has weight 1001"),
             (|l| l.members[2].addr = "0.0.0.0:70".parse().expect("an address"), "nobody can reach n2 at 0.0.0.0:70"),
+            (|l| l.members[2].addr = "10.0.0.1:0".parse().expect("an address"), "nobody can reach n2 at 10.0.0.1:0"),
             (|l| *l = sample(1001), "there are 1001 members"),
             (|l| l.members.iter_mut().for_each(|m| m.weight = 1500), "the weights add up to 4500"),
         ];

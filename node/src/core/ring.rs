@@ -593,6 +593,37 @@ mod tests {
         assert_eq!(hashes, HASHES_OF_RINGS);
     }
 
+    /// Small rings, in which members and zones are short of room, so that partitions are handed on. Computed once.
+    #[test]
+    fn many_small_rings_are_fixed_for_ever() {
+        let mut text = String::new();
+        for sort in 0..400u32 {
+            let draw = |what: u32, below: u32| {
+                let drawn = xxh3_64(&[sort.to_be_bytes(), what.to_be_bytes()].concat()) % u64::from(below);
+                drawn as u32
+            };
+            let count = 2 + draw(0, 7);
+            let members: Vec<RingMember> = (0..count)
+                .map(|i| {
+                    member(
+                        &format!("n{}", (i * 5) % 11),
+                        &format!("z{}", draw(10 + i, 2 + sort % 3)),
+                        1 + draw(30 + i, 4),
+                    )
+                })
+                .collect();
+            let (n, partitions) = (1 + draw(1, count.min(5)) as u8, 1 + draw(2, 24) as u16);
+            let ring = Ring::build(&members, n, partitions).expect("builds");
+            for partition in (0..partitions).map(Partition) {
+                text.extend(ring.preference_list(partition).iter().map(|node| node.to_string() + " "));
+            }
+        }
+        assert_eq!(xxh3_64(text.as_bytes()), HASH_OF_SMALL_RINGS);
+    }
+
+    /// See above.
+    const HASH_OF_SMALL_RINGS: u64 = 2_936_195_765_325_669_179;
+
     /// See above.
     const HASHES_OF_RINGS: [u64; 6] = [
         16_649_332_019_225_828_519,

@@ -171,6 +171,31 @@ mod tests {
         assert!(texts[0].starts_with("N is 1") && texts[1].contains("4 partitions on average"), "{texts:?}");
     }
 
+    #[test]
+    fn a_second_look_is_asked_for_where_it_begins_and_not_before() {
+        let staged = |members: u8, zones: &[&str], n, partitions| {
+            let mut staged = Staged::default();
+            for i in 0..members {
+                staged.join(id(i), member(i, zones[usize::from(i) % zones.len()]));
+            }
+            staged.settings(Some(n), Some(partitions), Some(n), Some(1));
+            assert_eq!(staged.len(), usize::from(members));
+            let layout = staged.layout(ClusterId(7));
+            assert_eq!((layout.r, layout.w), (n, 1));
+            warnings(&layout)
+        };
+        let none = Vec::<String>::new();
+        assert_eq!(staged(0, &["a"], 1, 1024), none, "nobody is there yet");
+        assert!(staged(1, &["a"], 1, 8)[0].starts_with("N is 1"));
+        assert!(staged(2, &["a"], 2, 8)[0].starts_with("N is 2"));
+        assert_eq!(staged(2, &["a"], 2, 8).len(), 1, "each holds all, whatever the number");
+        assert_eq!(staged(3, &["a"], 3, 8), none, "one zone is none");
+        assert_eq!(staged(3, &["a", "b", "c"], 3, 8), none, "as many zones as replicas");
+        assert_eq!(staged(3, &["a", "b"], 3, 8).len(), 1);
+        assert_eq!(staged(6, &["a"], 3, 100), none, "50 partitions each");
+        assert_eq!(staged(6, &["a"], 3, 99).len(), 1, "49");
+    }
+
     fn id(i: u8) -> NodeId {
         NodeId::new(&format!("n{i}")).expect("legal")
     }
