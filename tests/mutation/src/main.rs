@@ -369,8 +369,20 @@ const SWAPS: &[(&str, &str)] = &[
 
 /// Methods that answer a question; their answer is negated wherever they stand.
 const QUESTIONS: &[&str] = &[
-    "contains", "contains_key", "is_empty", "is_zero", "is_some", "is_none", "is_ok", "is_err", "starts_with", "is_multiple_of",
-    "any", "all", "is_some_and", "is_none_or",
+    "contains",
+    "contains_key",
+    "is_empty",
+    "is_zero",
+    "is_some",
+    "is_none",
+    "is_ok",
+    "is_err",
+    "starts_with",
+    "is_multiple_of",
+    "any",
+    "all",
+    "is_some_and",
+    "is_none_or",
 ];
 
 /// Methods that take a question.
@@ -479,7 +491,6 @@ fn rewrite(file: &str, original: &str, sites: Sites, next: &mut u32, skipped: &B
     // What is to be inserted where: at one place first what closes, the inner ones before the outer ones; then what opens, the outer
     // ones before the inner ones.
     let mut insertions: Vec<((usize, u8, i64), String)> = Vec::new();
-    let mut told: Vec<(u32, usize, String)> = Vec::new();
     for ((start, end, shape), site) in sites {
         let length = (end - start) as i64;
         let mut branches = String::new();
@@ -503,7 +514,6 @@ fn rewrite(file: &str, original: &str, sites: Sites, next: &mut u32, skipped: &B
                 Shape::Body => branches += &format!("if crate::mutation_switch::on({id}) {{{to};}}"),
                 Shape::LetChain => branches = format!(" && !crate::mutation_switch::on({id})"),
             }
-            told.push((id, start, String::new()));
         }
         if branches.is_empty() {
             continue;
