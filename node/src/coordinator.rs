@@ -264,7 +264,7 @@ impl Coordinator {
                 let (turn, w, cause) = planned.inspect_err(|_| self.0.stats.puts_not_applied.add(1))?;
                 let need = w.count(turn.current.ring.n());
                 if self.0.is_mine(&turn, write).await? {
-                    self.0.may_go_on(&turn, write, need)?;
+                    self.0.may_repeat(&turn, write, need)?;
                     return write::coordinate(&self.0, turn, write, w, cause).await;
                 }
                 let whose = self.0.whose(write);
@@ -492,7 +492,7 @@ impl Inner {
     /// Whether this node may coordinate again what is its own: as a primary always. What it has minted as a fallback, in a hint, may be
     /// handed over at any time, so that nobody may mint it anew, not even a primary; and a fallback counts for nothing in a strict
     /// write. So whoever repeats it as a strict one can only be told that its outcome is unknown.
-    fn may_go_on(&self, turn: &Turn, write: &Write, need: u8) -> Result<(), Failure> {
+    fn may_repeat(&self, turn: &Turn, write: &Write, need: u8) -> Result<(), Failure> {
         if turn.primaries().contains(&self.me) || (!write.strict && self.mechanisms.fallbacks) {
             return Ok(());
         }
@@ -698,7 +698,7 @@ impl Turn {
     }
 
     /// Takes what its answer is going to take with it once more, for what goes on after it; tells whether there is room for that.
-    fn may_go_on(&self) -> bool {
+    fn has_room_to_go_on(&self) -> bool {
         let taken = self.room.taken();
         taken == 0 || self.room.try_take(taken).is_ok()
     }

@@ -115,7 +115,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(20);
 
 impl Layouts {
     /// Loads what the store holds and starts the background task. Must be called within a runtime. The first executor is the store's,
-    /// the second one computes what is only shown. `failed` is called when a sync has failed: nothing can be stored then until the node is started anew.
+    /// the second one computes what is only shown. `failed` is called when a sync has failed: nothing can be
+    /// stored then until the node is started anew.
     ///
     /// # Errors
     /// When the store cannot be read, or holds something else than a layout.

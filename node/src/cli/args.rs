@@ -132,7 +132,7 @@ pub(crate) struct GetArgs {
     /// Only the key's owners count for R, stand-ins do not
     #[arg(long)]
     pub(crate) strict: bool,
-    /// Answer once a majority of the owners holds what is returned: no later quorum read misses it
+    /// Answer once so many owners hold what is returned that no later read of as many, or of a majority, misses it
     #[arg(long)]
     pub(crate) monotonic: bool,
     /// Print the context instead of the value: what `put --context` and `del --context` take

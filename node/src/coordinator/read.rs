@@ -123,13 +123,13 @@ pub(super) async fn coordinate_read(
         Err(_) => stats.gets_failed.add(1),
     }
     if gathering.finished {
-        if gathering.get.stale().is_some() && !turn.may_go_on() {
+        if gathering.get.stale().is_some() && !turn.has_room_to_go_on() {
             inner.stats.repairs_skipped.add(1);
         } else {
             repair(inner, turn, &read.key, &gathering.get);
         }
     } else if !buggify!("read: late answers are not waited for")
-        && turn.may_go_on()
+        && turn.has_room_to_go_on()
         && let Some(permit) = inner.background.try_permit()
     {
         // Late answers tell who is stale. When too much goes on already that is not worth waiting for.

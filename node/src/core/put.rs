@@ -22,7 +22,8 @@
 //! exactly one reply and it comes before `Finished`; a write is always sent to all N primaries, W only decides when to
 //! answer; a strict write counts primaries only, and leaves hints all the same; a primary is stood in for by one node at a
 //! time, and no node is asked twice to stand in for the same one. The machine reads no clock and sends nothing: inputs are
-//! `on_*`, what to do comes back as [`PutAction`]s; an input that does not fit, or comes again, changes nothing. Every question that it asks must be answered in the end
+//! `on_*`, what to do comes back as [`PutAction`]s; an input that does not fit, or comes again,
+//! changes nothing. Every question that it asks must be answered in the end
 //! ([`Put::on_ack`] or [`Put::on_failed`], [`Put::on_hint_kept`] or [`Put::on_hint_failed`]), so every call needs a deadline.
 
 use quorate_client::ids::{NodeId, OpId};

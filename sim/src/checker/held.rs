@@ -1,8 +1,8 @@
 //! **Held**: what a client is told of is durable where it must be, when it is told.
 //!
 //! An acknowledged put on as many nodes as the reply counted, primaries and stand-ins, each of them once, and each for another
-//! primary: once it is handed over, as many primaries hold it. Each value of a monotonic read on so many primaries that no later read misses it. Later
-//! faults need not show a promise that was broken here: it is seen on the disks at once. (README, "It never lies about an answer"; for monotonic reads Attiya, Bar-Noy and Dolev, 1995.)
+//! primary: once it is handed over, as many primaries hold it. Each value of a monotonic read on so many primaries that no later read
+//! misses it. Later faults need not show a promise that was broken here: it is seen on the disks at once. (README, "It never lies about an answer"; for monotonic reads Attiya, Bar-Noy and Dolev, 1995.)
 
 use std::collections::BTreeSet;
 
