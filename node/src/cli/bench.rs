@@ -21,6 +21,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Zipf};
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -29,6 +30,7 @@ use super::connection::Cluster;
 use super::echo;
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{self, Output};
+use super::server::Ends;
 use super::settings::Settings;
 
 /// Runs it.
@@ -37,6 +39,7 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
         let why = "--rate is for an open loop: in a closed one clients go as fast as they are answered";
         return Err(Failure::usage(why, "add `--mode open`, or leave out --rate"));
     }
+    let mut ends = Ends::new()?;
     let echo = match args.echo {
         true => Some(echo::measure(args.clients, args.value_size as usize, ECHO_TIME.min(args.duration)).await?),
         false => None,
@@ -66,7 +69,17 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
         filling.spawn(async move { worker.fill().await.map(|()| worker) });
     }
     let mut workers = Vec::new();
-    while let Some(filled) = filling.join_next().await {
+    loop {
+        let filled = tokio::select! {
+            biased;
+            name = ends.wait() => {
+                bar.finish_and_clear();
+                let keys = load.keys_each * workers.len() as u64;
+                return Err(interrupted(&format!("ended by {name} before anything was measured; {keys} keys were written")));
+            }
+            filled = filling.join_next() => filled,
+        };
+        let Some(filled) = filled else { break };
         workers.push(filled.expect("workers do not panic")?);
         bar.inc(load.keys_each);
     }
@@ -76,12 +89,25 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
     let started = Instant::now();
     let cpu_before = cpu_time();
     let end = started + args.duration;
+    let stop = watch::Sender::new(false);
     let mut running = JoinSet::new();
     for worker in workers {
-        running.spawn(worker.run(started, end));
+        running.spawn(worker.run(started, end, stop.subscribe()));
     }
     let mut total = Figures::new();
-    while let Some(part) = running.join_next().await {
+    let mut ended = None;
+    loop {
+        let part = tokio::select! {
+            biased;
+            // What was measured so far is worth having.
+            name = ends.wait(), if ended.is_none() => {
+                ended = Some(name);
+                stop.send_replace(true);
+                continue;
+            }
+            part = running.join_next() => part,
+        };
+        let Some(part) = part else { break };
         total.add(&part.expect("workers do not panic"));
     }
     let took = started.elapsed();
@@ -105,6 +131,12 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
         echo,
     };
     output::print(output, &report, || table(&report))?;
+    if let Some(name) = ended {
+        let (took, wanted) = (took.as_secs_f64(), args.duration.as_secs_f64());
+        return Err(interrupted(&format!(
+            "ended by {name} after {took:.1} of {wanted:.1} s, of which these are the figures"
+        )));
+    }
     match &total.first_failure {
         None => Ok(Exit::Done),
         Some(why) => Err(Failure::new(
@@ -112,6 +144,10 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
             "see `quorate status`; a longer --timeout or a lower load may help",
         )),
     }
+}
+
+fn interrupted(message: &str) -> Failure {
+    Failure { exit: Exit::Interrupted, ..Failure::new(message, "run the benchmark again") }
 }
 
 /// What every client does.
@@ -170,8 +206,18 @@ impl Worker {
         Ok(())
     }
 
-    async fn run(mut self, started: Instant, end: Instant) -> Figures {
+    /// Measures until the end, or until it is stopped.
+    async fn run(mut self, started: Instant, end: Instant, mut stop: watch::Receiver<bool>) -> Figures {
         let mut figures = Figures::new();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = self.measure(started, end, &mut figures) => {}
+        }
+        figures
+    }
+
+    async fn measure(&mut self, started: Instant, end: Instant, figures: &mut Figures) {
         // The clients' timetables are spread over one pace, so that they do not beat in step.
         let mut due = started + self.load.pace.unwrap_or_default().mul_f64(self.fraction());
         loop {
@@ -181,14 +227,14 @@ impl Worker {
                 due = Instant::now();
             }
             if due >= end {
-                return figures;
+                return;
             }
             // Requests that are due before the end but cannot be sent until long after it are not waited for.
-            let Ok(()) = timeout(end + GRACE - Instant::now(), self.request(due, &mut figures)).await else {
+            let Ok(()) = timeout(end + GRACE - Instant::now(), self.request(due, figures)).await else {
                 figures.failure(
                     "requests that were due could not be sent in time: the rate is above what the cluster answers",
                 );
-                return figures;
+                return;
             };
             due += self.load.pace.unwrap_or_default();
         }

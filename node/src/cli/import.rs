@@ -31,10 +31,12 @@ use super::connection::Cluster;
 use super::failure::{Exit, Failure, Outcome};
 use super::ndjson::{self, LINE_LEN_MAX, Record};
 use super::output::Output;
+use super::server::Ends;
 use super::settings::Settings;
 
 /// `import FILE`.
 pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Output) -> Outcome {
+    let mut ends = Ends::new()?;
     let source = Input::open(&args.file)?;
     let cluster = Cluster::connect(settings).await?;
     let started = Instant::now();
@@ -90,13 +92,28 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
         let _ = done.send(result);
     });
 
-    while let Some(worker) = workers.join_next().await {
-        worker
-            .map_err(|error| Failure::new(format!("a worker of the import died: {error}"), "run the import again"))?;
-    }
+    let working = async {
+        while let Some(worker) = workers.join_next().await {
+            worker.map_err(|error| {
+                Failure::new(format!("a worker of the import died: {error}"), "run the import again")
+            })?;
+        }
+        Ok::<(), Failure>(())
+    };
+    let ended = tokio::select! {
+        biased;
+        name = ends.wait() => Some(name),
+        worked = working => worked.map(|()| None)?,
+    };
     bar.finish_and_clear();
+    if let Some(name) = ended {
+        // The reader may wait for its input for ever, and ends with the process.
+        job.given_up.store(true, Ordering::Relaxed);
+        workers.shutdown().await;
+        return job.report(&args.file, Ok(()), started.elapsed(), Some(name), output);
+    }
     let read = reading.await.map_err(|_| Failure::new("the reader of the import died", "run the import again"))?;
-    job.report(&args.file, read, started.elapsed(), output)
+    job.report(&args.file, read, started.elapsed(), None, output)
 }
 
 /// What all workers share.
@@ -205,7 +222,15 @@ impl Job {
         }
     }
 
-    fn report(&self, file: &str, read: io::Result<()>, took: Duration, output: &Output) -> Outcome {
+    /// `ended`: the signal that has ended it before it was done.
+    fn report(
+        &self,
+        file: &str,
+        read: io::Result<()>,
+        took: Duration,
+        ended: Option<&str>,
+        output: &Output,
+    ) -> Outcome {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let tally = &self.tally;
         let (written, unchanged) = (count(&tally.written), count(&tally.unchanged));
@@ -246,6 +271,15 @@ impl Job {
                 "{written} written, {unchanged} unchanged, {failed} failed{more}, in {:.1} s ({rate:.0}/s)",
                 took.as_secs_f64()
             ));
+        }
+        if let Some(name) = ended {
+            return Err(Failure {
+                exit: Exit::Interrupted,
+                ..Failure::new(
+                    format!("ended by {name} before the end of {file}; a few more lines may have been written"),
+                    "run the same import again: what is in already is not written twice",
+                )
+            });
         }
         if let Err(error) = read {
             return Err(Failure::new(format!("{file}: {error}"), "run the import again when the input is whole"));
