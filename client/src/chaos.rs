@@ -115,6 +115,10 @@ pub const POINTS: &[Point] = &[
 
 /// Every mark.
 pub const MARKS: &[&str] = &[
+    // The disk.
+    "store: the reserve of the disk is touched",
+    "store: there is room again",
+    "replica: a value was refused, the disk's reserve was touched",
     // The client.
     "client: an unknown write was acknowledged by a retry",
     "client: an unknown write was repeated where it had gone",

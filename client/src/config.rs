@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::client::{Client, ClientBuilder};
 use crate::error::Error;
 use crate::options::Profile;
-use crate::tls::Credentials;
+use crate::tls::{self, Credentials};
 
 /// The file; its keys are explained at [`Client::from_config`].
 #[derive(Deserialize)]
@@ -27,6 +27,7 @@ pub(crate) fn read(path: &Path) -> Result<ClientBuilder, Error> {
     let file: File = toml::from_str(&text(path)?).map_err(|error| wrong(&error))?;
     let beside = path.parent().unwrap_or(Path::new("."));
     let [ca, cert, key] = [&file.ca, &file.cert, &file.key].map(|named| text(&beside.join(named)));
+    tls::check_key_file(&beside.join(&file.key)).map_err(|error| wrong(&error))?;
     let credentials = Credentials::from_pem(ca?.as_bytes(), cert?.as_bytes(), key?.as_bytes());
     let mut builder = Client::builder(file.seeds).credentials(credentials.map_err(|error| wrong(&error))?);
     if let Some(profile) = file.profile {

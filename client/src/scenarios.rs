@@ -1048,6 +1048,8 @@ mod loopback {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn settings_are_read_from_a_file() {
+        use std::os::unix::fs::PermissionsExt as _;
+
         let dir = std::env::temp_dir().join(format!("quorate-client-{:032x}", Random::from_os().u128()));
         std::fs::create_dir_all(&dir).expect("a directory");
         let file = dir.join("client.toml");
@@ -1071,6 +1073,14 @@ mod loopback {
             std::fs::write(&file, text).expect("written");
             Client::from_config(&file)
         };
+        let mode = |mode| std::fs::set_permissions(dir.join("c"), std::fs::Permissions::from_mode(mode)).expect("set");
+        mode(0o644);
+        let error = settings("").expect_err("a key for everybody");
+        assert!(
+            error.to_string().contains("c is readable by every user of this machine (permissions 0644)"),
+            "{error}"
+        );
+        mode(0o600);
         let error = settings("profile = 'slow'").expect_err("no such profile");
         assert!(error.to_string().contains("balanced, fast or safe"), "{error}");
         let db =

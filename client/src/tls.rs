@@ -101,6 +101,7 @@ pub struct Credentials {
     subject: Subject,
     not_before: SystemTime,
     not_after: SystemTime,
+    authority_not_after: SystemTime,
 }
 
 impl Credentials {
@@ -149,7 +150,8 @@ impl Credentials {
             return Err(TlsError(format!("the private key does not belong to the certificate {subject}")));
         }
         let (not_before, not_after) = validity_of(&parsed);
-        Ok(Self { ca, chain, key, subject, not_before, not_after })
+        let authority_not_after = authority.not_after;
+        Ok(Self { ca, chain, key, subject, not_before, not_after, authority_not_after })
     }
 
     /// What the certificate makes its holder.
@@ -170,6 +172,11 @@ impl Credentials {
     /// Until when the certificate is valid.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// Until when the certificate of the authority is valid.
+    pub fn authority_not_after(&self) -> SystemTime {
+        self.authority_not_after
     }
 
     /// Whether the certificate is valid at this time.
@@ -202,6 +209,7 @@ impl Clone for Credentials {
             subject: self.subject.clone(),
             not_before: self.not_before,
             not_after: self.not_after,
+            authority_not_after: self.authority_not_after,
         }
     }
 }
@@ -211,6 +219,33 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("subject", &self.subject).finish_non_exhaustive()
     }
+}
+
+/// Whether others of this machine may read a private key: its mode, if it must not be used. The file's group may read
+/// it, for keys that root keeps for a service.
+#[cfg(unix)]
+pub fn key_is_open(path: &std::path::Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?.permissions().mode() & 0o7777;
+    (mode & 0o007 != 0).then_some(mode)
+}
+
+/// Refuses a private key that others of this machine may read.
+///
+/// # Errors
+/// When they may; the text has the command that mends it.
+pub fn check_key_file(path: &std::path::Path) -> Result<(), TlsError> {
+    #[cfg(unix)]
+    if let Some(mode) = key_is_open(path) {
+        return Err(TlsError(format!(
+            "the private key {} is readable by every user of this machine (permissions {mode:04o}) and is not used: run `chmod \
+             600 {}`, and make a new certificate if somebody else may have read it",
+            path.display(),
+            path.display()
+        )));
+    }
+    let _ = path;
+    Ok(())
 }
 
 /// A cluster's certificate authority, as its certificate describes it.
@@ -249,6 +284,37 @@ impl Authority {
             TlsError(format!("the CA certificate is not one of Quorate's: it is named {}", parsed.subject()))
         })?;
         Ok(Self { cluster, not_after: validity_of(&parsed).1, public_key: ed25519_key(&parsed)?.to_vec() })
+    }
+}
+
+/// What a certificate says by itself, genuine or not: for people who look at one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// Whose it is; nobody's if it is an authority's.
+    pub subject: Option<Subject>,
+    /// Of which cluster.
+    pub cluster: ClusterId,
+    /// From when on it is valid.
+    pub not_before: SystemTime,
+    /// Until when.
+    pub not_after: SystemTime,
+}
+
+impl Card {
+    /// Parses a holder's or an authority's certificate.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, TlsError> {
+        let der = certificates("certificate", pem)?.remove(0);
+        let parsed = x509("certificate", &der)?;
+        let (not_before, not_after) = validity_of(&parsed);
+        if parsed.is_ca() {
+            let cluster = Authority::from_der(&der)?.cluster;
+            return Ok(Self { subject: None, cluster, not_before, not_after });
+        }
+        let subject = subject_of(&der)?;
+        Ok(Self { cluster: subject.cluster(), subject: Some(subject), not_before, not_after })
     }
 }
 

@@ -385,6 +385,15 @@ pub struct NodeStatus {
     pub reachable: Vec<u32>,
     /// Monotonic counters by name, the ones that `/metrics` shows.
     pub counters: BTreeMap<String, u64>,
+    /// Why it takes no new values for want of room on its disk, if it does not; reads go on.
+    #[serde(default)]
+    pub disk_full: Option<String>,
+    /// Seconds until its certificate expires, below 0 afterwards; unknown of older releases.
+    #[serde(default)]
+    pub certificate_left_s: Option<i64>,
+    /// Seconds until the cluster's CA certificate, as the node has it, expires.
+    #[serde(default)]
+    pub authority_left_s: Option<i64>,
 }
 
 /// What one node keeps for another one.

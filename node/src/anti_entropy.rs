@@ -41,6 +41,7 @@ use crate::peer_wire::{Label, PeerBody, PeerReply, class};
 use crate::peers::Peers;
 use crate::recovery::Reason;
 use crate::replica::Replica;
+use crate::supervise;
 
 /// How a node compares itself with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,11 +144,11 @@ impl AntiEntropy {
     pub(crate) fn start(parts: Parts) -> Self {
         let desk = Arc::new(Desk::new(parts));
         let config = desk.config;
-        let passes = tokio::spawn(run(desk.clone()));
-        let recovery = tokio::spawn(recover::run(desk.clone()));
+        let passes = supervise::spawn("anti-entropy", run(desk.clone()));
+        let recovery = supervise::spawn("recovery", recover::run(desk.clone()));
         let mut tasks = vec![passes.abort_handle(), recovery.abort_handle()];
         if config.enabled {
-            tasks.push(tokio::spawn(scrub::run(desk.clone())).abort_handle());
+            tasks.push(supervise::spawn("scrub", scrub::run(desk.clone())).abort_handle());
         }
         Self { desk, tasks: Arc::new(tasks) }
     }

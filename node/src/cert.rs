@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use quorate_client::ids::{ClusterId, NodeId};
 use quorate_client::random::Random;
-use quorate_client::tls::{Authority, Subject};
+use quorate_client::tls::{Authority, Credentials, Subject};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ED25519, SerialNumber,
@@ -133,10 +133,38 @@ impl Ca {
         now: SystemTime,
         validity: Duration,
     ) -> Result<Issued, CertError> {
+        self.certify(random, subject, new_key(random)?, now, validity)
+    }
+
+    /// A certificate for the holder and the key of an earlier one.
+    ///
+    /// # Errors
+    /// When either of these two is not what it should be, or is another cluster's, or the authority has expired.
+    pub fn renew(
+        &self,
+        random: &Random,
+        certificate: &str,
+        key: &str,
+        now: SystemTime,
+        validity: Duration,
+    ) -> Result<Issued, CertError> {
+        let earlier = Credentials::from_pem(self.certificate.as_bytes(), certificate.as_bytes(), key.as_bytes())
+            .map_err(|error| CertError(error.to_string()))?;
+        let key = KeyPair::from_pkcs8_pem_and_sign_algo(key, &PKCS_ED25519)?;
+        self.certify(random, earlier.subject().clone(), key, now, validity)
+    }
+
+    fn certify(
+        &self,
+        random: &Random,
+        subject: Subject,
+        key: KeyPair,
+        now: SystemTime,
+        validity: Duration,
+    ) -> Result<Issued, CertError> {
         if now >= self.authority.not_after {
             return Err(CertError("the cluster's CA certificate has expired: make a new one".into()));
         }
-        let key = new_key(random)?;
         let until = (now + validity).min(self.authority.not_after);
         let common_name = match &subject {
             Subject::Node { node, .. } => node.to_string(),
@@ -179,6 +207,22 @@ pub fn write_public(path: &Path, text: &str) -> io::Result<()> {
 /// As [`write_public`].
 pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     write_new(path, text, 0o600)
+}
+
+/// Puts a renewed certificate in the place of the one that is there, at once and durably: a reader sees the old or the new one.
+///
+/// # Errors
+/// When it cannot be written; the text names it.
+pub fn replace_public(path: &Path, text: &str) -> io::Result<()> {
+    let fail = |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mode = std::fs::metadata(path).map_err(fail)?.permissions();
+    let mut beside = tempfile::Builder::new().prefix(".quorate-cert-").tempfile_in(dir).map_err(fail)?;
+    beside.write_all(text.as_bytes()).map_err(fail)?;
+    beside.as_file().set_permissions(mode).map_err(fail)?;
+    beside.as_file().sync_all().map_err(fail)?;
+    beside.persist(path).map_err(|error| fail(error.error))?;
+    Ok(())
 }
 
 #[cfg_attr(not(unix), allow(unused_variables, reason = "permissions are Unix's"))]
@@ -232,8 +276,6 @@ fn new_key(random: &Random) -> Result<KeyPair, CertError> {
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::tls::Credentials;
-
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);

@@ -16,7 +16,7 @@ use quorate_client::ids::NodeId;
 
 use self::layers::{ConfigError, Document, Key, Kind, Layers, Setting};
 use crate::request_memory::RequestMemory;
-use crate::store::Durability;
+use crate::store::{DiskReserve, Durability};
 
 /// Everything that `quorate server` needs to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +41,8 @@ pub struct ServerConfig {
     pub http: Option<SocketAddr>,
     /// Its certificates.
     pub tls: TlsFiles,
+    /// How much of the disk of `data_dir` is kept free.
+    pub disk_reserve: DiskReserve,
     /// Its log.
     pub log: LogConfig,
 }
@@ -63,6 +65,19 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Which lines.
     pub level: LogFilter,
+    /// Where they go, if not to stderr.
+    pub file: Option<LogFile>,
+}
+
+/// A log file that is rotated by its size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// A line that would make it longer goes to a new file.
+    pub max_bytes: u64,
+    /// How many files are kept beside it, as `.1`, `.2`, ..
+    pub keep: u32,
 }
 
 /// What was said on the command line, already parsed; what is absent there is looked up further.
@@ -96,6 +111,14 @@ pub struct ServerFlags {
     pub log_format: Option<LogFormat>,
     /// `--log-level`
     pub log_level: Option<LogFilter>,
+    /// `--log-file`
+    pub log_file: Option<PathBuf>,
+    /// `--log-file-size`
+    pub log_file_size: Option<ByteSize>,
+    /// `--log-files`
+    pub log_files: Option<FileCount>,
+    /// `--disk-reserve`
+    pub disk_reserve: Option<DiskReserve>,
 }
 
 impl ServerConfig {
@@ -164,6 +187,7 @@ impl ServerConfig {
         let cert = layers.path(&CERT, flags.cert)?;
         let key = layers.path(&KEY, flags.key)?;
         let log_level = layers.one(&LOG_LEVEL, flags.log_level)?;
+        let log_file = log_file(layers, flags.log_file, flags.log_file_size, flags.log_files)?;
         Ok(Self {
             node: node.value,
             listen: listen.value,
@@ -184,8 +208,76 @@ impl ServerConfig {
             log: LogConfig {
                 format: layers.one(&LOG_FORMAT, flags.log_format)?.map_or(LogFormat::Pretty, |format| format.value),
                 level: log_level.map_or_else(LogFilter::default, |level| level.value),
+                file: log_file,
             },
+            disk_reserve: layers
+                .one(&DISK_RESERVE, flags.disk_reserve)?
+                .map_or_else(DiskReserve::default, |given| given.value),
         })
+    }
+}
+
+fn log_file(
+    layers: &Layers<'_>,
+    path: Option<PathBuf>,
+    size: Option<ByteSize>,
+    files: Option<FileCount>,
+) -> Result<Option<LogFile>, ConfigError> {
+    let path = layers.path(&LOG_FILE, path)?;
+    let size = layers.one(&LOG_FILE_SIZE, size)?;
+    let files = layers.one(&LOG_FILES, files)?;
+    let Some(path) = path else {
+        let alone = size.map(|size| size.map(drop)).or(files.map(|files| files.map(drop)));
+        return alone.map_or(Ok(None), |given| {
+            Err(given.error("it says nothing without a log file").hint("set `log.file` (--log-file), or remove it"))
+        });
+    };
+    if let Some(size) = size.as_ref().filter(|size| size.value.0 < LOG_FILE_SIZE_MIN) {
+        return Err(
+            size.error(format!("a log file of {} bytes is too small: at least {LOG_FILE_SIZE_MIN}", size.value.0))
+        );
+    }
+    Ok(Some(LogFile {
+        path: path.value,
+        max_bytes: size.map_or(LOG_FILE_SIZE_DEFAULT, |size| size.value.0),
+        keep: files.map_or(LOG_FILES_DEFAULT, |files| files.value.0),
+    }))
+}
+
+/// A number of bytes: `1048576`, `64KiB`, `64MiB`, `1GiB`, `1TiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("{text:?} is no size: write a number of bytes, or 64KiB, 64MiB, 1GiB");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit {
+            "" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            "TiB" => 40,
+            _ => return Err(wrong()),
+        };
+        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+        bytes.map(Self).ok_or_else(wrong)
+    }
+}
+
+/// How many older log files are kept: 0 to 1000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileCount(pub u32);
+
+impl FromStr for FileCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let count = text.parse().ok().filter(|count| *count <= 1000);
+        count.map(Self).ok_or_else(|| format!("{text:?} is no number of files from 0 to 1000"))
     }
 }
 
@@ -386,6 +478,11 @@ impl FromStr for Mebibytes {
     }
 }
 
+/// Less would be rotated with every few lines.
+const LOG_FILE_SIZE_MIN: u64 = 64 << 10;
+const LOG_FILE_SIZE_DEFAULT: u64 = 64 << 20;
+const LOG_FILES_DEFAULT: u32 = 5;
+
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7400);
 const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
 const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -417,6 +514,17 @@ const KEY: Key = Key { file: "tls.key", flag: "--key", variable: "QUORATE_KEY", 
 const LOG_FORMAT: Key =
     Key { file: "log.format", flag: "--log-format", variable: "QUORATE_LOG_FORMAT", kind: Kind::Text };
 const LOG_LEVEL: Key = Key { file: "log.level", flag: "--log-level", variable: "QUORATE_LOG_LEVEL", kind: Kind::Text };
+const LOG_FILE: Key = Key { file: "log.file", flag: "--log-file", variable: "QUORATE_LOG_FILE", kind: Kind::Text };
+const LOG_FILE_SIZE: Key = Key {
+    file: "log.file_size",
+    flag: "--log-file-size",
+    variable: "QUORATE_LOG_FILE_SIZE",
+    kind: Kind::TextOrInteger,
+};
+const LOG_FILES: Key =
+    Key { file: "log.files", flag: "--log-files", variable: "QUORATE_LOG_FILES", kind: Kind::TextOrInteger };
+const DISK_RESERVE: Key =
+    Key { file: "disk_reserve", flag: "--disk-reserve", variable: "QUORATE_DISK_RESERVE", kind: Kind::TextOrInteger };
 
 /// All keys of a server's configuration file.
 pub const SERVER_KEYS: &[&Key] = &[
@@ -434,6 +542,10 @@ pub const SERVER_KEYS: &[&Key] = &[
     &KEY,
     &LOG_FORMAT,
     &LOG_LEVEL,
+    &LOG_FILE,
+    &LOG_FILE_SIZE,
+    &LOG_FILES,
+    &DISK_RESERVE,
 ];
 
 #[cfg(test)]
@@ -470,7 +582,8 @@ mod tests {
         assert_eq!(config.data_dir, Path::new("/etc/quorate/data"));
         assert_eq!(config.tls.key, Path::new("/etc/quorate/n1.key"));
         assert_eq!(config.durability, Durability::Group);
-        assert_eq!(config.log, LogConfig { format: LogFormat::Pretty, level: LogFilter::default() });
+        assert_eq!(config.log, LogConfig { format: LogFormat::Pretty, level: LogFilter::default(), file: None });
+        assert_eq!(config.disk_reserve, DiskReserve::Auto);
         assert_eq!((config.http, config.join.len()), (None, 0));
         assert_eq!(config.request_memory.bytes(), 256 << 20);
     }
@@ -480,7 +593,8 @@ mod tests {
         let config = parse(
             "node = \"n1\"\nlisten = \"0.0.0.0:7401\"\nadvertise = \"10.0.0.1:7401\"\njoin = [\"n2.example:7401\", \"[::1]:7402\"]\n\
              data_dir = \"/var/lib/quorate\"\ndurability = \"interval\"\nsync_interval_ms = 250\nrequest_memory_mib = 1024\nhttp = \"127.0.0.1:7480\"\n\
-             [tls]\nca = \"/pki/ca.pem\"\ncert = \"n1.pem\"\nkey = \"n1.key\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n",
+             [tls]\nca = \"/pki/ca.pem\"\ncert = \"n1.pem\"\nkey = \"n1.key\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
+             file = \"n1.log\"\nfile_size = \"1MiB\"\nfiles = 3\n",
         )
         .expect("legal");
         assert_eq!(config.advertise, "10.0.0.1:7401".parse().expect("an address"));
@@ -490,6 +604,10 @@ mod tests {
         assert_eq!(config.tls.ca, Path::new("/pki/ca.pem"));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.request_memory.bytes(), 1 << 30);
+        let file = LogFile { path: "/etc/quorate/n1.log".into(), max_bytes: 1 << 20, keep: 3 };
+        assert_eq!(config.log.file, Some(file));
+        let reserve = parse(&MINIMAL.replace("[tls]", "disk_reserve = \"10%\"\n[tls]")).expect("legal").disk_reserve;
+        assert_eq!(reserve, DiskReserve::Percent(10));
     }
 
     #[test]
@@ -535,6 +653,10 @@ mod tests {
             ("[tls]", "request_memory_mib = -1\n[tls]", "no number of MiB"),
             ("[tls]", "http = \"localhost\"\n[tls]", ":3: `http`: "),
             ("[tls]", "log = { format = \"xml\" }\n[tls]", "pretty or json"),
+            ("[tls]", "disk_reserve = \"much\"\n[tls]", ":3: `disk_reserve`: \"much\" is no reserve"),
+            ("[tls]", "log.files = 3\n[tls]", "`log.files`: it says nothing without a log file"),
+            ("[tls]", "log = { file = \"l\", file_size = 10 }\n[tls]", "too small"),
+            ("[tls]", "log = { file = \"l\", files = -1 }\n[tls]", "no number of files"),
             ("[tls]", "log.level = \"dbug\"\n[tls]", ":3: `log.level`: \"dbug\" is no log level"),
             ("[tls]", "log.level = \"info,quorate_node=loud\"\n[tls]", "is no log level"),
             ("[tls]", "[tls", ":3: "),

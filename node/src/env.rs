@@ -11,7 +11,7 @@ use std::sync::Arc;
 use quorate_client::quic::{self, Seams};
 
 use crate::request_memory::RequestMemory;
-use crate::store::{Executor, Opened, StoreError};
+use crate::store::{AskSpace, DiskReserve, Executor, Opened, StoreError};
 
 /// A future on the heap, for seams that are values.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -38,10 +38,15 @@ pub struct Env {
     pub computing: Executor,
     /// What requests may take of the memory that there is.
     pub request_memory: RequestMemory,
+    /// How full the disk of the store is; nothing for one without end.
+    pub space: Option<AskSpace>,
+    /// How much of that disk is kept free: see [`crate::store::room`].
+    pub disk_reserve: DiskReserve,
 }
 
 impl Env {
-    /// The production values around a store.
+    /// The production values around a store. Of its disk nothing is known: whoever knows the directory says so with
+    /// [`on_disk`](Self::on_disk).
     pub fn system(open_store: OpenStore) -> Self {
         Self {
             seams: Seams::system(),
@@ -50,7 +55,15 @@ impl Env {
             executor: Executor::threads(STORAGE_THREADS),
             computing: Executor::named("compute", 1),
             request_memory: RequestMemory::default(),
+            space: None,
+            disk_reserve: DiskReserve::default(),
         }
+    }
+
+    /// The store lies on a disk of which so much is kept free.
+    #[must_use]
+    pub fn on_disk(self, space: AskSpace, disk_reserve: DiskReserve) -> Self {
+        Self { space: Some(space), disk_reserve, ..self }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::membership::Liveness;
 use crate::peer_wire::{Label, PeerBody, PeerReply, class};
 use crate::peers::Peers;
 use crate::replica::{HintPage, Replica};
+use crate::supervise;
 
 /// What it is made of.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Handoff {
     pub(crate) fn start(parts: Parts) -> Self {
         let replica = parts.replica.clone();
         let progress = Arc::<Mutex<BTreeMap<NodeId, Progress>>>::default();
-        let task = tokio::spawn(Arc::new(Courier { parts, progress: progress.clone() }).run());
+        let task = supervise::spawn("handoff", Arc::new(Courier { parts, progress: progress.clone() }).run());
         Self(Arc::new(Service { replica, progress, task }))
     }
 

@@ -1,11 +1,10 @@
 //! The HTTP port for those who watch a node: `/livez`, `/readyz`, `/metrics`. It is separate from the port that serves
 //! data, speaks plain HTTP, and is meant for a private address.
 
+use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,12 +12,16 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 use crate::metrics::Metrics;
+use crate::supervise;
 
 /// What the port shows.
 #[derive(Clone)]
@@ -29,18 +32,81 @@ pub struct Watched {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
+/// Starts to [`serve`]; it ends with the runtime, as a node's own tasks do.
+pub fn start(listener: TcpListener, watched: Watched) {
+    supervise::spawn("http", serve(listener, watched));
+}
+
 /// Serves until it is dropped.
 ///
-/// # Errors
-/// When the listener fails for good.
-pub async fn serve(listener: TcpListener, watched: Watched) -> io::Result<()> {
+/// The port is bounded in connections and in the time of each: a request's head has 5 s to arrive, a connection lives for a
+/// minute. Bodies are never read. A newcomer is never turned away: with as many connections as there may be it takes the place
+/// of the oldest, so that whoever asks `/livez` is answered however many others sit there and say nothing.
+pub async fn serve(listener: TcpListener, watched: Watched) {
     let app = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n") })
         .with_state(watched);
-    axum::serve(Bounded { listener, connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }, app).await
+    let mut tasks = JoinSet::new();
+    let mut places: VecDeque<AbortHandle> = VecDeque::new();
+    let mut refused_before = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {
+                places.retain(|place| !place.is_finished());
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                refused_before = false;
+                while places.len() >= CONNECTIONS_MAX {
+                    give_up_oldest(&mut places);
+                }
+                let served = supervise::watched("http: a connection", connection(stream, app.clone()));
+                places.push_back(tasks.spawn(served));
+            }
+            // The other end has gone again, or there are no descriptors for a moment: what waits in the kernel's queue is taken
+            // once there are.
+            Err(error) => {
+                if !is_lost(&error) {
+                    if !std::mem::replace(&mut refused_before, true) {
+                        warn!("no connections are accepted on the HTTP port for the moment: {error}");
+                    }
+                    give_up_oldest(&mut places);
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn give_up_oldest(places: &mut VecDeque<AbortHandle>) {
+    if let Some(oldest) = places.pop_front() {
+        oldest.abort();
+    }
+}
+
+/// Whether only the one connection is concerned that was to be accepted.
+fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+fn connection(stream: TcpStream, app: Router) -> impl Future<Output = ()> {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(HEAD_LEN_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    async {
+        // Whoever is too slow, or has gone, is not told of it.
+        let _ = timeout(CONNECTION_LIFE, served).await;
+    }
 }
 
 async fn readyz(State(watched): State<Watched>) -> impl IntoResponse {
@@ -55,72 +121,25 @@ async fn metrics(State(watched): State<Watched>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, kind)], watched.metrics.encode())
 }
 
-/// A listener with a bound on connections and on the life of each.
-struct Bounded {
-    listener: TcpListener,
-    connections: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let connections = Arc::clone(&self.connections);
-        let permit = connections.acquire_owned().await.expect("the semaphore is never closed");
-        let (stream, addr) = axum::serve::Listener::accept(&mut self.listener).await;
-        let life = Box::pin(tokio::time::sleep(CONNECTION_LIFE));
-        (Connection { stream, life, _permit: permit }, addr)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that ends when its time is over, whether its other end says anything or not.
-struct Connection {
-    stream: TcpStream,
-    life: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) {
-            return Poll::Ready(read);
-        }
-        ready!(self.life.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            return Poll::Ready(written);
-        }
-        ready!(self.life.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// A scraper, a load balancer and a few people need less; more wait in the kernel's queue.
+/// A scraper, a load balancer and a few people need less; who comes when there are as many takes the oldest one's place.
 const CONNECTIONS_MAX: usize = 64;
 
-/// A scraper that keeps its connection dials anew once a minute; one that says nothing frees its place.
+/// A scraper that keeps its connection dials anew once a minute.
 const CONNECTION_LIFE: Duration = Duration::from_secs(60);
+
+/// How long the head of a request may take, from the connection's beginning or the answer before it.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+
+/// The longest head.
+const HEAD_LEN_MAX: usize = 16 << 10;
+
+/// How long nothing is accepted after an accept has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -145,6 +164,49 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("no layout yet"), "{answer}");
         assert!(fetch(addr, "/metrics").await.contains("# EOF"));
         assert!(fetch(addr, "/etc/passwd").await.starts_with("HTTP/1.1 404"));
+        server.abort();
+    }
+
+    async fn port() -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("has an address");
+        (addr, tokio::spawn(serve(listener, Watched { metrics: Metrics::new(), ready: Arc::new(|| Ok(())) })))
+    }
+
+    /// As many as there may be at a time, and more: each of these held a place for a minute once.
+    #[tokio::test]
+    async fn those_who_say_nothing_keep_nobody_out() {
+        let (addr, server) = port().await;
+        let mut silent = Vec::new();
+        for i in 0..3 * CONNECTIONS_MAX {
+            let mut stream = TcpStream::connect(addr).await.expect("connects");
+            if i % 2 == 0 {
+                stream.write_all(b"GET /livez HTTP/1.1\r\nHo").await.expect("sends");
+            }
+            silent.push(stream);
+        }
+        assert!(fetch(addr, "/livez").await.starts_with("HTTP/1.1 200"));
+        let mut rest = Vec::new();
+        // The oldest has been closed; that nothing more comes is what is read of it.
+        let ended = timeout(HEAD_TIME, silent[0].read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "its place was taken");
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_head_that_does_not_end_and_a_body_that_does_not_come_are_given_up() {
+        let (addr, server) = port().await;
+        let mut slow = TcpStream::connect(addr).await.expect("connects");
+        slow.write_all(b"GET /livez HTTP/1.1\r\nHost: n1\r\n").await.expect("sends");
+        let mut bodiless = TcpStream::connect(addr).await.expect("connects");
+        let head = b"POST /livez HTTP/1.1\r\nHost: n1\r\nContent-Length: 1000000\r\n\r\n";
+        bodiless.write_all(head).await.expect("sends");
+        let mut answers = [String::new(), String::new()];
+        let [one, other] = &mut answers;
+        let ended =
+            timeout(2 * HEAD_TIME, async { tokio::join!(slow.read_to_string(one), bodiless.read_to_string(other)) });
+        assert!(ended.await.is_ok(), "neither is kept for longer");
+        assert!(answers[1].starts_with("HTTP/1.1 405"), "{}", answers[1]);
         server.abort();
     }
 }

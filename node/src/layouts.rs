@@ -36,6 +36,7 @@ use crate::recovery::Reading;
 use crate::request_memory::RETRY_AFTER_MS;
 use crate::showing::Showing;
 use crate::store::{Executor, Store, StoreError, SyncFailed, Tree};
+use crate::supervise;
 
 /// A chosen layout and what follows from it.
 #[derive(Debug, Clone)]
@@ -142,7 +143,7 @@ impl Layouts {
             held: BTreeMap::new(),
             random: random.fork(),
         };
-        let task = tokio::spawn(spread.run());
+        let task = supervise::spawn("layouts", spread.run());
         let (commands, keys_asked_for) = (AsyncMutex::new(()), AsyncMutex::new(None));
         let shows = Semaphore::new(SHOWS_MAX);
         Ok(Self(Arc::new(Service { desk, peers, random, commands, keys_asked_for, shows, task })))
@@ -879,7 +880,7 @@ impl Desk {
 /// Does what must not be left half-done when nobody waits for it any more: what is on its way to the disk arrives there, so
 /// that the state has to follow before the next step looks at it.
 async fn to_the_end<T: Send + 'static>(step: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(step.in_current_span()).await {
+    match supervise::spawn("layouts: a step", step.in_current_span()).await {
         Ok(done) => done,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime ends, and this future with it.
@@ -917,7 +918,7 @@ where
         let mut calls = JoinSet::new();
         for node in batch.iter().copied() {
             let call = call(node);
-            calls.spawn(async move { (node, call.await) });
+            calls.spawn(supervise::watched("layouts: a call", async move { (node, call.await) }));
         }
         while let Some(done) = calls.join_next().await {
             // A panic in a call is this task's own.

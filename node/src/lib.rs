@@ -11,6 +11,7 @@ pub use quorate_client::chaos;
 pub mod env;
 pub mod request_memory;
 pub mod store;
+pub mod supervise;
 
 pub mod beacons;
 pub mod peer_wire;
@@ -36,6 +37,7 @@ pub(crate) mod server;
 pub(crate) mod status;
 
 pub mod cert;
+pub mod certificate;
 pub mod config;
 pub mod http;
 pub mod metrics;

@@ -27,6 +27,7 @@ use tracing::{debug, info, trace, warn};
 pub use self::identity::Identity;
 use self::swim::Swim;
 use crate::peers::Peers;
+use crate::supervise;
 
 /// A peer, as it is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +103,7 @@ impl Membership {
             seekers: JoinSet::new(),
         };
         seeds.into_iter().for_each(|addr| driver.seek(addr));
-        tokio::spawn(driver.run());
+        supervise::spawn("membership", driver.run());
         Self { liveness, digests, announce: Arc::new(announce), seeds: seeds_tx, leave }
     }
 
@@ -219,7 +220,7 @@ impl Driver {
             misses: 0,
             warned: None,
         };
-        self.seekers.spawn(seeker.run());
+        self.seekers.spawn(supervise::watched("membership: a seed", seeker.run()));
     }
 
     fn flush(&mut self) {

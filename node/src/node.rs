@@ -15,17 +15,18 @@ use std::time::Duration;
 use quinn::Endpoint;
 use quorate_client::ids::{DiskId, LayoutVersion, NodeId};
 use quorate_client::options::Quorum;
-use quorate_client::quic::{self, Link};
+use quorate_client::quic::{self, Link, Seams};
 use quorate_client::sometimes;
 use quorate_client::tls::{self, Credentials, Subject};
 use quorate_client::wire::{ALPN_CLIENT, NodeStatus};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anti_entropy::{self, AntiEntropy, AntiEntropyConfig};
 use crate::beacons::Beacons;
+use crate::certificate::Certificate;
 pub use crate::coordinator::Mechanisms;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
@@ -42,7 +43,9 @@ use crate::replica_service::ReplicaService;
 use crate::request_memory::Pools;
 use crate::server::{self, Admission, Services};
 use crate::status::Status;
-use crate::store::{Committer, Durability, Store, StoreError, SyncFailed};
+use crate::store::room::Reserved;
+use crate::store::{Committer, Durability, Room, Store, StoreError, SyncFailed};
+use crate::supervise;
 
 /// What makes one node differ from another.
 #[derive(Debug, Clone)]
@@ -87,6 +90,7 @@ pub struct Node {
     metrics: Metrics,
     fatal: watch::Receiver<Option<String>>,
     tasks: Tasks,
+    certificates: Certificates,
 }
 
 impl Node {
@@ -95,7 +99,8 @@ impl Node {
     /// # Errors
     /// When a part of the configuration is wrong, the store is not to be had, or the port is taken. A quarantined store is
     /// no error: the node runs, shows itself, and serves no data.
-    pub async fn start(config: NodeConfig, env: Env) -> Result<Self, StartError> {
+    pub async fn start(config: NodeConfig, mut env: Env) -> Result<Self, StartError> {
+        env.seams.runtime = supervise::runtime(env.seams.runtime);
         let me = config.node;
         let cluster = config.credentials.cluster();
         match config.credentials.subject() {
@@ -116,14 +121,15 @@ impl Node {
 
         let open = Arc::clone(&env.open_store);
         let opened = env.executor.run(move || open()).await?;
-        let (store, identity) = (opened.store, opened.identity);
+        let room = Room::new(env.space.clone(), env.disk_reserve);
+        let store: Arc<dyn Store> = Arc::new(Reserved::new(opened.store, room.clone()));
+        let identity = opened.identity;
         let quarantined: Option<Arc<str>> = opened.quarantined.map(Into::into);
         let start = Start {
             me,
             disk: identity.disk,
             unclean: !identity.clean,
             interval: config.durability == Durability::Interval,
-            quarantined: quarantined.is_some(),
         };
         if let Some(why) = &quarantined {
             error!(node = %me, "QUARANTINED, no data is served: {why}");
@@ -133,12 +139,11 @@ impl Node {
             .await
             .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
         let tls_error = |error: tls::TlsError| StartError(error.to_string());
-        let mut accepting =
-            tls::server_config(&env.seams, &config.credentials, &[ALPN_PEER, ALPN_CLIENT]).map_err(tls_error)?;
+        let mut accepting = tls::server_config(&env.seams, &config.credentials, &ALPNS).map_err(tls_error)?;
         quic::set_client_window(&mut accepting, env.request_memory.client_window());
         let pools = Pools::new(env.request_memory);
         let dial = tls::client_config(&env.seams, &config.credentials, ALPN_PEER, Link::Peer).map_err(tls_error)?;
-        let endpoint = quic::endpoint(&env.seams, socket, Some(accepting))
+        let endpoint = quic::endpoint(&env.seams, socket, Some(accepting.clone()))
             .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
         let listening = endpoint.local_addr().map_err(|error| StartError(error.to_string()))?;
         let addr =
@@ -175,6 +180,7 @@ impl Node {
             random.fork(),
             recovery.clone(),
         );
+        replica.set_room(room.clone());
 
         if quarantined.is_none() {
             replica.load_hints().await?;
@@ -247,6 +253,7 @@ impl Node {
         .await?;
         known.set(Some(layouts.clone()));
         // Before the first write. An unclean stop leaves data that the saved trees know nothing of.
+        let mut decided = quarantined.is_some();
         if let Some(current) = layouts.current() {
             replica.set_partitions(current.layout.partitions);
             if identity.clean {
@@ -254,7 +261,12 @@ impl Node {
                 sometimes!("hash trees: taken over from a clean stop", loaded > 0);
             }
             if quarantined.is_none() {
-                replica.decide(start.facts(&current)).await?;
+                match replica.decide(start.facts(&current)).await {
+                    Ok(()) => decided = true,
+                    // It is tried again until there is room; until then no reads are answered.
+                    Err(StoreError::Full(why)) => warn!("it cannot be noted what this disk lacks: {why}"),
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
 
@@ -288,6 +300,7 @@ impl Node {
         });
         let compared = anti_entropy.clone();
         metrics.source(move || compared.samples());
+        let certificate = Certificate::new(&config.credentials, Arc::clone(&env.seams.wall_clock));
         let boot = identity.boot;
         let status = Status {
             cluster,
@@ -302,6 +315,8 @@ impl Node {
             handoff: handoff.clone(),
             anti_entropy: anti_entropy.clone(),
             wall_clock: Arc::clone(&env.seams.wall_clock),
+            room: room.clone(),
+            certificate: certificate.clone(),
         };
         let admission = Admission::new(pools);
         watch_parts(&metrics, &status, &admission, &replica, &coordinator);
@@ -323,16 +338,17 @@ impl Node {
                 Box::pin(async move { services.answer_peer(from, request, timeout, room).await })
             })
         });
-        let accepting = tokio::spawn(server::accept(endpoint.clone(), services, peers.clone()));
-        let learning = tokio::spawn(follow_layouts(
-            start.clone(),
-            layouts.clone(),
-            replica.clone(),
-            peers.clone(),
-            membership.clone(),
-        ));
-        let greeting = tokio::spawn(follow_hellos(me, layouts.clone(), recovery, beacons.clone()));
-        let watching = tokio::spawn(follow_set_backs(me, layouts.clone(), replica.clone(), beacons));
+        let accept = supervise::spawn("accept", server::accept(endpoint.clone(), services, peers.clone()));
+        let following =
+            follow_layouts(start.clone(), decided, layouts.clone(), replica.clone(), peers.clone(), membership.clone());
+        let learning = supervise::spawn("layouts followed", following);
+        let greeting =
+            supervise::spawn("hellos followed", follow_hellos(me, layouts.clone(), recovery, beacons.clone()));
+        let following = follow_set_backs(me, layouts.clone(), replica.clone(), beacons);
+        let watching = supervise::spawn("set-backs followed", following);
+        let looking = supervise::spawn("room on the disk", room.watch());
+        let warning = supervise::spawn("certificate", certificate.clone().watch());
+        let tasks = [accept, learning, greeting, watching, looking, warning].map(|task| task.abort_handle());
         info!(node = %me, %addr, %cluster, "listening");
         Ok(Self {
             id: me,
@@ -352,7 +368,13 @@ impl Node {
             status,
             metrics,
             fatal,
-            tasks: Tasks([accepting, learning, greeting, watching].iter().map(JoinHandle::abort_handle).collect()),
+            tasks: Tasks(tasks.into()),
+            certificates: Certificates {
+                seams: env.seams,
+                subject: config.credentials.subject().clone(),
+                accepting,
+                certificate,
+            },
         })
     }
 
@@ -379,7 +401,28 @@ impl Node {
     /// What [`crate::http`] shows of it.
     pub fn watched(&self) -> Watched {
         let status = self.status.clone();
-        Watched { metrics: self.metrics.clone(), ready: Arc::new(move || status.not_serving().map_or(Ok(()), Err)) }
+        Watched { metrics: self.metrics.clone(), ready: Arc::new(move || status.not_ready().map_or(Ok(()), Err)) }
+    }
+
+    /// Shows another certificate from now on, to whoever dials and to whomever it dials. Connections that run stay as they are.
+    ///
+    /// # Errors
+    /// When it is not this node's, or not valid now; then everything stays as it was.
+    pub fn renew(&self, credentials: &Credentials) -> Result<(), StartError> {
+        let Certificates { seams, subject, accepting, certificate } = &self.certificates;
+        let error = |error: tls::TlsError| StartError(error.to_string());
+        if credentials.subject() != subject {
+            return Err(StartError(format!("the certificate is {}'s, not {subject}'s", credentials.subject())));
+        }
+        credentials.check_validity((seams.wall_clock)()).map_err(error)?;
+        let dial = tls::client_config(seams, credentials, ALPN_PEER, Link::Peer).map_err(error)?;
+        // The rest stays: an address that was proved under the old configuration is proved under the new one.
+        let mut accept = accepting.clone();
+        accept.crypto = tls::server_config(seams, credentials, &ALPNS).map_err(error)?.crypto;
+        self.endpoint.set_server_config(Some(accept));
+        self.peers.renew(dial);
+        certificate.renewed(credentials);
+        Ok(())
     }
 
     /// Waits until the node cannot go on, and says why: a sync failed, so that nobody knows what is on its disk. The
@@ -469,6 +512,17 @@ impl KnownLayouts {
     }
 }
 
+/// What it takes to show another certificate.
+struct Certificates {
+    seams: Seams,
+    subject: Subject,
+    accepting: quinn::ServerConfig,
+    certificate: Certificate,
+}
+
+/// The protocols that a node accepts.
+const ALPNS: [&[u8]; 2] = [ALPN_PEER, ALPN_CLIENT];
+
 /// Ends its tasks when it is dropped.
 #[derive(Debug)]
 struct Tasks(Vec<AbortHandle>);
@@ -489,9 +543,15 @@ impl Drop for Tasks {
 
 /// Passes on what follows from the layout in force: how many partitions there are, whom to stay connected to, and what gossip
 /// tells the others.
-async fn follow_layouts(start: Start, layouts: Layouts, replica: Replica, peers: Peers, membership: Membership) {
+async fn follow_layouts(
+    start: Start,
+    mut decided: bool,
+    layouts: Layouts,
+    replica: Replica,
+    peers: Peers,
+    membership: Membership,
+) {
     let me = start.me;
-    let mut decided = layouts.current().is_some() || start.quarantined;
     let (mut changes, mut keys) = (layouts.watch(), layouts.watch_context_keys());
     loop {
         keys.mark_unchanged();
@@ -569,7 +629,6 @@ struct Start {
     disk: DiskId,
     unclean: bool,
     interval: bool,
-    quarantined: bool,
 }
 
 impl Start {
@@ -600,6 +659,10 @@ fn watch_parts(
     replica: &Replica,
     coordinator: &Coordinator,
 ) {
+    let room = status.room.clone();
+    metrics.source(move || room.samples());
+    let certificate = status.certificate.clone();
+    metrics.source(move || certificate.samples());
     let admission = admission.clone();
     metrics.source(move || admission.samples());
     let replica = replica.clone();

@@ -33,6 +33,7 @@ use crate::beacons::{Beacons, Speaker};
 use crate::env::BoxFuture;
 use crate::peer_wire::{ALPN_PEER, Hello, PeerAnswer, PeerBody, PeerReply, PeerRequest, class};
 use crate::request_memory::{OVERLOADED, Pools};
+use crate::supervise;
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +112,7 @@ impl Peers {
             tasks: Mutex::new(JoinSet::new()),
             me: config.me,
             cluster: config.cluster,
-            dial: config.dial,
+            dial: Mutex::new(config.dial),
             random: config.random,
             hello: config.hello,
             beacons: config.beacons,
@@ -121,6 +122,11 @@ impl Peers {
         });
         shared.spawn(shared.clone().keep_connected());
         Self(shared)
+    }
+
+    /// Dials with another certificate from now on.
+    pub fn renew(&self, dial: quinn::ClientConfig) {
+        *lock(&self.0.dial) = dial;
     }
 
     /// Sets who carries out the requests of peers. Until then they are refused. A second call changes nothing.
@@ -353,7 +359,7 @@ struct Shared {
     cluster: ClusterId,
     /// Taken away at shutdown, because a socket stays bound as long as somebody holds its endpoint.
     endpoint: Mutex<Option<Endpoint>>,
-    dial: quinn::ClientConfig,
+    dial: Mutex<quinn::ClientConfig>,
     random: Random,
     hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
     beacons: Beacons,
@@ -427,7 +433,7 @@ impl Shared {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn(supervise::watched("peers", task));
     }
 
     /// The lanes to a peer, dialed if need be.
@@ -518,8 +524,8 @@ impl Shared {
     async fn dial(&self, addr: SocketAddr, name: &str) -> Result<(NodeId, Connection), String> {
         dawdle!("peers: a pause before a dial");
         let endpoint = lock(&self.endpoint).clone().ok_or("this node is stopping")?;
-        let connecting =
-            endpoint.connect_with(self.dial.clone(), addr, name).map_err(|error| format!("cannot dial: {error}"))?;
+        let dial = lock(&self.dial).clone();
+        let connecting = endpoint.connect_with(dial, addr, name).map_err(|error| format!("cannot dial: {error}"))?;
         drop(endpoint);
         match timeout(DIAL_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok((self.peer_of(&connection)?, connection)),
@@ -728,12 +734,12 @@ impl Serving {
         if buggify!("peers: few requests of a peer at a time") {
             limits.classes.iter_mut().for_each(|limits| limits.in_flight_max = 1);
         }
-        tasks.spawn(async move {
+        tasks.spawn(supervise::watched("a peer's requests", async move {
             let why = rpc::serve(served, service, limits).await;
             tracing::debug!(peer = %node, "no longer served: {why}");
-        });
+        }));
         let (gossip, datagrams) = (connection.clone(), shared.datagrams.clone());
-        tasks.spawn(async move {
+        tasks.spawn(supervise::watched("a peer's gossip", async move {
             while let Ok(data) = gossip.read_datagram().await {
                 if buggify!("peers: a gossip datagram is not taken") {
                     continue;
@@ -741,7 +747,7 @@ impl Serving {
                 // Gossip repeats itself: what does not fit in is dropped.
                 let _ = datagrams.try_send((node, data));
             }
-        });
+        }));
         Self { _tasks: tasks }
     }
 }
@@ -765,6 +771,17 @@ struct Service {
 
 impl rpc::Handler for Service {
     async fn handle(&self, Arrived { body, timeout, room, .. }: Arrived) -> Bytes {
+        supervise::watched("a peer's request", self.answer(body, timeout, room)).await
+    }
+
+    fn refuse(&self, _class: u8) -> Bytes {
+        let reply = PeerReply::Refused(OVERLOADED);
+        codec::encode(&PeerAnswer { beacon: self.shared.beacons.durable(), reply })
+    }
+}
+
+impl Service {
+    async fn answer(&self, body: Bytes, timeout: Duration, room: Room) -> Bytes {
         let until = Instant::now() + timeout;
         let reply = match codec::decode::<PeerRequest>(&body) {
             Ok(PeerRequest { body: PeerBody::Hello(hello), .. }) => self.greeted(hello),
@@ -804,13 +821,6 @@ impl rpc::Handler for Service {
         answer
     }
 
-    fn refuse(&self, _class: u8) -> Bytes {
-        let reply = PeerReply::Refused(OVERLOADED);
-        codec::encode(&PeerAnswer { beacon: self.shared.beacons.durable(), reply })
-    }
-}
-
-impl Service {
     fn greeted(&self, hello: Hello) -> PeerReply {
         if let Err(why) = self.shared.check_hello(self.node, &hello) {
             tracing::warn!(peer = %self.node, "a hello was refused: {why}");

@@ -15,7 +15,7 @@ mod hints;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,7 +36,8 @@ use crate::core::version::{Actor, Context, Dot};
 use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
 use crate::recovery::{Reading, Reason, Recovery};
-use crate::store::{Committer, Executor, Store, StoreError, Ticket, Tree};
+use crate::store::room::Level;
+use crate::store::{Committer, Executor, Room, Store, StoreError, Ticket, Tree};
 
 use self::hints::Kept;
 #[doc(hidden)]
@@ -204,7 +205,13 @@ impl Replica {
             recovery,
             rebuild: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
+            room: OnceLock::new(),
         }))
+    }
+
+    /// Tells how much room there is on the disk; without it there is always enough. A second call changes nothing.
+    pub fn set_room(&self, room: Room) {
+        let _ = self.0.room.set(room);
     }
 
     /// Tells how many partitions there are; the layout knows, and the number never changes.
@@ -220,7 +227,7 @@ impl Replica {
     ///
     /// # Errors
     /// [`MintError::NotApplied`] for everything that is refused beforehand: limits, a corrupt record, a store that cannot be
-    /// read, a full disk that left the record as it was. [`MintError::Unknown`] if the insert failed in any other way;
+    /// read, a disk that is full. [`MintError::Unknown`] if the insert failed in any other way;
     /// [`MintError::Forgotten`].
     pub async fn mint(
         &self,
@@ -447,6 +454,7 @@ struct Inner {
     rebuild: tokio::sync::Mutex<()>,
     /// Nothing is written any more, so that the trees can be saved.
     closed: AtomicBool,
+    room: OnceLock<Room>,
 }
 
 /// Where a record lies: this node's own copy, or one that it keeps for another node.
@@ -519,6 +527,9 @@ impl Inner {
         {
             sometimes!("mint: a retry of what this node would not remember");
             return Err(MintError::Forgotten);
+        }
+        if value.is_some() {
+            self.room_for_a_value()?;
         }
         let (siblings, len) = (held.value_count(), held.encoded_len());
         let before = match place {
@@ -641,6 +652,7 @@ impl Inner {
                 .any(|(dot, theirs)| !record.context.covers(dot) && superseded.contains(&theirs.op_id))
         );
         let siblings = record.value_count();
+        let had: Option<BTreeSet<Dot>> = self.is_tight().then(|| record.siblings.keys().copied().collect());
         let old_digest = digest_of(&record, key);
         let disputed = self.disputed(partition, &record, other);
         let (dropped, mut changed) = mint::merge(&mut record, other, &|op_id| superseded.contains(op_id));
@@ -657,6 +669,9 @@ impl Inner {
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
         let mut digest = old_digest.unwrap_or(0);
         if changed || corrupt {
+            if had.is_some_and(|had| record.siblings.keys().any(|dot| !had.contains(dot))) {
+                self.room_for_a_value()?;
+            }
             self.make_room(place, key, record.encoded_len())?;
             let data_key = data_key(key);
             let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
@@ -871,6 +886,21 @@ impl Inner {
     fn assert_partition(&self, partition: Partition, key: &[u8]) {
         let partitions = self.partitions.load(Ordering::Relaxed);
         assert!(partitions == 0 || Partition::of(key_hash(key), partitions) == partition, "a key of another partition");
+    }
+
+    fn is_tight(&self) -> bool {
+        self.room.get().is_some_and(|room| room.level() != Level::Plenty)
+    }
+
+    /// Whether the disk has room for a value that is not held yet: see [`crate::store::room`].
+    fn room_for_a_value(&self) -> Result<(), NotApplied> {
+        match self.room.get().and_then(Room::refuse) {
+            None => Ok(()),
+            Some(why) => {
+                sometimes!("replica: a value was refused, the disk's reserve was touched");
+                Err(self.failed(why))
+            }
+        }
     }
 
     fn check_open(&self) -> Result<(), NotApplied> {

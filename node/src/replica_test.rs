@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::recovery::Doubt;
-use crate::store::{Durability, MemoryStore, Stats};
+use crate::store::{DiskReserve, Durability, MemoryStore, Space, Stats};
 
 /// A map that fails when it is told to.
 #[derive(Debug, Default)]
@@ -149,6 +149,53 @@ async fn an_engine_that_has_failed_for_good_ends_the_node() {
             assert_eq!(lock(&told).len(), 1, "{durability:?}, merges: {merges}");
         }
     }
+}
+
+/// A disk of 1,000 bytes of which 800 are kept free.
+fn tight(one: &Setup, free: u64) -> (Arc<AtomicU64>, Room) {
+    let left = Arc::new(AtomicU64::new(free));
+    let asked = Arc::clone(&left);
+    let ask = Arc::new(move || Ok(Space { free: asked.load(Ordering::Relaxed), total: 1000 }));
+    let room = Room::new(Some(ask), DiskReserve::Bytes(800));
+    one.replica.set_room(room.clone());
+    (left, room)
+}
+
+#[tokio::test]
+async fn a_replica_whose_disk_is_nearly_full_takes_no_value_and_every_delete() {
+    let one = inline();
+    let first = one.put(1, "a", &Context::new()).await.expect("minted");
+    let elsewhere = inline_named("n2");
+    elsewhere.replica.merge(P, &key("k"), first.record.clone()).await.expect("merged");
+    let newer = elsewhere.put(2, "b", &first.context).await.expect("minted");
+    let (left, room) = tight(&one, 500);
+
+    let refused = one.put(3, "c", &first.context).await.expect_err("no new values");
+    let why = storage_error(refused);
+    assert!(why.contains("the disk is full") && why.contains("disk_reserve"), "{why}");
+    let refused = one.replica.merge(P, &key("k"), newer.record.clone()).await.expect_err("no new copies");
+    assert!(matches!(refused, NotApplied::Storage { .. }), "{refused}");
+    assert_eq!(one.values().await, [key("a")], "what was refused is not there");
+    let target = NodeId::new("n3").expect("legal");
+    one.replica.keep_hint(P, &key("k"), target, newer.record.clone(), 0).await.expect_err("nor a hint");
+
+    // What is there already is known again, and needs no room.
+    let again = one.put(1, "a", &Context::new()).await.expect("it is there");
+    assert!(again.repeated && again.dot == first.dot);
+    one.replica.merge(P, &key("k"), first.record.clone()).await.expect("nothing new");
+    // A delete is minted, and one of somebody else's is merged.
+    let deleted = elsewhere.replica.mint(P, &key("k"), OpId(5), None, newer.context.clone()).await.expect("minted");
+    one.replica.merge(P, &key("k"), deleted.record).await.expect("a delete");
+    assert!(one.values().await.is_empty());
+    one.replica.mint(P, &key("other"), OpId(6), None, Context::new()).await.expect("a delete");
+
+    left.store(1000, Ordering::Relaxed);
+    room.look();
+    one.put(7, "e", &Context::new()).await.expect("there is room again");
+}
+
+fn inline_named(node: &str) -> Setup {
+    setup(node, Executor::Inline)
 }
 
 fn inline() -> Setup {

@@ -27,6 +27,7 @@ use crate::peers::Peers;
 use crate::replica_service::ReplicaService;
 use crate::request_memory::{ClientConnection, OVERLOADED, Pools};
 use crate::status::Status;
+use crate::supervise;
 
 /// Everything that a request can reach. Clones share it.
 #[derive(Clone, Debug)]
@@ -54,7 +55,8 @@ pub(crate) async fn accept(endpoint: Endpoint, services: Services, peers: Peers)
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
                 if let Some(admitted) = gate.admit(incoming, |addr| peers.listens_at(addr)) {
-                    connections.spawn(connection(admitted, services.clone(), peers.clone()));
+                    let served = connection(admitted, services.clone(), peers.clone());
+                    connections.spawn(supervise::watched("a connection", served));
                 }
             }
         }
@@ -123,6 +125,16 @@ struct ClientHandler {
 
 impl rpc::Handler for ClientHandler {
     async fn handle(&self, Arrived { body, timeout, room, .. }: Arrived) -> Bytes {
+        supervise::watched("a client's request", self.answer(body, timeout, room)).await
+    }
+
+    fn refuse(&self, _class: u8) -> Bytes {
+        codec::encode(&Response { table: None, body: Err(OVERLOADED.into()) })
+    }
+}
+
+impl ClientHandler {
+    async fn answer(&self, body: Bytes, timeout: Duration, room: Room) -> Bytes {
         let request = match codec::decode::<Request>(&body) {
             Ok(request) => request,
             Err(error) => return codec::encode(&unsupported(&error)),
@@ -159,10 +171,6 @@ impl rpc::Handler for ClientHandler {
             return encoded;
         }
         services.admission.overloaded.fetch_add(1, Ordering::Relaxed);
-        codec::encode(&Response { table: None, body: Err(OVERLOADED.into()) })
-    }
-
-    fn refuse(&self, _class: u8) -> Bytes {
         codec::encode(&Response { table: None, body: Err(OVERLOADED.into()) })
     }
 }

@@ -10,6 +10,7 @@ use tracing::Instrument;
 use crate::core::layout::Layout;
 use crate::core::staging::warnings;
 use crate::store::Executor;
+use crate::supervise;
 
 /// The newest state that was shown.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Showing {
             *newest = Some(shown.clone());
             shown
         };
-        match tokio::spawn(compute.in_current_span()).await {
+        match supervise::spawn("layouts shown", compute.in_current_span()).await {
             Ok(shown) => shown,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             // The runtime ends, and this future with it.

@@ -9,13 +9,14 @@ use quorate_client::wire::{NodeStatus, PeerStatus};
 use tokio::time::Instant;
 
 use crate::anti_entropy::AntiEntropy;
+use crate::certificate::Certificate;
 use crate::coordinator::WallClock;
 use crate::handoff::Handoff;
 use crate::layouts::Layouts;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::replica::HINT_BYTES_MAX;
-use crate::store::{Identity, Store};
+use crate::store::{Identity, Room, Store};
 
 /// Makes reports. Clones share everything.
 #[derive(Clone)]
@@ -32,6 +33,8 @@ pub(crate) struct Status {
     pub(crate) handoff: Handoff,
     pub(crate) anti_entropy: AntiEntropy,
     pub(crate) wall_clock: WallClock,
+    pub(crate) room: Room,
+    pub(crate) certificate: Certificate,
 }
 
 impl fmt::Debug for Status {
@@ -47,6 +50,11 @@ impl Status {
             Some(why) => Some(why.to_string()),
             None => self.layouts.not_serving(),
         }
+    }
+
+    /// Why this node must not be sent whatever comes: it serves no data, or takes no new values.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        self.not_serving().or_else(|| self.room.why())
     }
 
     /// The report.
@@ -101,6 +109,7 @@ impl Status {
         let stats = self.store.stats();
         let now_ms = (self.wall_clock)().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let layout = current.as_ref().map(|current| &current.layout);
+        let (certificate_left_s, authority_left_s) = self.certificate.left_s();
         NodeStatus {
             node: me,
             cluster: self.cluster,
@@ -123,6 +132,9 @@ impl Status {
             recovering: self.anti_entropy.recovering(),
             reachable,
             counters: self.metrics.snapshot(),
+            disk_full: self.room.why(),
+            certificate_left_s: Some(certificate_left_s),
+            authority_left_s: Some(authority_left_s),
         }
     }
 }

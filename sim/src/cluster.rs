@@ -27,7 +27,7 @@ use quorate_node::env::Env;
 use quorate_node::layouts::{FIRST_KEY, stored_context_keys};
 use quorate_node::node::{self, Node, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
-use quorate_node::store::{self, Executor, Latency, Tree};
+use quorate_node::store::{self, DiskReserve, Executor, Latency, Tree};
 use tokio::sync::watch;
 use turmoil::Sim;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -37,6 +37,9 @@ use crate::interpose;
 use crate::plan::{Durability, Mechanisms, Plan};
 use crate::socket::{Cable, SimRuntime};
 use crate::trace::Trace;
+
+/// What nodes keep free of a disk that is full some time: a few dozen of the records that lives write.
+pub const DISK_RESERVE: u64 = 16 << 10;
 
 /// The host that all clients live on, each with a port of its own.
 pub const CLIENTS: &str = "clients";
@@ -335,7 +338,7 @@ impl Machine {
             let offset = Duration::from_millis(offset_ms.unsigned_abs());
             if offset_ms < 0 { wall_clock() - offset } else { wall_clock() + offset }
         };
-        let (disk, latency) = (self.disk.clone(), self.disk.clone());
+        let (disk, latency, space) = (self.disk.clone(), self.disk.clone(), self.disk.clone());
         let env = Env {
             seams: Seams {
                 runtime: Arc::new(SimRuntime),
@@ -348,6 +351,8 @@ impl Machine {
             executor: Executor::Slow(Latency(Arc::new(move || latency.latency()))),
             computing: Executor::Inline,
             request_memory: RequestMemory::of_bytes(self.shared.request_memory_kib << 10),
+            space: Some(Arc::new(move || Ok(space.space()))),
+            disk_reserve: DiskReserve::Bytes(DISK_RESERVE),
         };
         let config = NodeConfig {
             node: self.node,

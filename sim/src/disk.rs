@@ -19,7 +19,7 @@ use bytes::Bytes;
 use quorate_client::ids::{ClusterId, DiskId, NodeId};
 use quorate_client::random::Random;
 use quorate_client::{story, tell};
-use quorate_node::store::{Identity, Opened, Stats, Store, StoreError, Tree, WriteCount, Writes};
+use quorate_node::store::{Identity, Opened, Space, Stats, Store, StoreError, Tree, WriteCount, Writes};
 use serde::{Deserialize, Serialize};
 
 /// A disk. It outlives the node's processes; clones are the same disk.
@@ -274,6 +274,13 @@ impl SimDisk {
     /// How many bytes of keys and values it holds at most; nothing for a disk without end.
     pub fn set_bytes_max(&self, bytes_max: Option<u64>) {
         self.state().bytes_max = bytes_max;
+    }
+
+    /// How full it is.
+    pub fn space(&self) -> Space {
+        let state = self.state();
+        let total = state.bytes_max.unwrap_or(u64::MAX);
+        Space { free: total.saturating_sub(state.bytes), total }
     }
 
     /// How many bytes of keys and values it holds.

@@ -19,7 +19,7 @@ use quorate_node::core::record::Record;
 use quorate_node::replica::{data_key, decode_hint};
 use quorate_node::store::Tree;
 
-use crate::cluster::{CLIENTS, Cluster, Process, name, random_of};
+use crate::cluster::{CLIENTS, Cluster, DISK_RESERVE, Process, name, random_of};
 use crate::disk::{Crash, Durable, Image, SimDisk};
 use crate::plan::{Aftermath, Broken, Fault, FaultClass, FaultKind, Plan};
 use crate::socket::PacketFaults;
@@ -479,6 +479,8 @@ impl Nemesis {
                     FaultKind::WrongClock { node: whose, offset_ms: ms } if *whose == node => offset_ms = *ms,
                     FaultKind::FullDisk(whose) if *whose == node => {
                         let at = self.full_at.get(i).copied().unwrap_or(0);
+                        // Some of the reserve is left at first, for deletes and what is handed over.
+                        let at = at + DISK_RESERVE / 2;
                         bytes_max = Some(bytes_max.map_or(at, |bytes| bytes.min(at)));
                     }
                     _ => {}

@@ -271,7 +271,7 @@ pub enum FaultKind {
     FailedSync(u8),
     /// The insert of the node's next record fails; whether the record is there all the same nobody knows.
     FailedInsert(u8),
-    /// The node's disk takes no more than it holds now.
+    /// The node's disk takes half of the nodes' reserve more than it holds now; there is room again at the end.
     FullDisk(u8),
     /// Each call to the node's disk takes so many milliseconds.
     SlowDisk {

@@ -12,6 +12,7 @@ use super::Desk;
 use super::pair::Pair;
 use crate::core::merkle::Leaves;
 use crate::layouts::Current;
+use crate::supervise;
 
 /// The background task.
 pub(super) async fn run(desk: Arc<Desk>) {
@@ -38,7 +39,8 @@ pub(super) async fn run(desk: Arc<Desk>) {
                 join(&mut jobs).await;
             }
             let (desk, current) = (desk.clone(), current.clone());
-            jobs.spawn(async move { recover(&desk, &current, partition).await });
+            let job = async move { recover(&desk, &current, partition).await };
+            jobs.spawn(supervise::watched("recovery: a partition", job));
         }
         while !jobs.is_empty() {
             join(&mut jobs).await;

@@ -11,7 +11,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_client::ids::NodeId;
 use quorate_client::options::Quorum;
-use quorate_node::config::{DurabilityName, Endpoint, LogFilter, LogFormat, Mebibytes};
+use quorate_node::config::{ByteSize, DurabilityName, Endpoint, FileCount, LogFilter, LogFormat, Mebibytes};
+use quorate_node::store::DiskReserve;
 
 /// Parses the whole command line.
 #[derive(Debug, Parser)]
@@ -364,12 +365,17 @@ pub(crate) enum CheckCommand {
         after_help = "Examples:\n  quorate check replicas || echo not-now\n\nExit codes: 0 they are, 4 no node answers, 7 they are not"
     )]
     Replicas(CheckArgs),
+    /// Whether every certificate in use is valid for more than 30 days: those of the nodes, this client's, and the CA's
+    #[command(
+        after_help = "Examples:\n  quorate check certs || echo renew-some\n\nExit codes: 0 they are, 4 no node answers, 7 they are not"
+    )]
+    Certs(CheckArgs),
 }
 
 impl CheckCommand {
     pub(crate) fn args(&self) -> &CheckArgs {
         match self {
-            Self::Quorum(args) | Self::Replicas(args) => args,
+            Self::Quorum(args) | Self::Replicas(args) | Self::Certs(args) => args,
         }
     }
 }
@@ -596,7 +602,8 @@ pub(crate) enum DevCommand {
 
 /// Run one node
 ///
-/// Ends cleanly on SIGTERM and Ctrl-C. Every setting of the file can be given as a flag, which then counts instead.
+/// Ends cleanly on SIGTERM and Ctrl-C. SIGHUP reads the certificates anew and opens the log file anew. Every setting of the file
+/// can be given as a flag, which then counts instead.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A configuration file:
@@ -607,6 +614,7 @@ A configuration file:
   durability = \"group\"         # always, group or interval (then also sync_interval_ms)
   request_memory_mib = 256      # what requests may take of the memory, 64 or more
   http = \"127.0.0.1:7480\"      # /livez /readyz /metrics
+  disk_reserve = \"auto\"        # kept free: 5% of the disk, at most 1GiB; or \"10%\", \"2GiB\"
   [tls]
   ca = \"ca.pem\"
   cert = \"n1.pem\"
@@ -614,6 +622,7 @@ A configuration file:
   [log]
   format = \"pretty\"            # or json
   level = \"info\"
+  # file = \"n1.log\"          # instead of stderr; file_size = \"64MiB\", files = 5
 
 Examples:
   quorate server --config n1.toml
@@ -669,6 +678,19 @@ pub(crate) struct ServerArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate_node=debug [env: QUORATE_LOG_LEVEL]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<LogFilter>,
+    /// Log to this file instead of stderr; SIGHUP opens it anew [env: QUORATE_LOG_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
+    /// Begin a new log file at this size [env: QUORATE_LOG_FILE_SIZE] [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) log_file_size: Option<ByteSize>,
+    /// How many older log files are kept, as FILE.1, FILE.2, .. [env: QUORATE_LOG_FILES] [default: 5]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) log_files: Option<FileCount>,
+    /// Keep so much of the disk free: auto, 5% or 512MiB; with less this node refuses new values and goes on reading, and
+    /// others stand in [env: QUORATE_DISK_RESERVE] [default: auto, 5% but at most 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk_reserve: Option<DiskReserve>,
 }
 
 /// Make a cluster's certificates
@@ -678,7 +700,9 @@ Examples:
   quorate cert init                         the cluster's CA: certs/ca.pem and certs/ca.key
   quorate cert node n1                      for `quorate server`: certs/n1.pem and certs/n1.key
   quorate cert client alice                 for clients: certs/alice.pem and certs/alice.key
-  quorate cert client root --admin          may also change the layout")]
+  quorate cert client root --admin          may also change the layout
+  quorate cert show                         what each certificate is for, and until when it is valid
+  quorate cert renew n1                     the same key, valid for another year; then send the node SIGHUP")]
 pub(crate) enum CertCommand {
     /// Make a new cluster: its id and its certificate authority
     Init(CertArgs),
@@ -698,6 +722,27 @@ pub(crate) enum CertCommand {
         /// It may also change the layout
         #[arg(long)]
         admin: bool,
+        #[command(flatten)]
+        args: CertArgs,
+    },
+    /// Make a certificate anew, before it expires
+    ///
+    /// The new one is for the same node or client and the same key, and takes the place of the old one at once; nothing but this one
+    /// file has to be copied to where it is used. A node that runs takes it when it is sent SIGHUP, without losing a request.
+    Renew {
+        /// The node or client: the name of its files, without .pem
+        #[arg(value_name = "NAME")]
+        name: NodeId,
+        #[command(flatten)]
+        args: CertArgs,
+    },
+    /// Show what certificates are for, and until when they are valid
+    ///
+    /// Exit codes: 0, or 7 if one of them expires within 30 days.
+    Show {
+        /// A certificate, or a name in --dir [default: all of --dir]
+        #[arg(value_name = "FILE|NAME")]
+        files: Vec<PathBuf>,
         #[command(flatten)]
         args: CertArgs,
     },

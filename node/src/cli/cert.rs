@@ -1,25 +1,35 @@
 //! `cert`: a cluster's certificate authority, and certificates for its nodes and clients.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use quorate_client::ids::ClusterId;
 use quorate_client::random::Random;
-use quorate_node::cert::{CA_VALIDITY, Ca, CertError, VALIDITY, write_private, write_public};
+use quorate_client::tls::{Card, Subject};
+use quorate_node::cert::{CA_VALIDITY, Ca, CertError, VALIDITY, replace_public, write_private, write_public};
+use quorate_node::certificate::{WARNED_BEFORE, days, left_s};
 use serde_json::json;
 
 use super::args::{CertArgs, CertCommand};
 use super::failure::{Exit, Failure, Outcome};
-use super::output::Output;
+use super::output::{Output, print, table};
 use super::wall_clock;
 
 /// `cert ..`.
 pub(crate) fn run(command: &CertCommand) -> (Output, Outcome) {
     let args = match command {
-        CertCommand::Init(args) | CertCommand::Node { args, .. } | CertCommand::Client { args, .. } => args,
+        CertCommand::Init(args)
+        | CertCommand::Node { args, .. }
+        | CertCommand::Client { args, .. }
+        | CertCommand::Renew { args, .. }
+        | CertCommand::Show { args, .. } => args,
     };
     let output = Output::new(args.output);
-    (output, make(command, args, &output))
+    let outcome = match command {
+        CertCommand::Show { files, args } => show(files, args, &output),
+        _ => make(command, args, &output),
+    };
+    (output, outcome)
 }
 
 fn make(command: &CertCommand, args: &CertArgs, output: &Output) -> Outcome {
@@ -61,6 +71,28 @@ fn make(command: &CertCommand, args: &CertArgs, output: &Output) -> Outcome {
                 ),
             )
         }
+        CertCommand::Renew { name, .. } => {
+            let ca = authority(&args.dir)?;
+            let made = Made { cert: args.dir.join(format!("{name}.pem")), key: args.dir.join(format!("{name}.key")) };
+            let read = |path: &Path| {
+                std::fs::read_to_string(path).map_err(|error| Failure {
+                    hint:
+                        "only what was made before can be renewed; `quorate cert node` and `cert client` make new ones"
+                            .to_owned(),
+                    ..Failure::file("read", path, &error)
+                })
+            };
+            let renewed = ca.renew(&random, &read(&made.cert)?, &read(&made.key)?, now, validity(VALIDITY));
+            let renewed = renewed.map_err(impossible)?;
+            replace_public(&made.cert, &renewed.certificate)
+                .map_err(|error| Failure::new(error.to_string(), "the old certificate is there as before"))?;
+            (
+                ca.cluster(),
+                made,
+                format!("next: copy {name}.pem to where it is used; a node that runs takes it when it is sent SIGHUP"),
+            )
+        }
+        CertCommand::Show { .. } => unreachable!("it makes nothing"),
     };
     if output.is_json() {
         output.json(&json!({
@@ -75,6 +107,99 @@ fn make(command: &CertCommand, args: &CertArgs, output: &Output) -> Outcome {
         output.hint(&next);
     }
     Ok(Exit::Done)
+}
+
+/// `cert show`.
+fn show(files: &[PathBuf], args: &CertArgs, output: &Output) -> Outcome {
+    let files = match files {
+        [] => certificates_in(&args.dir)?,
+        named => named.iter().map(|named| in_dir(named, &args.dir)).collect(),
+    };
+    let now = wall_clock();
+    let shown = files.iter().map(|file| Shown::read(file, now)).collect::<Outcome<Vec<_>>>()?;
+    let well = shown.iter().all(|shown| shown.left_s > WARNED_BEFORE.as_secs() as i64);
+    let json = json!({
+        "schema": "quorate.certs.v1",
+        "ok": well,
+        "certificates": shown.iter().map(|shown| json!({
+            "file": shown.file,
+            "holder": shown.holder,
+            "kind": shown.kind,
+            "cluster": shown.cluster,
+            "valid_from": shown.from,
+            "valid_until": shown.until,
+            "seconds_left": shown.left_s,
+        })).collect::<Vec<_>>(),
+    });
+    print(output, &json, || {
+        let mut rows = table(&["FILE", "HOLDER", "KIND", "VALID UNTIL", "LEFT"]);
+        for shown in &shown {
+            let left = if shown.left_s < 0 { "EXPIRED".to_owned() } else { days(shown.left_s) };
+            rows.add_row([&shown.file, &shown.holder, shown.kind, &shown.until, &left]);
+        }
+        rows
+    })?;
+    Ok(if well { Exit::Done } else { Exit::Degraded })
+}
+
+/// One certificate, for people.
+struct Shown {
+    file: String,
+    holder: String,
+    kind: &'static str,
+    cluster: ClusterId,
+    from: String,
+    until: String,
+    left_s: i64,
+}
+
+impl Shown {
+    fn read(file: &Path, now: SystemTime) -> Outcome<Self> {
+        let pem = std::fs::read(file).map_err(|error| Failure::file("read", file, &error))?;
+        let card = Card::from_pem(&pem).map_err(|error| {
+            Failure::new(format!("{}: {error}", file.display()), "name a certificate of this cluster")
+        })?;
+        let (holder, kind) = match &card.subject {
+            None => ("-".to_owned(), "authority"),
+            Some(Subject::Node { node, .. }) => (node.to_string(), "node"),
+            Some(Subject::Client { name, admin: true, .. }) => (name.clone(), "administrator"),
+            Some(Subject::Client { name, .. }) => (name.clone(), "client"),
+        };
+        Ok(Self {
+            file: file.display().to_string(),
+            holder,
+            kind,
+            cluster: card.cluster,
+            from: date(card.not_before),
+            until: date(card.not_after),
+            left_s: left_s(card.not_after, now),
+        })
+    }
+}
+
+/// As RFC 3339 has it.
+fn date(time: SystemTime) -> String {
+    let format = &time::format_description::well_known::Rfc3339;
+    time::OffsetDateTime::from(time).format(format).unwrap_or_else(|_| "beyond all dates".to_owned())
+}
+
+fn in_dir(named: &Path, dir: &Path) -> PathBuf {
+    let bare = named.components().count() == 1 && named.extension().is_none() && !named.exists();
+    if bare { dir.join(named).with_extension("pem") } else { named.to_owned() }
+}
+
+fn certificates_in(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).map_err(|error| Failure::file("read the directory", dir, &error))?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut files: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "pem")).collect();
+    if files.is_empty() {
+        return Err(Failure::new(
+            format!("there is no certificate in {}", dir.display()),
+            "name its directory with --dir",
+        ));
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// The two files that a command has made.

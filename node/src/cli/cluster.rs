@@ -21,6 +21,7 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
     let answers = health::ask_all(&cluster, &status, false).await?;
     let (verdict, troubles) = health::judge(&status, &answers);
     let hints: Vec<_> = health::hints_of(&answers).collect();
+    let expiring = health::expiring(&answers);
     if output.is_json() {
         let mut json = serde_json::to_value(&status).expect("a status is plain data with text keys");
         json["schema"] = "quorate.status.v1".into();
@@ -28,11 +29,15 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
         json["healthy"] = troubles.is_empty().into();
         json["hints"] = health::hints_json(&hints);
         json["troubles"] = troubles.clone().into();
+        json["expiring"] = expiring.into();
         output.json(&json)?;
     } else {
         output.line(verdict.text())?;
         for trouble in &troubles {
             output.line(&format!("! {trouble}"))?;
+        }
+        for expiring in &expiring {
+            output.line(&format!("warning: {expiring}; see `quorate cert renew --help`"))?;
         }
         output.line("")?;
         output.table(&overview(&status))?;
@@ -230,6 +235,9 @@ pub(crate) mod tests {
             recovering: None,
             reachable: vec![0, 0, 0, 8],
             counters: BTreeMap::new(),
+            disk_full: None,
+            certificate_left_s: None,
+            authority_left_s: None,
         }
     }
 

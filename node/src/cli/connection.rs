@@ -13,7 +13,7 @@ use quorate_client::ids::OpId;
 use quorate_client::options::RequestOptions;
 use quorate_client::random::Random;
 use quorate_client::read::Context;
-use quorate_client::tls::Credentials;
+use quorate_client::tls::{self, Credentials};
 use quorate_client::wire::{
     Found, LayoutCommand, LayoutReport, Located, NodeStatus, Read, RepairCommand, RepairReport, Reply, RequestBody,
     Scan, Scanned, Write, Written,
@@ -171,6 +171,8 @@ pub(crate) fn parse_context(text: &str) -> Outcome<Blob> {
 
 /// Reads and checks the three PEM files.
 pub(crate) fn credentials(ca: &Path, cert: &Path, key: &Path) -> Outcome<Credentials> {
+    tls::check_key_file(key)
+        .map_err(|error| Failure::usage(error.to_string(), format!("run `chmod 600 {}`", key.display())))?;
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file("read", path, &error));
     let credentials = Credentials::from_pem(&read(ca)?, &read(cert)?, &read(key)?).map_err(|error| {
         Failure::usage(

@@ -30,7 +30,7 @@ use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::config::{LogConfig, LogFormat};
 use quorate_node::node::{Mechanisms, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
-use quorate_node::store::Durability;
+use quorate_node::store::{DiskReserve, Durability};
 use tokio::time::{Instant, sleep};
 
 use self::control::{Answer, Request};
@@ -41,7 +41,7 @@ use super::connection::Cluster;
 use super::failure::{Exit, Failure, Outcome};
 use super::launch::{Data, Launch, MemoryDisk};
 use super::output::{Output, rendered, table};
-use super::server::Ends;
+use super::server::{self, Ends};
 use super::{block_on, log, variable, wall_clock};
 
 /// `dev`, with or without a command to one that runs.
@@ -105,7 +105,8 @@ fn foreground(args: &DevArgs, output: &Output) -> Outcome {
     let level = variable("QUORATE_LOG_LEVEL").unwrap_or_else(|| LOG_LEVEL_DEFAULT.to_owned());
     let level =
         level.parse().map_err(|error| Failure::usage(format!("QUORATE_LOG_LEVEL: {error}"), "correct or unset it"))?;
-    log::start(&LogConfig { format: LogFormat::Pretty, level });
+    log::start(&LogConfig { format: LogFormat::Pretty, level, file: None })?;
+    server::end_on_panic(output);
     home.write_client(&plan.client, &plan.seeds())?;
     let (nodes, outcome) = block_on(serve(&plan, &home, output))?;
     // The runtimes block while they end, which nothing asynchronous may do.
@@ -283,7 +284,7 @@ impl Plan {
             request_memory: RequestMemory::default(),
             data: match &self.persist {
                 None => Data::Memory(MemoryDisk::default()),
-                Some(dir) => Data::Directory(dir.join(name(number).as_str())),
+                Some(dir) => Data::Directory(dir.join(name(number).as_str()), DiskReserve::default()),
             },
         };
         (1..=self.count).zip(&self.nodes).map(launch).collect()

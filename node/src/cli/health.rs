@@ -2,16 +2,19 @@
 
 use comfy_table::Table;
 use quorate_client::ids::NodeId;
+use quorate_client::tls::Credentials;
 use quorate_client::wire::{HintStatus, NodeStatus, PeerStatus};
+use quorate_node::certificate::{WARNED_BEFORE, days, left_s};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::args::{CheckCommand, HintsArgs};
-use super::connection::Cluster;
+use super::connection::{Cluster, credentials};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Output, bytes_text, print, readable, table, time_text};
 use super::repair::recovering_text;
 use super::settings::Settings;
+use super::wall_clock;
 
 /// A node as another one names it, and what it says itself; nothing if it was not asked.
 pub(crate) type Answer = (PeerStatus, Option<Result<NodeStatus, String>>);
@@ -148,6 +151,9 @@ fn of_node(own: &NodeStatus, seen: &NodeStatus) -> Vec<(Verdict, String)> {
         let text = format!("{} keeps {count} writes ({bytes}) for {target}, the oldest for {oldest}", own.node);
         reasons.push((Verdict::Degraded, text));
     }
+    if let Some(why) = &own.disk_full {
+        reasons.push((Verdict::Degraded, format!("{} takes no new values: {why}", own.node)));
+    }
     let kept: u64 = own.hints.iter().map(|hint| hint.bytes).sum();
     if own.hint_bytes_max > 0 && kept >= own.hint_bytes_max / 100 * HINTS_FULL_PERCENT {
         let text = format!(
@@ -230,7 +236,72 @@ pub(crate) fn hint_table(kept: &[(NodeId, HintStatus)]) -> Table {
     shown
 }
 
-/// `check quorum` and `check replicas`: for scripts and monitors.
+/// What expires within 30 days, of the nodes' certificates and the CA's as they have it: no trouble of today's.
+pub(crate) fn expiring(answers: &[Answer]) -> Vec<String> {
+    let own = answers.iter().filter_map(|(_, answer)| answer.as_ref()?.as_ref().ok());
+    let of_node = |own: &NodeStatus| {
+        [("the certificate", own.certificate_left_s), ("the cluster's CA certificate", own.authority_left_s)]
+            .into_iter()
+            .filter_map(|(what, left)| expires(what, left?).map(|text| format!("{text} on {}", own.node)))
+            .collect::<Vec<_>>()
+    };
+    own.flat_map(of_node).collect()
+}
+
+fn expires(what: &str, left_s: i64) -> Option<String> {
+    match left_s {
+        ..=0 => Some(format!("{what} has expired")),
+        left_s if left_s < WARNED_BEFORE.as_secs() as i64 => Some(format!("{what} expires in {}", days(left_s))),
+        _ => None,
+    }
+}
+
+/// `check certs`.
+fn check_certs(answers: &[Answer], own: &Credentials, output: &Output) -> Outcome {
+    let now = wall_clock();
+    let mut reasons = expiring(answers);
+    reasons.extend(expires("this client's certificate", left_s(own.not_after(), now)));
+    reasons.extend(expires("the CA certificate of this client", left_s(own.authority_not_after(), now)));
+    for (peer, answer) in answers {
+        match answer {
+            Some(Ok(own)) if own.certificate_left_s.is_some() => {}
+            Some(Ok(_)) => reasons.push(format!("{} does not say: its release is older", peer.node)),
+            Some(Err(why)) => reasons.push(format!("{} does not answer: {why}", peer.node)),
+            // It is down, and shows its certificate to nobody; `check replicas` is about that.
+            None => {}
+        }
+    }
+    report_check(
+        "certs",
+        reasons.is_empty(),
+        "every certificate is valid for more than 30 days",
+        "CERTIFICATES",
+        &reasons,
+        output,
+    )
+}
+
+fn report_check(what: &str, well: bool, text: &str, verdict: &str, reasons: &[String], output: &Output) -> Outcome {
+    if output.is_json() {
+        output.json(&json!({
+            "schema": "quorate.check.v1",
+            "check": what,
+            "ok": well,
+            "verdict": verdict,
+            "reasons": reasons,
+        }))?;
+    } else if well {
+        output.line(&format!("ok: {text}"))?;
+    } else {
+        output.line(verdict)?;
+        for reason in reasons {
+            output.line(&format!("! {reason}"))?;
+        }
+    }
+    Ok(if well { Exit::Done } else { Exit::Degraded })
+}
+
+/// `check quorum`, `check replicas` and `check certs`: for scripts and monitors.
 pub(crate) async fn check(command: &CheckCommand, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
     let seen = cluster.status().await?;
@@ -246,24 +317,12 @@ pub(crate) async fn check(command: &CheckCommand, settings: &Settings, output: &
             verdict == Verdict::Healthy,
             "every owner of every key is there, and nothing waits to be delivered",
         ),
-    };
-    if output.is_json() {
-        output.json(&json!({
-            "schema": "quorate.check.v1",
-            "check": what,
-            "ok": well,
-            "verdict": verdict.text(),
-            "reasons": reasons,
-        }))?;
-    } else if well {
-        output.line(&format!("ok: {text}"))?;
-    } else {
-        output.line(verdict.text())?;
-        for reason in &reasons {
-            output.line(&format!("! {reason}"))?;
+        CheckCommand::Certs(_) => {
+            let wanted = settings.connection()?;
+            return check_certs(&answers, &credentials(wanted.ca, wanted.cert, wanted.key)?, output);
         }
-    }
-    Ok(if well { Exit::Done } else { Exit::Degraded })
+    };
+    report_check(what, well, text, verdict.text(), &reasons, output)
 }
 
 /// More nodes than any sensible cluster has.
@@ -291,6 +350,21 @@ mod tests {
     fn a_cluster_without_trouble_is_healthy() {
         let seen = healthy();
         assert_eq!(judge(&seen, &answers(&seen, seen.clone())), (Verdict::Healthy, Vec::new()));
+    }
+
+    #[test]
+    fn a_full_disk_is_a_trouble_and_a_certificate_that_expires_soon_is_none_yet() {
+        let seen = healthy();
+        let full = NodeStatus { disk_full: Some("9 bytes are free".into()), ..healthy() };
+        let (verdict, reasons) = judge(&seen, &answers(&seen, full));
+        assert!(verdict == Verdict::Degraded && reasons[0].contains("no new values: 9 bytes are free"), "{reasons:?}");
+        let of = |certificate_left_s| NodeStatus { certificate_left_s, authority_left_s: Some(1 << 40), ..healthy() };
+        let soon = answers(&seen, of(Some(43_200)));
+        assert_eq!(judge(&seen, &soon).0, Verdict::Healthy);
+        assert_eq!(expiring(&soon), ["the certificate expires in 12 hours on n1"]);
+        assert_eq!(expiring(&answers(&seen, of(Some(-5)))), ["the certificate has expired on n1"]);
+        assert_eq!(expiring(&answers(&seen, of(Some(31 * 86_400)))), [""; 0]);
+        assert_eq!(expiring(&answers(&seen, of(None))), [""; 0]);
     }
 
     #[test]

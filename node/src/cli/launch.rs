@@ -10,10 +10,13 @@ use quorate_node::env::{Env, OpenStore};
 use quorate_node::http;
 use quorate_node::node::{Node, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
-use quorate_node::store::{self, Identity, MemoryStore, Opened, SledOptions};
+use quorate_node::store::room::space_of;
+use quorate_node::store::{self, DiskReserve, Identity, MemoryStore, Opened, SledOptions, ballast};
 use tokio::net::TcpListener;
 
 use super::failure::{Failure, Outcome};
+use super::log;
+use super::obstacle::{Protocol, patiently};
 
 /// A node and what it needs from this machine.
 #[derive(Debug, Clone)]
@@ -33,8 +36,8 @@ pub(crate) struct Launch {
 pub(crate) enum Data {
     /// In memory; every start of a node with a clone of the same disk finds what the one before has left.
     Memory(MemoryDisk),
-    /// On sled, in this directory.
-    Directory(PathBuf),
+    /// On sled, in this directory, with so much of its disk kept free.
+    Directory(PathBuf, DiskReserve),
 }
 
 /// A disk that lives as long as the process.
@@ -71,20 +74,32 @@ impl Launch {
             Failure::new(format!("{} cannot start: {error}", self.config.node), hint)
         };
         let listener = match self.http {
-            Some(addr) => Some(TcpListener::bind(addr).await.map_err(|error| {
+            Some(addr) => Some(patiently(Protocol::Tcp, addr, || TcpListener::bind(addr)).await.map_err(|error| {
                 failure(&format!("HTTP on {addr}: {error}"), "choose another `http` address, or stop what runs there")
             })?),
             None => None,
         };
-        let env = Env { request_memory: self.request_memory, ..Env::system(self.open_store()) };
-        let node = Node::start(self.config.clone(), env).await.map_err(|error| {
+        let node = Node::start(self.config.clone(), self.env()).await.map_err(|error| {
             failure(&error, "if the address or the directory is in use, another node runs: stop it, or choose another")
         })?;
+        node.watched().metrics.source(log::samples);
         if let Some(listener) = listener {
-            // It ends with the runtime, as the node's own tasks do.
-            tokio::spawn(http::serve(listener, node.watched()));
+            http::start(listener, node.watched());
         }
         Ok(node)
+    }
+
+    fn env(&self) -> Env {
+        let mut env = Env { request_memory: self.request_memory, ..Env::system(self.open_store()) };
+        let bind = Arc::clone(&env.bind_udp);
+        env.bind_udp = Arc::new(move |addr| {
+            let bind = Arc::clone(&bind);
+            Box::pin(patiently(Protocol::Udp, addr, move || bind(addr)))
+        });
+        match &self.data {
+            Data::Memory(_) => env,
+            Data::Directory(dir, reserve) => env.on_disk(space_of(dir.clone()), *reserve),
+        }
     }
 
     fn open_store(&self) -> OpenStore {
@@ -92,8 +107,13 @@ impl Launch {
         let random = Random::from_os();
         Arc::new(move || match &data {
             Data::Memory(disk) => Ok(disk.open(&config, &random)),
-            Data::Directory(dir) => {
-                store::open(dir, config.credentials.cluster(), config.node, &random, &SledOptions::default())
+            Data::Directory(dir, _) => {
+                let space = space_of(dir.clone());
+                ballast::before_start(dir, space());
+                let opened =
+                    store::open(dir, config.credentials.cluster(), config.node, &random, &SledOptions::default())?;
+                ballast::after_start(dir, space());
+                Ok(opened)
             }
         })
     }

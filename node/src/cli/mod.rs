@@ -24,6 +24,7 @@ mod cert;
 mod dev;
 mod launch;
 mod log;
+mod obstacle;
 mod server;
 
 mod bench;
@@ -32,7 +33,7 @@ mod echo;
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::{CommandFactory, Parser};
 use quorate_client::options::Quorum;
@@ -55,13 +56,36 @@ pub(crate) fn main() -> ExitCode {
     };
     let (output, outcome) = run(cli.command);
     match outcome {
-        Ok(exit) => exit.into(),
+        Ok(exit) => {
+            log::flush();
+            exit.into()
+        }
         Err(failure) => {
-            output.failure(&failure);
-            failure.exit.into()
+            let exit = failure.exit;
+            last_words(move || output.failure(&failure));
+            exit.into()
         }
     }
 }
+
+/// Says something after all that was logged. It is not waited for long: whoever reads may be gone or slow, and the process ends all
+/// the same.
+fn last_words(say: impl FnOnce() + Send + 'static) {
+    let (done, said) = std::sync::mpsc::sync_channel(1);
+    let speaking = std::thread::Builder::new().spawn(move || {
+        log::flush();
+        say();
+        // Nobody waits any more if it took too long.
+        let _ = done.send(());
+    });
+    if speaking.is_ok() {
+        // Whether it was said or not.
+        let _ = said.recv_timeout(LAST_WORDS_TIME);
+    }
+}
+
+/// How long the last words may take.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(3);
 
 fn run(command: Command) -> (Output, Outcome) {
     let text = Output::new(OutputFormat::Text);
@@ -156,7 +180,7 @@ fn client(
 ) -> (Output, Outcome) {
     with_settings(common, r, w, |settings, output| {
         if let Some(level) = variable("QUORATE_LOG_LEVEL").and_then(|text| text.parse().ok()) {
-            log::start(&LogConfig { format: LogFormat::Pretty, level });
+            log::start(&LogConfig { format: LogFormat::Pretty, level, file: None })?;
         }
         block_on(command(settings, output))?
     })

@@ -1,13 +1,16 @@
 //! `server`: one node in the foreground, until a signal ends it.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quorate_client::tls::{Credentials, Subject};
+use quorate_client::tls::{Credentials, Subject, key_is_open};
 use quorate_node::anti_entropy::AntiEntropyConfig;
+use quorate_node::certificate::left_s;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
+use quorate_node::supervise;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -17,7 +20,7 @@ use super::connection::{credentials, resolve};
 use super::failure::{Exit, Failure, Outcome};
 use super::launch::{Data, Launch};
 use super::output::Output;
-use super::{block_on, log, variable};
+use super::{block_on, last_words, log, variable, wall_clock};
 
 /// `server`.
 pub(crate) fn run(args: ServerArgs, output: &Output) -> Outcome {
@@ -26,15 +29,20 @@ pub(crate) fn run(args: ServerArgs, output: &Output) -> Outcome {
         .clone()
         .or_else(|| variable("QUORATE_SERVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from));
     let config = ServerConfig::load(file.as_deref(), flags(args), &variable)?;
-    let credentials = credentials(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
-    check_subject(&config, &credentials)?;
-    log::start(&config.log);
+    // Whatever the process makes from here on is for its own user only.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    raise_descriptors();
+    log::start(&config.log)?;
+    end_on_panic(output);
+    let credentials = own_credentials(&config)?;
     block_on(serve(config, credentials, output))?
 }
 
 async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) -> Outcome {
     // From here on a signal ends the node cleanly, also while it is still starting.
     let mut ends = Ends::new()?;
+    // A terminal that goes away says this too, at any time.
+    let mut hangups = listen(SignalKind::hangup())?;
     let start = async {
         let join = resolve_all(&config.join).await;
         let launch = Launch {
@@ -51,7 +59,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
             },
             http: config.http,
             request_memory: config.request_memory,
-            data: Data::Directory(config.data_dir.clone()),
+            data: Data::Directory(config.data_dir.clone(), config.disk_reserve),
         };
         launch.start().await
     };
@@ -64,15 +72,23 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
         node = start => node?,
     };
     tracing::info!(node = %node.id(), addr = %node.addr(), advertise = %config.advertise, data_dir = %config.data_dir.display(), "serving");
-    tokio::select! {
-        biased;
-        name = ends.wait() => tracing::info!(signal = name, "shutting down"),
-        () = seek_by_name(&node, &config.join) => {}
-        why = node.stopped() => {
-            return Err(Failure::new(
-                format!("{} has stopped: {why}", config.node),
-                "acknowledged writes are safe; look at the disk and at the log above before the next start",
-            ));
+    let seeking = seek_by_name(&node, &config.join);
+    tokio::pin!(seeking);
+    loop {
+        tokio::select! {
+            biased;
+            name = ends.wait() => {
+                tracing::info!(signal = name, "shutting down");
+                break;
+            }
+            why = node.stopped() => {
+                return Err(Failure::new(
+                    format!("{} has stopped: {why}", config.node),
+                    "acknowledged writes are safe; look at the disk and at the log above before the next start",
+                ));
+            }
+            () = &mut seeking => {}
+            _ = hangups.recv() => reload(&config, &node),
         }
     }
     tokio::select! {
@@ -92,6 +108,79 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
     Ok(Exit::Done)
 }
 
+/// SIGHUP: what was renewed beside the running node is taken up. What cannot be stays as it was.
+fn reload(config: &ServerConfig, node: &Node) {
+    log::reopen();
+    let renewed = own_credentials(config).and_then(|credentials| {
+        let until = credentials.not_after();
+        let renewed = node.renew(&credentials).map(|()| until);
+        renewed.map_err(|error| Failure::new(error.to_string(), "issue a certificate of this node"))
+    });
+    match renewed {
+        Ok(until) => {
+            let days = left_s(until, wall_clock()) / 86_400;
+            tracing::info!(
+                days,
+                "SIGHUP: the certificate was read anew and is valid for so many days, the log was opened anew"
+            );
+        }
+        Err(failure) => {
+            tracing::error!("SIGHUP: the certificate stays as it was: {}; {}", failure.message, failure.hint)
+        }
+    }
+}
+
+/// The node's certificate and key, by which it must be the node that it is configured to be. A key that others may read is closed to
+/// them, if it is this user's.
+fn own_credentials(config: &ServerConfig) -> Outcome<Credentials> {
+    let key = &config.tls.key;
+    if let Some(mode) = key_is_open(key)
+        && std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600)).is_ok()
+    {
+        tracing::warn!(key = %key.display(),
+            "the private key was readable by every user of this machine (permissions {mode:04o}); it is 0600 now. If somebody else may \
+             have read it, make this node a new key and certificate");
+    }
+    let credentials = credentials(&config.tls.ca, &config.tls.cert, key)?;
+    check_subject(config, &credentials)?;
+    Ok(credentials)
+}
+
+/// From here on a panic in a task of a node ends the process at once, with the reason: nobody stands in for a node that lives in part.
+pub(crate) fn end_on_panic(output: &Output) {
+    // The standard one writes to stderr, and would wait for a reader that is gone or slow.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        match backtrace.status() {
+            std::backtrace::BacktraceStatus::Captured => tracing::error!("{panic}\n{backtrace}"),
+            _ => tracing::error!("{panic}"),
+        }
+    }));
+    let output = *output;
+    supervise::on_panic(move |why| {
+        let failure = Failure::new(
+            format!("this process cannot go on: {why}"),
+            "acknowledged writes are safe; start it again, and report this with the log above",
+        );
+        last_words(move || output.failure(&failure));
+        std::process::exit(Exit::Failed.code().into());
+    });
+}
+
+/// As many descriptors as this user may have: the limit that a shell begins with is for programs that use `select`.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        // Without it there are as many as before.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}
+
+fn listen(kind: SignalKind) -> Outcome<Signal> {
+    signal(kind).map_err(|error| Failure::new(format!("cannot listen for signals: {error}"), "try again"))
+}
+
 /// The signals that end a process in an orderly way.
 pub(crate) struct Ends {
     interrupt: Signal,
@@ -100,9 +189,6 @@ pub(crate) struct Ends {
 
 impl Ends {
     pub(crate) fn new() -> Outcome<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::new(format!("cannot listen for signals: {error}"), "try again"))
-        };
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
@@ -183,6 +269,10 @@ fn flags(args: ServerArgs) -> ServerFlags {
         key: args.key,
         log_format: args.log_format,
         log_level: args.log_level,
+        log_file: args.log_file,
+        log_file_size: args.log_file_size,
+        log_files: args.log_files,
+        disk_reserve: args.disk_reserve,
     }
 }
 
@@ -195,3 +285,51 @@ const RESOLVE_TIME: Duration = Duration::from_secs(2);
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two times.
 const RESOLVE_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::process::Command;
+
+    use quorate_node::http::{self, Watched};
+    use quorate_node::metrics::Metrics;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::cli::args::OutputFormat;
+
+    const CHILD: &str = "QUORATE_TEST_PANICS";
+
+    /// What a process does of which a task panics: this test is run once more, in a process of its own.
+    #[cfg_attr(not(debug_assertions), ignore = "the fault point is not compiled in")]
+    #[test]
+    fn a_panic_in_a_task_ends_the_process_at_once_with_its_reason() {
+        if std::env::var_os(CHILD).is_some() {
+            end_on_panic(&Output::new(OutputFormat::Text));
+            supervise::panic_next("http");
+            let forever = async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+                http::start(listener, Watched { metrics: Metrics::new(), ready: std::sync::Arc::new(|| Ok(())) });
+                std::future::pending::<()>().await;
+            };
+            block_on(forever).expect("there are threads");
+        }
+        let child = || {
+            let mut child = Command::new(std::env::current_exe().expect("a process knows its file"));
+            let name = "cli::server::tests::a_panic_in_a_task_ends_the_process_at_once_with_its_reason";
+            child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").stdout(std::process::Stdio::null());
+            child
+        };
+        let ended = child().output().expect("it runs");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains("this process cannot go on: \"http\" has panicked: on purpose"), "{said}");
+
+        // Nobody reads what it says, and the pipe is full.
+        let (reader, mut writer) = std::io::pipe().expect("there are descriptors");
+        writer.write_all(&[b'x'; 64 << 10]).expect("as much as a pipe takes");
+        let ended = child().stderr(writer).status().expect("it runs");
+        assert_eq!(ended.code(), Some(1));
+        drop(reader);
+    }
+}

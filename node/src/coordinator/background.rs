@@ -8,6 +8,8 @@ use quorate_client::buggify;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::supervise;
+
 /// The tasks, and the bound on how many may go on after their reply.
 #[derive(Debug)]
 pub(super) struct Background {
@@ -35,7 +37,7 @@ impl Background {
         while let Some(ended) = tasks.try_join_next() {
             report(ended);
         }
-        tasks.spawn(task);
+        tasks.spawn(supervise::watched("the rest of a request", task));
         true
     }
 

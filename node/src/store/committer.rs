@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::beacon::Beacon;
 use super::{Executor, Store, StoreError};
+use crate::supervise;
 
 /// When a write is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +68,11 @@ impl Committer {
         match durability {
             // Whoever waits syncs for itself.
             Durability::Always => drop(gone),
-            Durability::Group => drop(tokio::spawn(sync_on_demand(Arc::clone(&shared), gone))),
-            Durability::Interval => drop(tokio::spawn(sync_by_the_clock(Arc::clone(&shared), gone, sync_interval))),
+            Durability::Group => drop(supervise::spawn("sync", sync_on_demand(Arc::clone(&shared), gone))),
+            Durability::Interval => {
+                let syncing = sync_by_the_clock(Arc::clone(&shared), gone, sync_interval);
+                drop(supervise::spawn("sync by the clock", syncing));
+            }
         }
         Self { handle: Arc::new(Handle { shared, durability, _alive: alive }) }
     }

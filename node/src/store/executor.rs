@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::supervise;
+
 /// Where blocking calls run.
 #[derive(Debug, Clone)]
 pub enum Executor {
@@ -69,8 +71,10 @@ impl Executor {
         shared.push(Box::new(move || {
             // The place is one in the queue, not one at a thread, so it is free as soon as the job has left the queue.
             drop(place);
-            // A caller that has gone does not want the result.
-            let _ = reply.send(catch_unwind(AssertUnwindSafe(job)));
+            // A caller that has gone does not want the result; but a panic that it will not see must not go unseen.
+            if let Err(Err(panic)) = reply.send(catch_unwind(AssertUnwindSafe(job))) {
+                supervise::report("a storage thread", &*panic);
+            }
         }));
         match result.await.expect("a job that was accepted is run, and replies") {
             Ok(value) => value,
@@ -89,7 +93,7 @@ impl Latency {
         if latency.is_zero() {
             return job();
         }
-        let task = tokio::spawn(async move {
+        let task = supervise::spawn("a slow disk's call", async move {
             tokio::time::sleep(latency).await;
             job()
         });

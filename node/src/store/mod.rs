@@ -10,16 +10,19 @@
 //! There is no atomicity across keys: whoever writes a record and something derived from it writes the record first, so
 //! that derived state can be behind the data (and is repaired by a scan) but never ahead of it.
 
+pub mod ballast;
 pub mod envelope;
 
 pub mod memory;
 pub mod quarantine;
+pub mod room;
 pub mod sidecar;
 pub mod sled;
 
 mod beacon;
 pub mod committer;
 pub mod executor;
+mod private;
 
 #[doc(hidden)]
 pub mod contract;
@@ -28,6 +31,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::ids::{ClusterId, DiskId, NodeId};
@@ -35,6 +39,7 @@ use quorate_client::ids::{ClusterId, DiskId, NodeId};
 pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};
 pub use memory::MemoryStore;
+pub use room::{AskSpace, DiskReserve, Room, Space};
 pub use sled::{SledOptions, SledStore, open};
 
 /// The separate key spaces of a store.
@@ -242,6 +247,27 @@ impl StoreError {
     }
 }
 
+/// Makes a call that opens files, again and again while this process or the machine has no descriptor left: that is over in a
+/// moment, and no reason to give a disk up. Blocks.
+pub(crate) fn with_descriptors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..DESCRIPTOR_TRIES {
+        match call() {
+            Err(error) if is_short_of_descriptors(&error) => std::thread::sleep(DESCRIPTOR_WAIT),
+            done => return done,
+        }
+    }
+    call()
+}
+
+fn is_short_of_descriptors(error: &io::Error) -> bool {
+    let short = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    short.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Ten seconds in all.
+const DESCRIPTOR_TRIES: u32 = 200;
+const DESCRIPTOR_WAIT: Duration = Duration::from_millis(50);
+
 /// Who a data directory belongs to: the sidecar's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -266,4 +292,29 @@ pub struct Opened {
     pub identity: Identity,
     /// Why the data in it must not be served (store damaged or vanished), if so, and what to do about it.
     pub quarantined: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_that_are_short_for_a_moment_are_waited_for() {
+        let mut tries = 0;
+        let opened = with_descriptors(|| {
+            tries += 1;
+            if tries < 4 {
+                Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()))
+            } else {
+                Ok(tries)
+            }
+        });
+        assert_eq!(opened.expect("they are there again"), 4);
+        let mut tries = 0;
+        let failed: io::Result<()> = with_descriptors(|| {
+            tries += 1;
+            Err(io::ErrorKind::NotFound.into())
+        });
+        assert_eq!((failed.map_err(|error| error.kind()), tries), (Err(io::ErrorKind::NotFound), 1));
+    }
 }

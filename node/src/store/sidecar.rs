@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use quorate_client::ids::{ClusterId, DiskId, NodeId};
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
+use super::{StoreError, with_descriptors};
 
 /// The file's name inside a data directory.
 pub const FILE_NAME: &str = "quorate.json";
@@ -125,7 +125,7 @@ pub fn write(dir: &Path, content: &Content) -> Result<(), StoreError> {
         fs::rename(&beside, &path)?;
         sync_dir(dir)
     };
-    replace().map_err(|error| StoreError::from_io(&format!("writing {}", path.display()), &error))
+    with_descriptors(replace).map_err(|error| StoreError::from_io(&format!("writing {}", path.display()), &error))
 }
 
 /// Makes the names in a directory durable.

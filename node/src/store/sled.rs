@@ -1,7 +1,7 @@
 //! The engine on disk: sled 0.34.7, with what it lacks for a promise that holds through a power cut.
 //!
 //! ```text
-//!   DIR/lock           held as long as the store is open
+//!   DIR/lock           held as long as the store is open; names the process
 //!   DIR/quorate.json   the sidecar: whose directory, and what must be found in the engine
 //!   DIR/sled/db        sled's log          conf, snap.*: its settings and a shortcut for its start
 //!   DIR/sled/blobs/    pages of more than 128 KiB, a file each
@@ -27,7 +27,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -42,9 +42,10 @@ use quorate_client::random::Random;
 use tokio::time::Instant;
 
 use super::envelope;
+use super::private;
 use super::quarantine::QuarantinedStore;
 use super::sidecar::{self, Content};
-use super::{Identity, Opened, Stats, Store, StoreError, Tree, WriteCount, Writes};
+use super::{Identity, Opened, Stats, Store, StoreError, Tree, WriteCount, Writes, with_descriptors};
 
 /// How sled is run.
 #[derive(Debug, Clone)]
@@ -81,8 +82,11 @@ pub fn open(
     random: &Random,
     options: &SledOptions,
 ) -> Result<Opened, StoreError> {
+    let new = !dir.exists();
     fs::create_dir_all(dir)
         .map_err(|e| StoreError::from_io(&format!("making the data directory {}", dir.display()), &e))?;
+    // The directory keeps others from what the engine makes in it later.
+    private::tighten(dir, new);
     let lock = lock(dir)?;
     let engine_dir = dir.join(ENGINE_DIR);
     let engine_there = fs::metadata(engine_dir.join("db")).is_ok_and(|db| db.len() > 0);
@@ -524,11 +528,11 @@ impl Core {
     /// Makes everything that was written before the call survive a power cut.
     fn sync_files(&self, blobs: &mut Blobs) -> Result<(), StoreError> {
         let what = || format!("syncing {}", self.dir.display());
-        let new = blobs.list_new(&self.blobs).map_err(|e| StoreError::from_io(&what(), &e))?;
+        let new = with_descriptors(|| blobs.list_new(&self.blobs)).map_err(|e| StoreError::from_io(&what(), &e))?;
         self.db.flush().map_err(|e| from_sled(&what(), &e))?;
         self.db_file.sync_data().map_err(|e| StoreError::from_io(&what(), &e))?;
         // A blob that was there before the flush is complete after it, for the flush waits for its writer.
-        blobs.sync(&self.blobs, new).map_err(|e| StoreError::from_io(&what(), &e))
+        with_descriptors(|| blobs.sync(&self.blobs, new.clone())).map_err(|e| StoreError::from_io(&what(), &e))
     }
 
     /// Writes the next stamp into sled, syncs, then notes it in the sidecar.
@@ -666,12 +670,18 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
             thread::sleep(LOCK_WAIT);
         }
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                // Only for people: a disk that is full may have no room for it.
+                let _ = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+                return Ok(file);
+            }
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
     }
-    Err(StoreError::Locked(dir.display().to_string()))
+    let holder = fs::read_to_string(&path).ok().filter(|holder| !holder.trim().is_empty());
+    let holder = holder.map_or_else(String::new, |pid| format!(" (process {} holds its lock)", pid.trim()));
+    Err(StoreError::Locked(format!("{}{holder}", dir.display())))
 }
 
 fn sync_parent(dir: &Path) -> Result<(), StoreError> {
