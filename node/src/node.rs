@@ -44,7 +44,7 @@ use crate::request_memory::Pools;
 use crate::server::{self, Admission, Services};
 use crate::status::Status;
 use crate::store::room::Reserved;
-use crate::store::{Committer, Durability, Room, Store, StoreError, SyncFailed};
+use crate::store::{Committer, DiskRoom, Durability, Store, StoreError, SyncFailed};
 use crate::supervise;
 
 /// What makes one node differ from another.
@@ -121,7 +121,7 @@ impl Node {
 
         let open = Arc::clone(&env.open_store);
         let opened = env.executor.run(move || open()).await?;
-        let room = Room::new(env.space.clone(), env.disk_reserve);
+        let room = DiskRoom::new(env.space.clone(), env.disk_reserve);
         let store: Arc<dyn Store> = Arc::new(Reserved::new(opened.store, room.clone()));
         let identity = opened.identity;
         let quarantined: Option<Arc<str>> = opened.quarantined.map(Into::into);

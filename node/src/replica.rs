@@ -37,7 +37,7 @@ use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
 use crate::recovery::{Reading, Reason, Recovery};
 use crate::store::room::Level;
-use crate::store::{Committer, Executor, Room, Store, StoreError, Ticket, Tree};
+use crate::store::{Committer, DiskRoom, Executor, Store, StoreError, Ticket, Tree};
 
 use self::hints::Kept;
 #[doc(hidden)]
@@ -210,7 +210,7 @@ impl Replica {
     }
 
     /// Tells how much room there is on the disk; without it there is always enough. A second call changes nothing.
-    pub fn set_room(&self, room: Room) {
+    pub fn set_room(&self, room: DiskRoom) {
         let _ = self.0.room.set(room);
     }
 
@@ -454,7 +454,7 @@ struct Inner {
     rebuild: tokio::sync::Mutex<()>,
     /// Nothing is written any more, so that the trees can be saved.
     closed: AtomicBool,
-    room: OnceLock<Room>,
+    room: OnceLock<DiskRoom>,
 }
 
 /// Where a record lies: this node's own copy, or one that it keeps for another node.
@@ -894,7 +894,7 @@ impl Inner {
 
     /// Whether the disk has room for a value that is not held yet: see [`crate::store::room`].
     fn room_for_a_value(&self) -> Result<(), NotApplied> {
-        match self.room.get().and_then(Room::refuse) {
+        match self.room.get().and_then(DiskRoom::refuse) {
             None => Ok(()),
             Some(why) => {
                 sometimes!("replica: a value was refused, the disk's reserve was touched");

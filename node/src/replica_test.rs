@@ -152,11 +152,11 @@ async fn an_engine_that_has_failed_for_good_ends_the_node() {
 }
 
 /// A disk of 1,000 bytes of which 800 are kept free.
-fn tight(one: &Setup, free: u64) -> (Arc<AtomicU64>, Room) {
+fn tight(one: &Setup, free: u64) -> (Arc<AtomicU64>, DiskRoom) {
     let left = Arc::new(AtomicU64::new(free));
     let asked = Arc::clone(&left);
     let ask = Arc::new(move || Ok(Space { free: asked.load(Ordering::Relaxed), total: 1000 }));
-    let room = Room::new(Some(ask), DiskReserve::Bytes(800));
+    let room = DiskRoom::new(Some(ask), DiskReserve::Bytes(800));
     one.replica.set_room(room.clone());
     (left, room)
 }

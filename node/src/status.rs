@@ -16,7 +16,7 @@ use crate::layouts::Layouts;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::replica::HINT_BYTES_MAX;
-use crate::store::{Identity, Room, Store};
+use crate::store::{DiskRoom, Identity, Store};
 
 /// Makes reports. Clones share everything.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ pub(crate) struct Status {
     pub(crate) handoff: Handoff,
     pub(crate) anti_entropy: AntiEntropy,
     pub(crate) wall_clock: WallClock,
-    pub(crate) room: Room,
+    pub(crate) room: DiskRoom,
     pub(crate) certificate: Certificate,
 }
 

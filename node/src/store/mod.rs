@@ -39,7 +39,7 @@ use quorate_client::ids::{ClusterId, DiskId, NodeId};
 pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};
 pub use memory::MemoryStore;
-pub use room::{AskSpace, DiskReserve, Room, Space};
+pub use room::{AskSpace, DiskReserve, DiskRoom, Space};
 pub use sled::{SledOptions, SledStore, open};
 
 /// The separate key spaces of a store.

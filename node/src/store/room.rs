@@ -96,7 +96,7 @@ impl FromStr for DiskReserve {
 
 /// How much room there is. Clones share it.
 #[derive(Clone)]
-pub struct Room(Arc<Inner>);
+pub struct DiskRoom(Arc<Inner>);
 
 struct Inner {
     /// Nobody who knows: then there is room always.
@@ -121,7 +121,7 @@ pub enum Level {
     Out,
 }
 
-impl Room {
+impl DiskRoom {
     /// Asks at once.
     pub fn new(ask: Option<AskSpace>, reserve: DiskReserve) -> Self {
         let room = Self(Arc::new(Inner {
@@ -268,9 +268,9 @@ impl Room {
     }
 }
 
-impl fmt::Debug for Room {
+impl fmt::Debug for DiskRoom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Room").field(&self.level()).finish()
+        f.debug_tuple("DiskRoom").field(&self.level()).finish()
     }
 }
 
@@ -278,11 +278,11 @@ impl fmt::Debug for Room {
 #[derive(Debug)]
 pub(crate) struct Reserved {
     inner: Arc<dyn Store>,
-    room: Room,
+    room: DiskRoom,
 }
 
 impl Reserved {
-    pub(crate) fn new(inner: Arc<dyn Store>, room: Room) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Store>, room: DiskRoom) -> Self {
         Self { inner, room }
     }
 
@@ -354,13 +354,13 @@ mod tests {
     use super::*;
     use crate::store::MemoryStore;
 
-    fn room(free: &Arc<Mutex<u64>>, reserve: u64) -> Room {
+    fn room(free: &Arc<Mutex<u64>>, reserve: u64) -> DiskRoom {
         let free = Arc::clone(free);
         let ask: AskSpace = Arc::new(move || Ok(Space { free: *free.lock().expect("no panic"), total: 1 << 40 }));
-        Room::new(Some(ask), DiskReserve::Bytes(reserve))
+        DiskRoom::new(Some(ask), DiskReserve::Bytes(reserve))
     }
 
-    fn set(free: &Arc<Mutex<u64>>, room: &Room, bytes: u64) -> Level {
+    fn set(free: &Arc<Mutex<u64>>, room: &DiskRoom, bytes: u64) -> Level {
         *free.lock().expect("no panic") = bytes;
         room.look();
         room.level()
