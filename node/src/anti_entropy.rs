@@ -329,13 +329,20 @@ impl Desk {
         let unknown = |partition: &Partition| !self.replica.trees().unknown(*partition).is_empty();
         let todo: Vec<Partition> = current.ring.owned_by(self.me).into_iter().filter(unknown).collect();
         let (total, since) = (todo.len() as u32, Instant::now());
+        let mut failed = 0_u32;
         for (left, partition) in (1..=total).rev().zip(todo) {
             self.state().rebuild = Some((left, total, since));
             let began = Instant::now();
             if let Err(why) = self.replica.rebuild(partition).await {
-                tracing::warn!(%partition, "its hash tree cannot be summed up: {why}");
+                if failed == 0 {
+                    tracing::warn!(%partition, "its hash tree cannot be summed up: {why}");
+                }
+                failed += 1;
             }
             pause(began).await;
+        }
+        if failed > 1 {
+            tracing::warn!(failed, "so many hash trees could not be summed up; the next pass tries again");
         }
         self.state().rebuild = None;
     }
