@@ -229,12 +229,12 @@ fn garbage_and_half_open_handshakes_leave_room_for_good_clients() {
             crowd[number % crowd.len()].send_to(hello, node).expect("sent");
             pace(number);
         }
-        (cluster.metric(1, "quorate_handshakes_retried_total") > 0).then_some(())
+        (cluster.metric(1, "quorate_handshakes_total{outcome=\"retried\"}") > 0).then_some(())
     });
     cluster.run(&["get", "k"]).expect(0, &["v"]);
     cluster.run(&["put", "k", "w"]).expect(0, &[]);
     eventually("the half-open ones are given up", || {
-        (cluster.metric(1, "quorate_handshakes_failed_total") > 0).then_some(())
+        (cluster.metric(1, "quorate_handshakes_total{outcome=\"failed\"}") > 0).then_some(())
     });
     cluster.run(&["get", "k"]).expect(0, &["w"]);
 }
@@ -365,7 +365,7 @@ fn a_damaged_store_is_replaced_once_and_then_quarantined_while_the_others_answer
         });
         got.expect(0, &["v"]);
     }
-    assert_eq!(cluster.metric(2, "quorate_repaired_wiped_total"), 50);
+    assert_eq!(cluster.metric(2, "quorate_repaired_total{cause=\"wiped\"}"), 50);
 
     assert!(cluster.terminate(2).success());
     cut();

@@ -80,7 +80,7 @@ fn a_node_with_an_empty_disk_gets_everything_back_before_it_answers() {
     cluster.await_ready(2);
     eventually("n2 has recovered", || (cluster.metric(2, "quorate_recovering_partitions") == 0).then_some(()));
     assert!(cluster.log(2).contains("the disk is not the one that the layout names"), "{}", cluster.log(2));
-    assert!(cluster.metric(2, "quorate_repaired_wiped_total") >= 40);
+    assert!(cluster.metric(2, "quorate_repaired_total{cause=\"wiped\"}") >= 40);
     for number in 0..60 {
         let (key, value) = (format!("k{number}"), format!("v{number}"));
         let said = eventually("all three answer", || {

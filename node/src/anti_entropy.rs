@@ -239,6 +239,17 @@ impl AntiEntropy {
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let report = self.report();
         let recovering = report.recovering.map_or(0, |recovering| recovering.left);
+        let repaired = |count| {
+            let help = "Records repaired: a write or its hint had not arrived, what was here was corrupt, or the disk had lost it";
+            Sample::counter("repaired", help, count)
+        };
+        let moved = |bytes| {
+            Sample::counter(
+                "repair_bytes",
+                "Bytes of lists that were compared, and of records sent and received",
+                bytes,
+            )
+        };
         vec![
             Sample::counter("repair_passes", "Passes of anti-entropy that have begun", report.pass),
             Sample::counter(
@@ -246,16 +257,12 @@ impl AntiEntropy {
                 "Comparisons and exchanges that failed",
                 self.desk.counters.failed.load(Ordering::Relaxed),
             ),
-            Sample::counter(
-                "repaired_missed",
-                "Records repaired: a write or its hint had not arrived",
-                report.repaired_missed,
-            ),
-            Sample::counter("repaired_corrupt", "Records repaired: what was here was corrupt", report.repaired_corrupt),
-            Sample::counter("repaired_wiped", "Records repaired: the disk had lost them", report.repaired_wiped),
-            Sample::counter("repair_bytes_listed", "Bytes of lists that were compared", report.bytes_listed),
-            Sample::counter("repair_bytes_sent", "Bytes of records sent in exchanges", report.bytes_sent),
-            Sample::counter("repair_bytes_received", "Bytes of records received in exchanges", report.bytes_received),
+            repaired(report.repaired_missed).of("cause", "missed"),
+            repaired(report.repaired_corrupt).of("cause", "corrupt"),
+            repaired(report.repaired_wiped).of("cause", "wiped"),
+            moved(report.bytes_listed).of("what", "listed"),
+            moved(report.bytes_sent).of("what", "sent"),
+            moved(report.bytes_received).of("what", "received"),
             Sample::counter("scrubbed", "Records read by the scrub", report.scrubbed),
             Sample::counter("scrub_found", "Corrupt records found by the scrub", report.scrub_found),
             Sample::gauge(

@@ -175,7 +175,7 @@ async fn a_difference_that_lasts_two_passes_is_gone_and_is_counted() {
     assert!(before.iter().all(BTreeMap::is_empty), "what is equal again is forgotten");
     for name in ["repair_failed", "recovering_partitions", "repair_differing"] {
         let samples = nodes[0].anti_entropy.samples();
-        assert_eq!(samples.iter().find(|sample| sample.name == name).expect("there").value, 0, "{name}");
+        assert_eq!(samples.iter().find(|sample| sample.full_name() == name).expect("there").value, 0, "{name}");
     }
 }
 

@@ -81,7 +81,7 @@ async fn rest(node: &Node) {
 
 fn count(node: &Node, name: &str) -> u64 {
     let samples = node.coordinator.stats().samples();
-    samples.iter().find(|sample| sample.name == name).unwrap_or_else(|| panic!("no counter {name}")).value
+    samples.iter().find(|sample| sample.full_name() == name).unwrap_or_else(|| panic!("no counter {name}")).value
 }
 
 async fn all_hold(nodes: &[&Node], key: &Blob, record: &Record) {

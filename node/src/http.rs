@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper::server::conn::http1;
@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
 use crate::supervise;
 
 /// What the port shows.
@@ -116,9 +116,10 @@ async fn readyz(State(watched): State<Watched>) -> impl IntoResponse {
     }
 }
 
-async fn metrics(State(watched): State<Watched>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], watched.metrics.encode())
+async fn metrics(State(watched): State<Watched>, headers: HeaderMap) -> impl IntoResponse {
+    let accepts: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
+    let format = Format::accepted(&accepts.join(","));
+    ([(header::CONTENT_TYPE, format.media_type()), (header::VARY, "Accept")], watched.metrics.encode(format))
 }
 
 /// A scraper, a load balancer and a few people need less; who comes when there are as many takes the oldest one's place.
@@ -162,7 +163,7 @@ mod tests {
         assert!(fetch(addr, "/livez").await.starts_with("HTTP/1.1 200"));
         let answer = fetch(addr, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("no layout yet"), "{answer}");
-        assert!(fetch(addr, "/metrics").await.contains("# EOF"));
+        assert!(fetch(addr, "/metrics").await.contains("content-type: text/plain; version=0.0.4"));
         assert!(fetch(addr, "/etc/passwd").await.starts_with("HTTP/1.1 404"));
         server.abort();
     }

@@ -274,24 +274,16 @@ impl Admission {
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let gate = self.gate.counts();
+        let handshakes = |count| {
+            let help = "Handshakes that had to prove their address first, were given up for newer ones, or failed";
+            Sample::counter("handshakes", help, count)
+        };
         let mut samples = self.pools.samples();
         samples.extend([
             Sample::counter("requests_overloaded", "Client requests refused for lack of room", load(&self.overloaded)),
-            Sample::counter(
-                "handshakes_retried",
-                "Handshakes that had to prove their address first, because many were under way",
-                gate.retried,
-            ),
-            Sample::counter(
-                "handshakes_displaced",
-                "Handshakes that were given up for newer ones, because too many were under way",
-                gate.displaced,
-            ),
-            Sample::counter(
-                "handshakes_failed",
-                "Handshakes that failed or were given up",
-                load(&self.handshakes_failed),
-            ),
+            handshakes(gate.retried).of("outcome", "retried"),
+            handshakes(gate.displaced).of("outcome", "displaced"),
+            handshakes(load(&self.handshakes_failed)).of("outcome", "failed"),
         ]);
         samples
     }

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use super::failure::{Failure, Outcome};
 use super::log;
 use super::obstacle::{Protocol, patiently};
+use super::process::OwnProcess;
 
 /// A node and what it needs from this machine.
 #[derive(Debug, Clone)]
@@ -82,7 +83,9 @@ impl Launch {
         let node = Node::start(self.config.clone(), self.env()).await.map_err(|error| {
             failure(&error, "if the address or the directory is in use, another node runs: stop it, or choose another")
         })?;
-        node.watched().metrics.source(log::samples);
+        let metrics = node.watched().metrics;
+        metrics.source(log::samples);
+        metrics.collect(OwnProcess);
         if let Some(listener) = listener {
             http::start(listener, node.watched());
         }

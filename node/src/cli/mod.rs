@@ -25,6 +25,7 @@ mod dev;
 mod launch;
 mod log;
 mod obstacle;
+mod process;
 mod server;
 
 mod bench;

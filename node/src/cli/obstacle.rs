@@ -1,11 +1,12 @@
 //! What stands in the way of a port: which process listens there, as far as this user may know.
 
-use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use procfs::net::TcpState;
+use procfs::process::{self, FDTarget, Process};
 use tokio::time::{Instant, sleep};
 
 /// What is listened on.
@@ -36,37 +37,29 @@ pub(crate) async fn patiently<T, F: Future<Output = io::Result<T>>>(
 
 /// The process that holds a port, by its number and name.
 fn holder(protocol: Protocol, addr: SocketAddr) -> Option<String> {
-    let tables = match protocol {
-        Protocol::Udp => ["/proc/net/udp", "/proc/net/udp6"],
-        Protocol::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
+    let at = |local: SocketAddr| local.port() == addr.port();
+    let inodes: Vec<u64> = match protocol {
+        Protocol::Udp => [procfs::net::udp(), procfs::net::udp6()]
+            .into_iter()
+            .flat_map(Result::unwrap_or_default)
+            .filter_map(|socket| at(socket.local_address).then_some(socket.inode))
+            .collect(),
+        Protocol::Tcp => [procfs::net::tcp(), procfs::net::tcp6()]
+            .into_iter()
+            .flat_map(Result::unwrap_or_default)
+            .filter(|socket| socket.state == TcpState::Listen)
+            .filter_map(|socket| at(socket.local_address).then_some(socket.inode))
+            .collect(),
     };
-    let tables: Vec<String> = tables.iter().filter_map(|table| fs::read_to_string(table).ok()).collect();
-    let inodes: Vec<&str> = tables.iter().flat_map(|table| sockets(table, protocol, addr.port())).collect();
-    let links: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
-    let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let holds = |pid: &u32| {
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-        let mut named = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-        named.any(|link| link.to_str().is_some_and(|link| links.iter().any(|wanted| wanted == link)))
+    let holds = |process: &Process| {
+        let Ok(mut descriptors) = process.fd() else { return false };
+        descriptors.any(|fd| fd.is_ok_and(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode))))
     };
-    let pid = pids.filter(|_| !links.is_empty()).find(holds)?;
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(format!("process {pid} ({})", name.trim()))
+    let mut processes = process::all_processes().ok()?.flatten();
+    let process = processes.find(|process| !inodes.is_empty() && holds(process))?;
+    let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
+    Some(format!("process {} ({name})", process.pid()))
 }
-
-/// The sockets of a table of the kernel's that listen on a port.
-fn sockets(table: &str, protocol: Protocol, port: u16) -> impl Iterator<Item = &str> {
-    let port = format!(":{port:04X}");
-    table.lines().skip(1).filter_map(move |line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
-        let listens = protocol == Protocol::Udp || state == TCP_LISTENS;
-        (local.ends_with(&port) && listens).then(|| fields.nth(5)).flatten()
-    })
-}
-
-/// As the kernel writes it.
-const TCP_LISTENS: &str = "0A";
 
 /// A predecessor that was killed or told to end may hold its port for a moment; the directory's lock is waited for as long.
 const PREDECESSOR_TIME: Duration = Duration::from_secs(2);

@@ -33,23 +33,43 @@ impl Counter {
     pub(super) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl RequestStats {
     /// All counters, in a fixed order.
     pub(crate) fn samples(&self) -> Vec<Sample> {
-        [
-            ("puts_ok", "Writes and deletes that W replicas acknowledged", &self.puts_ok),
+        let families = [
             (
-                "puts_not_applied",
-                "Writes and deletes that were refused before anything happened",
-                &self.puts_not_applied,
+                "puts",
+                "outcome",
+                "Writes and deletes: acknowledged by W replicas, refused before anything happened, or with an unknown outcome",
+                vec![
+                    ("ok", &self.puts_ok),
+                    ("not_applied", &self.puts_not_applied),
+                    ("indeterminate", &self.puts_indeterminate),
+                ],
             ),
-            ("puts_indeterminate", "Writes and deletes whose outcome is unknown", &self.puts_indeterminate),
-            ("gets_ok", "Reads that R replicas answered, of present and absent keys", &self.gets_ok),
-            ("gets_failed", "Reads that too few replicas answered", &self.gets_failed),
-            ("scans_ok", "Pages of scans", &self.scans_ok),
-            ("scans_failed", "Pages of scans that too few replicas answered", &self.scans_failed),
+            (
+                "gets",
+                "outcome",
+                "Reads, of present and absent keys: answered by R replicas, or by too few",
+                vec![("ok", &self.gets_ok), ("failed", &self.gets_failed)],
+            ),
+            (
+                "scans",
+                "outcome",
+                "Pages of scans: answered by enough replicas of each key, or by too few",
+                vec![("ok", &self.scans_ok), ("failed", &self.scans_failed)],
+            ),
+        ];
+        let families = families.into_iter().flat_map(|(name, label, help, members)| {
+            members.into_iter().map(move |(value, counter)| Sample::counter(name, help, counter.get()).of(label, value))
+        });
+        let single = [
             ("hedges", "Reads that asked one more replica because one was late", &self.hedges),
             ("stale_replicas", "Replicas that a read found to be behind", &self.stale_replicas),
             ("repaired_replicas", "Replicas that read repair has brought up to date", &self.repaired_replicas),
@@ -63,10 +83,9 @@ impl RequestStats {
             ("hints_unplaced", "Primaries that missed a write nobody would keep for them", &self.hints_unplaced),
             ("forwards", "Requests passed on to a primary", &self.forwards),
             ("forwarded_in", "Requests that another node passed on to this one", &self.forwarded_in),
-        ]
-        .into_iter()
-        .map(|(name, help, counter)| Sample::counter(name, help, counter.0.load(Ordering::Relaxed)))
-        .collect()
+        ];
+        let single = single.into_iter().map(|(name, help, counter)| Sample::counter(name, help, counter.get()));
+        families.chain(single).collect()
     }
 }
 
@@ -82,7 +101,7 @@ mod tests {
         stats.hedges.add(2);
         stats.hedges.add(1);
         let snapshot = stats.samples();
-        assert_eq!(snapshot.iter().map(|sample| sample.name).collect::<BTreeSet<_>>().len(), snapshot.len());
+        assert_eq!(snapshot.iter().map(Sample::full_name).collect::<BTreeSet<_>>().len(), snapshot.len());
         let counted: Vec<_> =
             snapshot.iter().filter(|sample| sample.value > 0).map(|sample| (sample.name, sample.value)).collect();
         assert_eq!(counted, [("hedges", 3)]);
