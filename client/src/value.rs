@@ -7,6 +7,20 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 
 /// What can be stored: bytes and text as they are, and anything that serde can serialize as [`Typed`].
+///
+/// Nothing is serialized without being asked to be, so that what is stored never depends on a type by accident:
+///
+/// ```compile_fail,E0277
+/// # async fn example(db: quorate_client::Client) -> Result<(), quorate_client::Error> {
+/// db.put("basket", vec!["apple", "pear"], quorate_client::Blind).await?; // write `Typed(vec![..])`
+/// # Ok(())
+/// # }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` is neither bytes nor text, and is not stored as it is",
+    label = "wrap it in `Typed`",
+    note = "`Typed(value)` stores whatever serde can serialize, as MessagePack; `Read::decode` reads it back"
+)]
 pub trait IntoValue {
     /// The bytes to store.
     ///
@@ -61,6 +75,11 @@ pub enum Change {
 
 /// What the function of an [`update`](crate::Client::update) may return: a value, an `Option` of one (`None` deletes), a
 /// [`Change`], or a `Result` of any of these.
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` says nothing about what is to be stored",
+    label = "wrap it in `Typed`, or return bytes, text, an `Option` or a `Change`",
+    note = "`Typed(value)` stores whatever serde can serialize, as MessagePack; `None` and `Change::Delete` delete"
+)]
 pub trait IntoChange {
     /// The decision.
     ///
