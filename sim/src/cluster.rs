@@ -16,15 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::quic::Seams;
+use quorate_client::quic::{self, Link, Seams};
 use quorate_client::random::Random;
-use quorate_client::tls::Credentials;
+use quorate_client::tls::{self, Credentials};
+use quorate_client::wire::ALPN_CLIENT;
 use quorate_client::{Client, Error, tell};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
 use quorate_node::core::context_keys::ContextKeys;
 use quorate_node::env::Env;
 use quorate_node::layouts::{FIRST_KEY, stored_context_keys};
+use quorate_node::metrics::Metrics;
 use quorate_node::node::{self, Node, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::{self, DiskReserve, Executor, Latency, Tree};
@@ -80,6 +82,8 @@ struct Shared {
 struct State {
     boots: u64,
     process: Process,
+    /// What its node counts.
+    metrics: Option<Metrics>,
     /// Tells the process to end in good order.
     stop: watch::Sender<bool>,
 }
@@ -103,6 +107,7 @@ pub struct ClientMachine {
     seeds: Vec<SocketAddr>,
     user: Credentials,
     admin: Credentials,
+    bad: Credentials,
     /// The cable of all clients.
     pub cable: Cable,
 }
@@ -146,7 +151,12 @@ impl Cluster<'_> {
                 durability: plan.durability,
                 mechanisms: plan.mechanisms,
                 request_memory_kib: plan.request_memory_kib.into(),
-                state: Mutex::new(State { boots: 0, process: Process::Running, stop: watch::channel(false).0 }),
+                state: Mutex::new(State {
+                    boots: 0,
+                    process: Process::Running,
+                    metrics: None,
+                    stop: watch::channel(false).0,
+                }),
                 trace: trace.clone(),
             };
             let addr = addrs[usize::from(i)];
@@ -156,13 +166,12 @@ impl Cluster<'_> {
             machines.push(machine.clone());
             sim.host(name(i), move || machine.clone().run());
         }
-        let [user, admin] = [false, true].map(|admin| {
-            let name = if admin { "admin" } else { "user" };
+        let [user, admin, bad] = [("user", false), ("admin", true), ("bad", false)].map(|(name, admin)| {
             credentials(&ca.issue_client(&random, name, admin, now, VALIDITY).expect("a legal name"))
         });
         let cable = Cable::new(random_of(plan.seed, "cable", u64::MAX, 0), trace.clone());
         let host = sim.lookup(CLIENTS);
-        let clients = ClientMachine { seed: plan.seed, host, seeds: addrs, user, admin, cable };
+        let clients = ClientMachine { seed: plan.seed, host, seeds: addrs, user, admin, bad, cable };
         Self { sim, machines, clients, trace }
     }
 
@@ -309,6 +318,16 @@ impl Machine {
         self.shared.state().process.clone()
     }
 
+    /// How many bytes its requests take, and how many there are; nothing while no process serves.
+    pub(crate) fn requests(&self) -> Option<(u64, u64)> {
+        let state = self.shared.state();
+        let metrics = state.metrics.as_ref().filter(|_| state.process == Process::Running)?;
+        let samples = metrics.snapshot();
+        let sample = |name: &str| samples.get(name).copied().unwrap_or(u64::MAX);
+        let bytes = sample("request_memory_used_bytes").saturating_add(sample("request_memory_large_bytes"));
+        Some((bytes, sample("requests_under_way")))
+    }
+
     /// How wrong its wall clock is.
     pub fn set_clock_offset_ms(&self, offset_ms: i64) {
         self.shared.clock_offset_ms.store(offset_ms, Ordering::Relaxed);
@@ -376,10 +395,12 @@ impl Machine {
                 scrub: SCRUB_EVERY,
             },
         };
+        self.shared.state().metrics = None;
         let node = match Node::start(config, env).await {
             Ok(node) => node,
             Err(error) => return format!("it does not start: {error}"),
         };
+        self.shared.state().metrics = Some(node.watched().metrics);
         self.event(format_args!("serves"));
         // What `wait_for` gives locks the channel, so that it must be dropped before anything else happens.
         let asked = async { drop(stop.wait_for(|stop| *stop).await) };
@@ -417,19 +438,44 @@ impl ClientMachine {
     /// # Errors
     /// As [`quorate_client::ClientBuilder::connect`].
     pub async fn connect(&self, number: u16, admin: bool, timeout: Duration) -> Result<Client, Error> {
-        // Connecting again takes another port, in case the connection before has not been let go yet.
-        let at = u64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_nanos()).unwrap_or(u64::MAX);
-        let socket = self.cable.bind(SocketAddr::new(self.host, 0)).await;
-        let socket = socket.map_err(|error| Error::Misuse { why: error.to_string() })?;
-        let seams = Seams {
-            runtime: Arc::new(SimRuntime),
-            random: random_of(self.seed, "client", number.into(), at),
-            crypto: Arc::new(rustls::crypto::ring::default_provider()),
-            wall_clock: Arc::new(wall_clock),
-        };
+        let (seams, socket) = self.place("client", number).await.map_err(|why| Error::Misuse { why })?;
         let credentials = if admin { self.admin.clone() } else { self.user.clone() };
         let builder = Client::builder(self.seeds.iter().copied()).credentials(credentials).timeout(timeout);
         builder.seams(seams).socket(socket).connect().await
+    }
+
+    /// A bare connection to a node, for whoever speaks the protocol by hand. It takes in little that is not read.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn dial_by_hand(
+        &self,
+        number: u16,
+        node: SocketAddr,
+    ) -> Result<(quinn::Endpoint, quinn::Connection), String> {
+        let (seams, socket) = self.place("bad client", number).await?;
+        let endpoint = quic::endpoint(&seams, socket, None).map_err(|error| error.to_string())?;
+        let mut config =
+            tls::client_config(&seams, &self.bad, ALPN_CLIENT, Link::Client).map_err(|error| error.to_string())?;
+        let mut transport = quinn::TransportConfig::default();
+        transport.stream_receive_window(UNREAD_MAX.into()).keep_alive_interval(Some(Duration::from_secs(5)));
+        config.transport_config(Arc::new(transport));
+        let connecting = endpoint.connect_with(config, node, tls::ANY_NODE).map_err(|error| error.to_string())?;
+        let connection = connecting.await.map_err(|error| tls::explain_connection_error(&error))?;
+        Ok((endpoint, connection))
+    }
+
+    /// What a client takes from outside. Connecting again takes another port, in case the connection before has not been let go yet.
+    async fn place(&self, kind: &str, number: u16) -> Result<(Seams, Arc<dyn quinn::AsyncUdpSocket>), String> {
+        let at = u64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_nanos()).unwrap_or(u64::MAX);
+        let socket = self.cable.bind(SocketAddr::new(self.host, 0)).await.map_err(|error| error.to_string())?;
+        let seams = Seams {
+            runtime: Arc::new(SimRuntime),
+            random: random_of(self.seed, kind, number.into(), at),
+            crypto: Arc::new(rustls::crypto::ring::default_provider()),
+            wall_clock: Arc::new(wall_clock),
+        };
+        Ok((seams, socket))
     }
 }
 
@@ -438,6 +484,9 @@ impl fmt::Debug for ClientMachine {
         write!(f, "ClientMachine({})", self.host)
     }
 }
+
+/// What a bad client's end takes of a stream that nobody reads.
+const UNREAD_MAX: u32 = 8 << 10;
 
 /// A node's name; nodes are counted from 0.
 pub fn name(node: u8) -> String {

@@ -166,6 +166,8 @@ pub struct History {
     pub replaced: Vec<Replaced>,
     /// Writes that a node holds again after it had seen them replaced.
     pub risen: Vec<Risen>,
+    /// What clients have cost nodes, where it was too much.
+    pub costs: Vec<Cost>,
 }
 
 /// A node had a write's value, then a record that had replaced it, and now the value again.
@@ -247,6 +249,15 @@ pub struct LetGo {
     pub arrived: bool,
 }
 
+/// What clients have cost a node, where it was more than they may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Which node.
+    pub node: String,
+    /// What it was, for people.
+    pub what: String,
+}
+
 /// What one node holds at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
@@ -290,6 +301,7 @@ enum Line {
     Reused(Reused),
     Replaced(Replaced),
     Risen(Risen),
+    Cost(Cost),
 }
 
 impl History {
@@ -331,7 +343,8 @@ impl History {
         let reused = self.reused.iter().cloned().map(Line::Reused);
         let replaced = self.replaced.iter().cloned().map(Line::Replaced);
         let risen = self.risen.iter().cloned().map(Line::Risen);
-        let seen = held.chain(let_go).chain(minters).chain(reused).chain(replaced).chain(risen);
+        let costs = self.costs.iter().cloned().map(Line::Cost);
+        let seen = held.chain(let_go).chain(minters).chain(reused).chain(replaced).chain(risen).chain(costs);
         for line in operations.chain(replicas).chain(merged).chain(seen) {
             serde_json::to_writer(&mut to, &line)?;
             to.write_all(b"\n")?;
@@ -362,6 +375,7 @@ impl History {
                 Line::Reused(reused) => history.reused.push(reused),
                 Line::Replaced(replaced) => history.replaced.push(replaced),
                 Line::Risen(risen) => history.risen.push(risen),
+                Line::Cost(cost) => history.costs.push(cost),
             }
         }
         Ok(history)
@@ -495,7 +509,8 @@ mod tests {
         story.reused("a#1", [one, 3]);
         story.replaced("n1", one, [7]);
         story.risen("n1", one);
-        let history = story.history();
+        let mut history = story.history();
+        history.costs.push(Cost { node: "n1".into(), what: "bytes".into() });
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");
         assert_eq!(History::read_lines(&lines[..]).expect("it is one"), history);

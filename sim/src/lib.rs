@@ -49,6 +49,7 @@ pub mod disk;
 pub mod socket;
 pub mod trace;
 
+mod bad_clients;
 pub mod cluster;
 mod forgery;
 pub mod nemesis;

@@ -28,6 +28,7 @@ use quorate_node::store::Tree;
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::bad_clients;
 use crate::checker::keys::Retries;
 use crate::checker::{self, Expectations, Violation, Window};
 use crate::cluster::{Cluster, random_of};
@@ -352,6 +353,9 @@ fn through(
         Phase::Audited { first_us, second_us, end_us } => Some((*first_us, *second_us, *end_us)),
         _ => None,
     })?;
+    for cost in kept(cluster, &mut nemesis, &mut vigil)? {
+        notebook.saw_cost(cost);
+    }
     for machine in cluster.machines() {
         let content = machine.disk.content(Tree::Data);
         let hash = xxh3_64(format!("{content:?}").as_bytes());
@@ -410,6 +414,29 @@ fn settle(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil, t
         step(cluster, nemesis, vigil)?;
     }
     Ok(())
+}
+
+/// What nodes have not given back when every client has gone. Peers go on asking each other, so that every node must have had a moment in
+/// which nothing was under way.
+fn kept(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil) -> Result<Vec<history::Cost>, String> {
+    let limit = cluster.elapsed() + GIVEN_BACK_MAX;
+    let mut waits: Vec<usize> = (0..cluster.machines().len()).collect();
+    while !waits.is_empty() && cluster.elapsed() < limit {
+        waits.retain(|node| cluster.machines()[*node].requests() != Some((0, 0)));
+        step(cluster, nemesis, vigil)?;
+    }
+    let cost = |node: usize| {
+        let machine = &cluster.machines()[node];
+        let what = match machine.requests() {
+            Some((bytes, under_way)) => format!(
+                "{bytes} bytes of {under_way} requests are not given back {} s after every client has gone",
+                GIVEN_BACK_MAX.as_secs()
+            ),
+            None => "it does not serve".to_owned(),
+        };
+        history::Cost { node: machine.node().to_string(), what }
+    };
+    Ok(waits.into_iter().map(cost).collect())
 }
 
 /// Every client has ended, so long after the faults.
@@ -472,6 +499,16 @@ fn program(
                 tokio::spawn(story::by_client(number.into(), work))
             })
             .collect();
+        let start = until.saturating_sub(Duration::from_millis(plan.active_ms.into()));
+        for (number, fault) in (0..).zip(plan.faults.iter().filter(|fault| fault.kind.class().is_of_a_client())) {
+            let (clients, plan, fault, notebook) = (clients.clone(), plan.clone(), fault.clone(), notebook.clone());
+            let node = fault.kind.nodes().first().map(|node| machines[usize::from(*node)].clone());
+            let node = node.expect("a client misbehaves towards a node");
+            // Nobody waits for it: it ends with the faults.
+            tokio::spawn(async move {
+                bad_clients::misbehave(clients, &node, &plan, &fault, &notebook, number, start).await;
+            });
+        }
         if plan.workload.rotations > 0 {
             let random = random_of(plan.seed, "rotations", 0, 0);
             let rotate = workload::rotate(clients.clone(), machines.clone(), plan.clone(), random, until);
@@ -657,6 +694,9 @@ const READS_MEND: Duration = Duration::from_secs(3);
 
 /// A pause holds a request back for up to 15 s, and whoever receives it then goes by the time that it was given: 3 s.
 const RETRY_LATEST_US: u64 = 20_000_000;
+
+/// A node forgets a client that it does not hear any more after 30 s.
+const GIVEN_BACK_MAX: Duration = Duration::from_secs(40);
 
 /// Hundreds of requests, one after the other, over two continents.
 const AUDIT_MAX: Duration = Duration::from_secs(600);

@@ -526,7 +526,10 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
         | FaultKind::Pause(_)
         | FaultKind::FullDisk(_)
         | FaultKind::SlowDisk { .. }
-        | FaultKind::WrongClock { .. } => {}
+        | FaultKind::WrongClock { .. }
+        // Done by a client: see `crate::bad_clients`.
+        | FaultKind::UnreadAnswers(_)
+        | FaultKind::UnfinishedRequests(_) => {}
         FaultKind::Flap(_) => {
             let turns = (from..to).step_by(FLAP_MS).enumerate().skip(1);
             steps.extend(turns.map(|(turn, at)| (at, Step::Turn(i, turn % 2 == 0))));

@@ -306,6 +306,10 @@ pub enum FaultKind {
     CorruptLeaf(u8),
     /// The node's disk acknowledges syncs and keeps nothing of them; then its power fails, and it starts again at the end.
     LyingDisk(u8),
+    /// A client asks the node for more and more, and takes no answer.
+    UnreadAnswers(u8),
+    /// A client begins more and more requests at the node, and completes none.
+    UnfinishedRequests(u8),
 }
 
 /// The kinds of faults without their details: what a life has or leaves out, and what is counted.
@@ -355,11 +359,15 @@ pub enum FaultClass {
     CorruptLeaf,
     /// [`FaultKind::LyingDisk`].
     LyingDisk,
+    /// [`FaultKind::UnreadAnswers`].
+    UnreadAnswers,
+    /// [`FaultKind::UnfinishedRequests`].
+    UnfinishedRequests,
 }
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -382,10 +390,22 @@ impl FaultClass {
         Self::Flap,
         Self::CorruptLeaf,
         Self::LyingDisk,
+        Self::UnreadAnswers,
+        Self::UnfinishedRequests,
     ];
 
     /// Those that came when lives had names already: they are drawn by themselves, so that the others are drawn as before.
     const LATER: [Self; 2] = [Self::CorruptLeaf, Self::LyingDisk];
+
+    /// Whether it is a client that misbehaves.
+    pub fn is_of_a_client(self) -> bool {
+        matches!(self, Self::UnreadAnswers | Self::UnfinishedRequests)
+    }
+
+    /// Whether it is drawn by itself.
+    fn is_later(self) -> bool {
+        Self::LATER.contains(&self) || self.is_of_a_client()
+    }
 
     /// Whether it destroys what was synced, so that a node has to be healed by its peers.
     pub fn destroys(self) -> bool {
@@ -419,7 +439,9 @@ impl FaultClass {
             | Self::FullDisk
             | Self::SlowDisk
             | Self::WrongClock
-            | Self::Flap => false,
+            | Self::Flap
+            | Self::UnreadAnswers
+            | Self::UnfinishedRequests => false,
         }
     }
 
@@ -450,6 +472,8 @@ impl FaultKind {
             Self::PowerCut(_) => FaultClass::PowerCut,
             Self::OwnersDown(_) => FaultClass::OwnersDown,
             Self::Flap(_) => FaultClass::Flap,
+            Self::UnreadAnswers(_) => FaultClass::UnreadAnswers,
+            Self::UnfinishedRequests(_) => FaultClass::UnfinishedRequests,
             Self::RollingRestart => FaultClass::RollingRestart,
             Self::FailedSync(_) => FaultClass::FailedSync,
             Self::FailedInsert(_) => FaultClass::FailedInsert,
@@ -468,7 +492,7 @@ impl FaultKind {
     pub fn nodes(&self) -> BTreeSet<u8> {
         match self {
             Self::Partition(nodes) | Self::PowerCut(nodes) | Self::OwnersDown(nodes) => nodes.clone(),
-            Self::Flap(node) => [*node].into(),
+            Self::Flap(node) | Self::UnreadAnswers(node) | Self::UnfinishedRequests(node) => [*node].into(),
             Self::Bridge { side, bridge } => side.iter().copied().chain([*bridge]).collect(),
             Self::OneWay { from, to } => [*from, *to].into(),
             Self::RollingRestart => BTreeSet::new(),
@@ -538,6 +562,8 @@ impl Plan {
         if !plan.repeats_elsewhere() {
             plan.take_turns(allowed);
         }
+        plan.faults.extend(plan.draw_bad_clients(allowed));
+        plan.faults.sort_by_key(|fault| fault.at_ms);
         let last = plan.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max();
         plan.active_ms = plan.active_ms.max(last.unwrap_or(0));
         if plan.faults.iter().any(|fault| fault.kind.class() == FaultClass::OwnersDown) {
@@ -579,6 +605,7 @@ impl Plan {
         self.mechanisms = Mechanisms::ALL;
         (self.floors, self.aftermath) = (None, None);
         self.request_memory_kib = plenty_kib();
+        self.faults.retain(|fault| !fault.kind.class().is_of_a_client());
         let workload = &mut self.workload;
         (workload.foreign_percent, workload.scan_percent, workload.repeat_percent) = (0, 0, 0);
         workload.rotations = 0;
@@ -750,7 +777,7 @@ impl Plan {
 
     fn draw_faults(&self, allowed: &BTreeSet<FaultClass>) -> Vec<Fault> {
         let rng = &mut rng(self.seed, "faults");
-        let earlier = || allowed.iter().copied().filter(|class| !FaultClass::LATER.contains(class));
+        let earlier = || allowed.iter().copied().filter(|class| !class.is_later());
         let mut classes: Vec<FaultClass> = earlier().filter(|_| rng.random_bool(0.4)).collect();
         // What was acknowledged by W nodes must survive on one of them, or nothing could be judged.
         let w_least = self.workload.quorums.iter().map(|(_, w)| w.count(self.n)).min().unwrap_or(1);
@@ -932,6 +959,23 @@ impl Plan {
             .collect()
     }
 
+    /// In half of all lives two clients misbehave, half of them for as long as they can: longer than a node lets them.
+    fn draw_bad_clients(&self, allowed: &BTreeSet<FaultClass>) -> Vec<Fault> {
+        let rng = &mut rng(self.seed, "bad clients");
+        let classes: Vec<FaultClass> = allowed.iter().copied().filter(|class| class.is_of_a_client()).collect();
+        if classes.is_empty() || rng.random_bool(0.5) {
+            return Vec::new();
+        }
+        let mut draw = || {
+            let class = *classes.get(rng.random_range(0..classes.len())).expect("in range");
+            let at_ms = rng.random_range(2_000..self.active_ms / 3);
+            let longest = self.active_ms - at_ms;
+            let for_ms = if rng.random_bool(0.5) { longest } else { rng.random_range(3_000..=longest.max(3_000)) };
+            Fault { at_ms, for_ms: for_ms.min(longest), kind: self.draw_kind(rng, class, &BTreeSet::new()) }
+        };
+        (0..2).map(|_| draw()).collect()
+    }
+
     /// Half of all owners that are away come back in between, for as long as it takes to hand over what was kept for them, so that the same
     /// nodes stand in for them twice.
     fn twice(fault: Fault) -> Vec<Fault> {
@@ -964,6 +1008,8 @@ impl Plan {
                 FaultKind::OwnersDown(self.owners_of(&key))
             }
             FaultClass::Flap => FaultKind::Flap(node),
+            FaultClass::UnreadAnswers => FaultKind::UnreadAnswers(node),
+            FaultClass::UnfinishedRequests => FaultKind::UnfinishedRequests(node),
             FaultClass::Packets => FaultKind::Packets { node, faults: draw_packets(rng) },
             FaultClass::Latency => FaultKind::Latency { node, more_ms: rng.random_range(20..=1500) },
             FaultClass::Pause => FaultKind::Pause(node),

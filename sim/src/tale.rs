@@ -397,6 +397,8 @@ pub fn fault_text(kind: &FaultKind) -> String {
         FaultKind::PowerCut(nodes) => format!("power cut: {}", names(nodes)),
         FaultKind::OwnersDown(nodes) => format!("all owners of a partition are down: {}", names(nodes)),
         FaultKind::Flap(node) => format!("{} comes and goes", name(*node)),
+        FaultKind::UnreadAnswers(node) => format!("a client takes no answers of {}", name(*node)),
+        FaultKind::UnfinishedRequests(node) => format!("a client completes no requests to {}", name(*node)),
         FaultKind::RollingRestart => "rolling restart".to_owned(),
         FaultKind::FailedSync(node) => format!("{} cannot sync", name(*node)),
         FaultKind::FailedInsert(node) => format!("the next insert at {} fails", name(*node)),

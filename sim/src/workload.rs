@@ -172,6 +172,10 @@ impl Notebook {
         self.lock().risen.push(risen);
     }
 
+    pub(crate) fn saw_cost(&self, cost: history::Cost) {
+        self.lock().costs.push(cost);
+    }
+
     pub(crate) fn saw_let_go(&self, let_go: history::LetGo) {
         self.lock().let_go.push(let_go);
     }

@@ -32,6 +32,7 @@ pub mod minters;
 pub mod placement;
 
 pub mod availability;
+pub mod bounded;
 
 #[cfg(test)]
 pub(crate) mod story;
@@ -84,6 +85,8 @@ pub enum Property {
     OneMinter,
     /// See [`availability`].
     Availability,
+    /// See [`bounded`].
+    BoundedCost,
     /// See [`drained`].
     HintsDrained,
     /// See [`placement`].
@@ -173,6 +176,7 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     violations.extend(minters::check(history));
     violations.extend(risen::check(history));
     violations.extend(availability::check(history, &expectations.available));
+    violations.extend(bounded::check(history));
     if expectations.drained {
         violations.extend(drained::check(history));
     }
