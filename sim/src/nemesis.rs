@@ -21,7 +21,7 @@ use quorate_node::store::Tree;
 
 use crate::cluster::{CLIENTS, Cluster, DISK_RESERVE, Process, name, random_of};
 use crate::disk::{Crash, Durable, Image, SimDisk};
-use crate::plan::{Aftermath, Broken, Fault, FaultClass, FaultKind, Plan};
+use crate::plan::{Aftermath, Broken, Fault, FaultClass, FaultKind, Hearing, Plan};
 use crate::socket::PacketFaults;
 use crate::trace::Trace;
 
@@ -440,7 +440,8 @@ impl Nemesis {
         let hosts = 0..=nodes;
         let ip = |host: u8| -> IpAddr { cluster.network().lookup(host_name(host, nodes)) };
         for from in hosts.clone() {
-            let cut = hosts.clone().filter(|to| active.iter().any(|fault| cuts(fault, from, *to))).map(ip).collect();
+            let cut =
+                hosts.clone().filter(|to| active.iter().any(|fault| cuts(fault, from, *to, nodes))).map(ip).collect();
             cable(cluster, from).set_cut(cut);
         }
         let network = self.plan.network;
@@ -506,6 +507,9 @@ fn lasting(aftermath: &Aftermath, nodes: u8) -> Vec<FaultKind> {
         Broken::Mute => pairs().map(|(from, to)| FaultKind::OneWay { from, to }).collect(),
         Broken::Deaf => pairs().map(|(to, from)| FaultKind::OneWay { from, to }).collect(),
         Broken::Paused => broken.iter().map(|node| FaultKind::Pause(*node)).collect(),
+        Broken::FromPeers(hearing) => {
+            broken.iter().map(|node| FaultKind::CutFromPeers { node: *node, hearing: *hearing }).collect()
+        }
     }
 }
 
@@ -527,6 +531,7 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
         | FaultKind::FullDisk(_)
         | FaultKind::SlowDisk { .. }
         | FaultKind::WrongClock { .. }
+        | FaultKind::CutFromPeers { .. }
         // Done by a client: see `crate::bad_clients`.
         | FaultKind::UnreadAnswers(_)
         | FaultKind::UnfinishedRequests(_) => {}
@@ -588,9 +593,19 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
     steps
 }
 
-/// Whether a fault keeps what one host sends from another one.
-fn cuts(fault: &FaultKind, from: u8, to: u8) -> bool {
+/// Whether a fault keeps what one host sends from another one. The host after the last node is the clients'.
+fn cuts(fault: &FaultKind, from: u8, to: u8, nodes: u8) -> bool {
     match fault {
+        FaultKind::CutFromPeers { node, hearing } => {
+            let of_it = |mute: bool, deaf: bool| mute && from == *node || deaf && to == *node;
+            let peers = from != to && from < nodes && to < nodes;
+            peers
+                && match hearing {
+                    Hearing::Neither => of_it(true, true),
+                    Hearing::Deaf => of_it(false, true),
+                    Hearing::Mute => of_it(true, false),
+                }
+        }
         FaultKind::Partition(side) => side.contains(&from) != side.contains(&to),
         FaultKind::Bridge { side, bridge } => {
             from != *bridge && to != *bridge && side.contains(&from) != side.contains(&to)
@@ -647,18 +662,18 @@ mod tests {
     #[test]
     fn partitions_have_sides_and_bridges_have_two_ends() {
         let split = FaultKind::Partition([0, 1].into());
-        assert!(!cuts(&split, 0, 1) && cuts(&split, 0, 2) && cuts(&split, 2, 0) && !cuts(&split, 2, 3));
+        assert!(!cuts(&split, 0, 1, 4) && cuts(&split, 0, 2, 4) && cuts(&split, 2, 0, 4) && !cuts(&split, 2, 3, 4));
         let bridge = FaultKind::Bridge { side: [0, 1].into(), bridge: 2 };
-        assert!(cuts(&bridge, 0, 3) && !cuts(&bridge, 0, 2) && !cuts(&bridge, 2, 3));
+        assert!(cuts(&bridge, 0, 3, 4) && !cuts(&bridge, 0, 2, 4) && !cuts(&bridge, 2, 3, 4));
         let one_way = FaultKind::OneWay { from: 0, to: 1 };
-        assert!(cuts(&one_way, 0, 1) && !cuts(&one_way, 1, 0) && !cuts(&one_way, 0, 2));
+        assert!(cuts(&one_way, 0, 1, 4) && !cuts(&one_way, 1, 0, 4) && !cuts(&one_way, 0, 2, 4));
     }
 
     #[test]
     fn an_aftermath_parts_the_broken_from_everybody_also_from_clients() {
         let reach = |how, from, to| {
             let broken = lasting(&Aftermath { broken: [1].into(), how, sudden: false, rots: false }, 3);
-            !broken.iter().any(|fault| cuts(fault, from, to))
+            !broken.iter().any(|fault| cuts(fault, from, to, 3))
         };
         for other in [0, 2, 3] {
             assert_eq!((reach(Broken::Cut, 1, other), reach(Broken::Cut, other, 1)), (false, false));
@@ -668,6 +683,17 @@ mod tests {
         assert!(reach(Broken::Cut, 0, 2) && reach(Broken::Mute, 0, 3) && reach(Broken::Deaf, 2, 3));
         let paused = Aftermath { broken: [1].into(), how: Broken::Paused, sudden: false, rots: false };
         assert_eq!(lasting(&paused, 3), [FaultKind::Pause(1)]);
+    }
+
+    #[test]
+    fn whoever_is_cut_off_from_its_peers_is_there_for_clients() {
+        let cut = |hearing, from, to| cuts(&FaultKind::CutFromPeers { node: 1, hearing }, from, to, 3);
+        for hearing in [Hearing::Neither, Hearing::Deaf, Hearing::Mute] {
+            assert!(!cut(hearing, 1, 3) && !cut(hearing, 3, 1) && !cut(hearing, 0, 2) && !cut(hearing, 1, 1));
+        }
+        assert!(cut(Hearing::Neither, 1, 0) && cut(Hearing::Neither, 2, 1));
+        assert!(!cut(Hearing::Deaf, 1, 0) && cut(Hearing::Deaf, 2, 1));
+        assert!(cut(Hearing::Mute, 1, 0) && !cut(Hearing::Mute, 2, 1));
     }
 
     #[test]

@@ -123,6 +123,19 @@ pub enum Broken {
     Deaf,
     /// They neither send nor receive; all of it arrives at the end.
     Paused,
+    /// They reach clients, and of the other nodes what is said.
+    FromPeers(Hearing),
+}
+
+/// What a node that is cut off from all other nodes, but not from clients, has left of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hearing {
+    /// Nothing.
+    Neither,
+    /// They hear it, and it hears nobody.
+    Deaf,
+    /// It hears them, and nobody hears it.
+    Mute,
 }
 
 /// The durability modes whose promise holds through crashes.
@@ -306,6 +319,13 @@ pub enum FaultKind {
     CorruptLeaf(u8),
     /// The node's disk acknowledges syncs and keeps nothing of them; then its power fails, and it starts again at the end.
     LyingDisk(u8),
+    /// The node is cut off from all other nodes. Clients reach it as before.
+    CutFromPeers {
+        /// Which node.
+        node: u8,
+        /// What it has left of them.
+        hearing: Hearing,
+    },
     /// A client asks the node for more and more, and takes no answer.
     UnreadAnswers(u8),
     /// A client begins more and more requests at the node, and completes none.
@@ -359,6 +379,8 @@ pub enum FaultClass {
     CorruptLeaf,
     /// [`FaultKind::LyingDisk`].
     LyingDisk,
+    /// [`FaultKind::CutFromPeers`], also as an aftermath.
+    CutFromPeers,
     /// [`FaultKind::UnreadAnswers`].
     UnreadAnswers,
     /// [`FaultKind::UnfinishedRequests`].
@@ -367,7 +389,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -390,6 +412,7 @@ impl FaultClass {
         Self::Flap,
         Self::CorruptLeaf,
         Self::LyingDisk,
+        Self::CutFromPeers,
         Self::UnreadAnswers,
         Self::UnfinishedRequests,
     ];
@@ -404,7 +427,7 @@ impl FaultClass {
 
     /// Whether it is drawn by itself.
     fn is_later(self) -> bool {
-        Self::LATER.contains(&self) || self.is_of_a_client()
+        Self::LATER.contains(&self) || self.is_of_a_client() || self == Self::CutFromPeers
     }
 
     /// Whether it destroys what was synced, so that a node has to be healed by its peers.
@@ -440,6 +463,7 @@ impl FaultClass {
             | Self::SlowDisk
             | Self::WrongClock
             | Self::Flap
+            | Self::CutFromPeers
             | Self::UnreadAnswers
             | Self::UnfinishedRequests => false,
         }
@@ -472,6 +496,7 @@ impl FaultKind {
             Self::PowerCut(_) => FaultClass::PowerCut,
             Self::OwnersDown(_) => FaultClass::OwnersDown,
             Self::Flap(_) => FaultClass::Flap,
+            Self::CutFromPeers { .. } => FaultClass::CutFromPeers,
             Self::UnreadAnswers(_) => FaultClass::UnreadAnswers,
             Self::UnfinishedRequests(_) => FaultClass::UnfinishedRequests,
             Self::RollingRestart => FaultClass::RollingRestart,
@@ -510,6 +535,7 @@ impl FaultKind {
             | Self::CorruptLeaf(node)
             | Self::LyingDisk(node)
             | Self::EmptyDisk(node)
+            | Self::CutFromPeers { node, .. }
             | Self::RolledBackDisk { node, .. } => [*node].into(),
         }
     }
@@ -563,6 +589,7 @@ impl Plan {
             plan.take_turns(allowed);
         }
         plan.faults.extend(plan.draw_bad_clients(allowed));
+        plan.cut_from_peers(allowed);
         plan.faults.sort_by_key(|fault| fault.at_ms);
         let last = plan.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max();
         plan.active_ms = plan.active_ms.max(last.unwrap_or(0));
@@ -959,6 +986,25 @@ impl Plan {
             .collect()
     }
 
+    /// In part of all lives a node is cut off from the others and not from clients: for a while, or when all other faults are over.
+    fn cut_from_peers(&mut self, allowed: &BTreeSet<FaultClass>) {
+        if !allowed.contains(&FaultClass::CutFromPeers) {
+            return;
+        }
+        let rng = &mut rng(self.seed, "cut from peers");
+        let hearing = |rng: &mut StdRng| [Hearing::Neither, Hearing::Deaf, Hearing::Mute][rng.random_range(0..3)];
+        if rng.random_bool(0.3) {
+            let at_ms = rng.random_range(2_000..self.active_ms * 4 / 5);
+            let for_ms = rng.random_range(500..=15_000).min(self.active_ms - at_ms);
+            let kind = FaultKind::CutFromPeers { node: rng.random_range(0..self.nodes()), hearing: hearing(rng) };
+            self.faults.push(Fault { at_ms, for_ms, kind });
+        }
+        // A node that has just been cut off does not know yet that it can do nothing.
+        if let Some(aftermath) = self.aftermath.as_mut().filter(|_| rng.random_bool(0.4)) {
+            (aftermath.how, aftermath.sudden) = (Broken::FromPeers(hearing(rng)), false);
+        }
+    }
+
     /// In half of all lives two clients misbehave, half of them for as long as they can: longer than a node lets them.
     fn draw_bad_clients(&self, allowed: &BTreeSet<FaultClass>) -> Vec<Fault> {
         let rng = &mut rng(self.seed, "bad clients");
@@ -1008,6 +1054,7 @@ impl Plan {
                 FaultKind::OwnersDown(self.owners_of(&key))
             }
             FaultClass::Flap => FaultKind::Flap(node),
+            FaultClass::CutFromPeers => FaultKind::CutFromPeers { node, hearing: Hearing::Neither },
             FaultClass::UnreadAnswers => FaultKind::UnreadAnswers(node),
             FaultClass::UnfinishedRequests => FaultKind::UnfinishedRequests(node),
             FaultClass::Packets => FaultKind::Packets { node, faults: draw_packets(rng) },
@@ -1305,7 +1352,12 @@ mod tests {
         assert!(alone.iter().all(|lives| *lives >= 20), "a healer is the only one in {alone:?} lives");
         for how in [Broken::Down, Broken::Cut, Broken::Mute, Broken::Deaf, Broken::Paused] {
             let lives = plans.iter().filter(|plan| plan.aftermath.as_ref().is_some_and(|after| after.how == how));
-            assert!(lives.count() > 30, "{how:?}");
+            assert!(lives.count() > 15, "{how:?}");
+        }
+        for hearing in [Hearing::Neither, Hearing::Deaf, Hearing::Mute] {
+            let how = Broken::FromPeers(hearing);
+            let lives = plans.iter().filter(|plan| plan.aftermath.as_ref().is_some_and(|after| after.how == how));
+            assert!(lives.count() > 15, "{how:?}");
         }
         for plan in &plans {
             let broken = plan.aftermath.as_ref().map_or(0, |after| after.broken.len());

@@ -9,7 +9,7 @@ use crate::checker::Violation;
 use crate::cluster::name;
 use crate::history::{Action, History, OpNo, Operation, Outcome};
 use crate::life::Report;
-use crate::plan::{Fault, FaultKind};
+use crate::plan::{Fault, FaultKind, Hearing};
 use crate::story::{Event, Story};
 use crate::workload::AUDITOR;
 
@@ -397,6 +397,15 @@ pub fn fault_text(kind: &FaultKind) -> String {
         FaultKind::PowerCut(nodes) => format!("power cut: {}", names(nodes)),
         FaultKind::OwnersDown(nodes) => format!("all owners of a partition are down: {}", names(nodes)),
         FaultKind::Flap(node) => format!("{} comes and goes", name(*node)),
+        FaultKind::CutFromPeers { node, hearing: Hearing::Neither } => {
+            format!("{} is cut off from its peers, not from clients", name(*node))
+        }
+        FaultKind::CutFromPeers { node, hearing: Hearing::Deaf } => {
+            format!("{} hears none of its peers", name(*node))
+        }
+        FaultKind::CutFromPeers { node, hearing: Hearing::Mute } => {
+            format!("none of its peers hears {}", name(*node))
+        }
         FaultKind::UnreadAnswers(node) => format!("a client takes no answers of {}", name(*node)),
         FaultKind::UnfinishedRequests(node) => format!("a client completes no requests to {}", name(*node)),
         FaultKind::RollingRestart => "rolling restart".to_owned(),
