@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -70,6 +70,8 @@ pub struct Machine {
 struct Shared {
     seed: u64,
     clock_offset_ms: AtomicI64,
+    /// How often it has moved: each time to the next port.
+    moves: AtomicU16,
     credentials: Credentials,
     join: Vec<SocketAddr>,
     durability: Durability,
@@ -146,6 +148,7 @@ impl Cluster<'_> {
             let shared = Shared {
                 seed: plan.seed,
                 clock_offset_ms: AtomicI64::new(0),
+                moves: AtomicU16::new(0),
                 credentials: credentials(&issued),
                 join: addrs.iter().copied().take(SEEDS).collect(),
                 durability: plan.durability,
@@ -286,7 +289,12 @@ impl Machine {
 
     /// Where the node listens.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        SocketAddr::new(self.addr.ip(), self.addr.port() + self.shared.moves.load(Ordering::Relaxed))
+    }
+
+    /// From its next start on the node listens at another address.
+    pub fn moves(&self) {
+        self.shared.moves.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The node's failure domain.
@@ -375,7 +383,7 @@ impl Machine {
         };
         let config = NodeConfig {
             node: self.node,
-            listen: self.addr,
+            listen: self.addr(),
             advertise: None,
             join: self.shared.join.clone(),
             credentials: self.shared.credentials.clone(),

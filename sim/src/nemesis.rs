@@ -96,6 +96,7 @@ enum Step {
     LosePower(u8),
     TakeImage(usize, u8),
     Wipe(u8),
+    Move(u8),
     RollBack(usize, u8),
 }
 
@@ -261,6 +262,7 @@ impl Nemesis {
                     self.start(node, cluster);
                 }
             }
+            Step::Move(node) => cluster.machines()[usize::from(node)].moves(),
             Step::Keep(node) => *self.kept_down.entry(node).or_default() += 1,
             Step::LetGo(node) => {
                 let kept = self.kept_down.entry(node).or_default();
@@ -578,6 +580,10 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
             down(&mut steps, *node, false, cut, to);
             let killed = steps.len() - 2;
             steps.insert(killed, (cut, Step::LosePower(*node)));
+        }
+        FaultKind::Moves(node) => {
+            down(&mut steps, *node, false, from, to);
+            steps.insert(3, (from, Step::Move(*node)));
         }
         FaultKind::EmptyDisk(node) => {
             down(&mut steps, *node, false, from, to);

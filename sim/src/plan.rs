@@ -326,6 +326,8 @@ pub enum FaultKind {
         /// What it has left of them.
         hearing: Hearing,
     },
+    /// The node dies, and starts again at the end at another address.
+    Moves(u8),
     /// A client asks the node for more and more, and takes no answer.
     UnreadAnswers(u8),
     /// A client begins more and more requests at the node, and completes none.
@@ -381,6 +383,8 @@ pub enum FaultClass {
     LyingDisk,
     /// [`FaultKind::CutFromPeers`], also as an aftermath.
     CutFromPeers,
+    /// [`FaultKind::Moves`].
+    Moves,
     /// [`FaultKind::UnreadAnswers`].
     UnreadAnswers,
     /// [`FaultKind::UnfinishedRequests`].
@@ -389,7 +393,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -413,6 +417,7 @@ impl FaultClass {
         Self::CorruptLeaf,
         Self::LyingDisk,
         Self::CutFromPeers,
+        Self::Moves,
         Self::UnreadAnswers,
         Self::UnfinishedRequests,
     ];
@@ -427,7 +432,7 @@ impl FaultClass {
 
     /// Whether it is drawn by itself.
     fn is_later(self) -> bool {
-        Self::LATER.contains(&self) || self.is_of_a_client() || self == Self::CutFromPeers
+        Self::LATER.contains(&self) || self.is_of_a_client() || matches!(self, Self::CutFromPeers | Self::Moves)
     }
 
     /// Whether it destroys what was synced, so that a node has to be healed by its peers.
@@ -452,6 +457,7 @@ impl FaultClass {
             | Self::RolledBackDisk
             | Self::CorruptLeaf
             | Self::LyingDisk
+            | Self::Moves
             | Self::OwnersDown => true,
             Self::Partition
             | Self::Bridge
@@ -497,6 +503,7 @@ impl FaultKind {
             Self::OwnersDown(_) => FaultClass::OwnersDown,
             Self::Flap(_) => FaultClass::Flap,
             Self::CutFromPeers { .. } => FaultClass::CutFromPeers,
+            Self::Moves(_) => FaultClass::Moves,
             Self::UnreadAnswers(_) => FaultClass::UnreadAnswers,
             Self::UnfinishedRequests(_) => FaultClass::UnfinishedRequests,
             Self::RollingRestart => FaultClass::RollingRestart,
@@ -535,6 +542,7 @@ impl FaultKind {
             | Self::CorruptLeaf(node)
             | Self::LyingDisk(node)
             | Self::EmptyDisk(node)
+            | Self::Moves(node)
             | Self::CutFromPeers { node, .. }
             | Self::RolledBackDisk { node, .. } => [*node].into(),
         }
@@ -590,6 +598,7 @@ impl Plan {
         }
         plan.faults.extend(plan.draw_bad_clients(allowed));
         plan.cut_from_peers(allowed);
+        plan.faults.extend(plan.draw_moves(allowed));
         plan.faults.sort_by_key(|fault| fault.at_ms);
         let last = plan.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max();
         plan.active_ms = plan.active_ms.max(last.unwrap_or(0));
@@ -1005,6 +1014,21 @@ impl Plan {
         }
     }
 
+    /// In part of all lives one node moves, perhaps several times. The others stay where join lists say that they are.
+    fn draw_moves(&self, allowed: &BTreeSet<FaultClass>) -> Vec<Fault> {
+        let rng = &mut rng(self.seed, "moves");
+        if !allowed.contains(&FaultClass::Moves) || self.repeats_elsewhere() || !rng.random_bool(0.25) {
+            return Vec::new();
+        }
+        let (node, count) = (rng.random_range(0..self.nodes()), rng.random_range(1..=3));
+        let mut draw = || {
+            let at_ms = rng.random_range(2_000..self.active_ms * 4 / 5);
+            let for_ms = rng.random_range(100..=5_000).min(self.active_ms - at_ms);
+            Fault { at_ms, for_ms, kind: FaultKind::Moves(node) }
+        };
+        (0..count).map(|_| draw()).collect()
+    }
+
     /// In half of all lives two clients misbehave, half of them for as long as they can: longer than a node lets them.
     fn draw_bad_clients(&self, allowed: &BTreeSet<FaultClass>) -> Vec<Fault> {
         let rng = &mut rng(self.seed, "bad clients");
@@ -1055,6 +1079,7 @@ impl Plan {
             }
             FaultClass::Flap => FaultKind::Flap(node),
             FaultClass::CutFromPeers => FaultKind::CutFromPeers { node, hearing: Hearing::Neither },
+            FaultClass::Moves => FaultKind::Moves(node),
             FaultClass::UnreadAnswers => FaultKind::UnreadAnswers(node),
             FaultClass::UnfinishedRequests => FaultKind::UnfinishedRequests(node),
             FaultClass::Packets => FaultKind::Packets { node, faults: draw_packets(rng) },

@@ -406,6 +406,7 @@ pub fn fault_text(kind: &FaultKind) -> String {
         FaultKind::CutFromPeers { node, hearing: Hearing::Mute } => {
             format!("none of its peers hears {}", name(*node))
         }
+        FaultKind::Moves(node) => format!("{} dies and comes back at another address", name(*node)),
         FaultKind::UnreadAnswers(node) => format!("a client takes no answers of {}", name(*node)),
         FaultKind::UnfinishedRequests(node) => format!("a client completes no requests to {}", name(*node)),
         FaultKind::RollingRestart => "rolling restart".to_owned(),
