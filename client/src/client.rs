@@ -96,13 +96,44 @@ impl Client {
         }
     }
 
-    /// Begins with a file as `quorate dev` and `quorate cert client` write it: TOML with `seeds`, the paths `ca`, `cert` and
-    /// `key` (relative to the file), and if wanted `profile` and `timeout_ms`.
+    /// Begins with a file as `quorate dev` writes it, and as the command line tool reads it:
+    ///
+    /// ```toml
+    /// seeds = ["10.0.0.1:7400", "10.0.0.2:7400"]
+    /// ca = "ca.pem"           # relative paths are relative to the file
+    /// cert = "alice.pem"
+    /// key = "alice.key"
+    /// # What may be left out:
+    /// profile = "balanced"    # or fast, safe; what r, w and strictness are unless they are said
+    /// r = "majority"
+    /// w = 2
+    /// timeout = "1s"
+    /// output = "text"         # only the tool looks at it
+    /// ```
     ///
     /// # Errors
     /// [`Error::Misuse`] when a file cannot be read or holds something else; the text names the file.
     pub fn from_config(path: impl AsRef<Path>) -> Result<ClientBuilder, Error> {
         config::read(path.as_ref())
+    }
+
+    /// Begins with what the environment says, as the command line tool does: the variables `QUORATE_SEEDS` (comma separated),
+    /// `QUORATE_CA`, `QUORATE_CERT`, `QUORATE_KEY`, `QUORATE_PROFILE`, `QUORATE_R`, `QUORATE_W` and `QUORATE_TIMEOUT`; for what
+    /// they leave out the file that `QUORATE_CONFIG` names; and then as [`from_default`](Self::from_default).
+    ///
+    /// # Errors
+    /// As [`from_config`](Self::from_config); the text names the variable or the file.
+    pub fn from_env() -> Result<ClientBuilder, Error> {
+        config::from_env()
+    }
+
+    /// Begins with the user's own file, `quorate/config.toml` in `$XDG_CONFIG_HOME` or `~/.config`, or, if that names no cluster,
+    /// with the one that `quorate dev` runs on this machine.
+    ///
+    /// # Errors
+    /// As [`from_config`](Self::from_config), and when neither is there.
+    pub fn from_default() -> Result<ClientBuilder, Error> {
+        config::from_default()
     }
 
     /// Begins with the cluster that `quorate dev` runs on this machine: its file is `client.toml` in the directory

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::ids::OpId;
+use crate::options::time_text;
 use crate::read::Context;
 use crate::wire::{Acks, NotApplied, QuorumReport};
 
@@ -114,7 +115,7 @@ pub enum Error {
     },
 
     /// A request that changes nothing was sent, and no answer came in time.
-    #[error("no answer in {} ms; tried {}; try again or allow more time", waited.as_millis(), TriedText(tried))]
+    #[error("no answer in {}; tried {}; try again or allow more time", time_text(*waited), TriedText(tried))]
     NoAnswer {
         /// How long was waited in all.
         waited: Duration,
@@ -289,14 +290,30 @@ impl fmt::Display for TriedText<'_> {
         if self.0.is_empty() {
             return f.write_str("nobody");
         }
-        // One who was tried again with the same result is named once.
-        let news = self.0.iter().enumerate().filter(|(i, tried)| !self.0[..*i].contains(tried));
-        for (i, (_, tried)) in news.enumerate() {
+        for (i, (node, what)) in tried_last(self.0).into_iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
-            write!(f, "{comma}{} ({})", tried.node, tried.what)?;
+            write!(f, "{comma}{node} ({what})")?;
         }
         Ok(())
     }
+}
+
+/// Each node that was tried, once: under its name where an attempt knew it, with what came of the last attempt.
+fn tried_last(tried: &[Tried]) -> Vec<(&str, &str)> {
+    let addr = |node: &str| node.rsplit(' ').next().unwrap_or(node).to_owned();
+    let mut last: Vec<(&str, &str)> = Vec::new();
+    for Tried { node, what } in tried {
+        match last.iter_mut().find(|(known, _)| addr(known) == addr(node)) {
+            Some((known, before)) => {
+                *before = what;
+                if node.len() > known.len() {
+                    *known = node;
+                }
+            }
+            None => last.push((node, what)),
+        }
+    }
+    last
 }
 
 #[cfg(test)]
@@ -376,6 +393,21 @@ mod tests {
         ];
         let text = Error::NoNodeReachable { tried }.to_string();
         assert!(text.contains("n1 (10.0.0.1:1) (timed out), n2 (10.0.0.2:1) (refused)"), "{text}");
+    }
+
+    #[test]
+    fn who_was_tried_is_named_once_with_what_came_of_it_last() {
+        let tried = |node: &str, what: &str| Tried { node: node.into(), what: what.into() };
+        let tried = [
+            tried("10.0.0.1:1", "not reached in time"),
+            tried("n2 at 10.0.0.2:1", "refused"),
+            tried("n1 at 10.0.0.1:1", "no answer within 500ms"),
+            tried("10.0.0.1:1", "no answer within 250ms"),
+        ];
+        assert_eq!(
+            TriedText(&tried).to_string(),
+            "n1 at 10.0.0.1:1 (no answer within 250ms), n2 at 10.0.0.2:1 (refused)"
+        );
     }
 
     #[test]

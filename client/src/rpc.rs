@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::budget::{Budget, Charge, Pot, Room};
 use crate::frame::{COPY_MAX, Deframer, Direction, FREE_LEN, Frame, FrameError, Framer, PART_LEN, Received};
+use crate::options::time_text;
 use crate::tls::explain_connection_error;
 use crate::{buggify, dawdle, sometimes};
 
@@ -126,9 +127,10 @@ impl Lanes {
                 self.0.link.close_if_silent();
                 match call.lane.shared.calls().waiting.remove(&call.id) {
                     Some(Call { sent: false, .. }) => {
-                        Err(CallError::NotSent(format!("could not be sent within {timeout:?}: the lane is stalled")))
+                        let within = time_text(timeout);
+                        Err(CallError::NotSent(format!("could not be sent within {within}: the lane is stalled")))
                     }
-                    _ => Err(CallError::Unknown(format!("no answer within {timeout:?}"))),
+                    _ => Err(CallError::Unknown(format!("no answer within {}", time_text(timeout)))),
                 }
             }
         }

@@ -1084,7 +1084,7 @@ mod loopback {
         let error = settings("profile = 'slow'").expect_err("no such profile");
         assert!(error.to_string().contains("balanced, fast or safe"), "{error}");
         let db =
-            settings("profile = 'safe'\ntimeout_ms = 250").expect("well formed").connect().await.expect("connects");
+            settings("profile = 'safe'\ntimeout = '250ms'").expect("well formed").connect().await.expect("connects");
         let Defaults { r, w, strict, timeout } = db.defaults();
         assert_eq!((r, w, strict, timeout.as_millis()), (Quorum::Majority, Quorum::Majority, true, 250));
         std::fs::remove_dir_all(&dir).expect("removed");

@@ -450,7 +450,9 @@ pub fn explain_connection_error(error: &ConnectionError) -> String {
         ConnectionError::Reset => "it has lost the connection, probably it was started again".into(),
         ConnectionError::TimedOut => "nothing was heard from it until the time-out: it or the network is down".into(),
         ConnectionError::VersionMismatch => "it speaks another version of QUIC".into(),
-        ConnectionError::LocallyClosed => "this side has closed the connection".into(),
+        ConnectionError::LocallyClosed => {
+            "the connection was given up: nothing was heard from it, or this client is ending".into()
+        }
         ConnectionError::CidsExhausted => "this side has no connection id left".into(),
     }
 }

@@ -19,6 +19,7 @@ use quinn::{Connection, Endpoint};
 use quorate_client::budget::Room;
 use quorate_client::codec::{self, Blob};
 use quorate_client::ids::{ClusterId, NodeId};
+use quorate_client::options::time_text;
 use quorate_client::quic::widen_for_peer;
 use quorate_client::random::Random;
 use quorate_client::rpc::{self, Arrived, CallError, Lanes, LanesConfig, REQUEST_LEN, close};
@@ -266,7 +267,7 @@ impl Peers {
         match tokio::time::timeout(timeout, hello).await {
             Ok(Ok(result)) => result.map_err(failed),
             Ok(Err(_)) => Err(failed("this node is stopping".into())),
-            Err(_) => Err(failed(format!("no answer within {timeout:?}"))),
+            Err(_) => Err(failed(format!("no answer within {}", time_text(timeout)))),
         }
     }
 

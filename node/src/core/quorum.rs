@@ -242,19 +242,22 @@ impl Tally {
         self.order.iter().map(asked).collect()
     }
 
-    /// Who has not acknowledged and why, for people: `n2: connection refused, n3: no answer yet`.
+    /// Who has not acknowledged and why, for people: `n2: connection refused, n3: no answer yet`. One who was asked in several
+    /// places is named once, with what came last.
     pub fn why(&self) -> String {
-        let mut text = String::new();
+        let mut named: Vec<(NodeId, String)> = Vec::new();
         for seat in &self.seats {
             let said = match (seat.state, &seat.said) {
                 (State::Acked | State::Late | State::Idle, _) => continue,
                 (State::Failed, Some(said)) => said.to_string(),
                 (State::Failed | State::Asked, _) => NO_ANSWER.into(),
             };
-            let comma = if text.is_empty() { "" } else { ", " };
-            text.push_str(&format!("{comma}{}: {said}", seat.node));
+            match named.iter_mut().find(|(node, _)| *node == seat.node) {
+                Some((_, before)) => *before = said,
+                None => named.push((seat.node, said)),
+            }
         }
-        text
+        named.iter().map(|(node, said)| format!("{node}: {said}")).collect::<Vec<_>>().join(", ")
     }
 
     fn seats_of(&self, node: NodeId) -> Vec<usize> {
