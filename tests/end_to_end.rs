@@ -111,7 +111,7 @@ fn a_node_with_an_empty_disk_gets_everything_back_before_it_answers() {
 fn a_persistent_development_cluster_goes_on_where_it_stopped() {
     let dir = tempfile::tempdir().expect("a directory");
     let ports = free_ports().to_string();
-    let run = |words: &[&str]| Said::by(bare_command(dir.path()).args(words).env("QUORATE_TIMEOUT_MS", "10000"));
+    let run = |words: &[&str]| Said::by(bare_command(dir.path()).args(words).env("QUORATE_TIMEOUT", "10s"));
     let (mut first, banner) = dev(dir.path(), &["--persist", "kept", "--base-port", &ports]);
     assert!(banner.contains("/kept\n"), "{banner}");
     run(&["put", "greeting", "hello"]).expect(0, &[]);
@@ -363,7 +363,7 @@ fn shell(dir: &Path, line: &str) -> Command {
     let _ = write!(path, ":{}", std::env::var("PATH").expect("there is one"));
     let mut command = Command::new("bash");
     isolate(&mut command, dir);
-    command.args(["-c", line]).current_dir(root()).env("PATH", path).env("QUORATE_TIMEOUT_MS", "10000");
+    command.args(["-c", line]).current_dir(root()).env("PATH", path).env("QUORATE_TIMEOUT", "10s");
     command.env("CARGO_TARGET_DIR", quorate().ancestors().nth(2).expect("target/<profile>/quorate"));
     command
 }

@@ -294,7 +294,7 @@ impl Cluster {
     /// A command of the administrator. It has much time for each request, because the machine may be busy.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Command {
         let mut command = bare_command(self.dir());
-        command.args(args).env("QUORATE_CONFIG", "client.toml").env("QUORATE_TIMEOUT_MS", "10000");
+        command.args(args).env("QUORATE_CONFIG", "client.toml").env("QUORATE_TIMEOUT", "10s");
         command
     }
 

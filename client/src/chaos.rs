@@ -168,6 +168,8 @@ pub const MARKS: &[&str] = &[
     "read: a deleted key",
     "read: replicas disagreed whether there is a key",
     "scan: a page ended where another replica's did",
+    "scan: a page of several partitions",
+    "scan: a page ended before a partition that could not be read",
     // Replicas and their disks.
     "mint: a retry returned the first dot",
     "mint: a retry found its operation superseded",

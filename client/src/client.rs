@@ -183,7 +183,7 @@ impl Client {
         Update::new(self.clone(), key.as_ref(), Box::new(move |read| change(read).into_change()))
     }
 
-    /// Reads all keys, partition by partition, page by page.
+    /// Reads all keys, or those with a prefix, page by page or as a stream.
     pub fn scan(&self) -> Scanner {
         Scanner::new(self.clone())
     }
@@ -511,7 +511,7 @@ impl Client {
             }
             RequestBody::Read(read) => (Destination::Key(&read.key), Order::Spread),
             RequestBody::Locate { key } => (Destination::Key(key), Order::Spread),
-            RequestBody::Scan(scan) => (Destination::Partition(scan.partition), Order::Spread),
+            RequestBody::Scan(scan) => (Destination::Partition(scan.from.partition), Order::Spread),
             RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) | RequestBody::Repair(_) => {
                 (Destination::Any, Order::Spread)
             }

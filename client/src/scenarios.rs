@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::Stream;
 use tokio::time::Instant;
 
 use crate::client::{CUT_OFF_FOR, Client, Defaults, REFRESH_PAUSE, Seed};
@@ -23,7 +25,7 @@ use crate::rpc::CallError;
 use crate::value::{Change, Typed};
 use crate::wire::{
     Acks, Failure, Found, NotApplied, QuorumReport, Reply, Request, RequestBody, Response, RouteTable, ScanEntry,
-    Scanned, Written,
+    ScanPosition, Scanned, Written,
 };
 
 /// A cluster that is one map: each value has a dot, and a context is a set of dots. It remembers operation ids.
@@ -90,17 +92,29 @@ impl Store {
             RequestBody::Scan(scan) => {
                 let partitions = self.table.as_ref().expect("a scan needs a table").partitions;
                 let home = |key: &Bytes| crate::ids::Partition::of(crate::ids::key_hash(key), partitions);
-                let after = scan.after.map(|after| after.0).unwrap_or_default();
-                let mut rest = (self.records.iter())
-                    .filter(|(key, record)| home(key) == scan.partition && **key > after && !record.is_empty());
-                let entries: Vec<_> = (rest.by_ref().take(scan.limit as usize))
+                let starts = |key: &Bytes| scan.prefix.as_ref().is_none_or(|prefix| key.starts_with(prefix));
+                let after = |key: &Bytes| {
+                    let place = (home(key), Some(key));
+                    place > (scan.from.partition, scan.from.after.as_ref().map(|after| &after.0))
+                };
+                let mut rest: Vec<_> = (self.records.iter())
+                    .filter(|(key, record)| after(key) && home(key) < scan.until && starts(key) && !record.is_empty())
+                    .collect();
+                rest.sort_by_key(|(key, _)| (home(key), key.to_vec()));
+                let more = rest.len() > scan.limit as usize;
+                rest.truncate(scan.limit as usize);
+                let entries: Vec<_> = rest
+                    .into_iter()
                     .map(|(key, record)| ScanEntry {
                         key: key.clone().into(),
                         values: record.iter().map(|(_, value)| value.clone().into()).collect(),
                         context: context_of(record.iter().map(|(dot, _)| *dot)),
                     })
                     .collect();
-                let next = rest.next().and(entries.last()).map(|entry| entry.key.clone());
+                let next = entries
+                    .last()
+                    .filter(|_| more)
+                    .map(|entry| ScanPosition { partition: home(&entry.key.0), after: Some(entry.key.clone()) });
                 Ok(Reply::Scanned(Scanned { entries, next, quorum }))
             }
             RequestBody::Route => match &self.table {
@@ -578,11 +592,11 @@ async fn a_scan_sees_every_record_once() {
     }
     let deleted = db.get("key-7").await.expect("get");
     db.delete("key-7", deleted).await.expect("delete");
-    let (mut scan, mut seen) = (db.scan().page_size(3), Vec::new());
+    let (mut scan, mut seen, mut pages) = (db.scan().page_size(30), Vec::new(), Vec::new());
     loop {
         fake.fates([Fate::Lost]);
         let Some(page) = scan.next_page().await.expect("the second attempt is answered") else { break };
-        assert!(page.records.len() <= 3);
+        pages.push(page.records.len());
         seen.extend(page.records.iter().map(|record| {
             assert_eq!(record.one().expect("one"), record.key());
             String::from_utf8(record.key().to_vec()).expect("text")
@@ -590,10 +604,34 @@ async fn a_scan_sees_every_record_once() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!(scan.next_page().await.expect("still over").is_none());
+    assert_eq!(pages, [30, 30, 30, 30, 30, 30, 19], "a page goes on across the sixteen partitions");
     let mut expected: Vec<_> = keys.into_iter().filter(|key| key != "key-7").collect();
     expected.sort();
     seen.sort();
     assert_eq!(seen, expected);
+    fake.fates([]);
+
+    // The same as a stream, of those with a prefix.
+    let mut scan = db.scan().prefix("key-1").page_size(10);
+    let mut streamed = Vec::new();
+    while let Some(read) = std::future::poll_fn(|cx| Pin::new(&mut scan).poll_next(cx)).await {
+        streamed.push(String::from_utf8(read.expect("answered").key().to_vec()).expect("text"));
+    }
+    streamed.sort();
+    expected.retain(|key| key.starts_with("key-1"));
+    assert_eq!((streamed.len(), streamed), (111, expected));
+    // A future that is dropped half-way loses nothing.
+    let mut scan = db.scan().page_size(30);
+    fake.fates([Fate::Lost, Fate::Lost, Fate::Lost, Fate::Lost, Fate::Lost]);
+    assert!(tokio::time::timeout(Duration::from_millis(1), scan.next_page()).await.is_err());
+    let page = scan.next_page().await.expect("answered").expect("the first page");
+    assert_eq!(page.records.len(), 30);
+    let mut one = db.scan().partition(crate::ids::Partition(3));
+    while let Some(page) = one.next_page().await.expect("answered") {
+        for record in page.records {
+            assert_eq!(crate::ids::Partition::of(crate::ids::key_hash(record.key()), 16), crate::ids::Partition(3));
+        }
+    }
     assert!(matches!(db.scan().partition(crate::ids::Partition(16)).next_page().await, Err(Error::Misuse { .. })));
 }
 

@@ -46,7 +46,7 @@ pub enum RequestBody {
     Write(Write),
     /// Reads a key.
     Read(Read),
-    /// One page of a partition's live records, in key-hash order, each read from R primaries.
+    /// One page of the live records of some partitions, in key-hash order, each read from R primaries.
     Scan(Scan),
     /// The current route table.
     Route,
@@ -102,17 +102,38 @@ pub struct Read {
     pub explain: bool,
 }
 
-/// One page of a partition.
+/// One page of some partitions that follow each other. A page goes on across partitions until it is full, so that many small
+/// partitions do not cost a round trip each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scan {
-    /// Which partition.
-    pub partition: Partition,
-    /// Go on after this position, the [`Scanned::next`] of the page before.
-    pub after: Option<Blob>,
-    /// At most so many records (1 to 10,000); a page is also bounded by bytes.
+    /// Where to begin: the [`Scanned::next`] of the page before.
+    pub from: ScanPosition,
+    /// The partition before which the scan ends; the number of partitions for all of them.
+    pub until: Partition,
+    /// At most so many records (1 to 10,000); a page is also bounded by bytes and by time.
     pub limit: u32,
+    /// Only keys that begin with these bytes.
+    pub prefix: Option<Blob>,
+    /// Send keys without values.
+    pub keys_only: bool,
     /// How many replicas each record is read from.
     pub r: Option<Quorum>,
+}
+
+/// A place in a scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanPosition {
+    /// The partition.
+    pub partition: Partition,
+    /// After this key of it; nothing: at its beginning.
+    pub after: Option<Blob>,
+}
+
+impl ScanPosition {
+    /// The beginning of a partition.
+    pub fn start_of(partition: Partition) -> Self {
+        Self { partition, after: None }
+    }
 }
 
 /// Changes of the layout, and looking at it.
@@ -280,8 +301,9 @@ pub struct Found {
 pub struct Scanned {
     /// Live records, in the order of their key hashes.
     pub entries: Vec<ScanEntry>,
-    /// Where the next page begins; nothing if this was the last one.
-    pub next: Option<Blob>,
+    /// Where the next page begins; nothing if this was the last one. A page may hold less than was asked for, even nothing,
+    /// although there are more: then the node has run out of time, or met a partition that could not be read.
+    pub next: Option<ScanPosition>,
     /// The least that any record of this page was read with.
     pub quorum: QuorumReport,
 }
@@ -291,9 +313,9 @@ pub struct Scanned {
 pub struct ScanEntry {
     /// The key.
     pub key: Blob,
-    /// Its live values, at least one.
+    /// Its live values, at least one; none with [`Scan::keys_only`].
     pub values: Vec<Blob>,
-    /// As [`Found::context`].
+    /// As [`Found::context`]; with [`Scan::keys_only`] one that has seen nothing.
     pub context: Blob,
 }
 

@@ -1,4 +1,4 @@
-//! What a node is told by its configuration file, by `QUORATE_*` variables and by flags.
+//! What a node is told by its configuration file, by `QUORATE_SERVER_*` variables and by flags.
 //!
 //! Parse, don't validate: what comes out of here cannot be illegal. [`ServerConfig`] has no optional path that a mode
 //! needs, no port 0, no address that nobody can reach. What goes in is layered ([`layers`]): a flag counts before a
@@ -6,6 +6,7 @@
 
 pub mod layers;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use quorate_client::ids::NodeId;
+use quorate_client::options::{parse_time, time_text};
 
-use self::layers::{ConfigError, Document, Key, Kind, Layers, Setting};
+use self::layers::{ConfigError, Document, Key, Kind, Layers, Origin, Setting};
 use crate::request_memory::RequestMemory;
 use crate::store::{DiskReserve, Durability};
 
@@ -45,6 +47,8 @@ pub struct ServerConfig {
     pub disk_reserve: DiskReserve,
     /// Its log.
     pub log: LogConfig,
+    /// Where each value came from, by its name in the file: what is not here is a default.
+    pub origins: BTreeMap<&'static str, Origin>,
 }
 
 /// The three PEM files that a node or a client needs.
@@ -143,8 +147,11 @@ impl ServerConfig {
     /// # Errors
     /// When a value is illegal, missing, or at odds with another one.
     pub fn resolve(flags: ServerFlags, layers: &Layers<'_>) -> Result<Self, ConfigError> {
+        let mut origins = BTreeMap::new();
         let node = layers.required(layers.one(&NODE, flags.node)?, &NODE, "the node's name, such as n1")?;
+        node.note(&mut origins);
         let listen = layers.one(&LISTEN, flags.listen)?.unwrap_or_else(|| Setting::default(LISTEN_DEFAULT));
+        listen.note(&mut origins);
         if listen.value.port() == 0 {
             return Err(listen
                 .error("port 0 would be another port after every start, and nobody would find the node again")
@@ -156,7 +163,7 @@ impl ServerConfig {
                     .error(format!("nobody can dial {}", given.value))
                     .hint("give the address that the other nodes use"));
             }
-            Some(given) => given.value,
+            Some(given) => given.noted(&mut origins),
             None if listen.value.ip().is_unspecified() => {
                 return Err(listen
                     .error(format!("listening on {} says nothing of where others reach this node", listen.value))
@@ -165,55 +172,102 @@ impl ServerConfig {
             None => listen.value,
         };
         let data_dir = layers.path(&DATA_DIR, flags.data_dir)?;
-        let durability = layers.one(&DURABILITY, flags.durability)?.map_or(DurabilityName::Group, |d| d.value);
-        let sync_interval = layers.one(&SYNC_INTERVAL, flags.sync_interval.map(Milliseconds))?;
+        let durability =
+            layers.one(&DURABILITY, flags.durability)?.map_or(DurabilityName::Group, |d| d.noted(&mut origins));
+        let sync_interval = layers.one(&SYNC_INTERVAL, flags.sync_interval.map(Time))?;
         if let Some(given) = &sync_interval {
+            given.note(&mut origins);
             if durability != DurabilityName::Interval {
                 return Err(given
                     .error(format!("a sync interval says nothing with durability {durability}"))
                     .hint("remove it, or set durability = \"interval\" and read what that promises"));
             }
             if !(SYNC_INTERVAL_MIN..=SYNC_INTERVAL_MAX).contains(&given.value.0) {
-                return Err(given.error(format!("{} ms is out of range: 1 to 60000", given.value.0.as_millis())));
+                return Err(given.error(format!("{} is out of range: 1ms to 1m", given.value)));
             }
         }
         let request_memory = match layers.one(&REQUEST_MEMORY, flags.request_memory)? {
-            Some(given) => RequestMemory::mib(given.value.0).map_err(|why| {
-                given.error(why).hint("give what may be taken beside the engine's cache; 256 are enough for most")
-            })?,
+            Some(given) => {
+                given.note(&mut origins);
+                RequestMemory::mib(given.value.0).map_err(|why| {
+                    given.error(why).hint("give what may be taken beside the engine's cache; 256 are enough for most")
+                })?
+            }
             None => RequestMemory::default(),
         };
         let ca = layers.path(&CA, flags.ca)?;
         let cert = layers.path(&CERT, flags.cert)?;
         let key = layers.path(&KEY, flags.key)?;
         let log_level = layers.one(&LOG_LEVEL, flags.log_level)?;
-        let log_file = log_file(layers, flags.log_file, flags.log_file_size, flags.log_files)?;
+        let data_dir = layers.required(data_dir, &DATA_DIR, "the directory for the node's data")?;
+        let ca = layers.required(ca, &CA, "the cluster's CA certificate (`quorate cert init` makes one)")?;
+        let cert = layers.required(cert, &CERT, "the node's certificate (`quorate cert node NAME` makes one)")?;
+        let key = layers.required(key, &KEY, "the key of the node's certificate")?;
+        for path in [&data_dir, &ca, &cert, &key] {
+            path.note(&mut origins);
+        }
+        let join = layers.many(&JOIN, flags.join)?.map_or_else(Vec::new, |join| join.noted(&mut origins));
+        let http = layers.one(&HTTP, flags.http)?.map(|http| http.noted(&mut origins));
+        let log_format = layers.one(&LOG_FORMAT, flags.log_format)?;
+        let log_file = log_file(layers, flags.log_file, flags.log_file_size, flags.log_files, &mut origins)?;
+        let disk_reserve = layers.one(&DISK_RESERVE, flags.disk_reserve)?;
         Ok(Self {
             node: node.value,
             listen: listen.value,
             advertise,
-            join: layers.many(&JOIN, flags.join)?.map_or_else(Vec::new, |join| join.value),
-            data_dir: layers.required(data_dir, &DATA_DIR, "the directory for the node's data")?.value,
+            join,
+            data_dir: data_dir.value,
             durability: durability.into(),
             sync_interval: sync_interval.map_or(SYNC_INTERVAL_DEFAULT, |interval| interval.value.0),
             request_memory,
-            http: layers.one(&HTTP, flags.http)?.map(|http| http.value),
-            tls: TlsFiles {
-                ca: layers.required(ca, &CA, "the cluster's CA certificate (`quorate cert init` makes one)")?.value,
-                cert: layers
-                    .required(cert, &CERT, "the node's certificate (`quorate cert node NAME` makes one)")?
-                    .value,
-                key: layers.required(key, &KEY, "the key of the node's certificate")?.value,
-            },
+            http,
+            tls: TlsFiles { ca: ca.value, cert: cert.value, key: key.value },
             log: LogConfig {
-                format: layers.one(&LOG_FORMAT, flags.log_format)?.map_or(LogFormat::Pretty, |format| format.value),
-                level: log_level.map_or_else(LogFilter::default, |level| level.value),
+                format: log_format.map_or(LogFormat::Pretty, |format| format.noted(&mut origins)),
+                level: log_level.map_or_else(LogFilter::default, |level| level.noted(&mut origins)),
                 file: log_file,
             },
-            disk_reserve: layers
-                .one(&DISK_RESERVE, flags.disk_reserve)?
-                .map_or_else(DiskReserve::default, |given| given.value),
+            disk_reserve: disk_reserve.map_or_else(DiskReserve::default, |given| given.noted(&mut origins)),
+            origins,
         })
+    }
+
+    /// Name, value and origin of each setting, for people.
+    pub fn rows(&self) -> Vec<(&'static str, String, String)> {
+        let path = |path: &Path| path.display().to_string();
+        let join: Vec<_> = self.join.iter().map(ToString::to_string).collect();
+        let none = || "-".to_owned();
+        let disk_reserve = match self.disk_reserve {
+            DiskReserve::Auto => "auto".to_owned(),
+            DiskReserve::Bytes(bytes) => ByteSize(bytes).to_string(),
+            DiskReserve::Percent(percent) => format!("{percent}%"),
+        };
+        let values = [
+            (NODE, self.node.to_string()),
+            (LISTEN, self.listen.to_string()),
+            (ADVERTISE, self.advertise.to_string()),
+            (JOIN, if join.is_empty() { none() } else { join.join(",") }),
+            (DATA_DIR, path(&self.data_dir)),
+            (DURABILITY, format!("{:?}", self.durability).to_lowercase()),
+            (SYNC_INTERVAL, Time(self.sync_interval).to_string()),
+            (REQUEST_MEMORY, (self.request_memory.bytes() >> 20).to_string()),
+            (HTTP, self.http.map_or_else(none, |http| http.to_string())),
+            (DISK_RESERVE, disk_reserve),
+            (CA, path(&self.tls.ca)),
+            (CERT, path(&self.tls.cert)),
+            (KEY, path(&self.tls.key)),
+            (LOG_FORMAT, self.log.format.to_string()),
+            (LOG_LEVEL, self.log.level.as_str().to_owned()),
+            (LOG_FILE, self.log.file.as_ref().map_or_else(none, |file| path(&file.path))),
+            (LOG_FILE_SIZE, self.log.file.as_ref().map_or_else(none, |file| ByteSize(file.max_bytes).to_string())),
+            (LOG_FILES, self.log.file.as_ref().map_or_else(none, |file| file.keep.to_string())),
+        ];
+        values.into_iter().map(|(key, value)| (key.file, value, self.origin(key.file).to_string())).collect()
+    }
+
+    /// Where a setting came from, by its name in the file.
+    pub fn origin(&self, name: &str) -> &Origin {
+        self.origins.get(name).unwrap_or(&Origin::Default)
     }
 }
 
@@ -222,6 +276,7 @@ fn log_file(
     path: Option<PathBuf>,
     size: Option<ByteSize>,
     files: Option<FileCount>,
+    origins: &mut BTreeMap<&'static str, Origin>,
 ) -> Result<Option<LogFile>, ConfigError> {
     let path = layers.path(&LOG_FILE, path)?;
     let size = layers.one(&LOG_FILE_SIZE, size)?;
@@ -238,9 +293,9 @@ fn log_file(
         );
     }
     Ok(Some(LogFile {
-        path: path.value,
-        max_bytes: size.map_or(LOG_FILE_SIZE_DEFAULT, |size| size.value.0),
-        keep: files.map_or(LOG_FILES_DEFAULT, |files| files.value.0),
+        path: path.noted(origins),
+        max_bytes: size.map_or(LOG_FILE_SIZE_DEFAULT, |size| size.noted(origins).0),
+        keep: files.map_or(LOG_FILES_DEFAULT, |files| files.noted(origins).0),
     }))
 }
 
@@ -265,6 +320,16 @@ impl FromStr for ByteSize {
         };
         let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
         bytes.map(Self).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        match units.iter().find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift) {
+            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
     }
 }
 
@@ -355,7 +420,7 @@ pub enum DurabilityName {
     Always,
     /// One sync for many writes, acknowledged after it.
     Group,
-    /// Acknowledged at once, synced every `sync_interval_ms`.
+    /// Acknowledged at once, synced every `sync_interval`.
     Interval,
 }
 
@@ -399,6 +464,15 @@ pub enum LogFormat {
     Pretty,
     /// One JSON object a line.
     Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pretty => "pretty",
+            Self::Json => "json",
+        })
+    }
 }
 
 impl FromStr for LogFormat {
@@ -452,17 +526,21 @@ impl FromStr for LogFilter {
     }
 }
 
-/// A number of milliseconds, as files and variables have it.
+/// A time, as flags, files and variables have it: `250ms`, `5s`, `10m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Milliseconds(pub Duration);
+pub struct Time(pub Duration);
 
-impl FromStr for Milliseconds {
+impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse()
-            .map(|ms| Self(Duration::from_millis(ms)))
-            .map_err(|_| format!("{text:?} is no number of milliseconds"))
+        parse_time(text).map(Self)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&time_text(self.0))
     }
 }
 
@@ -488,43 +566,47 @@ const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
 const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(1);
 const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
-const NODE: Key = Key { file: "node", flag: "--node", variable: "QUORATE_NODE", kind: Kind::Text };
-const LISTEN: Key = Key { file: "listen", flag: "--listen", variable: "QUORATE_LISTEN", kind: Kind::Text };
-const ADVERTISE: Key = Key { file: "advertise", flag: "--advertise", variable: "QUORATE_ADVERTISE", kind: Kind::Text };
-const JOIN: Key = Key { file: "join", flag: "--join", variable: "QUORATE_JOIN", kind: Kind::List };
-const DATA_DIR: Key = Key { file: "data_dir", flag: "--data-dir", variable: "QUORATE_DATA_DIR", kind: Kind::Text };
+const NODE: Key = Key { file: "node", flag: "--node", variable: "QUORATE_SERVER_NODE", kind: Kind::Text };
+const LISTEN: Key = Key { file: "listen", flag: "--listen", variable: "QUORATE_SERVER_LISTEN", kind: Kind::Text };
+const ADVERTISE: Key =
+    Key { file: "advertise", flag: "--advertise", variable: "QUORATE_SERVER_ADVERTISE", kind: Kind::Text };
+const JOIN: Key = Key { file: "join", flag: "--join", variable: "QUORATE_SERVER_JOIN", kind: Kind::List };
+const DATA_DIR: Key =
+    Key { file: "data_dir", flag: "--data-dir", variable: "QUORATE_SERVER_DATA_DIR", kind: Kind::Text };
 const DURABILITY: Key =
-    Key { file: "durability", flag: "--durability", variable: "QUORATE_DURABILITY", kind: Kind::Text };
-const SYNC_INTERVAL: Key = Key {
-    file: "sync_interval_ms",
-    flag: "--sync-interval",
-    variable: "QUORATE_SYNC_INTERVAL_MS",
-    kind: Kind::Integer,
-};
+    Key { file: "durability", flag: "--durability", variable: "QUORATE_SERVER_DURABILITY", kind: Kind::Text };
+const SYNC_INTERVAL: Key =
+    Key { file: "sync_interval", flag: "--sync-interval", variable: "QUORATE_SERVER_SYNC_INTERVAL", kind: Kind::Text };
 const REQUEST_MEMORY: Key = Key {
     file: "request_memory_mib",
     flag: "--request-memory-mib",
-    variable: "QUORATE_REQUEST_MEMORY_MIB",
+    variable: "QUORATE_SERVER_REQUEST_MEMORY_MIB",
     kind: Kind::Integer,
 };
-const HTTP: Key = Key { file: "http", flag: "--http", variable: "QUORATE_HTTP", kind: Kind::Text };
-const CA: Key = Key { file: "tls.ca", flag: "--ca", variable: "QUORATE_CA", kind: Kind::Text };
-const CERT: Key = Key { file: "tls.cert", flag: "--cert", variable: "QUORATE_CERT", kind: Kind::Text };
-const KEY: Key = Key { file: "tls.key", flag: "--key", variable: "QUORATE_KEY", kind: Kind::Text };
+const HTTP: Key = Key { file: "http", flag: "--http", variable: "QUORATE_SERVER_HTTP", kind: Kind::Text };
+const CA: Key = Key { file: "tls.ca", flag: "--ca", variable: "QUORATE_SERVER_CA", kind: Kind::Text };
+const CERT: Key = Key { file: "tls.cert", flag: "--cert", variable: "QUORATE_SERVER_CERT", kind: Kind::Text };
+const KEY: Key = Key { file: "tls.key", flag: "--key", variable: "QUORATE_SERVER_KEY", kind: Kind::Text };
 const LOG_FORMAT: Key =
-    Key { file: "log.format", flag: "--log-format", variable: "QUORATE_LOG_FORMAT", kind: Kind::Text };
-const LOG_LEVEL: Key = Key { file: "log.level", flag: "--log-level", variable: "QUORATE_LOG_LEVEL", kind: Kind::Text };
-const LOG_FILE: Key = Key { file: "log.file", flag: "--log-file", variable: "QUORATE_LOG_FILE", kind: Kind::Text };
+    Key { file: "log.format", flag: "--log-format", variable: "QUORATE_SERVER_LOG_FORMAT", kind: Kind::Text };
+const LOG_LEVEL: Key =
+    Key { file: "log.level", flag: "--log-level", variable: "QUORATE_SERVER_LOG_LEVEL", kind: Kind::Text };
+const LOG_FILE: Key =
+    Key { file: "log.file", flag: "--log-file", variable: "QUORATE_SERVER_LOG_FILE", kind: Kind::Text };
 const LOG_FILE_SIZE: Key = Key {
     file: "log.file_size",
     flag: "--log-file-size",
-    variable: "QUORATE_LOG_FILE_SIZE",
+    variable: "QUORATE_SERVER_LOG_FILE_SIZE",
     kind: Kind::TextOrInteger,
 };
 const LOG_FILES: Key =
-    Key { file: "log.files", flag: "--log-files", variable: "QUORATE_LOG_FILES", kind: Kind::TextOrInteger };
-const DISK_RESERVE: Key =
-    Key { file: "disk_reserve", flag: "--disk-reserve", variable: "QUORATE_DISK_RESERVE", kind: Kind::TextOrInteger };
+    Key { file: "log.files", flag: "--log-files", variable: "QUORATE_SERVER_LOG_FILES", kind: Kind::TextOrInteger };
+const DISK_RESERVE: Key = Key {
+    file: "disk_reserve",
+    flag: "--disk-reserve",
+    variable: "QUORATE_SERVER_DISK_RESERVE",
+    kind: Kind::TextOrInteger,
+};
 
 /// All keys of a server's configuration file.
 pub const SERVER_KEYS: &[&Key] = &[
@@ -592,7 +674,7 @@ mod tests {
     fn a_full_file_is_understood() {
         let config = parse(
             "node = \"n1\"\nlisten = \"0.0.0.0:7401\"\nadvertise = \"10.0.0.1:7401\"\njoin = [\"n2.example:7401\", \"[::1]:7402\"]\n\
-             data_dir = \"/var/lib/quorate\"\ndurability = \"interval\"\nsync_interval_ms = 250\nrequest_memory_mib = 1024\nhttp = \"127.0.0.1:7480\"\n\
+             data_dir = \"/var/lib/quorate\"\ndurability = \"interval\"\nsync_interval = \"250ms\"\nrequest_memory_mib = 1024\nhttp = \"127.0.0.1:7480\"\n\
              [tls]\nca = \"/pki/ca.pem\"\ncert = \"n1.pem\"\nkey = \"n1.key\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
              file = \"n1.log\"\nfile_size = \"1MiB\"\nfiles = 3\n",
         )
@@ -615,7 +697,7 @@ mod tests {
         let error = refused(&MINIMAL.replace("data_dir", "datadir"));
         assert!(error.starts_with("/etc/quorate/n1.toml:2: unknown key `datadir`"), "{error}");
         assert!(error.contains("did you mean `data_dir`?"), "{error}");
-        assert!(error.contains("sync_interval_ms"), "the allowed keys are listed: {error}");
+        assert!(error.contains("sync_interval"), "the allowed keys are listed: {error}");
         let error = refused(&MINIMAL.replace("[tls]", "[tsl]"));
         assert!(error.contains(":4: unknown key `tsl.ca`") && error.contains("`tls.ca`"), "{error}");
         let error = refused(&format!("{MINIMAL}[metrics]\n"));
@@ -642,9 +724,9 @@ mod tests {
             ("[tls]", "join = [\"n2\"]\n[tls]", ":3: `join`: \"n2\" is no address (the port is missing)"),
             ("[tls]", "join = [7400]\n[tls]", "`join` must be an array of strings"),
             ("[tls]", "durability = \"never\"\n[tls]", "always, group or interval"),
-            ("[tls]", "sync_interval_ms = 100\n[tls]", "says nothing with durability group"),
-            ("[tls]", "durability = \"interval\"\nsync_interval_ms = 0\n[tls]", "out of range: 1 to 60000"),
-            ("[tls]", "durability = \"interval\"\nsync_interval_ms = -5\n[tls]", "no number of milliseconds"),
+            ("[tls]", "sync_interval = \"100ms\"\n[tls]", "says nothing with durability group"),
+            ("[tls]", "durability = \"interval\"\nsync_interval = \"0ms\"\n[tls]", "out of range: 1ms to 1m"),
+            ("[tls]", "durability = \"interval\"\nsync_interval = \"5\"\n[tls]", "lacks a unit: write 5ms or 5s"),
             (
                 "[tls]",
                 "request_memory_mib = 63\n[tls]",
@@ -669,7 +751,7 @@ mod tests {
     #[test]
     fn a_flag_counts_before_a_variable_before_the_file_before_the_default() {
         let text = format!("listen = \"127.0.0.1:1111\"\n{MINIMAL}");
-        let variables = |name: &str| (name == "QUORATE_LISTEN").then(|| "127.0.0.1:2222".to_owned());
+        let variables = |name: &str| (name == "QUORATE_SERVER_LISTEN").then(|| "127.0.0.1:2222".to_owned());
         let flags =
             ServerFlags { listen: Some("127.0.0.1:3333".parse().expect("an address")), ..ServerFlags::default() };
         let port = |config: Result<ServerConfig, String>| config.expect("legal").listen.port();
@@ -680,15 +762,52 @@ mod tests {
     }
 
     #[test]
+    fn a_server_has_variables_of_its_own_and_knows_where_each_value_came_from() {
+        assert!(SERVER_KEYS.iter().all(|key| key.variable.starts_with("QUORATE_SERVER_")));
+        // What clients are told says nothing to a server: `export QUORATE_CERT=..` must not change a node.
+        let of_clients = |name: &str| (!name.starts_with("QUORATE_SERVER_")).then(|| "wrong".to_owned());
+        let config = parse_with(MINIMAL, ServerFlags::default(), &of_clients).expect("legal");
+        assert_eq!(config.tls.cert, Path::new("/etc/quorate/n1.pem"));
+        let variables = |name: &str| (name == "QUORATE_SERVER_HTTP").then(|| "127.0.0.1:1".to_owned());
+        let flags = ServerFlags { log_format: Some(LogFormat::Json), ..ServerFlags::default() };
+        let config = parse_with(MINIMAL, flags, &variables).expect("legal");
+        let origins: BTreeMap<_, _> =
+            config.rows().into_iter().map(|(name, value, origin)| (name, (value, origin))).collect();
+        let of = |name: &str| (&*origins[name].0, &*origins[name].1);
+        assert_eq!(of("tls.cert"), ("/etc/quorate/n1.pem", "/etc/quorate/n1.toml:5"));
+        assert_eq!(of("http"), ("127.0.0.1:1", "QUORATE_SERVER_HTTP"));
+        assert_eq!(of("log.format"), ("json", "--log-format"));
+        assert_eq!(of("sync_interval"), ("100ms", "default"));
+        assert_eq!((of("request_memory_mib"), of("disk_reserve")), (("256", "default"), ("auto", "default")));
+        assert_eq!((of("log.file"), of("log.files")), (("-", "default"), ("-", "default")));
+        let variables = |name: &str| match name {
+            "QUORATE_SERVER_LOG_FILE" => Some("n1.log".to_owned()),
+            "QUORATE_SERVER_LOG_FILE_SIZE" => Some("1048576".to_owned()),
+            "QUORATE_SERVER_DISK_RESERVE" => Some("10%".to_owned()),
+            "QUORATE_SERVER_REQUEST_MEMORY_MIB" => Some("64".to_owned()),
+            _ => None,
+        };
+        let rows = parse_with(MINIMAL, ServerFlags::default(), &variables).expect("legal").rows();
+        let of =
+            |name: &str| rows.iter().find(|(other, ..)| *other == name).map(|(_, value, from)| (&**value, &**from));
+        assert_eq!(of("log.file"), Some(("n1.log", "QUORATE_SERVER_LOG_FILE")));
+        assert_eq!(of("log.file_size"), Some(("1MiB", "QUORATE_SERVER_LOG_FILE_SIZE")));
+        assert_eq!(of("log.files"), Some(("5", "default")));
+        assert_eq!(of("disk_reserve"), Some(("10%", "QUORATE_SERVER_DISK_RESERVE")));
+        assert_eq!(of("request_memory_mib"), Some(("64", "QUORATE_SERVER_REQUEST_MEMORY_MIB")));
+        assert_eq!(origins.len(), SERVER_KEYS.len());
+    }
+
+    #[test]
     fn an_illegal_variable_is_named() {
-        let variables = |name: &str| (name == "QUORATE_DURABILITY").then(|| "sometimes".to_owned());
+        let variables = |name: &str| (name == "QUORATE_SERVER_DURABILITY").then(|| "sometimes".to_owned());
         let error = parse_with(MINIMAL, ServerFlags::default(), &variables).expect_err("illegal");
-        assert!(error.starts_with("QUORATE_DURABILITY: \"sometimes\""), "{error}");
+        assert!(error.starts_with("QUORATE_SERVER_DURABILITY: \"sometimes\""), "{error}");
     }
 
     #[test]
     fn paths_of_flags_and_variables_are_relative_to_the_working_directory() {
-        let variables = |name: &str| (name == "QUORATE_CA").then(|| "here.pem".to_owned());
+        let variables = |name: &str| (name == "QUORATE_SERVER_CA").then(|| "here.pem".to_owned());
         let flags = ServerFlags { data_dir: Some("there".into()), ..ServerFlags::default() };
         let config = parse_with(MINIMAL, flags, &variables).expect("legal");
         assert_eq!((config.tls.ca, config.data_dir), ("here.pem".into(), "there".into()));

@@ -311,15 +311,10 @@ impl Coordinator {
                 let planned = self.0.current().and_then(|current| {
                     read::check_scan(scan, &current)?;
                     let need = self.0.read_quorum(scan.r, &current)?;
-                    Ok((turn(current, scan.partition), need))
+                    Ok((turn(current, scan.from.partition), need))
                 });
                 let (turn, need) = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
-                if !self.0.is_primary(&turn) {
-                    return match self.0.forward(request, &turn, need, None, self.0.nearest_primaries(&turn)).await {
-                        Forwarded::Answer(answer) => answer,
-                        Forwarded::Nobody(refusal) => Err(refusal.into()),
-                    };
-                }
+                // It goes through partitions of many primaries, so that whoever is asked does it.
                 read::coordinate_scan(&self.0, &turn, scan, need).await.map_err(Failure::from)
             }
             RequestBody::Locate { key } => Ok(Reply::Located(self.locate(key)?)),

@@ -1,12 +1,14 @@
 //! What a coordinator does with a request, and after its reply, between nodes that do nothing by themselves.
 
-use quorate_client::budget::Room;
+use quorate_client::budget::{Budget, Pot, Room};
 use quorate_client::ids::LayoutVersion;
-use quorate_client::wire::{Found, Read, Role, Scan, Scanned, Written};
+use quorate_client::wire::{Found, Read, Role, Scan, ScanPosition, Scanned, Written};
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
+use crate::core::merkle::Leaves;
 use crate::core::record::Record;
+use crate::recovery::Reason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PARTITION: Partition = Partition(2);
@@ -64,6 +66,18 @@ async fn scan(node: &Node, scan: Scan) -> Result<Scanned, Failure> {
         Reply::Scanned(scanned) => Ok(scanned),
         other => panic!("{other:?}"),
     }
+}
+
+/// A page of one partition, from its beginning.
+fn page_of(partition: Partition, limit: u32, r: Option<Quorum>) -> Scan {
+    let until = Partition(partition.0 + 1);
+    Scan { from: ScanPosition::start_of(partition), until, limit, prefix: None, keys_only: false, r }
+}
+
+/// The same after a key.
+fn after(page: &Scan, after: Blob) -> Scan {
+    let from = ScanPosition { after: Some(after), ..page.from.clone() };
+    Scan { from, ..page.clone() }
 }
 
 /// The refusal that a request met before anything happened.
@@ -160,25 +174,28 @@ async fn what_cannot_be_is_refused_before_anything_happens() {
     let four = Some(Quorum::Exactly(4));
     assert_eq!(refusal(put(node, Write { w: four, ..write(&key, "v") }).await), impossible("W"));
     assert_eq!(refusal(get(node, Read { r: four, ..read(&key) }).await), impossible("R"));
-    let page = Scan { partition: PARTITION, after: None, limit: 10, r: Some(Quorum::All) };
+    let page = page_of(PARTITION, 10, Some(Quorum::All));
     assert_eq!(refusal(scan(node, Scan { r: four, ..page.clone() }).await), impossible("R"));
     for (wrong, why) in [
-        (Scan { partition: Partition(node.current.ring.partitions()), ..page.clone() }, "counted from 0"),
+        (page_of(Partition(node.current.ring.partitions()), 10, None), "counted from 0"),
+        (Scan { until: Partition(node.current.ring.partitions() + 1), ..page.clone() }, "counted from 0"),
+        (Scan { until: PARTITION, ..page.clone() }, "ends before partition"),
         (Scan { limit: 0, ..page.clone() }, "1 to 10000"),
         (Scan { limit: SCAN_LIMIT_MAX + 1, ..page.clone() }, "1 to 10000"),
-        (Scan { after: Some(key_in(node, Partition(1), 0)), ..page.clone() }, "not in partition"),
+        (after(&page, key_in(node, Partition(1), 0)), "not in partition"),
     ] {
         let told = refusal(scan(node, wrong).await).to_string();
         assert!(told.contains(why), "{told}");
     }
-    let empty = Scan { after: Some(Blob::default()), ..page.clone() };
-    assert_eq!(refusal(scan(node, empty).await), NotApplied::EmptyKey);
+    assert_eq!(refusal(scan(node, after(&page, Blob::default())).await), NotApplied::EmptyKey);
+    let long = Scan { prefix: Some(Blob::copy_from(&vec![0; KEY_LEN_MAX + 1])), ..page.clone() };
+    assert!(matches!(refusal(scan(node, long).await), NotApplied::TooLarge { what, .. } if what == "prefix"));
     scan(node, Scan { limit: SCAN_LIMIT_MAX, ..page }).await.expect("as many as can be");
     let late = ask_as(node, RequestBody::Write(write(&key, "v")), Duration::ZERO, Origin::Client).await;
     assert!(matches!(refusal(late), NotApplied::TimedOut { need: 3, had: 0, .. }));
     let look = refusal(ask(node, RequestBody::Status).await);
     assert!(matches!(look, NotApplied::Unsupported { .. }), "{look:?}");
-    assert_eq!((count(node, "puts_not_applied"), count(node, "gets_failed"), count(node, "scans_failed")), (6, 2, 6));
+    assert_eq!((count(node, "puts_not_applied"), count(node, "gets_failed"), count(node, "scans_failed")), (6, 2, 9));
     assert_eq!(nodes[1].held(&key).await, None);
     rest(node).await;
     let gone = refusal(put(node, write(&key, "v")).await);
@@ -283,11 +300,12 @@ async fn who_is_no_primary_passes_a_request_on_to_one_and_says_so() {
     assert_eq!(evidence.forwarded_by, Some(other.id));
     assert!(nodes[..3].iter().any(|node| node.id == evidence.coordinator));
     assert_eq!(text(&get(other, read(&key)).await.expect("found").values), ["one"]);
-    let page = Scan { partition: PARTITION, after: None, limit: 10, r: Some(Quorum::All) };
+    let page = page_of(PARTITION, 10, Some(Quorum::All));
     assert_eq!(scan(other, page.clone()).await.expect("scanned").entries.len(), 1);
-    assert_eq!((count(other, "forwards"), count(other, "fallback_coordinated")), (3, 0));
+    // A scan goes through partitions of many primaries: whoever is asked asks them.
+    assert_eq!((count(other, "forwards"), count(other, "fallback_coordinated"), count(other, "scans_ok")), (2, 0, 1));
     let forwarded_in = nodes[..3].iter().map(|node| count(node, "forwarded_in")).sum::<u64>();
-    assert_eq!(forwarded_in, 3);
+    assert_eq!(forwarded_in, 2);
     assert_eq!((count(other, "puts_ok"), count(other, "gets_ok")), (0, 0), "it counts where it was coordinated");
     // What one refuses another one is asked, as long as nothing was begun.
     for node in &nodes[..2] {
@@ -297,7 +315,7 @@ async fn who_is_no_primary_passes_a_request_on_to_one_and_says_so() {
     let found = get(other, read_one).await.expect("the third one serves");
     assert_eq!(found.evidence.expect("asked for").coordinator, nodes[2].id);
     // What was passed on is not passed on again.
-    for body in [RequestBody::Write(write(&key, "two")), RequestBody::Scan(page.clone())] {
+    for body in [RequestBody::Write(write(&key, "two")), RequestBody::Read(read(&key))] {
         let refused = refusal(ask_as(other, body, PATIENCE, Origin::Peer(nodes[3].id)).await);
         assert!(matches!(&refused, NotApplied::NotServing { why, .. } if why.contains("no primary")), "{refused:?}");
     }
@@ -525,29 +543,89 @@ async fn a_scan_shows_page_by_page_what_any_replica_of_the_quorum_holds() {
     for (at, key) in keys.iter().enumerate() {
         nodes[at % 3].hold(key, &record(at as u32, "v")).await;
     }
-    let (mut after, mut seen) = (None, Vec::new());
-    loop {
-        let page = Scan { partition: PARTITION, after, limit: 3, r: Some(Quorum::All) };
+    let (mut from, mut seen) = (Some(ScanPosition::start_of(PARTITION)), Vec::new());
+    while let Some(place) = from {
+        let page = Scan { from: place, ..page_of(PARTITION, 3, Some(Quorum::All)) };
         let scanned = scan(&nodes[0], page).await.expect("scanned");
         assert_eq!((scanned.quorum.need, scanned.quorum.acks.primary), (3, 3));
         assert!(scanned.entries.iter().all(|entry| text(&entry.values) == ["v"] && !entry.context.is_empty()));
         assert!(scanned.entries.len() <= 3);
         seen.extend(scanned.entries.into_iter().map(|entry| entry.key));
-        after = scanned.next;
-        if after.is_none() {
-            break;
-        }
+        from = scanned.next;
     }
     assert_eq!(seen, keys);
     assert!(count(&nodes[0], "scans_ok") >= 3);
     for node in &nodes[1..] {
         node.is(Manner::Refuses);
     }
-    let page = Scan { partition: PARTITION, after: None, limit: 3, r: None };
+    let page = page_of(PARTITION, 3, None);
     let refused = refusal(scan(&nodes[0], page.clone()).await);
     assert!(matches!(refused, NotApplied::Unavailable { need: 2, alive: 1, .. }), "{refused:?}");
     assert_eq!(scan(&nodes[0], Scan { r: Some(Quorum::One), ..page }).await.expect("its own").entries.len(), 3);
     assert_eq!(count(&nodes[0], "scans_failed"), 1);
+}
+
+#[tokio::test]
+async fn a_scan_takes_no_more_partitions_than_there_is_room_for() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let partitions = nodes[0].current.ring.partitions();
+    let keys: Vec<Blob> = (0..partitions).map(|partition| key_in(&nodes[0], Partition(partition), 0)).collect();
+    for (at, key) in keys.iter().enumerate() {
+        for node in &nodes {
+            node.hold(key, &record(at as u32, &"v".repeat(20 << 10))).await;
+        }
+    }
+    let budget = Budget::new(45 << 10);
+    let page = Scan { until: Partition(partitions), ..page_of(Partition(0), 10, Some(Quorum::One)) };
+    let pages = async |page: &Scan| {
+        let (mut from, mut seen, mut pages) = (Some(page.from.clone()), Vec::new(), Vec::new());
+        while let Some(place) = from {
+            let room = Room::new(Pot { small: budget.clone(), ..Pot::unbounded() });
+            let body = RequestBody::Scan(Scan { from: place, ..page.clone() });
+            let request = Request { layout: LayoutVersion(1), request_id: 7, body };
+            let answer = nodes[0].coordinator.handle(&request, PATIENCE, Origin::Client, room.clone()).await;
+            let Ok(Reply::Scanned(scanned)) = answer else { panic!("{answer:?}") };
+            let values = scanned.entries.iter().flat_map(|entry| &entry.values).map(|value| value.len()).sum::<usize>();
+            assert!(room.taken() >= values, "its answer is counted");
+            assert!(room.taken() <= values + (2 << 10), "and nothing else is");
+            pages.push(scanned.entries.len());
+            seen.extend(scanned.entries.into_iter().map(|entry| entry.key));
+            from = scanned.next;
+        }
+        assert_eq!(seen, keys);
+        assert_eq!(budget.used(), 0);
+        pages
+    };
+    assert_eq!(pages(&page).await, [2, 2], "two have room at a time");
+    let keys_only = Scan { keys_only: true, ..page.clone() };
+    assert_eq!(pages(&keys_only).await, [3, 1], "values that are not sent are let go");
+    // Where there is room for nothing at all it is refused, and as that.
+    let _all = budget.try_take(45 << 10).expect("it is free");
+    let room = Room::new(Pot { small: budget.clone(), ..Pot::unbounded() });
+    let request = Request { layout: LayoutVersion(1), request_id: 7, body: RequestBody::Scan(page) };
+    let refused = nodes[0].coordinator.handle(&request, Duration::from_millis(200), Origin::Client, room).await;
+    assert!(matches!(refusal(refused), NotApplied::Overloaded { .. }));
+}
+
+#[tokio::test]
+async fn a_scan_does_not_count_what_turns_out_to_be_lost() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let key = key_in(&nodes[0], PARTITION, 0);
+    nodes[0].hold(&key, &record(1, "one")).await;
+    nodes[1].is(Manner::Silent);
+    nodes[2].is(Manner::Silent);
+    let page = page_of(PARTITION, 10, Some(Quorum::Exactly(2)));
+    let scanned = scan(&nodes[0], page);
+    let loses = async {
+        while nodes[1].asked().iter().all(|(_, body)| !matches!(body, PeerBody::FetchRange { .. })) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        nodes[0].replica.still_speaks_of(PARTITION, nodes[0].current.reading(2)).expect("as far as is known");
+        nodes[0].replica.recovery().lose(PARTITION, &Leaves::ALL, Reason::RolledBack).expect("room");
+        nodes[1].is(Manner::Answers);
+    };
+    let refused = refusal(tokio::join!(scanned, loses).0);
+    assert!(matches!(&refused, NotApplied::NotServing { node, .. } if *node == nodes[0].id), "{refused:?}");
 }
 
 #[tokio::test]

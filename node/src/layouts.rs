@@ -734,7 +734,8 @@ impl State {
     }
 }
 
-const LATER_RELEASE: &str = "changing a layout that is in force comes with the elasticity release";
+const LATER_RELEASE: &str =
+    "a layout that is in force cannot be changed yet: no node joins, leaves or is replaced in this release";
 const NO_KEY: &str = "it came without a context key, so that nobody could tell whose contexts are genuine";
 
 /// The background task.
@@ -1063,7 +1064,7 @@ mod tests {
 
         assert_eq!(desk.to_apply(LayoutVersion(1)).await.expect("again is fine"), layout);
         for refusal in [desk.to_apply(LayoutVersion(2)).await.map(drop), desk.stage(|_| {}).await] {
-            assert!(refusal.expect_err("later").to_string().contains("comes with the elasticity release"));
+            assert!(refusal.expect_err("later").to_string().contains("cannot be changed yet"));
         }
     }
 

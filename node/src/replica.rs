@@ -300,6 +300,15 @@ impl Replica {
         looked.map(drop).map_err(|why| NotApplied::NotServing { node: self.0.node, why })
     }
 
+    /// The same of a page of a partition.
+    ///
+    /// # Errors
+    /// As `still_speaks`.
+    pub fn still_speaks_of(&self, partition: Partition, reading: Reading) -> Result<(), NotApplied> {
+        let looked = self.0.recovery.look(partition, &Leaves::ALL, reading);
+        looked.map(drop).map_err(|why| NotApplied::NotServing { node: self.0.node, why })
+    }
+
     async fn read_anyhow(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         let inner = &self.0;
         match (inner.stored(key), inner.partitions.load(Ordering::Relaxed)) {

@@ -9,7 +9,9 @@ use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partit
 use quorate_client::options::RequestOptions;
 use quorate_client::quic::{self, Link, Seams};
 use quorate_client::tls::{self, Credentials};
-use quorate_client::wire::{LayoutCommand, NotApplied, Read, RepairCommand, Reply, RequestBody, Scan, Write};
+use quorate_client::wire::{
+    LayoutCommand, NotApplied, Read, RepairCommand, Reply, RequestBody, Scan, ScanPosition, Write,
+};
 use quorate_client::{Client, Error};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
@@ -133,7 +135,8 @@ async fn a_quarantined_node_serves_no_data_and_says_why_and_tells_of_itself() {
         explain: false,
     };
     let read = Read { key: key.clone(), r: None, strict: false, monotonic: false, explain: false };
-    let scan = Scan { partition: Partition(0), after: None, limit: 1, r: None };
+    let from = ScanPosition::start_of(Partition(0));
+    let scan = Scan { from, until: Partition(1), limit: 1, prefix: None, keys_only: false, r: None };
     for body in [RequestBody::Write(write), RequestBody::Read(read), RequestBody::Scan(scan)] {
         match setup.ask(&joe, body.clone()).await {
             Err(Error::NotApplied(NotApplied::NotServing { node, why })) => {

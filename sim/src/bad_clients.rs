@@ -10,7 +10,7 @@ use quorate_client::frame::{Direction, Framer, PART_LEN};
 use quorate_client::ids::{LayoutVersion, Partition};
 use quorate_client::options::Quorum;
 use quorate_client::rpc::class;
-use quorate_client::wire::{Read, Request, RequestBody, Scan};
+use quorate_client::wire::{Read, Request, RequestBody, Scan, ScanPosition};
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{ClientMachine, Machine};
@@ -101,7 +101,9 @@ async fn ask_for_more(connection: &Connection, plan: &Plan) {
                 RequestBody::Read(Read { key, r: Some(Quorum::One), strict: false, monotonic: false, explain: true })
             } else {
                 let partition = Partition(u16::try_from(id).unwrap_or(0) % plan.partitions);
-                RequestBody::Scan(Scan { partition, after: None, limit: 1000, r: Some(Quorum::One) })
+                let (from, until) = (ScanPosition::start_of(partition), Partition(partition.0 + 1));
+                let r = Some(Quorum::One);
+                RequestBody::Scan(Scan { from, until, limit: 1000, prefix: None, keys_only: false, r })
             };
             let request = Request { layout: LayoutVersion::NONE, request_id: id.into(), body };
             let mut framer = Framer::new(Direction::Request);

@@ -787,14 +787,17 @@ impl Worker {
         self.write(write).await;
     }
 
-    /// Reads the whole partition of a key, page by page. In the history that is a read of each of its keys: of those that a page
-    /// shows from the page's start to its end, of those that no page shows from the first page to the last.
+    /// Reads the whole partition of a key, or with it all that follow, page by page. In the history that is a read of each of
+    /// their keys: of those that a page shows from the page's start to its end, of those that no page shows from the first page
+    /// to the last.
     async fn scan(&mut self, key: &str, terms: Terms) {
         let ring = self.ring.get_or_insert_with(|| self.plan.ring()).clone();
         let partition = ring.partition_of(key.as_bytes());
         let timeout = Duration::from_millis(self.plan.workload.timeout_ms.into());
         let page_size = 1 + self.random.below(10) as u32;
-        let mut scanner = self.client.scan().partition(partition).r(terms.r).page_size(page_size).timeout(timeout);
+        let scanner = self.client.scan().r(terms.r).page_size(page_size).timeout(timeout);
+        let several = page_size.is_multiple_of(2);
+        let mut scanner = if several { scanner.from_partition(partition) } else { scanner.partition(partition) };
         let asked = Asked { quorum: terms.r, strict: false };
         let begun_us = now_us();
         let (mut shown, mut last) = (BTreeSet::new(), None);
@@ -816,7 +819,11 @@ impl Worker {
             last = Some(page.quorum);
         }
         let keys = (0..self.plan.workload.keys).map(key_text);
-        for key in keys.filter(|key| !shown.contains(key) && ring.partition_of(key.as_bytes()) == partition) {
+        let covered = |key: &str| match ring.partition_of(key.as_bytes()) {
+            other if several => other >= partition,
+            other => other == partition,
+        };
+        for key in keys.filter(|key| !shown.contains(key) && covered(key)) {
             let no = self.notebook.begin(self.who, &key, asked, Action::Get { monotonic: false }, begun_us);
             self.notebook.end(no, Outcome::Found(BTreeSet::new()), last.as_ref());
         }

@@ -19,8 +19,8 @@ use quorate_client::quic::{self, Link, Seams};
 use quorate_client::random::Random;
 use quorate_client::tls;
 use quorate_client::wire::{
-    CONTEXT_LEN_MAX, KEY_LEN_MAX, LayoutCommand, Read, RepairCommand, Reply, Request, RequestBody, Scan, VALUE_LEN_MAX,
-    Write,
+    CONTEXT_LEN_MAX, KEY_LEN_MAX, LayoutCommand, Read, RepairCommand, Reply, Request, RequestBody, Scan, ScanPosition,
+    VALUE_LEN_MAX, Write,
 };
 use quorate_client::{Blind, Error};
 use quorate_node::beacons::Beacons;
@@ -226,15 +226,23 @@ fn layout_command() -> impl Strategy<Value = LayoutCommand> {
     ]
 }
 
+fn scan() -> impl Strategy<Value = Scan> {
+    let limit = select(vec![0u32, 1, 3, 10_000, 10_001, u32::MAX]);
+    (partition(), option::of(key()), partition(), limit, option::of(key()), any::<bool>(), quorum()).prop_map(
+        |(partition, after, until, limit, prefix, keys_only, r)| {
+            let from = ScanPosition { partition, after };
+            Scan { from, until, limit, prefix, keys_only, r }
+        },
+    )
+}
+
 fn look() -> impl Strategy<Value = RequestBody> {
     let repair = select(vec![RepairCommand::Start, RepairCommand::Status, RepairCommand::Pause, RepairCommand::Resume]);
-    let limit = select(vec![0u32, 1, 3, 10_000, 10_001, u32::MAX]);
     prop_oneof![
         6 => (key(), quorum(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(key, r, strict, monotonic, explain)| {
             RequestBody::Read(Read { key, r, strict, monotonic, explain })
         }),
-        4 => (partition(), option::of(key()), limit, quorum())
-            .prop_map(|(partition, after, limit, r)| RequestBody::Scan(Scan { partition, after, limit, r })),
+        4 => scan().prop_map(RequestBody::Scan),
         1 => Just(RequestBody::Route),
         1 => key().prop_map(|key| RequestBody::Locate { key }),
         1 => Just(RequestBody::Status),

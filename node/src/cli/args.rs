@@ -3,16 +3,20 @@
 //! What a flag means is parsed here (`--r 0` never gets further); where a value comes from when its flag is absent is
 //! decided in [`super::settings`].
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use quorate_client::ids::NodeId;
 use quorate_client::options::Quorum;
-use quorate_node::config::{ByteSize, DurabilityName, Endpoint, FileCount, LogFilter, LogFormat, Mebibytes};
+use quorate_node::config::{ByteSize, DurabilityName, Endpoint, FileCount, LogFilter, LogFormat, Mebibytes, Time};
 use quorate_node::store::DiskReserve;
+
+use super::key::{KeyArgs, KeyEncoding};
 
 /// Parses the whole command line.
 #[derive(Debug, Parser)]
@@ -25,9 +29,70 @@ use quorate_node::store::DiskReserve;
     arg_required_else_help = true,
 )]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Parses the arguments of a process, its name first.
+    pub(crate) fn parse_args(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let mut command = Self::definition();
+        let cli =
+            Self::from_arg_matches(&command.try_get_matches_from_mut(args)?).map_err(|e| e.format(&mut command))?;
+        let (name, unused) = cli.unused();
+        match unused {
+            None => Ok(cli),
+            Some(flag) => {
+                let why =
+                    format!("{flag} says nothing to `quorate {name}`, which does not connect to a cluster as a client");
+                Err(command.error(ErrorKind::ArgumentConflict, why))
+            }
+        }
+    }
+
+    /// The whole command line. The options of all commands are global: they may stand before or after the command. Where a
+    /// command has no use for them its help does not show them.
+    pub(crate) fn definition() -> clap::Command {
+        fn hide(command: clap::Command, globals: &[Arg]) -> clap::Command {
+            let absent = |arg: &&Arg| command.get_arguments().all(|other| other.get_id() != arg.get_id());
+            let hidden: Vec<Arg> =
+                globals.iter().filter(absent).map(|arg| arg.clone().global(false).hide(true)).collect();
+            let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+            let command = command.args(hidden);
+            names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |sub| hide(sub, globals)))
+        }
+        let cli = Self::command();
+        let globals: Vec<Arg> = cli.get_arguments().filter(|arg| arg.is_global_set()).cloned().collect();
+        let but_output: Vec<Arg> = globals.iter().filter(|arg| arg.get_id() != "output").cloned().collect();
+        let cli = cli
+            .mut_subcommand("server", |sub| hide(sub, &but_output))
+            .mut_subcommand("cert", |sub| hide(sub, &but_output));
+        cli.mut_subcommand("dev", |sub| hide(sub, &globals)).mut_subcommand("completions", |sub| hide(sub, &globals))
+    }
+
+    /// The command, and a global option that it has no use for, if one was given.
+    fn unused(&self) -> (&'static str, Option<&'static str>) {
+        let Common { seeds, ca, cert, key, timeout, config, output: _ } = &self.common;
+        let of_clients = [(!seeds.is_empty(), "--seeds"), (timeout.is_some(), "--timeout")];
+        let files = [
+            (ca.is_some(), "--ca"),
+            (cert.is_some(), "--cert"),
+            (key.is_some(), "--key"),
+            (config.is_some(), "--config"),
+        ];
+        let given = |flags: &[(bool, &'static str)]| flags.iter().find(|(given, _)| *given).map(|(_, flag)| *flag);
+        match &self.command {
+            // These files it has itself.
+            Command::Server(_) => ("server", given(&of_clients)),
+            Command::Cert(_) => ("cert", given(&of_clients).or(given(&files))),
+            Command::Dev(_) => ("dev", given(&of_clients).or(given(&files))),
+            Command::Completions(_) => ("completions", given(&of_clients).or(given(&files))),
+            _ => ("", None),
+        }
+    }
 }
 
 /// The commands.
@@ -39,6 +104,7 @@ pub(crate) enum Command {
     Del(DelArgs),
     Import(ImportArgs),
     Export(ExportArgs),
+    Keys(KeysArgs),
     Status(StatusArgs),
     #[command(subcommand)]
     Node(NodeCommand),
@@ -64,25 +130,25 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Connection and output")]
 pub(crate) struct Common {
     /// Nodes to ask first, comma separated [env: QUORATE_SEEDS]
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
     pub(crate) seeds: Vec<Endpoint>,
     /// The cluster's CA certificate, PEM [env: QUORATE_CA]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// This client's certificate, PEM [env: QUORATE_CERT]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) cert: Option<PathBuf>,
     /// The private key of --cert, PEM [env: QUORATE_KEY]
-    #[arg(id = "tls-key", long = "key", value_name = "FILE")]
+    #[arg(id = "tls-key", long = "key", global = true, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
-    /// Give up on a request after this time: 500ms, 2s, 1m [env: QUORATE_TIMEOUT_MS] [default: 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    /// Give up on a request after this time: 500ms, 2s, 1m [env: QUORATE_TIMEOUT] [default: 1s]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_timeout)]
     pub(crate) timeout: Option<Duration>,
     /// A client configuration file to use before the user's own [env: QUORATE_CONFIG]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// `text` for people, `json` for programs [env: QUORATE_OUTPUT] [default: text]
-    #[arg(short, long, value_name = "FORMAT")]
+    #[arg(short, long, global = true, value_name = "FORMAT")]
     pub(crate) output: Option<OutputFormat>,
 }
 
@@ -122,12 +188,13 @@ Examples:
   quorate get greeting --explain            which replicas answered, and when
   quorate get photo > photo.jpg             exact bytes
   quorate get cart -o json | jq .context    what a later put or del names as its cause
+  quorate get cart --sibling 2 > theirs     one of several values, exact bytes
+  quorate get --key-encoding hex 00ff       a key that is no text
 
 Exit codes: 0 found, 3 not found, 4 unavailable, 6 siblings (listed)")]
 pub(crate) struct GetArgs {
-    /// The key, 1 to 1024 bytes
-    #[arg(value_name = "KEY", value_parser = parse_key)]
-    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) key: KeyArgs,
     #[command(flatten)]
     pub(crate) read: ReadQuorum,
     /// Only the key's owners count for R, stand-ins do not
@@ -139,18 +206,20 @@ pub(crate) struct GetArgs {
     /// Print the context instead of the value: what `put --context` and `del --context` take
     #[arg(long)]
     pub(crate) context: bool,
+    /// Of several values print this one alone, counted from 1
+    #[arg(long, value_name = "NUMBER", conflicts_with = "context", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sibling: Option<u32>,
     /// Show who was asked, who answered when, and what decided (on stderr, or in the JSON)
     #[arg(long)]
     pub(crate) explain: bool,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// Write a value to a key
 ///
 /// Without --context or --blind the key is read first, and the write replaces what the read saw: an overwrite, as one
-/// expects. A write of somebody else in between is never lost; it stays beside this one as a sibling (exit code 6).
-/// Prints the new context, which a later put or del can name as its cause.
+/// expects. If the read sees several values (siblings), nothing is written: they are shown, and it is yours to merge them.
+/// Another writer's value that comes in between is never lost; it stays beside this one as a sibling (exit code 6). Prints the
+/// new context, which a later put or del can name as its cause; what was replaced is told on stderr.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -158,17 +227,17 @@ Examples:
   quorate put photo @photo.jpg              the bytes of a file
   date | quorate put now -                  the bytes of stdin
   quorate put handle @@alice                the text `@alice`
+  quorate put -- -key -value                after --, a hyphen is nothing special
   quorate put cart \"$MERGED\" --context \"$(quorate get cart --context)\"
 
-Exit codes: 0 written, 4 unavailable (nothing was changed), 5 outcome unknown, 6 written beside siblings
-            (not with --blind, which asks for that)")]
+Exit codes: 0 written, 4 unavailable (nothing was changed), 5 outcome unknown, 6 siblings: not written because there are
+            several values, or written beside others (not with --blind, which asks for that)")]
 pub(crate) struct PutArgs {
-    /// The key, 1 to 1024 bytes
-    #[arg(value_name = "KEY", value_parser = parse_key)]
-    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) key: KeyArgs,
     /// The value: text, `@FILE`, `-` for stdin; `@@text` is text that begins with @
     #[arg(value_name = "VALUE", allow_negative_numbers = true)]
-    pub(crate) value: String,
+    pub(crate) value: OsString,
     #[command(flatten)]
     pub(crate) read: ReadQuorum,
     #[command(flatten)]
@@ -182,29 +251,30 @@ pub(crate) struct PutArgs {
     /// Write without having looked: replaces nothing, and becomes a sibling of what is there
     #[arg(long)]
     pub(crate) blind: bool,
+    /// Of a key with several values replace them all
+    #[arg(long, conflicts_with_all = ["context", "blind"])]
+    pub(crate) replace_all: bool,
     /// Show who was asked, who answered when, and what decided (on stderr, or in the JSON)
     #[arg(long)]
     pub(crate) explain: bool,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// Delete a key
 ///
-/// Without --context the key is read first, and what the read saw is deleted. Values that were written at the same time
-/// by somebody else stay (exit code 6).
+/// Without --context the key is read first, and what the read saw is deleted. If the read sees several values (siblings),
+/// nothing is deleted: they are shown. Values that another writer adds at the same time stay (exit code 6).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   quorate del greeting
+  quorate del cart --replace-all            all of its values
   quorate del cart --context \"$(quorate get cart --context)\"
 
 Exit codes: 0 deleted, 3 there was nothing to delete, 4 unavailable (nothing was changed), 5 outcome unknown,
-            6 deleted, but concurrent values stay")]
+            6 siblings: not deleted because there are several values, or deleted and concurrent values stay")]
 pub(crate) struct DelArgs {
-    /// The key, 1 to 1024 bytes
-    #[arg(value_name = "KEY", value_parser = parse_key)]
-    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) key: KeyArgs,
     #[command(flatten)]
     pub(crate) read: ReadQuorum,
     #[command(flatten)]
@@ -215,18 +285,20 @@ pub(crate) struct DelArgs {
     /// Delete exactly what this context has seen; do not read first
     #[arg(long, value_name = "CONTEXT")]
     pub(crate) context: Option<String>,
+    /// Of a key with several values delete them all
+    #[arg(long, conflicts_with = "context")]
+    pub(crate) replace_all: bool,
     /// Show who was asked, who answered when, and what decided (on stderr, or in the JSON)
     #[arg(long)]
     pub(crate) explain: bool,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// Write the records of an NDJSON file
 ///
-/// Each line is {"key": "..", "value": ".."} with UTF-8 strings, or key_b64 and value_b64 for bytes. A key is read first
-/// and written only when its value differs, so that a broken import is simply run again. Failed writes are retried with
-/// the same operation id: a node that dies on the way does no harm.
+/// Each line is {"key": "..", "value": ".."} with UTF-8 strings, or key_b64 and value_b64 for bytes; "values": ["..", ".."] are
+/// siblings, as `export --siblings all` writes them. A key is read first and written only when its value differs, so that a
+/// broken import is simply run again. Of lines with the same key the last one counts. Failed writes are retried with the same
+/// operation id: a node that dies on the way does no harm.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -234,7 +306,7 @@ Examples:
   zcat words.ndjson.gz | quorate import -
   quorate import words.ndjson --blind       faster, for keys that are not there yet
 
-Exit codes: 0 all lines are in, 1 some failed (they are listed)")]
+Exit codes: 0 all lines are in, 1 some failed (they are named)")]
 pub(crate) struct ImportArgs {
     /// The file, or `-` for stdin
     #[arg(value_name = "FILE")]
@@ -242,6 +314,9 @@ pub(crate) struct ImportArgs {
     /// Write without reading first; repeating the import is harmless, but keys that hold other values get siblings
     #[arg(long)]
     pub(crate) blind: bool,
+    /// Of a key that has several values replace them all; without it such a line fails
+    #[arg(long, conflicts_with = "blind")]
+    pub(crate) replace_all: bool,
     /// Records in flight
     #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) concurrency: u16,
@@ -252,8 +327,6 @@ pub(crate) struct ImportArgs {
     pub(crate) read: ReadQuorum,
     #[command(flatten)]
     pub(crate) write: WriteQuorum,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// What an export does with a key that has several values.
@@ -267,13 +340,15 @@ pub(crate) enum SiblingPolicy {
 
 /// Write all records as NDJSON
 ///
-/// The lines are what `import` reads. A file appears under its name only when it is complete. It is no snapshot: a write
-/// that happens during the export may or may not be in it.
-#[derive(Debug, Args)]
+/// The lines are what `import` reads. A file appears under its name only when it is complete, and one that was there keeps its
+/// permissions; links are followed, and pipes and devices are written as they are. It is no snapshot: a write that happens
+/// during the export may or may not be in it.
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
   quorate export backup.ndjson --sort
-  quorate export | wc -l
+  quorate export --prefix user/ | wc -l
+  quorate export backup.ndjson --siblings all
 
 Exit codes: 0 all records are out, 4 some could not be read in 15 attempts (no file is written),
             6 some keys have siblings (see --siblings)")]
@@ -281,6 +356,9 @@ pub(crate) struct ExportArgs {
     /// The file, or `-` for stdout
     #[arg(value_name = "FILE", default_value = "-")]
     pub(crate) file: String,
+    /// Only keys that begin with this text
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prefix: Option<OsString>,
     /// Order the lines by key (through temporary files when they are too many for memory)
     #[arg(long)]
     pub(crate) sort: bool,
@@ -289,9 +367,39 @@ pub(crate) struct ExportArgs {
     pub(crate) siblings: SiblingPolicy,
     #[command(flatten)]
     pub(crate) read: ReadQuorum,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
+
+/// List keys
+///
+/// One a line, in no order that means anything. What is no text, and what would break a line, is escaped, as
+/// `--key-encoding escaped` reads it back. It is no snapshot: a key that is written or deleted meanwhile may or may not be there.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate keys user/ --limit 20
+  quorate keys --count
+  quorate keys --key-encoding hex | while read -r key; do quorate get --key-encoding hex $key; done
+
+Exit codes: 0 all were listed, or as many as --limit allows; 4 unavailable")]
+pub(crate) struct KeysArgs {
+    /// Only keys that begin with this
+    #[arg(value_name = "PREFIX")]
+    pub(crate) prefix: Option<OsString>,
+    /// Stop after so many
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+    /// Only say how many there are
+    #[arg(long)]
+    pub(crate) count: bool,
+    /// How keys are printed and PREFIX is read [default: escaped, and text for PREFIX]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help = KEYS_HOW)]
+    pub(crate) key_encoding: Option<KeyEncoding>,
+    #[command(flatten)]
+    pub(crate) read: ReadQuorum,
+}
+
+const KEYS_HOW: &str =
+    "How keys are printed, and PREFIX is read: text, escaped, hex or base64 [default: escaped, and text for PREFIX]";
 
 /// Show the state of the cluster
 ///
@@ -311,8 +419,6 @@ pub(crate) struct StatusArgs {
     /// Ask this node instead of any seed
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) on: Option<Endpoint>,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// Look at the nodes
@@ -320,14 +426,7 @@ pub(crate) struct StatusArgs {
 pub(crate) enum NodeCommand {
     /// List all nodes, each asked for its own state
     #[command(after_help = "Examples:\n  quorate node ls\n  quorate node ls -o json | jq '.nodes[].node'")]
-    Ls(NodeLsArgs),
-}
-
-/// `node ls`.
-#[derive(Debug, Args)]
-pub(crate) struct NodeLsArgs {
-    #[command(flatten)]
-    pub(crate) common: Common,
+    Ls,
 }
 
 /// Show what nodes keep for others that did not take it
@@ -346,8 +445,6 @@ pub(crate) struct HintsArgs {
     /// Only what is kept for this node
     #[arg(long = "for", value_name = "NODE")]
     pub(crate) target: Option<NodeId>,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// Check the cluster, for scripts and monitors
@@ -372,20 +469,9 @@ pub(crate) enum CheckCommand {
     Certs(CheckArgs),
 }
 
-impl CheckCommand {
-    pub(crate) fn args(&self) -> &CheckArgs {
-        match self {
-            Self::Quorum(args) | Self::Replicas(args) | Self::Certs(args) => args,
-        }
-    }
-}
-
 /// What both checks take.
 #[derive(Debug, Args)]
-pub(crate) struct CheckArgs {
-    #[command(flatten)]
-    pub(crate) common: Common,
-}
+pub(crate) struct CheckArgs {}
 
 /// Show where a key lives
 ///
@@ -393,17 +479,16 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  quorate locate greeting")]
 pub(crate) struct LocateArgs {
-    /// The key, 1 to 1024 bytes
-    #[arg(value_name = "KEY", value_parser = parse_key)]
-    pub(crate) key: String,
     #[command(flatten)]
-    pub(crate) common: Common,
+    pub(crate) key: KeyArgs,
 }
 
 /// Show and change who owns what
 ///
-/// Changes are staged on one node, looked at, and applied under the version that was looked at. All layout commands go to
-/// the first seed, or to the node named with --on. They need an administrator's certificate.
+/// The layout names the members, and with them N and the partitions. It is staged on one node, looked at, and applied under the
+/// version that was looked at. So far a cluster has one layout: once version 1 is applied no node can join, leave or be
+/// replaced. All layout commands go to the first seed, or to the node named with --on; all but `show` need an administrator's
+/// certificate.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -413,7 +498,7 @@ Examples:
 pub(crate) enum LayoutCommand {
     /// Show the layout, what is staged, and what stands against applying it
     Show(LayoutArgs),
-    /// Stage a change
+    /// Stage members and settings of the first layout
     #[command(subcommand)]
     Stage(StageCommand),
     /// Forget what is staged
@@ -465,8 +550,6 @@ pub(crate) struct RepairArgs {
     /// Only these nodes, comma separated [default: all members]
     #[arg(long, value_name = "NODE", value_delimiter = ',')]
     pub(crate) node: Vec<NodeId>,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// What every layout command takes.
@@ -475,18 +558,18 @@ pub(crate) struct LayoutArgs {
     /// The node on which changes are staged [default: the first seed]
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) on: Option<Endpoint>,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// `layout stage ..`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum StageCommand {
-    /// Stage nodes as members; each must be running and reachable
+    /// Stage nodes as members of the first layout; each must be running and reachable
     #[command(after_help = "\
 Examples:
   quorate layout stage join n1=10.0.0.1:7400
-  quorate layout stage join n4=10.0.0.4:7400 --zone rack-2 --weight 2")]
+  quorate layout stage join n4=10.0.0.4:7400 --zone rack-2 --weight 2
+
+Only before version 1 is applied: members cannot be added later.")]
     Join {
         /// Name and address, as the node itself has them
         #[arg(required = true, value_name = "NODE=HOST:PORT")]
@@ -603,7 +686,8 @@ pub(crate) enum DevCommand {
 /// Run one node
 ///
 /// Ends cleanly on SIGTERM and Ctrl-C. SIGHUP reads the certificates anew and opens the log file anew. Every setting of the file
-/// can be given as a flag, which then counts instead.
+/// can be given as a QUORATE_SERVER_* variable, which counts before the file, or as a flag, which counts before both. The
+/// variables of clients (QUORATE_CA and others) are not read.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A configuration file:
@@ -611,7 +695,7 @@ A configuration file:
   listen = \"10.0.0.1:7400\"
   join = [\"10.0.0.2:7400\", \"10.0.0.3:7400\"]
   data_dir = \"data\"            # relative paths are relative to this file
-  durability = \"group\"         # always, group or interval (then also sync_interval_ms)
+  durability = \"group\"         # always, group or interval (then also sync_interval = \"100ms\")
   request_memory_mib = 256      # what requests may take of the memory, 64 or more
   http = \"127.0.0.1:7480\"      # /livez /readyz /metrics
   disk_reserve = \"auto\"        # kept free: 5% of the disk, at most 1GiB; or \"10%\", \"2GiB\"
@@ -626,33 +710,37 @@ A configuration file:
 
 Examples:
   quorate server --config n1.toml
+  quorate server --config n1.toml --check   is the configuration right? starts nothing
   quorate server --config n1.toml --durability always --log-level debug")]
 pub(crate) struct ServerArgs {
+    /// Only look whether the configuration and the certificates are right
+    #[arg(long)]
+    pub(crate) check: bool,
     /// The configuration file, TOML [env: QUORATE_SERVER_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// This node's name, the one in its certificate [env: QUORATE_NODE]
+    /// This node's name, the one in its certificate [env: QUORATE_SERVER_NODE]
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<NodeId>,
-    /// UDP address to listen on [env: QUORATE_LISTEN]
+    /// UDP address to listen on [env: QUORATE_SERVER_LISTEN]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Address under which the other nodes and the clients reach this one [env: QUORATE_ADVERTISE]
+    /// Address under which the other nodes and the clients reach this one [env: QUORATE_SERVER_ADVERTISE]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) advertise: Option<SocketAddr>,
-    /// Nodes to meet, comma separated [env: QUORATE_JOIN]
+    /// Nodes to meet, comma separated [env: QUORATE_SERVER_JOIN]
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub(crate) join: Vec<Endpoint>,
-    /// Where the data is [env: QUORATE_DATA_DIR]
+    /// Where the data is [env: QUORATE_SERVER_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// When a write is acknowledged: always, group or interval [env: QUORATE_DURABILITY]
+    /// When a write is acknowledged: always, group or interval [env: QUORATE_SERVER_DURABILITY]
     #[arg(long, value_name = "MODE")]
     pub(crate) durability: Option<DurabilityName>,
-    /// Time between syncs with --durability interval [env: QUORATE_SYNC_INTERVAL_MS]
+    /// Time between syncs with --durability interval [env: QUORATE_SERVER_SYNC_INTERVAL]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) sync_interval: Option<Duration>,
-    /// Memory that requests of clients and peers may take, in MiB, 64 to 1048576 [default: 256] [env: QUORATE_REQUEST_MEMORY_MIB]
+    /// Memory that requests of clients and peers may take, in MiB, 64 to 1048576 [default: 256] [env: QUORATE_SERVER_REQUEST_MEMORY_MIB]
     ///
     /// All of it: what QUIC keeps of clients' streams, requests while they arrive and are served, what is read for them, and
     /// answers until they have departed. One client (a certificate, whatever its connections) may have half of each share.
@@ -660,35 +748,35 @@ pub(crate) struct ServerArgs {
     /// take up to 112 MiB in each of four ways: to clients, and from, to and through other nodes.
     #[arg(long, value_name = "MIB")]
     pub(crate) request_memory_mib: Option<Mebibytes>,
-    /// TCP address for health and metrics [env: QUORATE_HTTP]
+    /// TCP address for health and metrics [env: QUORATE_SERVER_HTTP]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) http: Option<SocketAddr>,
-    /// The cluster's CA certificate, PEM [env: QUORATE_CA]
+    /// The cluster's CA certificate, PEM [env: QUORATE_SERVER_CA]
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
-    /// This node's certificate, PEM [env: QUORATE_CERT]
+    /// This node's certificate, PEM [env: QUORATE_SERVER_CERT]
     #[arg(long, value_name = "FILE")]
     pub(crate) cert: Option<PathBuf>,
-    /// The private key of --cert, PEM [env: QUORATE_KEY]
-    #[arg(long, value_name = "FILE")]
+    /// The private key of --cert, PEM [env: QUORATE_SERVER_KEY]
+    #[arg(id = "tls-key", long = "key", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
-    /// Log as `pretty` text or `json` [env: QUORATE_LOG_FORMAT]
+    /// Log as `pretty` text or `json` [env: QUORATE_SERVER_LOG_FORMAT]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
-    /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate_node=debug [env: QUORATE_LOG_LEVEL]
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate_node=debug [env: QUORATE_SERVER_LOG_LEVEL]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<LogFilter>,
-    /// Log to this file instead of stderr; SIGHUP opens it anew [env: QUORATE_LOG_FILE]
+    /// Log to this file instead of stderr; SIGHUP opens it anew [env: QUORATE_SERVER_LOG_FILE]
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
-    /// Begin a new log file at this size [env: QUORATE_LOG_FILE_SIZE] [default: 64MiB]
+    /// Begin a new log file at this size [env: QUORATE_SERVER_LOG_FILE_SIZE] [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) log_file_size: Option<ByteSize>,
-    /// How many older log files are kept, as FILE.1, FILE.2, .. [env: QUORATE_LOG_FILES] [default: 5]
+    /// How many older log files are kept, as FILE.1, FILE.2, .. [env: QUORATE_SERVER_LOG_FILES] [default: 5]
     #[arg(long, value_name = "COUNT")]
     pub(crate) log_files: Option<FileCount>,
     /// Keep so much of the disk free: auto, 5% or 512MiB; with less this node refuses new values and goes on reading, and
-    /// others stand in [env: QUORATE_DISK_RESERVE] [default: auto, 5% but at most 1GiB]
+    /// others stand in [env: QUORATE_SERVER_DISK_RESERVE] [default: auto, 5% but at most 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk_reserve: Option<DiskReserve>,
 }
@@ -821,11 +909,9 @@ pub(crate) struct BenchArgs {
     /// Measure a bare QUIC request-reply echo on this machine as well
     #[arg(long)]
     pub(crate) echo: bool,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
-/// Look at this client's configuration
+/// Look at the configuration of this client, or of a server
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Show the settings that commands use
@@ -837,14 +923,15 @@ A client configuration file, $XDG_CONFIG_HOME/quorate/config.toml:
   key = \"alice.key\"
   r = \"majority\"
   w = \"majority\"
-  timeout_ms = 1000
+  timeout = \"1s\"
   output = \"text\"
 
 Each setting is taken from the first of: its flag, its QUORATE_* variable, --config, the user's file, a running
 `quorate dev`, its default. (What `quorate dev` offers counts only if none of seeds, ca, cert and key is set.)
 
 Examples:
-  quorate config show --origin              where each value comes from")]
+  quorate config show --origin              where each value comes from
+  quorate config show --server --config n1.toml --origin")]
     Show(ConfigShowArgs),
 }
 
@@ -854,12 +941,13 @@ pub(crate) struct ConfigShowArgs {
     /// Also show where each value comes from
     #[arg(long)]
     pub(crate) origin: bool,
+    /// Of `quorate server`: what --config and the QUORATE_SERVER_* variables make
+    #[arg(long)]
+    pub(crate) server: bool,
     #[command(flatten)]
     pub(crate) read: ReadQuorum,
     #[command(flatten)]
     pub(crate) write: WriteQuorum,
-    #[command(flatten)]
-    pub(crate) common: Common,
 }
 
 /// Print a completion script for a shell
@@ -875,29 +963,17 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: clap_complete::Shell,
 }
 
-/// Parses a time with a unit: `250ms`, `2s`, `1m`; also 0.
+/// Parses a time with a unit, at most a day: longer waits of a command line tool are mistakes.
 pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time: write 250ms, 2s or 1m");
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .ok_or_else(|| format!("{text:?} lacks a unit: write {text}ms or {text}s"))?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" | "min" => 60_000,
-        _ => return Err(wrong()),
-    };
-    let ms = number
-        .checked_mul(unit_ms)
-        .filter(|ms| *ms <= TIME_MAX_MS)
-        .ok_or_else(|| format!("{text:?} is more than a day"))?;
-    Ok(Duration::from_millis(ms))
+    let Time(time) = text.parse()?;
+    if time > TIME_MAX {
+        return Err(format!("{text:?} is more than a day"));
+    }
+    Ok(time)
 }
 
-/// A day: longer waits of a command line tool are mistakes.
-const TIME_MAX_MS: u64 = 24 * 3_600_000;
+/// See [`parse_time`].
+const TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     match parse_time(text)? {
@@ -916,15 +992,6 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Client names follow the rules of node ids.
 fn parse_client_name(text: &str) -> Result<NodeId, String> {
     NodeId::new(text).map_err(|error| error.to_string().replace("node id", "client name"))
-}
-
-fn parse_key(text: &str) -> Result<String, String> {
-    let limit = quorate_client::wire::KEY_LEN_MAX;
-    match text.len() {
-        0 => Err(format!("the key is empty, it needs 1 to {limit} bytes")),
-        got if got > limit => Err(format!("the key has {got} bytes, at most {limit} are allowed")),
-        _ => Ok(text.to_owned()),
-    }
 }
 
 fn parse_zone(text: &str) -> Result<String, String> {
@@ -957,6 +1024,7 @@ Data:
   del          Delete a key
   import       Write the records of an NDJSON file
   export       Write all records as NDJSON
+  keys         List keys
 
 The cluster:
   status       Show the state of the cluster
@@ -973,7 +1041,7 @@ Running nodes:
   server       Run one node
 
 This tool:
-  config       Look at this client's configuration
+  config       Look at the configuration of this client, or of a server
   completions  Print a completion script for a shell
   help         Print this page, or the help of a command
 

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::args::{LocateArgs, StatusArgs};
 use super::connection::Cluster;
-use super::failure::{Exit, Outcome};
-use super::health;
+use super::failure::{Exit, Failure, Outcome};
+use super::health::{self, Answer};
+use super::key_value::with_key;
 use super::output::{Output, bytes_text, facts, print, readable, table, time_text};
 use super::settings::Settings;
 
@@ -15,8 +16,8 @@ use super::settings::Settings;
 pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
     let status = match &args.on {
-        None => cluster.status().await?,
-        Some(endpoint) => cluster.status_at(endpoint.to_string()).await?,
+        None => cluster.status().await.map_err(Failure::of_read)?,
+        Some(endpoint) => cluster.status_at(endpoint.to_string()).await.map_err(Failure::of_read)?,
     };
     let answers = health::ask_all(&cluster, &status, false).await?;
     let (verdict, troubles) = health::judge(&status, &answers);
@@ -30,6 +31,9 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
         json["hints"] = health::hints_json(&hints);
         json["troubles"] = troubles.clone().into();
         json["expiring"] = expiring.into();
+        for (shown, (_, answer)) in json["peers"].as_array_mut().into_iter().flatten().zip(&answers) {
+            shown["answers"] = answer.as_ref().map(Result::is_ok).into();
+        }
         output.json(&json)?;
     } else {
         output.line(verdict.text())?;
@@ -42,10 +46,11 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
         output.line("")?;
         output.table(&overview(&status))?;
         output.line("")?;
-        output.table(&peers(&status))?;
+        output.table(&peers(&answers))?;
         if !hints.is_empty() {
             output.line("")?;
             output.table(&health::hint_table(&hints))?;
+            health::tell_trouble(&hints, output)?;
         }
     }
     if args.check && !troubles.is_empty() {
@@ -73,9 +78,16 @@ fn overview(status: &NodeStatus) -> Table {
     ])
 }
 
-fn peers(status: &NodeStatus) -> Table {
+/// The nodes as one of them knows them, except for what they have just shown themselves.
+fn peers(answers: &[Answer]) -> Table {
     let mut table = table(&["NODE", "ADDRESS", "MEMBER", "ZONE", "WEIGHT", "PRIMARIES", "STATE", "FOR", "LAYOUT"]);
-    for peer in &status.peers {
+    for (peer, answer) in answers {
+        let state = match answer {
+            Some(Ok(_)) => "up",
+            Some(Err(_)) => "silent",
+            None if peer.up => "not asked",
+            None => "down",
+        };
         table.add_row([
             peer.node.to_string(),
             peer.addr.to_string(),
@@ -83,8 +95,9 @@ fn peers(status: &NodeStatus) -> Table {
             if peer.member { peer.zone.clone() } else { "-".to_owned() },
             if peer.member { peer.weight.to_string() } else { "-".to_owned() },
             peer.primaries.to_string(),
-            if peer.up { "up" } else { "down" }.to_owned(),
-            time_text(peer.since_ms),
+            state.to_owned(),
+            // It says for how long the other state lasts, which is not the one that is shown.
+            if state == "silent" { "-".to_owned() } else { time_text(peer.since_ms) },
             peer.layout.map_or_else(|| "-".to_owned(), |layout| layout.to_string()),
         ]);
     }
@@ -94,7 +107,7 @@ fn peers(status: &NodeStatus) -> Table {
 /// `node ls`: one node names the others, each of which is asked itself.
 pub(crate) async fn node_ls(settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
-    let seen = cluster.status().await?;
+    let seen = cluster.status().await.map_err(Failure::of_read)?;
     let nodes = health::ask_all(&cluster, &seen, true).await?;
     let json = || {
         let nodes: Vec<Value> = nodes
@@ -135,7 +148,7 @@ pub(crate) async fn node_ls(settings: &Settings, output: &Output) -> Outcome {
                 vec![peer.node.to_string(), peer.addr.to_string(), if peer.member { "yes" } else { "no" }.to_owned()];
             match answer {
                 Some(Ok(own)) => row.extend([
-                    own.not_serving.as_ref().map_or_else(|| "serving".to_owned(), |why| format!("not serving: {why}")),
+                    if own.not_serving.is_none() { "serving" } else { "not serving" }.to_owned(),
                     own.release.clone(),
                     time_text(own.uptime_ms),
                     own.storage.clone(),
@@ -143,7 +156,7 @@ pub(crate) async fn node_ls(settings: &Settings, output: &Output) -> Outcome {
                     bytes_text(own.disk_bytes),
                     own.layout.to_string(),
                 ]),
-                Some(Err(why)) => row.push(format!("no answer: {}", readable(why.as_bytes(), 60))),
+                Some(Err(_)) => row.push("no answer".to_owned()),
                 None => row.push("not asked".to_owned()),
             }
             shown.add_row(row);
@@ -151,23 +164,38 @@ pub(crate) async fn node_ls(settings: &Settings, output: &Output) -> Outcome {
         shown
     };
     print(output, &json(), text)?;
+    if !output.is_json() {
+        for (peer, answer) in &nodes {
+            match answer {
+                Some(Ok(own)) => {
+                    if let Some(why) = &own.not_serving {
+                        output.line(&format!("! {} does not serve data: {why}", peer.node))?;
+                    }
+                }
+                Some(Err(why)) => output.line(&format!("! {} does not answer: {why}", peer.node))?,
+                None => {}
+            }
+        }
+    }
     Ok(Exit::Done)
 }
 
 /// `locate KEY`.
 pub(crate) async fn locate(args: &LocateArgs, settings: &Settings, output: &Output) -> Outcome {
-    let located = Cluster::connect(settings).await?.locate(&args.key).await?;
+    let key = args.key.bytes()?;
+    let located = Cluster::connect(settings).await?.locate(&key).await.map_err(Failure::of_read)?;
     if output.is_json() {
         let mut json = serde_json::to_value(&located).expect("a location is plain data");
-        json["schema"] = "quorate.locate.v1".into();
-        json["key"] = args.key.clone().into();
+        if let (Some(json), Value::Object(key)) = (json.as_object_mut(), with_key("quorate.locate.v1", &key)) {
+            json.extend(key);
+        }
         // 64 bits do not survive a parser that has only floating point numbers.
         json["hash"] = format!("{:016x}", located.hash).into();
         output.json(&json)?;
         return Ok(Exit::Done);
     }
     output.table(&facts([
-        ("key", readable(args.key.as_bytes(), 64)),
+        ("key", readable(&key, 64)),
         ("hash", format!("{:016x}", located.hash)),
         ("partition", format!("{} in layout {}, N={}", located.partition, located.layout, located.n)),
     ]))?;
@@ -242,8 +270,25 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_node_that_has_not_answered_is_not_called_up() {
+        let seen = healthy();
+        let down = PeerStatus { up: false, ..seen.peers[0].clone() };
+        let answers: Vec<Answer> = vec![
+            (seen.peers[0].clone(), Some(Ok(seen.clone()))),
+            (seen.peers[1].clone(), Some(Err("no answer within 1s".into()))),
+            (down.clone(), None),
+            // It is back before its peers have noticed.
+            (down, Some(Ok(seen.clone()))),
+        ];
+        let text = peers(&answers).to_string();
+        let states: Vec<_> = text.lines().skip(1).map(|row| row.split_whitespace().nth(6).expect("a state")).collect();
+        assert_eq!(states, ["up", "silent", "down", "up"], "{text}");
+    }
+
+    #[test]
     fn tables_have_a_row_for_each_node() {
-        assert_eq!(peers(&healthy()).row_count(), 3);
+        let answers: Vec<Answer> = healthy().peers.into_iter().map(|peer| (peer, Some(Ok(healthy())))).collect();
+        assert_eq!(peers(&answers).row_count(), 3);
         let text = overview(&healthy()).to_string();
         assert!(text.contains("N=3") && text.contains("8 partitions"), "{text}");
     }

@@ -5,19 +5,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::Client;
 use quorate_client::client::Seed;
 use quorate_client::codec::Blob;
 use quorate_client::error::Error;
 use quorate_client::ids::OpId;
-use quorate_client::options::RequestOptions;
+use quorate_client::options::{Quorum, RequestOptions};
 use quorate_client::random::Random;
 use quorate_client::read::Context;
 use quorate_client::tls::{self, Credentials};
 use quorate_client::wire::{
     Found, LayoutCommand, LayoutReport, Located, NodeStatus, Read, RepairCommand, RepairReport, Reply, RequestBody,
-    Scan, Scanned, Write, Written,
+    Write, Written,
 };
+use quorate_client::{Client, Scanner};
 use quorate_node::config::Endpoint;
 use tokio::task::JoinSet;
 
@@ -39,9 +39,12 @@ impl Cluster {
     /// Reads the certificates, resolves the seeds, and connects.
     pub(crate) async fn connect(settings: &Settings) -> Outcome<Self> {
         let wanted = settings.connection()?;
-        let credentials = credentials(wanted.ca, wanted.cert, wanted.key)?;
-        let seeds = resolvable(wanted.seeds).await?;
-        Self::open(seeds, credentials, settings.timeout.value).await
+        let open = async {
+            let credentials = credentials(&wanted.ca.value, &wanted.cert.value, &wanted.key.value)?;
+            let seeds = resolvable(&wanted.seeds.value).await?;
+            Self::open(seeds, credentials, settings.timeout.value).await
+        };
+        open.await.map_err(|failure| wanted.explain(failure))
     }
 
     /// Connects to the first of these addresses (or names with a port) that answers.
@@ -86,18 +89,15 @@ impl Cluster {
         }
     }
 
-    /// One page of a partition. A page reads many records, so that it gets more time than a request for one.
-    pub(crate) async fn scan(&self, scan: Scan) -> Result<Scanned, Error> {
-        let options = RequestOptions::default().timeout(self.timeout.max(SCAN_TIMEOUT_MIN));
-        match self.client.request(RequestBody::Scan(scan), options).await? {
-            Reply::Scanned(scanned) => Ok(scanned),
-            other => Err(unexpected(&other)),
-        }
+    /// Goes through all records. A page reads many records, so that it gets more time than a request for one.
+    pub(crate) fn scan(&self, r: Option<Quorum>) -> Scanner {
+        let scan = self.client.scan().timeout(self.timeout.max(SCAN_TIMEOUT_MIN));
+        r.into_iter().fold(scan, Scanner::r)
     }
 
     /// Where a key lives.
-    pub(crate) async fn locate(&self, key: &str) -> Result<Located, Error> {
-        match self.request(RequestBody::Locate { key: blob(key) }).await? {
+    pub(crate) async fn locate(&self, key: &Bytes) -> Result<Located, Error> {
+        match self.request(RequestBody::Locate { key: Blob(key.clone()) }).await? {
             Reply::Located(located) => Ok(located),
             other => Err(unexpected(&other)),
         }
@@ -146,11 +146,6 @@ impl Cluster {
     }
 }
 
-/// A text as the wire has it.
-pub(crate) fn blob(text: &str) -> Blob {
-    Blob(Bytes::copy_from_slice(text.as_bytes()))
-}
-
 /// A context as people and scripts pass it around.
 pub(crate) fn context_text(context: &Blob) -> Outcome<String> {
     Context::from_bytes(context.0.clone()).map(|context| context.to_string()).map_err(|error| {
@@ -169,10 +164,15 @@ pub(crate) fn parse_context(text: &str) -> Outcome<Blob> {
     }
 }
 
-/// Reads and checks the three PEM files.
+/// Reads and checks the three PEM files. A key that others may read is not used.
 pub(crate) fn credentials(ca: &Path, cert: &Path, key: &Path) -> Outcome<Credentials> {
     tls::check_key_file(key)
         .map_err(|error| Failure::usage(error.to_string(), format!("run `chmod 600 {}`", key.display())))?;
+    read_credentials(ca, cert, key)
+}
+
+/// The same, whoever may read the key.
+pub(crate) fn read_credentials(ca: &Path, cert: &Path, key: &Path) -> Outcome<Credentials> {
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file("read", path, &error));
     let credentials = Credentials::from_pem(&read(ca)?, &read(cert)?, &read(key)?).map_err(|error| {
         Failure::usage(

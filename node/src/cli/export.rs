@@ -1,28 +1,32 @@
 //! `export`: all live records as NDJSON.
 //!
 //! ```text
-//!   partition p     --> pages --\
-//!   partition p + 1 --> pages ---+--> lines, in partition order --> stdout, a file, or sorted runs
-//!   ..                        --/
+//!   scan, a page ahead --> [pages] --> lines, in partition order --> stdout, a pipe, a file, or sorted runs
 //! ```
 //!
-//! A few partitions are scanned ahead, each through a short queue, so that memory stays bounded however large the cluster
-//! is. `--sort` writes sorted runs to temporary files when the lines do not fit, and merges them.
+//! Pages wait in a short queue, so that memory stays bounded however large the cluster is. `--sort` writes sorted runs to
+//! temporary files when the lines do not fit, and merges them.
+//!
+//! What is written to is what was named: a pipe or a device is opened and written, a link is followed, and only a regular file is
+//! replaced, as a whole, by one with its permissions.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
-use std::fs::File;
+use std::collections::BinaryHeap;
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, BufReader, BufWriter, Read as _, Seek, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quorate_client::error::Error;
 use quorate_client::ids::Partition;
-use quorate_client::options::Quorum;
-use quorate_client::wire::{Scan, ScanEntry, Scanned};
+use quorate_client::{Page, Scanner};
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinError;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::args::{ExportArgs, SiblingPolicy};
 use super::connection::Cluster;
@@ -35,23 +39,42 @@ use super::settings::Settings;
 /// `export [FILE]`. A signal ends it in such a way that no temporary file stays.
 pub(crate) async fn export(args: &ExportArgs, settings: &Settings, output: &Output) -> Outcome {
     let mut ends = Ends::new()?;
-    let sink = Sink::create(&args.file, args.sort)?;
+    let ended = |name: &str, left: &str| Failure {
+        exit: Exit::Interrupted,
+        ..Failure::new(format!("ended by {name}; {left}"), "run the export again")
+    };
+    // Opening a pipe waits for its reader, and writing for a slow one: a signal must be heard meanwhile.
+    let (file, sort) = (args.file.clone(), args.sort);
+    #[expect(clippy::disallowed_methods, reason = "a pipe that nobody reads yet must not keep a store's thread")]
+    let opening = tokio::task::spawn_blocking(move || Sink::create(&file, sort));
+    let sink = tokio::select! {
+        biased;
+        name = ends.wait() => return Err(ended(name, "nothing was written")),
+        sink = opening => sink.map_err(died)??,
+    };
     let left = sink.what_is_left();
+    let mut writing = tokio::spawn(export_to(sink, args.clone(), settings.clone(), *output));
     tokio::select! {
         biased;
-        name = ends.wait() => Err(Failure {
-            exit: Exit::Interrupted,
-            ..Failure::new(format!("ended by {name}; {left}"), "run the export again")
-        }),
-        outcome = export_to(sink, args, settings, output) => outcome,
+        name = ends.wait() => {
+            writing.abort();
+            // Its temporary file goes with it, unless it hangs in a write to a pipe, and then it has none.
+            let _ = timeout(END_TIME, writing).await;
+            Err(ended(name, left))
+        }
+        outcome = &mut writing => outcome.map_err(died)?,
     }
 }
 
-async fn export_to(mut sink: Sink, args: &ExportArgs, settings: &Settings, output: &Output) -> Outcome {
-    let cluster = Cluster::connect(settings).await?;
-    let status = cluster.status().await?;
+fn died(error: JoinError) -> Failure {
+    Failure::new(format!("a part of the export died: {error}"), "run the export again")
+}
+
+async fn export_to(mut sink: Sink, args: ExportArgs, settings: Settings, output: Output) -> Outcome {
+    let cluster = Cluster::connect(&settings).await?;
+    let status = cluster.status().await.map_err(Failure::of_read)?;
     if status.partitions == 0 {
-        let why = status.not_serving.unwrap_or_else(|| "there is no layout".to_owned());
+        let why = status.not_serving.unwrap_or_else(|| "there is no layout yet".to_owned());
         return Err(Failure {
             exit: Exit::Unavailable,
             ..Failure::new(
@@ -64,46 +87,40 @@ async fn export_to(mut sink: Sink, args: &ExportArgs, settings: &Settings, outpu
     let bar = output.progress(Some(status.partitions.into()), "partitions");
     let mut seen = Seen::default();
     let mut line = Vec::new();
-    let mut ahead: VecDeque<mpsc::Receiver<Result<Scanned, Error>>> = VecDeque::new();
-    let mut waiting = (0..status.partitions).map(Partition);
-    loop {
-        while ahead.len() < PARTITIONS_AHEAD {
-            let Some(partition) = waiting.next() else { break };
-            ahead.push_back(scan(cluster.clone(), partition, settings.r()));
-        }
-        let Some(mut pages) = ahead.pop_front() else { break };
-        while let Some(page) = pages.recv().await {
-            let page = page.map_err(|error| Failure {
-                message: format!("the export stopped, {}: {error}", sink.what_is_left()),
-                ..error.into()
-            })?;
-            seen.degraded |= page.quorum.degraded;
-            for entry in &page.entries {
-                if !seen.is_exportable(entry, args.siblings) {
-                    continue;
-                }
-                line.clear();
-                ndjson::write(&mut line, &entry.key, &entry.values.iter().map(|value| &value[..]).collect::<Vec<_>>());
-                sink.line(&entry.key, &line)?;
+    let prefix = args.prefix.as_deref().unwrap_or_default().as_bytes();
+    let mut pages = pages(cluster.scan(settings.r()).page_size(PAGE_RECORDS_MAX).prefix(prefix));
+    while let Some(page) = pages.recv().await {
+        let (page, partition) = page.map_err(|error| {
+            let failure = Failure::of_read(error);
+            let message = format!("the export stopped, {}: {}", sink.what_is_left(), failure.message);
+            Failure { message, ..failure }
+        })?;
+        seen.degraded |= page.quorum.degraded;
+        for record in &page.records {
+            if !seen.is_exportable(record.key(), record.siblings().len(), args.siblings) {
+                continue;
             }
+            line.clear();
+            ndjson::write(&mut line, record.key(), record.siblings());
+            sink.line(record.key(), &line)?;
         }
-        bar.inc(1);
+        bar.set_position(partition.0.into());
         bar.set_message(format!("{} records", seen.records));
     }
     sink.finish()?;
     bar.finish_and_clear();
-    seen.report(args, started.elapsed(), output)
+    seen.report(&args, started.elapsed(), &output)
 }
 
-/// Scans a partition page by page, a little ahead of whoever takes the pages. Ends when nobody does any more.
-fn scan(cluster: Cluster, partition: Partition, r: Option<Quorum>) -> mpsc::Receiver<Result<Scanned, Error>> {
+type Paged = Result<(Page, Partition), Error>;
+
+/// The pages of a scan, a little ahead of whoever takes them, and where each ends. Ends when nobody takes them any more.
+pub(super) fn pages(mut scan: Scanner) -> mpsc::Receiver<Paged> {
     let (pages, taken) = mpsc::channel(PAGES_AHEAD);
     tokio::spawn(async move {
-        let mut after = None;
-        loop {
-            let page = page(&cluster, Scan { partition, after, limit: PAGE_RECORDS_MAX, r }).await;
-            after = page.as_ref().ok().and_then(|page| page.next.clone());
-            if pages.send(page).await.is_err() || after.is_none() {
+        while let Some(page) = page(&mut scan).await.transpose() {
+            let failed = page.is_err();
+            if pages.send(page.map(|page| (page, scan.position()))).await.is_err() || failed {
                 return;
             }
         }
@@ -112,9 +129,9 @@ fn scan(cluster: Cluster, partition: Partition, r: Option<Quorum>) -> mpsc::Rece
 }
 
 /// One page; reading again does no harm, so that a node that dies meanwhile does not end the export.
-async fn page(cluster: &Cluster, scan: Scan) -> Result<Scanned, Error> {
+async fn page(scan: &mut Scanner) -> Result<Option<Page>, Error> {
     for attempt in 1.. {
-        match cluster.scan(scan.clone()).await {
+        match scan.next_page().await {
             Err(error) if error.is_retryable() && attempt < ATTEMPTS_MAX => sleep(RETRY_PAUSE * attempt).await,
             other => return other,
         }
@@ -133,11 +150,11 @@ struct Seen {
 }
 
 impl Seen {
-    fn is_exportable(&mut self, entry: &ScanEntry, policy: SiblingPolicy) -> bool {
-        if entry.values.len() > 1 {
+    fn is_exportable(&mut self, key: &[u8], values: usize, policy: SiblingPolicy) -> bool {
+        if values > 1 {
             self.with_siblings += 1;
             if self.named.len() < KEYS_NAMED_MAX {
-                self.named.push(readable(&entry.key, 64));
+                self.named.push(readable(key, 64));
             }
             if policy == SiblingPolicy::Report {
                 return false;
@@ -184,9 +201,20 @@ impl Seen {
 
 /// Where the lines go.
 enum Sink {
-    Stdout(BufWriter<io::Stdout>),
+    /// Stdout, a pipe or a device: written as it comes.
+    Stream(Stream),
     File(Target),
-    Sorted { runs: Runs, target: Option<Target> },
+    Sorted {
+        runs: Runs,
+        target: Box<Sink>,
+    },
+}
+
+/// Bytes that go out at once.
+struct Stream {
+    /// Nothing for stdout.
+    path: Option<PathBuf>,
+    out: BufWriter<Box<dyn io::Write + Send>>,
 }
 
 /// A file that appears under its name when it is complete.
@@ -197,22 +225,43 @@ struct Target {
 
 impl Sink {
     fn create(file: &str, sort: bool) -> Outcome<Self> {
-        let target = if file == "-" { None } else { Some(Target::create(Path::new(file))?) };
-        Ok(match (sort, target) {
-            (true, target) => {
-                // Beside the target there is room for it, which is more than can be said of /tmp.
-                let dir =
-                    target.as_ref().map_or_else(std::env::temp_dir, |target| directory_of(&target.path).to_owned());
-                Self::Sorted { runs: Runs::new(dir, RUN_LEN_MAX), target }
+        let target = if file == "-" { Self::Stream(Stream::stdout()) } else { Self::named(Path::new(file))? };
+        if !sort {
+            return Ok(target);
+        }
+        // Beside the target there is room for it, which is more than can be said of /tmp.
+        let dir = match &target {
+            Self::File(target) => directory_of(&target.path).to_owned(),
+            Self::Stream(_) | Self::Sorted { .. } => std::env::temp_dir(),
+        };
+        Ok(Self::Sorted { runs: Runs::new(dir, RUN_LEN_MAX), target: Box::new(target) })
+    }
+
+    /// What a path names, links followed.
+    fn named(path: &Path) -> Outcome<Self> {
+        let fail = |error: io::Error| Failure::file("write", path, &error);
+        let metadata = match std::fs::metadata(path) {
+            Ok(metadata) => Some(metadata),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(fail(error)),
+        };
+        match metadata {
+            Some(metadata) if metadata.is_dir() => {
+                Err(Failure::usage(format!("{} is a directory", path.display()), "name a file, or - for stdout"))
             }
-            (false, Some(target)) => Self::File(target),
-            (false, None) => Self::Stdout(BufWriter::with_capacity(BUFFER_LEN, io::stdout())),
-        })
+            // `/dev/stdout` and the like: opened anew it would be another place in the same file.
+            Some(metadata) if is_stdout(&metadata) => Ok(Self::Stream(Stream::stdout())),
+            Some(metadata) if !metadata.is_file() || is_descriptor(path) => {
+                let file = File::options().write(true).append(metadata.is_file()).open(path).map_err(fail)?;
+                Ok(Self::Stream(Stream::new(Some(path.to_owned()), Box::new(file))))
+            }
+            metadata => Ok(Self::File(Target::create(&end_of_links(path).map_err(fail)?, metadata.as_ref())?)),
+        }
     }
 
     fn line(&mut self, key: &[u8], line: &[u8]) -> Outcome<()> {
         match self {
-            Self::Stdout(out) => out.write_all(line)?,
+            Self::Stream(stream) => stream.write(line)?,
             Self::File(target) => target.write(line)?,
             Self::Sorted { runs, .. } => {
                 runs.add(key, line).map_err(|error| Failure::file("write sorted runs in", &runs.dir, &error))?
@@ -223,51 +272,78 @@ impl Sink {
 
     fn finish(self) -> Outcome<()> {
         match self {
-            Self::Stdout(mut out) => out.flush()?,
-            Self::File(target) => target.finish()?,
-            Self::Sorted { runs, target } => {
+            Self::Stream(stream) => stream.finish(),
+            Self::File(target) => target.finish(),
+            Self::Sorted { runs, mut target } => {
                 let dir = runs.dir.clone();
-                let merged = runs.merge().map_err(|error| Failure::file("read sorted runs in", &dir, &error))?;
-                match target {
-                    None => {
-                        let mut out = BufWriter::with_capacity(BUFFER_LEN, io::stdout());
-                        for line in merged {
-                            out.write_all(&line.map_err(|error| Failure::file("read sorted runs in", &dir, &error))?)?;
-                        }
-                        out.flush()?;
-                    }
-                    Some(mut target) => {
-                        for line in merged {
-                            target.write(&line.map_err(|error| Failure::file("read sorted runs in", &dir, &error))?)?;
-                        }
-                        target.finish()?;
-                    }
+                let unreadable = |error| Failure::file("read sorted runs in", &dir, &error);
+                for line in runs.merge().map_err(unreadable)? {
+                    target.line(&[], &line.map_err(unreadable)?)?;
+                }
+                // The target is no sorted sink itself.
+                match *target {
+                    Self::Stream(stream) => stream.finish(),
+                    Self::File(target) => target.finish(),
+                    Self::Sorted { .. } => unreachable!("a sorted sink writes to a stream or a file"),
                 }
             }
         }
-        Ok(())
     }
 
     /// What an export that fails leaves behind.
     fn what_is_left(&self) -> &'static str {
         match self {
-            Self::Stdout(_) => "what was written so far is not complete",
-            Self::File(_) | Self::Sorted { target: Some(_), .. } => "no file was written",
-            Self::Sorted { target: None, .. } => "nothing was written",
+            Self::Stream(_) => "what was written so far is not complete",
+            Self::File(_) => "no file was written",
+            Self::Sorted { target, .. } => match **target {
+                Self::File(_) => "no file was written",
+                Self::Stream(_) | Self::Sorted { .. } => "nothing was written, or not all of it",
+            },
+        }
+    }
+}
+
+impl Stream {
+    fn new(path: Option<PathBuf>, out: Box<dyn io::Write + Send>) -> Self {
+        Self { path, out: BufWriter::with_capacity(BUFFER_LEN, out) }
+    }
+
+    fn stdout() -> Self {
+        Self::new(None, Box::new(io::stdout()))
+    }
+
+    fn write(&mut self, line: &[u8]) -> Outcome<()> {
+        self.out.write_all(line).map_err(|error| Self::failure(self.path.as_deref(), error))
+    }
+
+    fn finish(mut self) -> Outcome<()> {
+        self.out.flush().map_err(|error| Self::failure(self.path.as_deref(), error))
+    }
+
+    fn failure(path: Option<&Path>, error: io::Error) -> Failure {
+        match path {
+            Some(path) if error.kind() != io::ErrorKind::BrokenPipe => Failure::file("write", path, &error),
+            _ => error.into(),
         }
     }
 }
 
 impl Target {
-    fn create(path: &Path) -> Outcome<Self> {
-        if path.is_dir() {
-            return Err(Failure::usage(format!("{} is a directory", path.display()), "name a file, or - for stdout"));
-        }
+    /// `before`: the file that it replaces, whose permissions and, where that is allowed, owner it takes over.
+    fn create(path: &Path, before: Option<&Metadata>) -> Outcome<Self> {
         let file = tempfile::Builder::new()
             .prefix(".quorate-export-")
+            // As any other new file: the umask takes away what it takes away.
+            .permissions(Permissions::from_mode(0o666))
             .tempfile_in(directory_of(path))
             // The name of the temporary file, which this error holds, says nothing to anybody.
             .map_err(|error| Failure::file("write", path, &error.kind().into()))?;
+        if let Some(before) = before {
+            // Only root can give a file away; for others it is theirs from now on.
+            let _ = std::os::unix::fs::fchown(file.as_file(), Some(before.uid()), Some(before.gid()));
+            let kept = file.as_file().set_permissions(Permissions::from_mode(before.mode() & 0o7777));
+            kept.map_err(|error| Failure::file("keep the permissions of", path, &error))?;
+        }
         Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER_LEN, file) })
     }
 
@@ -280,8 +356,45 @@ impl Target {
         let file = self.file.into_inner().map_err(|error| fail(error.into_error()))?;
         file.as_file().sync_all().map_err(fail)?;
         file.persist(&self.path).map_err(|error| fail(error.error))?;
-        Ok(())
+        // The name is on the disk when the directory is.
+        File::open(directory_of(&self.path)).and_then(|dir| dir.sync_all()).map_err(fail)
     }
+}
+
+/// Whether a file is the one that stdout goes to.
+fn is_stdout(metadata: &Metadata) -> bool {
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from).and_then(|stdout| stdout.metadata());
+    stdout.is_ok_and(|stdout| (stdout.dev(), stdout.ino()) == (metadata.dev(), metadata.ino()))
+}
+
+/// Whether a path leads through a descriptor of a process, such as `/dev/fd/3`: then another program holds the file open, and
+/// one that takes its name would be another file.
+fn is_descriptor(path: &Path) -> bool {
+    let beneath = |path: &Path| path.starts_with("/dev/fd") || path.starts_with("/proc");
+    let mut at = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let directory = directory_of(&at).canonicalize().unwrap_or_default();
+        if beneath(&at) || beneath(&directory) {
+            return true;
+        }
+        let Ok(to) = std::fs::read_link(&at) else { return false };
+        at = directory_of(&at).join(to);
+    }
+    false
+}
+
+/// Where a path leads when it and what it names are followed while they are links; it need not exist.
+fn end_of_links(path: &Path) -> io::Result<PathBuf> {
+    let mut at = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match std::fs::symlink_metadata(&at) {
+            Ok(metadata) if metadata.is_symlink() => at = directory_of(&at).join(std::fs::read_link(&at)?),
+            Ok(_) => return Ok(at),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(at),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("too many links"))
 }
 
 fn directory_of(path: &Path) -> &Path {
@@ -396,11 +509,14 @@ impl Iterator for Merge {
     }
 }
 
-/// Partitions that are scanned at a time.
-const PARTITIONS_AHEAD: usize = 8;
+/// Pages that wait to be written.
+const PAGES_AHEAD: usize = 2;
 
-/// Pages of one partition that wait to be written.
-const PAGES_AHEAD: usize = 1;
+/// How many links are followed, as the system does it.
+const LINKS_MAX: usize = 40;
+
+/// How long an export that is ended by a signal gets to remove its temporary file.
+const END_TIME: Duration = Duration::from_secs(1);
 
 /// Records a page; the node bounds a page by bytes as well.
 const PAGE_RECORDS_MAX: u32 = 1_000;
@@ -424,8 +540,6 @@ const BUFFER_LEN: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::codec::Blob;
-
     use super::*;
 
     fn sorted(lines: &[(&[u8], &[u8])], limit: usize) -> (Vec<Vec<u8>>, usize) {
@@ -474,6 +588,52 @@ mod tests {
     }
 
     #[test]
+    fn links_are_followed_and_a_file_that_was_there_keeps_its_mode() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| dir.path().join(name);
+        let export = |name: &str| {
+            let mut sink = Sink::create(at(name).to_str().expect("text"), false).expect("created");
+            sink.line(b"k", b"new\n").expect("written");
+            sink.finish().expect("finished");
+        };
+        std::fs::write(at("old"), "old").expect("written");
+        std::fs::set_permissions(at("old"), Permissions::from_mode(0o640)).expect("set");
+        std::os::unix::fs::symlink("old", at("link")).expect("linked");
+        std::os::unix::fs::symlink("link", at("second")).expect("linked");
+        std::os::unix::fs::symlink("new", at("dangling")).expect("linked");
+        export("second");
+        export("dangling");
+        for name in ["old", "new", "second", "dangling"] {
+            assert_eq!(std::fs::read(at(name)).expect("there"), b"new\n", "{name}");
+        }
+        for name in ["link", "second", "dangling"] {
+            assert!(std::fs::symlink_metadata(at(name)).expect("there").is_symlink(), "{name}");
+        }
+        assert_eq!(std::fs::metadata(at("old")).expect("there").mode() & 0o777, 0o640);
+        std::os::unix::fs::symlink("circle", at("circle")).expect("linked");
+        assert!(Sink::create(at("circle").to_str().expect("text"), false).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 6, "no temporary file stays");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_written_and_not_replaced() {
+        let mut sink = Sink::create("/dev/null", true).expect("opened");
+        assert_eq!(sink.what_is_left(), "nothing was written, or not all of it");
+        sink.line(b"k", b"line\n").expect("written");
+        sink.finish().expect("finished");
+        assert!(!std::fs::metadata("/dev/null").expect("there").is_file());
+        // A file that another program holds open is written where it is.
+        let mut file = tempfile::tempfile().expect("a file");
+        let descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let mut sink = Sink::create(&descriptor, false).expect("opened");
+        sink.line(b"k", b"line\n").expect("written");
+        sink.finish().expect("finished");
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("read");
+        assert_eq!(text, "line\n");
+    }
+
+    #[test]
     fn an_impossible_target_is_refused_before_anything_happens() {
         assert_eq!(Sink::create("/", false).err().expect("a directory").exit, Exit::Usage);
         assert_eq!(Sink::create("/no/such/dir/file", false).err().expect("no directory").exit, Exit::Failed);
@@ -481,12 +641,10 @@ mod tests {
 
     #[test]
     fn keys_with_siblings_are_left_out_and_named_or_exported_whole() {
-        let blob = |text: &'static str| Blob(text.into());
-        let entry = ScanEntry { key: blob("cart"), values: vec![blob("a"), blob("b")], context: blob("c") };
         let mut seen = Seen::default();
-        assert!(!seen.is_exportable(&entry, SiblingPolicy::Report));
+        assert!(!seen.is_exportable(b"cart", 2, SiblingPolicy::Report));
         assert_eq!((seen.records, seen.with_siblings, &seen.named[..]), (0, 1, &["cart".to_owned()][..]));
-        assert!(seen.is_exportable(&entry, SiblingPolicy::All));
+        assert!(seen.is_exportable(b"cart", 2, SiblingPolicy::All));
         assert_eq!((seen.records, seen.with_siblings), (1, 2));
     }
 }

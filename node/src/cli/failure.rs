@@ -10,7 +10,7 @@
 //! | 3 | the key is not there (`get` and `del`) |
 //! | 4 | unavailable: **nothing was applied** and the same command may work later; also a read that timed out |
 //! | 5 | timed out: **the outcome of the write is unknown** |
-//! | 6 | siblings, or a write that met a concurrent one |
+//! | 6 | siblings: a read found several values, a write was not made because of them, or stands beside others |
 //! | 7 | degraded (`check`, `status --check`), or not every node has answered (`repair`) |
 //! | 130 | ended by a signal |
 //! | 141 | the reader of stdout went away, as a death by SIGPIPE would say |
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use quorate_client::error::{Error, Tried};
 use quorate_client::wire::NotApplied;
-use quorate_node::config::layers::ConfigError;
+use quorate_node::config::layers::{ConfigError, Origin};
 use serde::Serialize;
 
 /// How a command ends.
@@ -110,6 +110,27 @@ impl Failure {
         Self::new(format!("cannot {doing} {}: {error}", path.display()), hint)
     }
 
+    /// Adds where settings came from: of each what it is, how it is named in messages, and its origin.
+    pub(crate) fn with_origins(mut self, settings: &[(&str, String, &Origin)]) -> Self {
+        let mut told: Vec<String> = Vec::new();
+        for (what, value, origin) in settings {
+            let text = format!("{what} from {origin}");
+            if **origin != Origin::Default && self.message.contains(value.as_str()) && !told.contains(&text) {
+                told.push(text);
+            }
+        }
+        if !told.is_empty() {
+            self.message = format!("{} ({})", self.message, told.join(", "));
+        }
+        self
+    }
+
+    /// Of a request that changes nothing: that nothing was changed need not be said.
+    pub(crate) fn of_read(error: Error) -> Self {
+        let failure = Self::from(error);
+        Self { message: failure.message.replace("; nothing was changed", ""), ..failure }
+    }
+
     /// As programs read it.
     pub(crate) fn as_json(&self) -> impl Serialize {
         #[derive(Serialize)]
@@ -196,13 +217,31 @@ impl From<Error> for Failure {
                 error.to_string(),
                 "try again, allow more time with --timeout, or look at `quorate status`".to_owned(),
             ),
-            error @ Error::Misuse { .. } => (Exit::Usage, error.to_string(), "see --help".to_owned()),
-            error @ (Error::Aborted { .. } | Error::Codec { .. }) => {
-                (Exit::Failed, error.to_string(), "look at the value".to_owned())
-            }
+            error @ Error::Misuse { .. } => (
+                Exit::Usage,
+                error.to_string(),
+                "the command's --help shows what is possible, `quorate config show --origin` what was used".to_owned(),
+            ),
+            error @ (Error::Aborted { .. } | Error::Codec { .. }) => (
+                Exit::Failed,
+                error.to_string(),
+                "nodes and this tool may be of different releases: `quorate --version`, `quorate node ls`".to_owned(),
+            ),
             other => (Exit::Failed, other.to_string(), "look at `quorate status`".to_owned()),
         };
         Self { exit, message, hint, retryable }
+    }
+}
+
+/// Why one node that was asked has not answered, in few words.
+pub(crate) fn reason_of(error: Error) -> String {
+    match error {
+        Error::NoNodeReachable { tried } | Error::NoAnswer { tried, .. } => match tried.into_iter().next_back() {
+            Some(last) => last.what,
+            None => "it was not reached".to_owned(),
+        },
+        Error::NotApplied(refusal) => refusal.reason(),
+        other => Failure::of_read(other).message,
     }
 }
 
@@ -240,7 +279,9 @@ fn of_refusal(refusal: &NotApplied) -> (Exit, &'static str) {
         NotApplied::Unsupported { .. } => {
             (Exit::Failed, "compare the releases: `quorate --version`, `quorate node ls`")
         }
-        NotApplied::Refused { .. } => (Exit::Failed, "do what it says, and look at `quorate layout show`"),
+        NotApplied::Refused { .. } => {
+            (Exit::Failed, "`quorate layout show` tells what is in force, what is staged, and what stands against it")
+        }
         NotApplied::Storage { .. } => (Exit::Failed, "look at that node's disk and log"),
     }
 }

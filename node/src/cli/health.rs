@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::args::{CheckCommand, HintsArgs};
 use super::connection::{Cluster, credentials};
-use super::failure::{Exit, Failure, Outcome};
+use super::failure::{Exit, Failure, Outcome, reason_of};
 use super::output::{Output, bytes_text, print, readable, table, time_text};
 use super::repair::recovering_text;
 use super::settings::Settings;
@@ -36,7 +36,7 @@ pub(crate) async fn ask_all(cluster: &Cluster, seen: &NodeStatus, also_down: boo
         answers[place].1 = Some(match answer {
             Ok(status) if status.node == seen.peers[place].node => Ok(status),
             Ok(status) => Err(format!("{} answers there", status.node)),
-            Err(error) => Err(Failure::from(error).message),
+            Err(error) => Err(reason_of(error)),
         });
     }
     Ok(answers)
@@ -170,7 +170,7 @@ fn of_node(own: &NodeStatus, seen: &NodeStatus) -> Vec<(Verdict, String)> {
 /// `hints`.
 pub(crate) async fn hints(args: &HintsArgs, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
-    let seen = cluster.status().await?;
+    let seen = cluster.status().await.map_err(Failure::of_read)?;
     if let Some(target) = &args.target {
         let members: Vec<_> = seen.peers.iter().filter(|peer| peer.member).map(|peer| peer.node).collect();
         if seen.n > 0 && !members.contains(target) && seen.node != *target {
@@ -188,6 +188,7 @@ pub(crate) async fn hints(args: &HintsArgs, settings: &Settings, output: &Output
     let json = json!({ "schema": "quorate.hints.v1", "hints": hints_json(&kept), "no_answer": silent });
     print(output, &json, || hint_table(&kept))?;
     if !output.is_json() {
+        tell_trouble(&kept, output)?;
         if kept.is_empty() {
             let whom = args.target.map_or_else(|| "anybody".to_owned(), |target| target.to_string());
             output.say(&format!("nobody keeps anything for {whom}"));
@@ -221,7 +222,7 @@ pub(crate) fn hints_json(kept: &[(NodeId, HintStatus)]) -> Value {
 }
 
 pub(crate) fn hint_table(kept: &[(NodeId, HintStatus)]) -> Table {
-    let mut shown = table(&["FOR", "KEPT BY", "HINTS", "BYTES", "OLDEST", "HANDED OVER", "LAST TROUBLE"]);
+    let mut shown = table(&["FOR", "KEPT BY", "HINTS", "BYTES", "OLDEST", "HANDED OVER"]);
     for (holder, hint) in kept {
         shown.add_row([
             hint.target.to_string(),
@@ -230,10 +231,18 @@ pub(crate) fn hint_table(kept: &[(NodeId, HintStatus)]) -> Table {
             bytes_text(hint.bytes),
             time_text(hint.oldest_ms),
             if hint.per_second > 0 { format!("{}/s", hint.per_second) } else { "-".to_owned() },
-            if hint.failed.is_empty() { "-".to_owned() } else { readable(hint.failed.as_bytes(), 60) },
         ]);
     }
     shown
+}
+
+/// What stands in the way of handing over, below the table.
+pub(crate) fn tell_trouble(kept: &[(NodeId, HintStatus)], output: &Output) -> Outcome<()> {
+    for (holder, hint) in kept.iter().filter(|(_, hint)| !hint.failed.is_empty()) {
+        let why = readable(hint.failed.as_bytes(), 200);
+        output.line(&format!("! {holder} could not hand over to {}: {why}", hint.target))?;
+    }
+    Ok(())
 }
 
 /// What expires within 30 days, of the nodes' certificates and the CA's as they have it: no trouble of today's.
@@ -304,7 +313,7 @@ fn report_check(what: &str, well: bool, text: &str, verdict: &str, reasons: &[St
 /// `check quorum`, `check replicas` and `check certs`: for scripts and monitors.
 pub(crate) async fn check(command: &CheckCommand, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
-    let seen = cluster.status().await?;
+    let seen = cluster.status().await.map_err(Failure::of_read)?;
     let answers = ask_all(&cluster, &seen, false).await?;
     let (verdict, reasons) = judge(&seen, &answers);
     let (what, well, text) = match command {
@@ -319,7 +328,8 @@ pub(crate) async fn check(command: &CheckCommand, settings: &Settings, output: &
         ),
         CheckCommand::Certs(_) => {
             let wanted = settings.connection()?;
-            return check_certs(&answers, &credentials(wanted.ca, wanted.cert, wanted.key)?, output);
+            let own = credentials(&wanted.ca.value, &wanted.cert.value, &wanted.key.value);
+            return check_certs(&answers, &own.map_err(|failure| wanted.explain(failure))?, output);
         }
     };
     report_check(what, well, text, verdict.text(), &reasons, output)

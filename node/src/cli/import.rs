@@ -5,9 +5,12 @@
 //!   lines --> parse --> by key hash --> [queue] --> read, compare, write, retry --> tally
 //! ```
 //!
-//! All lines of one key go to one worker, so that the last one wins and no line races with another of the same key.
+//! All lines of one key go to one worker, so that the last one wins and no line races with another of the same key. A blind
+//! import sees to that as well: a line names the one before it, of the same key, as its cause.
+//!
 //! A write is retried with the same bytes and the same operation id until it is certain, for at most `--retry-for`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -15,12 +18,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use indicatif::ProgressBar;
 use quorate_client::codec::Blob;
 use quorate_client::error::Error;
 use quorate_client::ids::{OpId, key_hash};
 use quorate_client::options::Quorum;
 use quorate_client::random::Random;
-use quorate_client::wire::{Read, Write};
+use quorate_client::wire::{Found, Read, Write};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -30,7 +35,7 @@ use super::args::ImportArgs;
 use super::connection::Cluster;
 use super::failure::{Exit, Failure, Outcome};
 use super::ndjson::{self, LINE_LEN_MAX, Record};
-use super::output::Output;
+use super::output::{Output, readable};
 use super::server::Ends;
 use super::settings::Settings;
 
@@ -45,6 +50,10 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
     let job = Arc::new(Job {
         cluster,
         blind: args.blind,
+        replace_all: args.replace_all,
+        file: args.file.clone(),
+        bar: bar.clone(),
+        output: *output,
         r: settings.r(),
         w: settings.w(),
         retry_for: args.retry_for,
@@ -61,8 +70,9 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
         queues.push(queue);
         let job = Arc::clone(&job);
         workers.spawn(async move {
+            let mut written = Recent::default();
             while let Some((line, record)) = lines.recv().await {
-                job.one(line, record).await;
+                job.one(line, record, &mut written).await;
             }
         });
     }
@@ -79,7 +89,7 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
                 reader_bar.inc(1);
             }
             match parsed {
-                Err(why) => reader_job.tally.failed(line, why),
+                Err(why) => reader_job.failed(line, why),
                 Ok(record) => {
                     let worker = (key_hash(&record.key) % queues.len() as u64) as usize;
                     if queues[worker].blocking_send((line, record)).is_err() {
@@ -120,6 +130,10 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
 struct Job {
     cluster: Cluster,
     blind: bool,
+    replace_all: bool,
+    file: String,
+    bar: ProgressBar,
+    output: Output,
     r: Option<Quorum>,
     w: Option<Quorum>,
     retry_for: Duration,
@@ -131,70 +145,124 @@ struct Job {
 }
 
 impl Job {
-    async fn one(&self, line: u64, record: Record) {
+    async fn one(&self, line: u64, record: Record, written: &mut Recent) {
         if self.given_up.load(Ordering::Relaxed) {
             return;
         }
-        match self.store(&record).await {
+        match self.store(&record, written).await {
             Ok(counter) => {
                 counter.fetch_add(1, Ordering::Relaxed);
                 *self.last_success.lock().expect("no panic while the time is locked") = Instant::now();
             }
-            Err(error) => {
+            Err(NotStored::Siblings(count)) => self.failed(
+                line,
+                format!(
+                    "{} has {count} values (siblings), nothing was written: merge them, or import with --replace-all",
+                    readable(&record.key, 64)
+                ),
+            ),
+            Err(NotStored::Failed(error)) => {
                 let last = *self.last_success.lock().expect("no panic while the time is locked");
                 if error.is_retryable() && last.elapsed() >= self.retry_for {
                     self.given_up.store(true, Ordering::Relaxed);
                 }
-                self.tally.failed(line, error.to_string());
+                self.failed(line, error.to_string());
             }
         }
     }
 
+    /// A line is not in: it is named at once, however many there are.
+    fn failed(&self, line: u64, why: String) {
+        if !self.output.is_json() {
+            self.bar.suspend(|| self.output.say(&format!("{}:{line}: {why}", self.file)));
+        }
+        self.tally.failed(line, why);
+    }
+
     /// Brings one record in, or says why not. What it returns is the counter that it belongs to.
-    async fn store(&self, record: &Record) -> Result<&AtomicU64, Error> {
-        let read = Read { key: Blob(record.key.clone()), r: self.r, strict: false, monotonic: false, explain: false };
-        let (context, op_id) = if self.blind {
-            (None, blind_op_id(record))
+    ///
+    /// Siblings are written one after the other, each with the cause of the whole record: so each of them replaces what was
+    /// there before and none of them another. They have causal terms of their own; those of the export mean nothing here.
+    async fn store(&self, record: &Record, written: &mut Recent) -> Result<&AtomicU64, NotStored> {
+        let before = if self.blind { written.of(&record.key) } else { None };
+        let mut replaced = Vec::new();
+        let context = if self.blind {
+            before.as_ref().map(|before| before.context.clone())
         } else {
-            let found = self.until_certain(self.retry_for, |_| self.cluster.read(read.clone())).await?;
-            if matches!(&found.values[..], [value] if **value == record.value) {
+            let found = self.until_certain(self.retry_for, |_| self.read(&record.key)).await?;
+            if is_same(&record.values, &found.values) {
                 return Ok(&self.tally.unchanged);
             }
-            (Some(found.context), self.cluster.op_id())
+            // What nobody has looked at is not thrown away. Parts of this very record are left by an import that broke off.
+            let is_part = found.values.iter().all(|value| record.values.contains(&value.0)) && record.values.len() > 1;
+            if found.values.len() > 1 && !is_part && !self.replace_all {
+                return Err(NotStored::Siblings(found.values.len()));
+            }
+            replaced = found.values;
+            Some(found.context)
         };
-        let mut write = Write {
-            key: Blob(record.key.clone()),
-            value: Some(Blob(record.value.clone())),
-            context,
-            op_id,
-            first_sent_ms: None,
-            w: self.w,
-            strict: false,
-            explain: false,
-        };
+        let mut last = before.as_ref().map_or(OpId(0), |before| before.op_id);
+        let mut seen = None;
+        for value in &record.values {
+            let op_id = if self.blind { blind_op_id(&record.key, value, last) } else { self.cluster.op_id() };
+            let write = Write {
+                key: Blob(record.key.clone()),
+                value: Some(Blob(value.clone())),
+                context: context.clone(),
+                op_id,
+                first_sent_ms: None,
+                w: self.w,
+                strict: false,
+                explain: false,
+            };
+            // What is there already says nothing of this write, if this write or one of its siblings replaces it.
+            let tells = match &before {
+                Some(_) => record.values.len() == 1,
+                None => replaced.iter().all(|other| other.0 != *value),
+            };
+            let stored = self.put(write, tells).await?;
+            if stored.siblings > record.values.len() {
+                self.tally.siblings.fetch_add(1, Ordering::Relaxed);
+            }
+            (last, seen) = (op_id, stored.context);
+        }
+        if let Some(context) = seen.filter(|_| self.blind && record.values.len() == 1) {
+            written.note(record.key.clone(), Earlier { context, op_id: last });
+        }
+        Ok(&self.tally.written)
+    }
+
+    /// Writes one value until it is certain that it is in. If that cannot be told any more of a write, the key is read, and the value written
+    /// anew if it is not there; `tells` says whether finding it means that it was written.
+    async fn put(&self, mut write: Write, tells: bool) -> Result<Stored, Error> {
         let started = Instant::now();
-        let written = loop {
+        loop {
             let attempt = |first_sent_ms| self.cluster.write(Write { first_sent_ms, ..write.clone() });
             let error = match self.until_certain(self.retry_for.min(UNKNOWN_FOR), attempt).await {
-                Ok(written) => break written,
+                Ok(written) => {
+                    return Ok(Stored { context: Some(written.context), siblings: written.siblings as usize });
+                }
                 Err(error) => error,
             };
             if !error.is_retryable() || started.elapsed() >= self.retry_for {
                 return Err(error);
             }
             if error.may_have_applied() {
-                // Its coordinator has started since, and no node can say any more what became of it: what is not there is written anew.
-                let found = self.until_certain(self.retry_for, |_| self.cluster.read(read.clone())).await?;
-                if found.values.iter().any(|value| **value == record.value) {
-                    return Ok(&self.tally.written);
+                // Its coordinator has started since, and no node can say any more what became of it.
+                let found = self.until_certain(self.retry_for, |_| self.read(&write.key)).await?;
+                if tells && found.values.iter().any(|value| Some(value) == write.value.as_ref()) {
+                    let siblings = found.values.len();
+                    // One that covers what others have written must not be the cause of a later line: that would replace it.
+                    return Ok(Stored { context: Some(found.context).filter(|_| siblings == 1), siblings });
                 }
                 write.op_id = self.cluster.op_id();
             }
-        };
-        if written.siblings > 1 {
-            self.tally.siblings.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(&self.tally.written)
+    }
+
+    async fn read(&self, key: &Bytes) -> Result<Found, Error> {
+        let read = Read { key: Blob(key.clone()), r: self.r, strict: false, monotonic: false, explain: false };
+        self.cluster.read(read).await
     }
 
     /// Repeats a request that may yet succeed, with growing pauses, until the time is over. The pauses are drawn, so that
@@ -226,7 +294,7 @@ impl Job {
     fn report(
         &self,
         file: &str,
-        read: io::Result<()>,
+        read: Result<(), Unreadable>,
         took: Duration,
         ended: Option<&str>,
         output: &Output,
@@ -250,18 +318,12 @@ impl Job {
                 "unchanged": unchanged,
                 "failed": failed,
                 "failures": lines,
+                "failures_not_named": failed - lines.len() as u64,
                 "retries": count(&tally.retries),
                 "left_siblings": siblings,
                 "seconds": took.as_secs_f64(),
             }))?;
-        } else {
-            for (line, why) in &failures.first {
-                output.say(&format!("{file}:{line}: {why}"));
-            }
-            let unnamed = failed - failures.first.len() as u64;
-            if unnamed > 0 {
-                output.say(&format!("and {unnamed} more"));
-            }
+        } else if !matches!(read, Err(Unreadable::Encoded { .. })) {
             let more = match (siblings, count(&tally.retries)) {
                 (0, 0) => String::new(),
                 (0, retries) => format!(", {retries} retries"),
@@ -281,8 +343,15 @@ impl Job {
                 )
             });
         }
-        if let Err(error) = read {
-            return Err(Failure::new(format!("{file}: {error}"), "run the import again when the input is whole"));
+        match read {
+            Ok(()) => {}
+            Err(Unreadable::Io(error)) => {
+                return Err(Failure::new(format!("{file}: {error}"), "run the import again when the input is whole"));
+            }
+            Err(Unreadable::Encoded { what, way }) => {
+                let way = way.replace("FILE", if file == "-" { "FILE" } else { file });
+                return Err(Failure::new(format!("{file} is {what}, not NDJSON; nothing was written"), way));
+            }
         }
         if gave_up {
             return Err(Failure::new(
@@ -295,7 +364,7 @@ impl Job {
         }
         if failed > 0 {
             return Err(Failure::new(
-                format!("{failed} lines failed"),
+                if failed == 1 { "1 line failed".to_owned() } else { format!("{failed} lines failed") },
                 "correct them and run the same import again: what is in already is not written twice",
             ));
         }
@@ -337,12 +406,55 @@ struct Input {
     reader: Box<dyn BufRead + Send>,
     /// In bytes, where it is known.
     len: Option<u64>,
+    /// Longer lines are passed over.
+    line_len_max: usize,
 }
+
+/// Why an input is not read to its end.
+#[derive(Debug)]
+enum Unreadable {
+    Io(io::Error),
+    /// It holds something else, which has a name, and there is a way to make lines of it.
+    Encoded {
+        what: &'static str,
+        way: &'static str,
+    },
+}
+
+impl From<io::Error> for Unreadable {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// What an input is that is no text in UTF-8, by its first bytes.
+fn other_encoding(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    const UTF_16: (&str, &str) = ("text in UTF-16", "iconv -f UTF-16 -t UTF-8 FILE | quorate import -");
+    const UTF_32: (&str, &str) = ("text in UTF-32", "iconv -f UTF-32 -t UTF-8 FILE | quorate import -");
+    match start {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Some(UTF_32),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(UTF_16),
+        // Without a mark: the bracket that a record begins with, in two bytes.
+        [b'{', 0, next, ..] if *next != 0 => {
+            Some(("text in UTF-16", "iconv -f UTF-16LE -t UTF-8 FILE | quorate import -"))
+        }
+        [0, b'{', ..] => Some(("text in UTF-16", "iconv -f UTF-16BE -t UTF-8 FILE | quorate import -")),
+        [0x1f, 0x8b, ..] => Some(("compressed with gzip", "zcat FILE | quorate import -")),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(("compressed with zstd", "zstdcat FILE | quorate import -")),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(("compressed with xz", "xzcat FILE | quorate import -")),
+        [b'B', b'Z', b'h', ..] => Some(("compressed with bzip2", "bzcat FILE | quorate import -")),
+        [b'P', b'K', 3, 4, ..] => Some(("a zip archive", "unzip -p FILE | quorate import -")),
+        _ => None,
+    }
+}
+
+/// The byte order mark of UTF-8.
+const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl Input {
     fn open(file: &str) -> Outcome<Self> {
         if file == "-" {
-            return Ok(Self { reader: Box::new(BufReader::new(io::stdin())), len: None });
+            return Ok(Self { reader: Box::new(BufReader::new(io::stdin())), len: None, line_len_max: LINE_LEN_MAX });
         }
         let path = PathBuf::from(file);
         let fail = |error: io::Error| Failure::file("read", Path::new(file), &error);
@@ -352,22 +464,33 @@ impl Input {
             return Err(Failure::usage(format!("{file} is a directory"), "name an NDJSON file, or - for stdin"));
         }
         let len = metadata.is_file().then_some(metadata.len());
-        Ok(Self { reader: Box::new(BufReader::with_capacity(READ_BUFFER_LEN, opened)), len })
+        let reader = Box::new(BufReader::with_capacity(READ_BUFFER_LEN, opened));
+        Ok(Self { reader, len, line_len_max: LINE_LEN_MAX })
     }
 
     /// Calls `f` with each line's number, its length in bytes, and what is in it, until `f` has enough. Empty lines are
     /// passed over; a line beyond all limits is skipped without being held.
-    fn each_line(mut self, mut f: impl FnMut(u64, u64, Result<Record, String>) -> bool) -> io::Result<()> {
+    fn each_line(mut self, mut f: impl FnMut(u64, u64, Result<Record, String>) -> bool) -> Result<(), Unreadable> {
         let mut buffer = Vec::new();
+        let max = self.line_len_max;
         for number in 1.. {
             buffer.clear();
-            let mut read = (&mut self.reader).take(LINE_LEN_MAX as u64 + 1).read_until(b'\n', &mut buffer)? as u64;
+            let mut read = (&mut self.reader).take(max as u64 + 1).read_until(b'\n', &mut buffer)? as u64;
             if read == 0 {
                 break;
             }
-            let parsed = if buffer.len() > LINE_LEN_MAX && !buffer.ends_with(b"\n") {
+            if number == 1 {
+                if let Some((what, way)) = other_encoding(&buffer) {
+                    return Err(Unreadable::Encoded { what, way });
+                }
+                // What editors on Windows put before UTF-8.
+                if buffer.starts_with(UTF_8_MARK) {
+                    buffer.drain(..UTF_8_MARK.len());
+                }
+            }
+            let parsed = if buffer.len() > max && !buffer.ends_with(b"\n") {
                 read += self.reader.skip_until(b'\n')? as u64;
-                Err(format!("the line has more than {LINE_LEN_MAX} characters, no record is that long"))
+                Err(format!("the line has more than {max} bytes, no record is that long"))
             } else if buffer.trim_ascii().is_empty() {
                 continue;
             } else {
@@ -381,14 +504,82 @@ impl Input {
     }
 }
 
+/// Whether a key has exactly these values, each as often.
+fn is_same(wanted: &[Bytes], found: &[Blob]) -> bool {
+    let (mut wanted, mut found): (Vec<&[u8]>, Vec<&[u8]>) =
+        (wanted.iter().map(|value| &value[..]).collect(), found.iter().map(|value| &value[..]).collect());
+    wanted.sort_unstable();
+    found.sort_unstable();
+    wanted == found
+}
+
+/// A value that is in.
+#[derive(Debug)]
+struct Stored {
+    /// Covers it and what it replaced, and nothing else.
+    context: Option<Blob>,
+    /// How many values the key has, this one included.
+    siblings: usize,
+}
+
+/// Why a record is not in.
+#[derive(Debug)]
+enum NotStored {
+    /// The key has so many values, which are not to be thrown away.
+    Siblings(usize),
+    Failed(Error),
+}
+
+impl From<Error> for NotStored {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// An earlier line of the same key, in a blind import.
+#[derive(Debug, Clone)]
+struct Earlier {
+    context: Blob,
+    op_id: OpId,
+}
+
+/// What one worker has written of late. When it is full the older half is forgotten: a line of the same key that comes later
+/// than that stands beside the earlier one as a sibling, and is counted as such.
+#[derive(Debug, Default)]
+struct Recent {
+    new: BTreeMap<Bytes, Earlier>,
+    old: BTreeMap<Bytes, Earlier>,
+}
+
+impl Recent {
+    fn of(&self, key: &[u8]) -> Option<Earlier> {
+        self.new.get(key).or_else(|| self.old.get(key)).cloned()
+    }
+
+    fn note(&mut self, key: Bytes, earlier: Earlier) {
+        // A slice of a long line would keep all of it.
+        self.new.insert(Bytes::copy_from_slice(&key), earlier);
+        if self.new.len() >= RECENT_MAX {
+            self.old = std::mem::take(&mut self.new);
+        }
+    }
+}
+
+/// How many keys a worker remembers twice: with 64 workers a quarter of a million lines, and some dozens of megabytes.
+const RECENT_MAX: usize = 2_048;
+
 /// The operation id of a blind import of this record: the same whenever it is repeated, so that a repetition within the
-/// nodes' memory of operations, or while the value still stands, is recognised and makes no sibling.
-fn blind_op_id(record: &Record) -> OpId {
-    let mut named = Vec::with_capacity(BLIND_DOMAIN.len() + 8 + record.key.len() + record.value.len());
+/// nodes' memory of operations, or while the value still stands, is recognised and makes no sibling. `before` is the one of the
+/// line before it of the same key (or sibling in the same line): what is written twice is written twice.
+fn blind_op_id(key: &[u8], value: &[u8], before: OpId) -> OpId {
+    let mut named = Vec::with_capacity(BLIND_DOMAIN.len() + 24 + key.len() + value.len());
     named.extend_from_slice(BLIND_DOMAIN);
-    named.extend_from_slice(&(record.key.len() as u64).to_be_bytes());
-    named.extend_from_slice(&record.key);
-    named.extend_from_slice(&record.value);
+    if before != OpId(0) {
+        named.extend_from_slice(&before.0.to_be_bytes());
+    }
+    named.extend_from_slice(&(key.len() as u64).to_be_bytes());
+    named.extend_from_slice(key);
+    named.extend_from_slice(value);
     OpId(xxhash_rust::xxh3::xxh3_128(&named))
 }
 
@@ -398,8 +589,8 @@ const BLIND_DOMAIN: &[u8] = b"quorate blind import 1";
 /// Lines that wait for one worker. Few: with values of the largest size this much is held for each of them.
 const QUEUE_LEN: usize = 2;
 
-/// How many failed lines are named; the rest is counted.
-const FAILURES_NAMED_MAX: usize = 20;
+/// How many failed lines the JSON of the result names; the rest is counted.
+const FAILURES_NAMED_MAX: usize = 1_000;
 
 /// How long a write of which nobody knows whether it was carried out is repeated before its key is read: a restart takes less.
 const UNKNOWN_FOR: Duration = Duration::from_secs(5);
@@ -415,8 +606,13 @@ const READ_BUFFER_LEN: usize = 256 << 10;
 mod tests {
     use super::*;
 
+    /// Lines of up to a thousand bytes.
+    fn input(text: &[u8]) -> Input {
+        Input { reader: Box::new(io::Cursor::new(text.to_vec())), len: None, line_len_max: 1_000 }
+    }
+
     fn lines(text: &[u8]) -> Vec<(u64, Result<Record, String>)> {
-        let input = Input { reader: Box::new(io::Cursor::new(text.to_vec())), len: None };
+        let input = input(text);
         let mut lines = Vec::new();
         input
             .each_line(|number, _, parsed| {
@@ -436,7 +632,7 @@ mod tests {
 
     #[test]
     fn a_line_beyond_all_limits_is_skipped_as_one() {
-        let mut text = vec![b'x'; 2 * LINE_LEN_MAX];
+        let mut text = vec![b'x'; 2_500];
         text.extend_from_slice(b"\n{\"key\":\"b\",\"value\":\"2\"}\n");
         let got = lines(&text);
         assert_eq!(got.len(), 2);
@@ -447,7 +643,7 @@ mod tests {
     #[test]
     fn bytes_of_all_lines_add_up_to_the_file() {
         let text = b"{\"key\":\"a\",\"value\":\"1\"}\nbad\n{\"key\":\"b\",\"value\":\"2\"}";
-        let input = Input { reader: Box::new(io::Cursor::new(text.to_vec())), len: None };
+        let input = input(text);
         let mut sum = 0;
         input
             .each_line(|_, bytes, _| {
@@ -461,20 +657,66 @@ mod tests {
     #[test]
     fn the_named_failures_are_the_first_ones_of_the_file() {
         let tally = Tally::default();
-        for line in (1..=100).rev() {
+        for line in (1..=2_000).rev() {
             tally.failed(line, "bad".into());
         }
         let failures = tally.failures.lock().expect("not poisoned");
-        assert_eq!(failures.count, 100);
-        assert_eq!(failures.first.iter().map(|(line, _)| *line).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+        assert_eq!(failures.count, 2_000);
+        assert_eq!(failures.first.iter().map(|(line, _)| *line).collect::<Vec<_>>(), (1..=1_000).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_blind_operation_is_named_by_its_key_and_value() {
-        let record = |key: &'static str, value: &'static str| Record { key: key.into(), value: value.into() };
-        assert_eq!(blind_op_id(&record("ab", "c")), blind_op_id(&record("ab", "c")));
-        assert_ne!(blind_op_id(&record("ab", "c")), blind_op_id(&record("a", "bc")));
-        assert_ne!(blind_op_id(&record("a", "b")), blind_op_id(&record("a", "c")));
+        let id = |key: &str, value: &str, before| blind_op_id(key.as_bytes(), value.as_bytes(), OpId(before));
+        assert_eq!(id("ab", "c", 0), id("ab", "c", 0));
+        assert_ne!(id("ab", "c", 0), id("a", "bc", 0));
+        assert_ne!(id("a", "b", 0), id("a", "c", 0));
+        assert_ne!(id("a", "b", 0), id("a", "b", 1), "a value that comes again is another write");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_record() {
+        let got = lines(b"\xef\xbb\xbf{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"b\",\"value\":\"2\"}\n");
+        assert!(got.iter().all(|(_, parsed)| parsed.is_ok()), "{got:?}");
+        assert_eq!(lines(b"\xef\xbb\xbf"), []);
+    }
+
+    #[test]
+    fn what_is_no_utf_8_is_named_with_the_way_out() {
+        let utf_16: Vec<u8> = "{\"key\":1}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (text, wanted) in [
+            (&b"\x1f\x8b\x08\x00"[..], "gzip"),
+            (b"\xff\xfe{\x00", "UTF-16"),
+            (b"\xfe\xff\x00{", "UTF-16"),
+            (&utf_16, "UTF-16"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+        ] {
+            match input(text).each_line(|_, _, _| true) {
+                Err(Unreadable::Encoded { what, way }) => assert!(what.contains(wanted) && way.contains("FILE |")),
+                other => panic!("{wanted}: {other:?}"),
+            }
+        }
+        assert!(lines(b"\xff\n{\"key\":\"b\",\"value\":\"2\"}\n")[1].1.is_ok(), "a bad line hides no other");
+    }
+
+    #[test]
+    fn a_worker_remembers_what_it_wrote_of_late() {
+        let mut recent = Recent::default();
+        let earlier = |id| Earlier { context: Blob::default(), op_id: OpId(id) };
+        for number in 0..RECENT_MAX as u128 * 3 {
+            recent.note(number.to_be_bytes().to_vec().into(), earlier(number));
+        }
+        let known = |number: u128| recent.of(&number.to_be_bytes()).is_some();
+        assert!(known(RECENT_MAX as u128 * 3 - 1) && known(RECENT_MAX as u128 * 2) && !known(0));
+        assert!(recent.new.len() + recent.old.len() <= 2 * RECENT_MAX, "it is bounded");
+    }
+
+    #[test]
+    fn siblings_are_compared_as_sets_that_count() {
+        let (a, b) = (Bytes::from_static(b"a"), Bytes::from_static(b"b"));
+        let found = [Blob(b.clone()), Blob(a.clone())];
+        assert!(is_same(&[a.clone(), b.clone()], &found));
+        assert!(!is_same(std::slice::from_ref(&a), &found) && !is_same(&[a.clone(), a, b], &found));
     }
 
     #[test]

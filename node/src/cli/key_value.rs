@@ -7,26 +7,30 @@ use quorate_client::wire::{Evidence, Found, NotApplied, QuorumReport, Read, Role
 use serde_json::{Map, Value, json};
 
 use super::args::{DelArgs, GetArgs, PutArgs};
-use super::connection::{Cluster, blob, context_text, parse_context};
+use super::connection::{Cluster, context_text, parse_context};
 use super::failure::{Exit, Failure, Outcome, SIBLINGS_HINT};
 use super::ndjson::Text;
-use super::output::{Output, readable, rendered, table};
+use super::output::{Output, readable, table};
 use super::settings::Settings;
 use super::value::Source;
 
 /// `get KEY`.
 pub(crate) async fn get(args: &GetArgs, settings: &Settings, output: &Output) -> Outcome {
+    let key = args.key.bytes()?;
     let cluster = Cluster::connect(settings).await?;
     let read = Read {
-        key: blob(&args.key),
+        key: Blob(key.clone()),
         r: settings.r(),
-        strict: args.strict,
+        strict: args.strict || settings.strict(),
         monotonic: args.monotonic,
         explain: args.explain,
     };
-    let found = cluster.read(read).await?;
+    let found = cluster.read(read).await.map_err(Failure::of_read)?;
+    if let Some(number) = args.sibling.filter(|_| !found.values.is_empty()) {
+        return sibling(number, &found, output);
+    }
     if output.is_json() {
-        output.json(&found_json(&args.key, &found)?)?;
+        output.json(&found_json(&key, &found)?)?;
     } else {
         explain(found.evidence.as_deref(), output);
         warn_of(&found.quorum, "read", output);
@@ -44,12 +48,12 @@ pub(crate) async fn get(args: &GetArgs, settings: &Settings, output: &Output) ->
         1 => Ok(Exit::Done),
         // The JSON says it; a program looks at the exit code.
         0 if output.is_json() => Ok(Exit::NotFound),
-        0 => Err(not_found(&args.key)),
+        0 => Err(not_found(&key)),
         count => {
             if !output.is_json() {
                 output.say(&format!(
                     "{} has {count} siblings: their writers did not know of each other",
-                    readable(args.key.as_bytes(), 64)
+                    readable(&key, 64)
                 ));
                 output.say(&format!("hint: {SIBLINGS_HINT}"));
             }
@@ -58,18 +62,41 @@ pub(crate) async fn get(args: &GetArgs, settings: &Settings, output: &Output) ->
     }
 }
 
+/// The exact bytes of one of several values.
+fn sibling(number: u32, found: &Found, output: &Output) -> Outcome {
+    let count = found.values.len();
+    let Some(value) = found.values.get(number as usize - 1) else {
+        return Err(Failure::usage(
+            format!("there is no value {number}: the key has {count}"),
+            "they are counted from 1, as `quorate get KEY` lists them",
+        ));
+    };
+    if output.is_json() {
+        output.json(&named("value", value))?;
+    } else {
+        output.raw(value)?;
+    }
+    Ok(Exit::Done)
+}
+
 /// `put KEY VALUE`.
 pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) -> Outcome {
     // All that can be wrong on this side comes before the first packet.
+    let key = args.key.bytes()?;
     let value = Source::of(&args.value).read()?;
     let named = args.context.as_deref().map(parse_context).transpose()?;
     let cluster = Cluster::connect(settings).await?;
-    let context = match named {
-        Some(context) => Some(context),
-        None if args.blind => None,
+    let (context, replaces) = match named {
+        Some(context) => (Some(context), Vec::new()),
+        None if args.blind => (None, Vec::new()),
         None => {
-            let read =
-                Read { key: blob(&args.key), r: settings.r(), strict: args.strict, monotonic: false, explain: false };
+            let read = Read {
+                key: Blob(key.clone()),
+                r: settings.r(),
+                strict: args.strict || settings.strict(),
+                monotonic: false,
+                explain: false,
+            };
             let found = cluster.read(read).await.map_err(|error| {
                 // A blind write helps only where it is the read that finds too few replicas.
                 let too_few =
@@ -78,27 +105,31 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
                 let message = format!("the read before the write: {}", failure.message);
                 let hint = if too_few { BLIND_HINT.to_owned() } else { failure.hint };
                 Failure { message, hint, ..failure }
-            });
-            Some(found?.context)
+            })?;
+            if found.values.len() > 1 && !args.replace_all {
+                return siblings_stand("quorate.put.v1", "written", &key, &found, output);
+            }
+            (Some(found.context), found.values)
         }
     };
     let write = Write {
-        key: blob(&args.key),
+        key: Blob(key.clone()),
         value: Some(Blob(value)),
         context,
         op_id: cluster.op_id(),
         first_sent_ms: None,
         w: settings.w(),
-        strict: args.strict,
+        strict: args.strict || settings.strict(),
         explain: args.explain,
     };
     let op_id = write.op_id;
     let written = cluster.write(write).await?;
     if output.is_json() {
-        output.json(&written_json("quorate.put.v1", &args.key, &op_id.to_string(), &written)?)?;
+        output.json(&written_json("quorate.put.v1", &key, &op_id.to_string(), &written, &replaces)?)?;
     } else {
         explain(written.evidence.as_deref(), output);
         warn_of_write(&written, output);
+        tell_replaced("replaced", &written, &replaces, output);
         output.line(&context_text(&written.context)?)?;
         output.hint(&format!(
             "written, {}; the line above is the context of this write, for a later put or del --context",
@@ -109,7 +140,7 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
         if !output.is_json() {
             output.say(&format!(
                 "{} now has {} siblings: this value was stored beside what it did not name as its cause",
-                readable(args.key.as_bytes(), 64),
+                readable(&key, 64),
                 written.siblings
             ));
             output.say(&format!("hint: {SIBLINGS_HINT}"));
@@ -122,67 +153,70 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
 
 /// `del KEY`.
 pub(crate) async fn del(args: &DelArgs, settings: &Settings, output: &Output) -> Outcome {
+    let key = args.key.bytes()?;
     let named = args.context.as_deref().map(parse_context).transpose()?;
     let cluster = Cluster::connect(settings).await?;
-    let context = match named {
-        Some(context) => context,
+    let (context, replaces) = match named {
+        Some(context) => (context, Vec::new()),
         None => {
             let read = Read {
-                key: blob(&args.key),
+                key: Blob(key.clone()),
                 r: settings.r(),
-                strict: args.strict,
+                strict: args.strict || settings.strict(),
                 monotonic: false,
                 explain: args.explain,
             };
             let found = cluster.read(read).await?;
             if found.values.is_empty() {
                 if output.is_json() {
-                    output.json(&json!({
-                        "schema": "quorate.del.v1",
-                        "key": args.key,
-                        "deleted": 0,
-                        "context": context_text(&found.context)?,
-                        "quorum": found.quorum,
-                        "evidence": found.evidence,
-                    }))?;
+                    let mut json = with_key("quorate.del.v1", &key);
+                    json["deleted"] = 0.into();
+                    json["context"] = context_text(&found.context)?.into();
+                    json["quorum"] = json!(found.quorum);
+                    json["evidence"] = json!(found.evidence);
+                    output.json(&json)?;
                     return Ok(Exit::NotFound);
                 }
                 explain(found.evidence.as_deref(), output);
-                return Err(not_found(&args.key));
+                return Err(not_found(&key));
             }
-            found.context
+            if found.values.len() > 1 && !args.replace_all {
+                return siblings_stand("quorate.del.v1", "deleted", &key, &found, output);
+            }
+            (found.context, found.values)
         }
     };
     let write = Write {
-        key: blob(&args.key),
+        key: Blob(key.clone()),
         value: None,
         context: Some(context),
         op_id: cluster.op_id(),
         first_sent_ms: None,
         w: settings.w(),
-        strict: args.strict,
+        strict: args.strict || settings.strict(),
         explain: args.explain,
     };
     let op_id = write.op_id;
     let written = cluster.write(write).await?;
     if output.is_json() {
-        output.json(&written_json("quorate.del.v1", &args.key, &op_id.to_string(), &written)?)?;
+        output.json(&written_json("quorate.del.v1", &key, &op_id.to_string(), &written, &replaces)?)?;
     } else {
         explain(written.evidence.as_deref(), output);
         warn_of_write(&written, output);
+        tell_replaced("deleted", &written, &replaces, output);
         output.hint(&format!("deleted, {}", acks_text(&written.quorum)));
     }
     match (written.siblings, written.replaced) {
         // Without --context the read has seen values, and whoever removed them meanwhile did what was asked for.
         (0, 0) if args.context.is_some() && output.is_json() => Ok(Exit::NotFound),
         (0, 0) if args.context.is_some() => Err(Failure {
-            message: format!("nothing that the context covers was left of {}", readable(args.key.as_bytes(), 64)),
-            ..not_found(&args.key)
+            message: format!("nothing that the context covers was left of {}", readable(&key, 64)),
+            ..not_found(&key)
         }),
         (0, _) => Ok(Exit::Done),
         (left, _) => {
             if !output.is_json() {
-                output.say(&format!("{left} values stay: they were written by somebody whom this delete had not seen"));
+                output.say(&format!("{left} values stay: their writers came after what this delete has seen"));
                 output.say("hint: look at them with `quorate get`, and delete again if they are to go too");
             }
             Ok(Exit::Siblings)
@@ -190,42 +224,92 @@ pub(crate) async fn del(args: &DelArgs, settings: &Settings, output: &Output) ->
     }
 }
 
-fn not_found(key: &str) -> Failure {
+/// The key has several values, and one write would discard what nobody has looked at: they are shown, and nothing is changed.
+fn siblings_stand(schema: &str, done: &str, key: &[u8], found: &Found, output: &Output) -> Outcome {
+    let count = found.values.len();
+    if output.is_json() {
+        let mut json = with_key(schema, key);
+        json[done] = if done == "deleted" { 0.into() } else { false.into() };
+        json["siblings"] = count.into();
+        json["values"] = values_json(&found.values);
+        json["context"] = context_text(&found.context)?.into();
+        json["quorum"] = json!(found.quorum);
+        output.json(&json)?;
+        return Ok(Exit::Siblings);
+    }
+    output.say(&output.rendered(&siblings_table(&found.values)));
+    let merge = if done == "deleted" { "delete all of them" } else { "replace all of them" };
+    Err(Failure {
+        exit: Exit::Siblings,
+        ..Failure::new(
+            format!("{} has {count} values (siblings), nothing was {done}", readable(key, 64)),
+            format!("{merge} with --replace-all; or {SIBLINGS_HINT}"),
+        )
+    })
+}
+
+/// What a write has replaced is worth a word when it was more than one expects.
+fn tell_replaced(what: &str, written: &Written, values: &[Blob], output: &Output) {
+    match (values, written.replaced) {
+        ([], count @ 2..) => output.say(&format!("{what} {count} values")),
+        ([], _) => {}
+        ([value], _) => output.hint(&format!("{what} {}", readable(value, VALUE_SHOWN_MAX))),
+        (several, _) => {
+            output.say(&format!("{what} {} values:", several.len()));
+            output.say(&output.rendered(&siblings_table(several)));
+        }
+    }
+}
+
+fn not_found(key: &[u8]) -> Failure {
     Failure {
         exit: Exit::NotFound,
         ..Failure::new(
-            format!("key {} is not there", readable(key.as_bytes(), 64)),
+            format!("key {} is not there", readable(key, 64)),
             "check the spelling; `quorate get KEY --explain` shows which replicas said so",
         )
     }
 }
 
-fn found_json(key: &str, found: &Found) -> Outcome<Value> {
-    let values: Vec<_> = found.values.iter().map(|value| named("value", value)).collect();
-    Ok(json!({
-        "schema": "quorate.get.v1",
-        "key": key,
-        "found": !found.values.is_empty(),
-        "values": values,
-        "context": context_text(&found.context)?,
-        "quorum": found.quorum,
-        "evidence": found.evidence,
-    }))
+/// An object that begins with its schema and the key: `key`, or `key_b64` for what is no text.
+pub(crate) fn with_key(schema: &str, key: &[u8]) -> Value {
+    let mut json = named("key", key);
+    json["schema"] = schema.into();
+    json
 }
 
-fn written_json(schema: &str, key: &str, op_id: &str, written: &Written) -> Outcome<Value> {
-    let mut json = json!({
-        "schema": schema,
-        "key": key,
-        "context": context_text(&written.context)?,
-        "op_id": op_id,
-        "siblings": written.siblings,
-        "synced": written.synced,
-        "context_large": written.context_large,
-        "quorum": written.quorum,
-        "evidence": written.evidence,
-    });
-    json[if schema == "quorate.del.v1" { "deleted" } else { "replaced" }] = written.replaced.into();
+fn values_json(values: &[Blob]) -> Value {
+    values.iter().map(|value| named("value", value)).collect()
+}
+
+fn found_json(key: &[u8], found: &Found) -> Outcome<Value> {
+    let mut json = with_key("quorate.get.v1", key);
+    json["found"] = (!found.values.is_empty()).into();
+    json["values"] = values_json(&found.values);
+    json["context"] = context_text(&found.context)?.into();
+    json["quorum"] = json!(found.quorum);
+    json["evidence"] = json!(found.evidence);
+    Ok(json)
+}
+
+fn written_json(schema: &str, key: &[u8], op_id: &str, written: &Written, replaces: &[Blob]) -> Outcome<Value> {
+    let mut json = with_key(schema, key);
+    json["context"] = context_text(&written.context)?.into();
+    json["op_id"] = op_id.into();
+    json["siblings"] = written.siblings.into();
+    json["synced"] = written.synced.into();
+    json["context_large"] = written.context_large.into();
+    json["quorum"] = json!(written.quorum);
+    json["evidence"] = json!(written.evidence);
+    if schema == "quorate.del.v1" {
+        json["deleted"] = written.replaced.into();
+        json["deleted_values"] = values_json(replaces);
+    } else {
+        json["written"] = true.into();
+        json["replaced"] = written.replaced.into();
+        // What the read before the write has seen; with --context or --blind there was none.
+        json["replaced_values"] = values_json(replaces);
+    }
     Ok(json)
 }
 
@@ -280,7 +364,7 @@ fn explain(evidence: Option<&Evidence>, output: &Output) {
             if question.counted { "yes" } else { "no" }.to_owned(),
         ]);
     }
-    output.say(&rendered(&asked));
+    output.say(&output.rendered(&asked));
     if evidence.hedges > 0 {
         output.say(&format!("hedges: {} asked because others were late", evidence.hedges));
     }
@@ -374,7 +458,7 @@ mod tests {
             "quorum": { "need": 2, "acks": { "primary": 2, "fallback": 0 }, "degraded": false, "below_floor": false, "layout": 1 },
             "evidence": null,
         });
-        assert_eq!(found_json("cart", &found).expect("a legal context"), expected);
+        assert_eq!(found_json(b"cart", &found).expect("a legal context"), expected);
     }
 
     #[test]
@@ -388,14 +472,17 @@ mod tests {
             quorum: quorum(),
             evidence: None,
         };
-        let put = written_json("quorate.put.v1", "k", "00", &written).expect("a legal context");
+        let put = written_json("quorate.put.v1", b"k", "00", &written, &[bytes(b"old"), bytes(b"\xff")])
+            .expect("a legal context");
         assert_eq!(
             (&put["schema"], &put["replaced"], &put["context"]),
             (&json!("quorate.put.v1"), &json!(2), &json!("Y3R4"))
         );
         assert!(put.get("deleted").is_none());
-        let del = written_json("quorate.del.v1", "k", "00", &written).expect("a legal context");
+        assert_eq!(put["replaced_values"], json!([{ "value": "old" }, { "value_b64": "/w==" }]));
+        let del = written_json("quorate.del.v1", b"k\xff", "00", &written, &[]).expect("a legal context");
         assert_eq!((&del["deleted"], del.get("replaced")), (&json!(2), None));
+        assert_eq!((&del["key_b64"], del.get("key")), (&json!("a/8="), None));
     }
 
     #[test]

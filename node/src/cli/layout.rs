@@ -34,7 +34,8 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     for ask in asks(command, Some(&cluster)).await? {
         let staging = last.is_some();
         let report = cluster.layout_at(&at, ask).await.map_err(|error| {
-            let failure = Failure::from(error);
+            let failure =
+                if matches!(command, LayoutCommand::Show(_)) { Failure::of_read(error) } else { error.into() };
             let staged = if staging { "; what was named before it is staged" } else { "" };
             Failure { message: format!("{at}: {}{staged}", failure.message), ..failure }
         })?;
@@ -168,13 +169,11 @@ fn members(view: &LayoutView) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
     use crate::cli::args::{Cli, Command};
 
     async fn asked(line: &str) -> Vec<Ask> {
-        let cli = Cli::try_parse_from(line.split(' ')).expect("legal");
+        let cli = Cli::parse_args(line.split(' ')).expect("legal");
         let Command::Layout(command) = cli.command else { panic!("a layout command: {line}") };
         asks(&command, None).await.expect("addresses that need no name service")
     }

@@ -14,7 +14,9 @@ mod cluster;
 mod export;
 mod health;
 mod import;
+mod key;
 mod key_value;
+mod keys;
 mod layout;
 mod ndjson;
 mod repair;
@@ -36,7 +38,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use clap::{CommandFactory, Parser};
 use quorate_client::options::Quorum;
 use quorate_node::config::{LogConfig, LogFormat};
 
@@ -47,7 +48,7 @@ use self::settings::{Settings, Surroundings};
 
 /// Runs the command that the process was started with.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::parse_args(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and versions come this way as well, with code 0. A closed pipe is nobody's loss here.
@@ -55,7 +56,7 @@ pub(crate) fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    let (output, outcome) = run(cli.command);
+    let (output, outcome) = run(cli);
     match outcome {
         Ok(exit) => {
             log::flush();
@@ -88,48 +89,58 @@ fn last_words(say: impl FnOnce() + Send + 'static) {
 /// How long the last words may take.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(3);
 
-fn run(command: Command) -> (Output, Outcome) {
-    let text = Output::new(OutputFormat::Text);
+fn run(cli: Cli) -> (Output, Outcome) {
+    let Cli { common, command } = cli;
+    let plain = Output::new(said_format(&common));
+    if !plain.is_json() {
+        settings::warn_of_variables(&plain);
+    }
     match command {
-        Command::Get(args) => client(&args.common, args.read.r, None, async |settings, output| {
-            key_value::get(&args, settings, output).await
-        }),
-        Command::Put(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+        Command::Get(args) => {
+            client(&common, args.read.r, None, async |settings, output| key_value::get(&args, settings, output).await)
+        }
+        Command::Put(args) => client(&common, args.read.r, args.write.w, async |settings, output| {
             key_value::put(&args, settings, output).await
         }),
-        Command::Del(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+        Command::Del(args) => client(&common, args.read.r, args.write.w, async |settings, output| {
             key_value::del(&args, settings, output).await
         }),
-        Command::Import(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+        Command::Import(args) => client(&common, args.read.r, args.write.w, async |settings, output| {
             import::import(&args, settings, output).await
         }),
-        Command::Export(args) => client(&args.common, args.read.r, None, async |settings, output| {
-            export::export(&args, settings, output).await
-        }),
-        Command::Status(args) => {
-            client(&args.common, None, None, async |settings, output| cluster::status(&args, settings, output).await)
+        Command::Export(args) => {
+            client(&common, args.read.r, None, async |settings, output| export::export(&args, settings, output).await)
         }
-        Command::Node(NodeCommand::Ls(args)) => client(&args.common, None, None, cluster::node_ls),
+        Command::Keys(args) => {
+            client(&common, args.read.r, None, async |settings, output| keys::keys(&args, settings, output).await)
+        }
+        Command::Status(args) => {
+            client(&common, None, None, async |settings, output| cluster::status(&args, settings, output).await)
+        }
+        Command::Node(NodeCommand::Ls) => client(&common, None, None, cluster::node_ls),
         Command::Locate(args) => {
-            client(&args.common, None, None, async |settings, output| cluster::locate(&args, settings, output).await)
+            client(&common, None, None, async |settings, output| cluster::locate(&args, settings, output).await)
         }
         Command::Hints(args) => {
-            client(&args.common, None, None, async |settings, output| health::hints(&args, settings, output).await)
+            client(&common, None, None, async |settings, output| health::hints(&args, settings, output).await)
         }
-        Command::Check(command) => client(&command.args().common, None, None, async |settings, output| {
-            health::check(&command, settings, output).await
-        }),
-        Command::Layout(command) => client(&command.args().common, None, None, async |settings, output| {
-            layout::run(&command, settings, output).await
-        }),
-        Command::Repair(command) => client(&command.args().common, None, None, async |settings, output| {
-            repair::run(&command, settings, output).await
-        }),
-        Command::Bench(args) => client(&args.common, args.read.r, args.write.w, async |settings, output| {
+        Command::Check(command) => {
+            client(&common, None, None, async |settings, output| health::check(&command, settings, output).await)
+        }
+        Command::Layout(command) => {
+            client(&common, None, None, async |settings, output| layout::run(&command, settings, output).await)
+        }
+        Command::Repair(command) => {
+            client(&common, None, None, async |settings, output| repair::run(&command, settings, output).await)
+        }
+        Command::Bench(args) => client(&common, args.read.r, args.write.w, async |settings, output| {
             bench::run(&args, settings, output).await
         }),
+        Command::Config(ConfigCommand::Show(args)) if args.server => {
+            (plain, server::show(common.config.clone(), args.origin, &plain))
+        }
         Command::Config(ConfigCommand::Show(args)) => {
-            with_settings(&args.common, args.read.r, args.write.w, |settings, output| {
+            with_settings(&common, args.read.r, args.write.w, |settings, output| {
                 settings::show(
                     &args,
                     settings,
@@ -138,13 +149,13 @@ fn run(command: Command) -> (Output, Outcome) {
                 )
             })
         }
-        Command::Server(args) => (text, server::run(*args, &text)),
+        Command::Server(args) => (plain, server::run(*args, &plain)),
         Command::Dev(args) => dev::run(args),
         Command::Cert(command) => cert::run(&command),
         Command::Completions(args) => {
             let mut script = Vec::new();
-            clap_complete::generate(args.shell, &mut Cli::command(), "quorate", &mut script);
-            (text, text.line(&String::from_utf8_lossy(&script)).map(|()| Exit::Done).map_err(Into::into))
+            clap_complete::generate(args.shell, &mut Cli::definition(), "quorate", &mut script);
+            (plain, plain.line(&String::from_utf8_lossy(&script)).map(|()| Exit::Done).map_err(Into::into))
         }
     }
 }
@@ -165,10 +176,15 @@ fn with_settings(
         }
         Err(error) => {
             // The settings are broken; what the command line and the environment say of the output may still be right.
-            let said = common.output.or_else(|| variable("QUORATE_OUTPUT").and_then(|text| text.parse().ok()));
-            (Output::new(said.unwrap_or(OutputFormat::Text)), Err(error.into()))
+            (Output::new(said_format(common)), Err(error.into()))
         }
     }
+}
+
+/// How to print as far as the command line and the environment say it.
+fn said_format(common: &Common) -> OutputFormat {
+    let said = common.output.or_else(|| variable("QUORATE_OUTPUT").and_then(|text| text.parse().ok()));
+    said.unwrap_or(OutputFormat::Text)
 }
 
 /// Runs a command that talks to a cluster. It logs only when the environment asks for it: what people need to know is in

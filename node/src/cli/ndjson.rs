@@ -3,28 +3,30 @@
 //! ```text
 //! {"key":"greeting","value":"hello"}            UTF-8 text as it is
 //! {"key_b64":"/w==","value_b64":"AAE="}         other bytes in base64, padded
-//! {"key":"cart","values":["milk","eggs"]}       siblings; only written, by `export --siblings all`
+//! {"key":"cart","values":["eggs","milk"]}       siblings; written by `export --siblings all`
 //! ```
 //!
-//! A record has one form only, compact and with the key first, so that two exports of the same data are the same bytes.
+//! A record has one form only, compact, with the key first and siblings in the order of their bytes, so that two exports of the
+//! same data are the same bytes.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use quorate_client::wire::{KEY_LEN_MAX, VALUE_LEN_MAX};
+use quorate_client::wire::{KEY_LEN_MAX, SIBLINGS_MAX, VALUE_LEN_MAX};
 use serde::{Deserialize, Serialize};
 
-/// A key and its value.
+/// A key and its value, or its siblings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     /// 1 to [`KEY_LEN_MAX`] bytes.
     pub(crate) key: Bytes,
-    /// At most [`VALUE_LEN_MAX`] bytes.
-    pub(crate) value: Bytes,
+    /// One to [`SIBLINGS_MAX`], each of at most [`VALUE_LEN_MAX`] bytes.
+    pub(crate) values: Vec<Bytes>,
 }
 
-/// The longest line that can hold a legal record: each byte of text may be escaped as six characters.
-pub(crate) const LINE_LEN_MAX: usize = 6 * (KEY_LEN_MAX + VALUE_LEN_MAX) + 1024;
+/// The longest line that can hold a legal record: each byte of text may be escaped as six characters. A node takes no write that
+/// makes a record of siblings larger than sixteen of the largest values.
+pub(crate) const LINE_LEN_MAX: usize = 6 * (KEY_LEN_MAX + 16 * VALUE_LEN_MAX) + 1024;
 
 /// Parses one line.
 ///
@@ -32,7 +34,7 @@ pub(crate) const LINE_LEN_MAX: usize = 6 * (KEY_LEN_MAX + VALUE_LEN_MAX) + 1024;
 /// What is wrong with it, for people, without the line number.
 pub(crate) fn parse(line: &[u8]) -> Result<Record, String> {
     #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
+    #[serde(deny_unknown_fields, expecting = "an object with `key` and `value`")]
     struct Line {
         key: Option<String>,
         key_b64: Option<String>,
@@ -47,20 +49,31 @@ pub(crate) fn parse(line: &[u8]) -> Result<Record, String> {
         let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what).to_owned();
         format!("{what} (column {})", error.column())
     })?;
-    if let Some(count) = line.values.or(line.values_b64).map(|values| values.len()) {
-        return Err(format!("the key has {count} siblings, decide for one value"));
-    }
     let key = one_of("key", line.key, line.key_b64)?;
-    let value = one_of("value", line.value, line.value_b64)?;
+    let values = match (&line.values, &line.values_b64) {
+        (None, None) => vec![one_of("value", line.value, line.value_b64)?],
+        _ if line.value.is_some() || line.value_b64.is_some() => {
+            return Err("one value and several are both there, one of them is enough".to_owned());
+        }
+        (Some(_), Some(_)) => return Err("`values` and `values_b64` are both there, one is enough".to_owned()),
+        _ => {
+            let texts = line.values.into_iter().flatten().map(|text| one_of("values", Some(text), None));
+            let encoded = line.values_b64.into_iter().flatten().map(|text| one_of("values", None, Some(text)));
+            texts.chain(encoded).collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    if !(1..=SIBLINGS_MAX).contains(&values.len()) {
+        return Err(format!("{} values, a key has 1 to {SIBLINGS_MAX}", values.len()));
+    }
     match key.len() {
         0 => return Err(format!("the key is empty, it needs 1 to {KEY_LEN_MAX} bytes")),
         got if got > KEY_LEN_MAX => return Err(format!("the key has {got} bytes, at most {KEY_LEN_MAX} are allowed")),
         _ => {}
     }
-    if value.len() > VALUE_LEN_MAX {
+    if let Some(value) = values.iter().find(|value| value.len() > VALUE_LEN_MAX) {
         return Err(format!("the value has {} bytes, at most {VALUE_LEN_MAX} are allowed", value.len()));
     }
-    Ok(Record { key, value })
+    Ok(Record { key, values })
 }
 
 /// Bytes as JSON: text under one name, or base64 under another.
@@ -88,11 +101,13 @@ pub(crate) fn write(buffer: &mut Vec<u8>, key: &[u8], values: &[impl AsRef<[u8]>
     match values {
         [value] => field(buffer, "value", &Text::of(value.as_ref())),
         several => {
-            let texts: Vec<_> = several.iter().map(|value| Text::of(value.as_ref())).collect();
+            let mut several: Vec<&[u8]> = several.iter().map(AsRef::as_ref).collect();
+            several.sort_unstable();
+            let texts: Vec<_> = several.iter().map(|value| Text::of(value)).collect();
             if texts.iter().all(|text| matches!(text, Text::Utf8(_))) {
                 pair(buffer, "values", &texts);
             } else {
-                let encoded: Vec<_> = several.iter().map(|value| STANDARD.encode(value.as_ref())).collect();
+                let encoded: Vec<_> = several.iter().map(|value| STANDARD.encode(value)).collect();
                 pair(buffer, "values_b64", &encoded);
             }
         }
@@ -142,7 +157,7 @@ mod tests {
         assert_eq!(line(b"\xff", &[b"\x00\x01"]), "{\"key_b64\":\"/w==\",\"value\":\"\\u0000\\u0001\"}\n");
         assert_eq!(line(b"k", &[b"\xff"]), "{\"key\":\"k\",\"value_b64\":\"/w==\"}\n");
         assert_eq!(line(b"k", &[b""]), "{\"key\":\"k\",\"value\":\"\"}\n");
-        assert_eq!(line(b"k", &[b"a", b"b"]), "{\"key\":\"k\",\"values\":[\"a\",\"b\"]}\n");
+        assert_eq!(line(b"k", &[b"b", b"a"]), "{\"key\":\"k\",\"values\":[\"a\",\"b\"]}\n");
         assert_eq!(line(b"k", &[b"a", b"\xff"]), "{\"key\":\"k\",\"values_b64\":[\"YQ==\",\"/w==\"]}\n");
     }
 
@@ -159,7 +174,10 @@ mod tests {
             ("{\"key\":\"\",\"value\":\"v\"}", "the key is empty"),
             ("{\"key\":\"k\",\"key_b64\":\"aw==\",\"value\":\"v\"}", "both there"),
             ("{\"key\":\"k\",\"value_b64\":\"?\"}", "no base64"),
-            ("{\"key\":\"k\",\"values\":[\"a\",\"b\"]}", "2 siblings"),
+            ("{\"key\":\"k\",\"values\":[]}", "0 values, a key has 1 to 100"),
+            ("{\"key\":\"k\",\"values\":[\"a\"],\"value\":\"b\"}", "one value and several"),
+            ("{\"key\":\"k\",\"values\":[\"a\"],\"values_b64\":[]}", "both there"),
+            ("{\"key\":\"k\",\"values_b64\":[\"?\"]}", "no base64"),
             ("{\"key\":\"k\",\"value\":\"v\"} x", "trailing"),
             ("{\"key\":\"k\",\"value\":\"v\"", "EOF"),
         ] {
@@ -176,7 +194,7 @@ mod tests {
     fn the_longest_record_fits_a_line() {
         let (key, value) = ([1; KEY_LEN_MAX], vec![1; VALUE_LEN_MAX]);
         let mut buffer = Vec::new();
-        write(&mut buffer, &key, &[&value]);
+        write(&mut buffer, &key, &[&value; 15]);
         assert!(buffer.len() <= LINE_LEN_MAX, "{} characters", buffer.len());
         assert!(parse(&buffer).is_ok());
     }
@@ -187,14 +205,23 @@ mod tests {
             let mut buffer = Vec::new();
             write(&mut buffer, &key, &[&value]);
             prop_assert_eq!(buffer.iter().filter(|b| **b == b'\n').count(), 1);
-            prop_assert_eq!(parse(&buffer).expect("legal"), Record { key: key.into(), value: value.into() });
+            prop_assert_eq!(parse(&buffer).expect("legal"), Record { key: key.into(), values: vec![value.into()] });
+        }
+
+        #[test]
+        fn siblings_survive_the_round_trip(mut values in prop::collection::vec(any::<Vec<u8>>(), 1..9)) {
+            let mut buffer = Vec::new();
+            write(&mut buffer, b"k", &values);
+            values.sort();
+            let values = values.into_iter().map(Bytes::from).collect();
+            prop_assert_eq!(parse(&buffer).expect("legal"), Record { key: "k".into(), values });
         }
 
         #[test]
         fn any_text_survives_the_round_trip(key in ".{1,40}", value in ".*") {
             let mut buffer = Vec::new();
             write(&mut buffer, key.as_bytes(), &[value.as_bytes()]);
-            prop_assert_eq!(parse(&buffer).expect("legal"), Record { key: key.into(), value: value.into() });
+            prop_assert_eq!(parse(&buffer).expect("legal"), Record { key: key.into(), values: vec![value.into()] });
         }
 
         #[test]

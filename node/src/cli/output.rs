@@ -7,9 +7,10 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Row, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use terminal_size::{Height, Width, terminal_size_of};
 
 use super::args::OutputFormat;
 use super::failure::{Exit, Failure, Outcome};
@@ -21,6 +22,8 @@ pub(crate) struct Output {
     format: OutputFormat,
     stdout_is_terminal: bool,
     stderr_is_terminal: bool,
+    /// How many characters a line of stdout and of stderr has room for, where there is a limit.
+    widths: [Option<usize>; 2],
     color: bool,
 }
 
@@ -34,10 +37,17 @@ impl Output {
     /// For this process. `NO_COLOR`, when it is set to anything, keeps colour away (see no-color.org).
     pub(crate) fn new(format: OutputFormat) -> Self {
         let stderr_is_terminal = io::stderr().is_terminal();
+        let columns =
+            std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0);
+        let wide = |size: Option<(Width, Height)>| size.map(|(Width(columns), _)| columns.into());
         Self {
             format,
             stdout_is_terminal: io::stdout().is_terminal(),
             stderr_is_terminal,
+            widths: [
+                columns.or_else(|| wide(terminal_size_of(io::stdout()))),
+                columns.or_else(|| wide(terminal_size_of(io::stderr()))),
+            ],
             color: stderr_is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         }
     }
@@ -72,7 +82,12 @@ impl Output {
 
     /// A table.
     pub(crate) fn table(&self, table: &Table) -> io::Result<()> {
-        self.line(&rendered(table))
+        self.line(&fitted(table, self.widths[0]))
+    }
+
+    /// A table as text for [`say`](Self::say).
+    pub(crate) fn rendered(&self, table: &Table) -> String {
+        fitted(table, self.widths[1])
     }
 
     /// A summary or a warning: to stderr, always.
@@ -155,6 +170,20 @@ pub(crate) fn rendered(table: &Table) -> String {
     table.trim_fmt()
 }
 
+/// A table as text: a row for each of its rows if they fit, else a block of lines, a name and a value each.
+fn fitted(table: &Table, width: Option<usize>) -> String {
+    let text = rendered(table);
+    let fits = |width| text.lines().all(|line| line.chars().count() <= width);
+    let Some(header) = table.header().filter(|_| !width.is_none_or(fits)) else { return text };
+    let names: Vec<String> = header.cell_iter().map(|cell| format!("{}:", cell.content())).collect();
+    let indent = names.iter().map(|name| name.chars().count()).max().unwrap_or(0) + 2;
+    let block = |row: &Row| {
+        let cells = names.iter().zip(row.cell_iter());
+        cells.map(|(name, cell)| format!("{name:indent$}{}", cell.content())).collect::<Vec<_>>().join("\n")
+    };
+    table.row_iter().map(block).collect::<Vec<_>>().join("\n\n")
+}
+
 /// A table of names and values.
 pub(crate) fn facts<'a>(rows: impl IntoIterator<Item = (&'a str, String)>) -> Table {
     let mut table = table(&[]);
@@ -210,6 +239,17 @@ mod tests {
         assert_eq!(readable(b"\x1b[2J\xff", 40), "\\x1b[2J\\xff");
         assert_eq!(readable(&[b'a'; 50], 10), "aaaaaaaaaa.. (50 bytes)");
         assert!(!readable(&[0xff; 1 << 20], 10).contains('\u{fffd}'));
+    }
+
+    #[test]
+    fn a_table_that_is_too_wide_becomes_blocks_of_lines() {
+        let mut shown = table(&["NODE", "LAST WHOLE PASS"]);
+        shown.add_row(["n1", "4 s ago"]).add_row(["n2"]);
+        assert_eq!(fitted(&shown, None), fitted(&shown, Some(21)));
+        assert_eq!(fitted(&shown, Some(21)), "NODE  LAST WHOLE PASS\nn1    4 s ago\nn2");
+        let line = |name: &str, value: &str| format!("{name:18}{value}");
+        let narrow = [&line("NODE:", "n1"), &line("LAST WHOLE PASS:", "4 s ago"), "", &line("NODE:", "n2")].join("\n");
+        assert_eq!(fitted(&shown, Some(20)), narrow);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use comfy_table::Table;
+use quorate_client::error::Error;
 use quorate_client::ids::NodeId;
 use quorate_client::wire::{Recovering, RepairCommand as Ask, RepairReport};
 use serde_json::{Value, json};
@@ -10,9 +11,9 @@ use tokio::task::JoinSet;
 
 use super::args::{RepairArgs, RepairCommand};
 use super::connection::Cluster;
-use super::failure::{Exit, Failure, Outcome};
+use super::failure::{Exit, Failure, Outcome, reason_of};
 use super::health;
-use super::output::{Output, bytes_text, print, readable, table, time_text};
+use super::output::{Output, bytes_text, print, table, time_text};
 use super::settings::Settings;
 
 impl RepairCommand {
@@ -38,13 +39,13 @@ type Answer = (NodeId, Result<RepairReport, Failure>);
 /// `repair ..`: asks the nodes that are named, or every member.
 pub(crate) async fn run(command: &RepairCommand, settings: &Settings, output: &Output) -> Outcome {
     let cluster = Cluster::connect(settings).await?;
-    let members = cluster.status().await?.peers.into_iter().filter(|peer| peer.member);
+    let members = cluster.status().await.map_err(Failure::of_read)?.peers.into_iter().filter(|peer| peer.member);
     let members: Vec<(NodeId, SocketAddr)> = members.map(|peer| (peer.node, peer.addr)).collect();
     let nodes = chosen(&command.args().node, &members)?;
     let mut asking = JoinSet::new();
     for (node, addr) in nodes {
         let (cluster, ask) = (cluster.clone(), command.ask());
-        asking.spawn(async move { (node, cluster.repair_at(addr, ask).await.map_err(Failure::from)) });
+        asking.spawn(async move { (node, cluster.repair_at(addr, ask).await.map_err(failure)) });
     }
     let mut answers: Vec<Answer> = Vec::new();
     while let Some(answer) = asking.join_next().await {
@@ -67,6 +68,13 @@ pub(crate) async fn run(command: &RepairCommand, settings: &Settings, output: &O
             output.line(&format!("! {node} is recovering: {}", recovering_text(recovering)))?;
         }
     }
+    if !output.is_json() {
+        for (node, answer) in &answers {
+            if let Err(failure) = answer {
+                output.line(&format!("! {node} does not answer: {}", failure.message))?;
+            }
+        }
+    }
     let failed: Vec<String> =
         answers.iter().filter(|(_, answer)| answer.is_err()).map(|(node, _)| node.to_string()).collect();
     if failed.is_empty() {
@@ -79,6 +87,13 @@ pub(crate) async fn run(command: &RepairCommand, settings: &Settings, output: &O
             "see `quorate node ls`; run the command again when they are back",
         )
     })
+}
+
+/// The table has room for a node and not for how a request went on its way to it.
+fn failure(error: Error) -> Failure {
+    let reason = reason_of(error.clone());
+    let failure = Failure::from(error);
+    if failure.exit == Exit::Unavailable { Failure { message: reason, ..failure } } else { failure }
 }
 
 /// The members that are named, or all of them.
@@ -111,7 +126,6 @@ fn as_table(answers: &[Answer]) -> Table {
         "NODE",
         "STATE",
         "PASS",
-        "PARTITIONS",
         "COMPARED",
         "DIFFERING",
         "LAST WHOLE PASS",
@@ -129,8 +143,7 @@ fn as_table(answers: &[Answer]) -> Table {
                 node.to_string(),
                 state_text(report).to_owned(),
                 report.pass.to_string(),
-                report.partitions.to_string(),
-                report.compared.to_string(),
+                format!("{} of {}", report.compared, report.partitions),
                 report.differing.to_string(),
                 ago_text(report.last_pass_ms),
                 report.repaired_missed.to_string(),
@@ -141,9 +154,7 @@ fn as_table(answers: &[Answer]) -> Table {
                 ago_text(report.last_scrub_ms),
                 report.tombstones.map_or_else(|| "-".to_owned(), |count| count.to_string()),
             ]),
-            Err(failure) => {
-                table.add_row([node.to_string(), format!("no answer: {}", readable(failure.message.as_bytes(), 60))])
-            }
+            Err(_) => table.add_row([node.to_string(), "no answer".to_owned()]),
         };
     }
     table
@@ -248,7 +259,7 @@ mod tests {
         let failure = Failure::new("it is down".to_owned(), "start it");
         let answers = [(node("n1"), Ok(report())), (node("n2"), Err(failure))];
         let text = as_table(&answers).to_string();
-        assert!(text.contains("614") && text.contains("it is down"), "{text}");
+        assert!(text.contains("614 of 614") && text.contains("no answer"), "{text}");
         let json = as_json(&answers);
         assert_eq!((&json["nodes"][0]["pass"], &json["nodes"][1]["error"]), (&json!(12), &json!("it is down")));
     }

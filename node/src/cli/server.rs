@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quorate_client::tls::{Credentials, Subject, key_is_open};
@@ -11,31 +11,105 @@ use quorate_node::certificate::left_s;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::supervise;
+use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::args::ServerArgs;
-use super::connection::{credentials, resolve};
+use super::connection::{credentials, read_credentials, resolve};
 use super::failure::{Exit, Failure, Outcome};
 use super::launch::{Data, Launch};
-use super::output::Output;
+use super::output::{Output, table};
 use super::{block_on, last_words, log, variable, wall_clock};
 
 /// `server`.
 pub(crate) fn run(args: ServerArgs, output: &Output) -> Outcome {
-    let file = args
-        .config
-        .clone()
-        .or_else(|| variable("QUORATE_SERVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from));
+    let (check, file) = (args.check, file(args.config.clone()));
     let config = ServerConfig::load(file.as_deref(), flags(args), &variable)?;
+    let explain = |failure: Failure| explain(failure, &config);
+    if check {
+        return block_on(checked(&config, output))?.map_err(explain);
+    }
     // Whatever the process makes from here on is for its own user only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     raise_descriptors();
-    log::start(&config.log)?;
+    log::start(&config.log).map_err(explain)?;
     end_on_panic(output);
-    let credentials = own_credentials(&config)?;
-    block_on(serve(config, credentials, output))?
+    let credentials = own_credentials(&config).map_err(explain)?;
+    block_on(serve(config.clone(), credentials, output))?.map_err(explain)
+}
+
+/// `config show --server`: what a server would work with.
+pub(crate) fn show(named: Option<PathBuf>, origin: bool, output: &Output) -> Outcome {
+    let config = ServerConfig::load(file(named).as_deref(), ServerFlags::default(), &variable)?;
+    if output.is_json() {
+        let values: serde_json::Map<_, _> = config
+            .rows()
+            .into_iter()
+            .map(|(name, value, from)| {
+                let value = (value != "-").then_some(value);
+                (name.to_owned(), if origin { json!({ "value": value, "origin": from }) } else { json!(value) })
+            })
+            .collect();
+        output.json(&json!({ "schema": "quorate.server-config.v1", "settings": values }))?;
+        return Ok(Exit::Done);
+    }
+    let mut shown = table(if origin { &["SETTING", "VALUE", "ORIGIN"] } else { &["SETTING", "VALUE"] });
+    for (name, value, from) in config.rows() {
+        shown.add_row(if origin { vec![name.to_owned(), value, from] } else { vec![name.to_owned(), value] });
+    }
+    output.table(&shown)?;
+    Ok(Exit::Done)
+}
+
+/// The configuration file: the one that is named, or that of the environment.
+fn file(named: Option<PathBuf>) -> Option<PathBuf> {
+    named.or_else(|| variable("QUORATE_SERVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from))
+}
+
+/// `server --check`: files and certificates are right, or this was not reached. Nothing is bound and nothing made, so that it
+/// can be asked beside the node that runs.
+async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
+    check_subject(config, &read_credentials(&config.tls.ca, &config.tls.cert, &config.tls.key)?)?;
+    if let Some(mode) = key_is_open(&config.tls.key) {
+        let key = config.tls.key.display();
+        output.say(&format!(
+            "warning: the private key {key} is readable by every user of this machine (permissions {mode:04o}); a start closes it if \
+             it can, and is refused if it cannot"
+        ));
+    }
+    for endpoint in &config.join {
+        if let Err(failure) = resolve(endpoint).await {
+            output.say(&format!("warning: {}", explain(failure, config).message));
+        }
+    }
+    if !config.data_dir.is_dir() {
+        output.hint(&format!("{} is not there yet, the first start makes it", config.data_dir.display()));
+    }
+    if output.is_json() {
+        output.json(&json!({ "schema": "quorate.server-check.v1", "ok": true, "node": config.node }))?;
+    } else {
+        output.line(&format!("ok: {} can start with this configuration", config.node))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Adds to a failure where those settings came from that it names.
+fn explain(failure: Failure, config: &ServerConfig) -> Failure {
+    let path = |path: &Path| path.display().to_string();
+    let join = config.join.iter().map(|endpoint| ("it is", endpoint.to_string(), config.origin("join")));
+    let settings = [
+        ("the name is", format!("node {}", config.node), config.origin("node")),
+        ("the address is", config.listen.to_string(), config.origin("listen")),
+        ("`data_dir` is", path(&config.data_dir), config.origin("data_dir")),
+        ("the CA is", path(&config.tls.ca), config.origin("tls.ca")),
+        ("the certificate is", path(&config.tls.cert), config.origin("tls.cert")),
+        ("the key is", path(&config.tls.key), config.origin("tls.key")),
+    ];
+    let http = config.http.map(|http| ("`http` is", http.to_string(), config.origin("http")));
+    let log = config.log.file.as_ref().map(|file| ("the log file is", path(&file.path), config.origin("log.file")));
+    failure.with_origins(&settings.into_iter().chain(http).chain(log).chain(join).collect::<Vec<_>>())
 }
 
 async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) -> Outcome {

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use comfy_table::Table;
-use quorate_client::options::{Quorum, TIMEOUT_DEFAULT, TIMEOUT_MAX};
-use quorate_node::config::layers::{ConfigError, Document, Key, Kind, Layers, Setting};
-use quorate_node::config::{Endpoint, Milliseconds};
+use quorate_client::options::{Profile, Quorum, TIMEOUT_DEFAULT, TIMEOUT_MAX, time_text};
+use quorate_node::config::layers::{ConfigError, Document, Key, Kind, Layers, Origin, Setting};
+use quorate_node::config::{Endpoint, Time};
 use serde_json::json;
 
 use super::args::{Common, ConfigShowArgs, OutputFormat};
@@ -28,9 +28,11 @@ pub(crate) struct Settings {
     pub(crate) cert: Option<Setting<PathBuf>>,
     /// Its key.
     pub(crate) key: Option<Setting<PathBuf>>,
-    /// Replicas for a read; the server decides if absent.
+    /// What R, W and strictness are unless something else is said.
+    pub(crate) profile: Option<Setting<Profile>>,
+    /// Replicas for a read; the profile or the server decides if absent.
     pub(crate) r: Option<Setting<Quorum>>,
-    /// Replicas for a write; the server decides if absent.
+    /// Replicas for a write; the profile or the server decides if absent.
     pub(crate) w: Option<Setting<Quorum>>,
     /// How long a request may take.
     pub(crate) timeout: Setting<Duration>,
@@ -69,12 +71,12 @@ impl Settings {
         }
         let layers = Layers::new(around.variables, files);
         let timeout = layers
-            .one(&TIMEOUT, common.timeout.map(Milliseconds))?
+            .one(&TIMEOUT, common.timeout.map(Time))?
             .map_or(Setting::default(TIMEOUT_DEFAULT), |t| t.map(|ms| ms.0));
         if timeout.value.is_zero() || timeout.value > TIMEOUT_MAX {
             let max = TIMEOUT_MAX.as_secs();
             return Err(timeout
-                .error(format!("a timeout must be above 0 and at most {max} s"))
+                .error(format!("a timeout must be above 0 and at most {max}s"))
                 .hint(format!("write {max}s or less")));
         }
         let mut settings = Self {
@@ -82,6 +84,7 @@ impl Settings {
             ca: layers.path(&CA, common.ca.clone())?,
             cert: layers.path(&CERT, common.cert.clone())?,
             key: layers.path(&KEY, common.key.clone())?,
+            profile: layers.one(&PROFILE, None)?,
             r: layers.one(&R, r)?,
             w: layers.one(&W, w)?,
             timeout,
@@ -102,9 +105,7 @@ impl Settings {
     /// What is needed to connect.
     pub(crate) fn connection(&self) -> Outcome<Connection<'_>> {
         match (&self.seeds, &self.ca, &self.cert, &self.key) {
-            (Some(seeds), Some(ca), Some(cert), Some(key)) => {
-                Ok(Connection { seeds: &seeds.value, ca: &ca.value, cert: &cert.value, key: &key.value })
-            }
+            (Some(seeds), Some(ca), Some(cert), Some(key)) => Ok(Connection { seeds, ca, cert, key }),
             (None, None, None, None) => Err(Failure::usage(
                 "no cluster is known: nothing names seeds or certificates, and no `quorate dev` is running",
                 "start one with `quorate dev`, or set seeds, ca, cert and key (see `quorate config show --help`)",
@@ -127,14 +128,21 @@ impl Settings {
         }
     }
 
-    /// R, if anybody has said it.
+    /// R, if it was said anywhere.
     pub(crate) fn r(&self) -> Option<Quorum> {
-        self.r.as_ref().map(|r| r.value)
+        let of_profile = || self.profile.as_ref().map(|profile| profile.value.r());
+        self.r.as_ref().map(|r| r.value).or_else(of_profile)
     }
 
-    /// W, if anybody has said it.
+    /// W, if it was said anywhere.
     pub(crate) fn w(&self) -> Option<Quorum> {
-        self.w.as_ref().map(|w| w.value)
+        let of_profile = || self.profile.as_ref().map(|profile| profile.value.w());
+        self.w.as_ref().map(|w| w.value).or_else(of_profile)
+    }
+
+    /// Whether only owners count, unless a flag says so.
+    pub(crate) fn strict(&self) -> bool {
+        self.profile.as_ref().is_some_and(|profile| profile.value.strict())
     }
 
     /// Name, value and origin of each setting.
@@ -152,9 +160,10 @@ impl Settings {
             row("ca", &self.ca, path, "-"),
             row("cert", &self.cert, path, "-"),
             row("key", &self.key, path, "-"),
-            row("r", &self.r, Quorum::to_string, "majority"),
-            row("w", &self.w, Quorum::to_string, "majority"),
-            row("timeout_ms", &Some(self.timeout.clone()), |t| t.as_millis().to_string(), ""),
+            row("profile", &self.profile, Profile::to_string, "-"),
+            row("r", &self.r, Quorum::to_string, &self.r().unwrap_or(Quorum::Majority).to_string()),
+            row("w", &self.w, Quorum::to_string, &self.w().unwrap_or(Quorum::Majority).to_string()),
+            row("timeout", &Some(self.timeout.clone()), |t| time_text(*t), ""),
             row("output", &Some(self.output.clone()), OutputFormat::to_string, ""),
         ]
     }
@@ -163,10 +172,24 @@ impl Settings {
 /// What is needed to connect to a cluster.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Connection<'a> {
-    pub(crate) seeds: &'a [Endpoint],
-    pub(crate) ca: &'a PathBuf,
-    pub(crate) cert: &'a PathBuf,
-    pub(crate) key: &'a PathBuf,
+    pub(crate) seeds: &'a Setting<Vec<Endpoint>>,
+    pub(crate) ca: &'a Setting<PathBuf>,
+    pub(crate) cert: &'a Setting<PathBuf>,
+    pub(crate) key: &'a Setting<PathBuf>,
+}
+
+impl Connection<'_> {
+    /// Adds to a failure where those settings came from that it names.
+    pub(crate) fn explain(&self, failure: Failure) -> Failure {
+        let mut origins: Vec<(&str, String, &Origin)> = Vec::new();
+        for seed in &self.seeds.value {
+            origins.push(("the seeds are", seed.to_string(), &self.seeds.origin));
+        }
+        for (what, file) in [("the CA is", self.ca), ("the certificate is", self.cert), ("the key is", self.key)] {
+            origins.push((what, file.value.display().to_string(), &file.origin));
+        }
+        failure.with_origins(&origins)
+    }
 }
 
 /// `config show`.
@@ -195,26 +218,42 @@ pub(crate) fn show(
         shown.add_row(if args.origin { vec![name, value, origin] } else { vec![name, value] });
     }
     output.table(&shown)?;
-    for (name, near) in unknown {
-        let near = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
-        output.say(&format!("warning: nothing reads the variable {name}{near}"));
-    }
     Ok(Exit::Done)
 }
 
-/// Variables that look like ours and are not, with what may have been meant. They are no errors: a container platform sets
-/// `QUORATE_SERVICE_HOST` and the like by itself.
+/// Says which variables of this process look like settings and are none.
+pub(crate) fn warn_of_variables(output: &Output) {
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for (name, near) in unknown_variables(variables) {
+        let near = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
+        output.say(&format!("warning: nothing reads the variable {name}{near}"));
+    }
+}
+
+/// Variables that look like ours and are not, with what may have been meant. They are no errors, and what a container platform
+/// sets by itself, such as `QUORATE_SERVICE_HOST`, is passed over.
 fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<(String, Option<&'static str>)> {
     let known = || {
         let keys = quorate_node::config::SERVER_KEYS.iter().chain(CLIENT_KEYS).map(|key| key.variable);
-        keys.chain(["QUORATE_CONFIG", "QUORATE_SERVER_CONFIG", "QUORATE_DEV_DIR", "QUORATE_BIN"])
+        keys.chain(["QUORATE_CONFIG", "QUORATE_SERVER_CONFIG", "QUORATE_LOG_LEVEL", "QUORATE_DEV_DIR", "QUORATE_BIN"])
+    };
+    let of_platform = |name: &str| {
+        name.contains("_SERVICE_HOST")
+            || name.contains("_SERVICE_PORT")
+            || name.ends_with("_PORT")
+            || name.contains("_PORT_")
     };
     let mut unknown: Vec<_> = variables
-        .filter(|name| name.starts_with("QUORATE_") && known().all(|known| known != name))
+        .filter(|name| name.starts_with("QUORATE_") && !of_platform(name) && known().all(|known| known != name))
         .map(|name| {
-            let near = known().map(|known| (strsim::levenshtein(&name, known), known)).min();
-            (name, near.filter(|(distance, _)| *distance <= 2).map(|(_, near)| near))
+            let of_server = name.replacen("QUORATE_", "QUORATE_SERVER_", 1);
+            let near = known().map(|known| {
+                let distance = strsim::levenshtein(&name, known).min(strsim::levenshtein(&of_server, known));
+                (distance, known)
+            });
+            (near.min().filter(|(distance, _)| *distance <= 3).map(|(_, near)| near), name)
         })
+        .map(|(near, name)| (name, near))
         .collect();
     unknown.sort();
     unknown
@@ -224,20 +263,19 @@ const SEEDS: Key = Key { file: "seeds", flag: "--seeds", variable: "QUORATE_SEED
 const CA: Key = Key { file: "ca", flag: "--ca", variable: "QUORATE_CA", kind: Kind::Text };
 const CERT: Key = Key { file: "cert", flag: "--cert", variable: "QUORATE_CERT", kind: Kind::Text };
 const KEY: Key = Key { file: "key", flag: "--key", variable: "QUORATE_KEY", kind: Kind::Text };
+const PROFILE: Key = Key { file: "profile", flag: "profile", variable: "QUORATE_PROFILE", kind: Kind::Text };
 const R: Key = Key { file: "r", flag: "--r", variable: "QUORATE_R", kind: Kind::TextOrInteger };
 const W: Key = Key { file: "w", flag: "--w", variable: "QUORATE_W", kind: Kind::TextOrInteger };
-const TIMEOUT: Key = Key { file: "timeout_ms", flag: "--timeout", variable: "QUORATE_TIMEOUT_MS", kind: Kind::Integer };
+const TIMEOUT: Key = Key { file: "timeout", flag: "--timeout", variable: "QUORATE_TIMEOUT", kind: Kind::Text };
 const OUTPUT: Key = Key { file: "output", flag: "--output", variable: "QUORATE_OUTPUT", kind: Kind::Text };
 
 /// All keys of a client's configuration file.
-pub(crate) const CLIENT_KEYS: &[&Key] = &[&SEEDS, &CA, &CERT, &KEY, &R, &W, &TIMEOUT, &OUTPUT];
+pub(crate) const CLIENT_KEYS: &[&Key] = &[&SEEDS, &CA, &CERT, &KEY, &PROFILE, &R, &W, &TIMEOUT, &OUTPUT];
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
-
-    use quorate_node::config::layers::Origin;
 
     use super::*;
 
@@ -297,7 +335,7 @@ mod tests {
         let mut world = World::new();
         world.file("dev.toml", "seeds = [\"dev:1\"]\nca = \"ca.pem\"\ncert = \"c.pem\"\nkey = \"c.key\"\n");
         let settings = world.load(&Common::default()).expect("legal");
-        assert_eq!(settings.connection().expect("complete").ca, &world.dir.path().join("ca.pem"));
+        assert_eq!(settings.connection().expect("complete").ca.value, world.dir.path().join("ca.pem"));
 
         world.variables.insert("QUORATE_SEEDS", "elsewhere:1".into());
         let settings = world.load(&Common::default()).expect("legal");
@@ -322,16 +360,18 @@ mod tests {
     #[test]
     fn quorums_are_words_or_numbers_and_times_are_bounded() {
         let world = World::new();
-        world.file("user.toml", "r = 1\nw = \"all\"\ntimeout_ms = 250\noutput = \"json\"\n");
+        world.file("user.toml", "r = 1\nw = \"all\"\ntimeout = \"250ms\"\noutput = \"json\"\n");
         let settings = world.load(&Common::default()).expect("legal");
         assert_eq!((settings.r(), settings.w()), (Some(Quorum::Exactly(1)), Some(Quorum::All)));
         assert_eq!((settings.timeout.value, settings.output.value), (Duration::from_millis(250), OutputFormat::Json));
         for (text, wanted) in [
             ("r = 0", "user.toml:1: `r`: \"0\" is not a quorum"),
             ("w = \"most\"", "is not a quorum"),
-            ("timeout_ms = 0", "above 0 and at most 300 s"),
-            ("timeout_ms = 300001", "above 0 and at most 300 s"),
-            ("timeout_ms = \"1s\"", "must be an integer, not a string"),
+            ("timeout = \"0s\"", "above 0 and at most 300s"),
+            ("timeout = \"301s\"", "above 0 and at most 300s"),
+            ("timeout = \"1\"", "lacks a unit"),
+            ("timeout_ms = 1000", "did you mean `timeout`?"),
+            ("profile = \"quick\"", "balanced, fast or safe"),
             ("output = \"xml\"", "text or json"),
             ("seed = [\"a:1\"]", "did you mean `seeds`?"),
             ("seeds = [\"a\"]", "the port is missing"),
@@ -344,10 +384,50 @@ mod tests {
 
     #[test]
     fn misspelt_variables_are_noticed() {
-        let variables =
-            ["QUORATE_SEED", "QUORATE_SERVICE_HOST", "QUORATE_CA", "QUORATE_CONFIG", "PATH"].map(str::to_owned);
-        let unknown = unknown_variables(variables.into_iter());
-        assert_eq!(unknown, [("QUORATE_SEED".into(), Some("QUORATE_SEEDS")), ("QUORATE_SERVICE_HOST".into(), None)]);
+        let variables = [
+            "QUORATE_SEED",
+            "QUORATE_SERVICE_HOST",
+            "QUORATE_PORT_7400_UDP",
+            "QUORATE_CA",
+            "QUORATE_CONFIG",
+            "QUORATE_NODE",
+            "QUORATE_TIMEOUT_MS",
+            "QUORATE_SOMETHING_ELSE",
+            "PATH",
+        ];
+        let unknown = unknown_variables(variables.map(str::to_owned).into_iter());
+        let expected = [
+            ("QUORATE_NODE", Some("QUORATE_SERVER_NODE")),
+            ("QUORATE_SEED", Some("QUORATE_SEEDS")),
+            ("QUORATE_SOMETHING_ELSE", None),
+            ("QUORATE_TIMEOUT_MS", Some("QUORATE_TIMEOUT")),
+        ];
+        assert_eq!(unknown, expected.map(|(name, near)| (name.to_owned(), near)));
+    }
+
+    #[test]
+    fn a_profile_says_what_nothing_else_says() {
+        let mut world = World::new();
+        world.file("user.toml", "profile = \"safe\"\nw = \"all\"\n");
+        let settings = world.load(&Common::default()).expect("legal");
+        assert_eq!((settings.r(), settings.w(), settings.strict()), (Some(Quorum::Majority), Some(Quorum::All), true));
+        world.variables.insert("QUORATE_PROFILE", "fast".into());
+        let settings = world.load(&Common::default()).expect("legal");
+        assert_eq!((settings.r(), settings.w(), settings.strict()), (Some(Quorum::One), Some(Quorum::All), false));
+    }
+
+    #[test]
+    fn a_failure_tells_where_the_setting_came_from_that_it_names() {
+        let mut world = World::new();
+        world.file("user.toml", "ca = \"ca.pem\"\nkey = \"c.key\"\n");
+        world.variables.insert("QUORATE_CERT", "c.pem".into());
+        let common = Common { seeds: vec!["n1:7400".parse().expect("legal")], ..Common::default() };
+        let settings = world.load(&common).expect("legal");
+        let told = |message: &str| settings.connection().expect("complete").explain(Failure::new(message, "")).message;
+        assert_eq!(told("cannot read c.pem"), "cannot read c.pem (the certificate is from QUORATE_CERT)");
+        assert_eq!(told("cannot resolve n1:7400"), "cannot resolve n1:7400 (the seeds are from --seeds)");
+        assert!(told(&format!("cannot read {}", world.dir.path().join("ca.pem").display())).contains("user.toml:1)"));
+        assert_eq!(told("no"), "no");
     }
 
     #[test]

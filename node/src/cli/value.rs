@@ -1,7 +1,9 @@
 //! Where a value comes from: the argument itself, a file, or stdin.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use super::failure::{Failure, Outcome};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source<'a> {
     /// These very bytes.
-    Text(&'a str),
+    Text(&'a [u8]),
     /// The content of a file.
     File(&'a Path),
     /// All of stdin.
@@ -22,19 +24,19 @@ pub(crate) enum Source<'a> {
 
 impl<'a> Source<'a> {
     /// `-` is stdin, `@path` a file, `@@text` is `@text`, everything else is itself.
-    pub(crate) fn of(argument: &'a str) -> Self {
-        match argument.strip_prefix('@') {
-            None if argument == "-" => Self::Stdin,
-            None => Self::Text(argument),
-            Some(rest) if rest.starts_with('@') => Self::Text(rest),
-            Some(path) => Self::File(Path::new(path)),
+    pub(crate) fn of(argument: &'a OsStr) -> Self {
+        match argument.as_bytes() {
+            b"-" => Self::Stdin,
+            [b'@', rest @ ..] if rest.starts_with(b"@") => Self::Text(rest),
+            [b'@', path @ ..] => Self::File(Path::new(OsStr::from_bytes(path))),
+            text => Self::Text(text),
         }
     }
 
     /// The bytes; never more than a value may have.
     pub(crate) fn read(&self) -> Outcome<Bytes> {
         match self {
-            Self::Text(text) => bounded(text.as_bytes(), "the value").map_err(Into::into),
+            Self::Text(text) => bounded(*text, "the value").map_err(Into::into),
             Self::File(path) => {
                 let file = File::open(path).map_err(|error| self.unreadable(&error))?;
                 bounded(file, &path.display().to_string()).map_err(|error| self.explain(error))
@@ -103,17 +105,22 @@ mod tests {
     use super::*;
     use crate::cli::failure::Exit;
 
+    fn of(argument: &str) -> Source<'_> {
+        Source::of(OsStr::new(argument))
+    }
+
     #[test]
     fn an_argument_names_its_source() {
-        assert_eq!(Source::of("hello"), Source::Text("hello"));
-        assert_eq!(Source::of(""), Source::Text(""));
-        assert_eq!(Source::of("-"), Source::Stdin);
-        assert_eq!(Source::of("--"), Source::Text("--"));
-        assert_eq!(Source::of("@photo.jpg"), Source::File(Path::new("photo.jpg")));
-        assert_eq!(Source::of("@-"), Source::File(Path::new("-")));
-        assert_eq!(Source::of("@@alice"), Source::Text("@alice"));
-        assert_eq!(Source::of("@@@"), Source::Text("@@"));
-        assert_eq!(Source::of("a@b"), Source::Text("a@b"));
+        assert_eq!(of("hello"), Source::Text(b"hello"));
+        assert_eq!(of(""), Source::Text(b""));
+        assert_eq!(of("-"), Source::Stdin);
+        assert_eq!(of("--"), Source::Text(b"--"));
+        assert_eq!(of("@photo.jpg"), Source::File(Path::new("photo.jpg")));
+        assert_eq!(of("@-"), Source::File(Path::new("-")));
+        assert_eq!(of("@@alice"), Source::Text(b"@alice"));
+        assert_eq!(of("@@@"), Source::Text(b"@@"));
+        assert_eq!(of("a@b"), Source::Text(b"a@b"));
+        assert_eq!(Source::of(OsStr::from_bytes(b"\xff")), Source::Text(b"\xff"));
     }
 
     #[test]
@@ -121,22 +128,22 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.write_all(b"\x00\xff\r\n").expect("written");
         let argument = format!("@{}", file.path().display());
-        assert_eq!(Source::of(&argument).read().expect("readable"), &b"\x00\xff\r\n"[..]);
+        assert_eq!(of(&argument).read().expect("readable"), &b"\x00\xff\r\n"[..]);
     }
 
     #[test]
     fn a_missing_file_says_how_to_write_an_at_sign() {
-        let failure = Source::of("@/no/such/file").read().expect_err("missing");
+        let failure = of("@/no/such/file").read().expect_err("missing");
         assert!(failure.message.contains("/no/such/file") && failure.hint.contains("@@"), "{failure:?}");
-        assert_eq!(Source::of("@").read().expect_err("no name").exit, Exit::Usage);
+        assert_eq!(of("@").read().expect_err("no name").exit, Exit::Usage);
     }
 
     #[test]
     fn an_endless_source_is_refused_after_the_limit() {
-        let failure = Source::of("@/dev/zero").read().expect_err("too large");
+        let failure = of("@/dev/zero").read().expect_err("too large");
         assert_eq!(failure.exit, Exit::Usage);
         assert!(failure.message.contains("1048576"), "{failure:?}");
         let largest = "x".repeat(VALUE_LEN_MAX);
-        assert_eq!(Source::of(&largest).read().expect("just legal").len(), VALUE_LEN_MAX);
+        assert_eq!(of(&largest).read().expect("just legal").len(), VALUE_LEN_MAX);
     }
 }

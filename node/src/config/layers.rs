@@ -76,17 +76,32 @@ pub struct Setting<T> {
     pub origin: Origin,
     /// Under which name it stands there.
     name: &'static str,
+    /// Its name in a file, wherever it came from.
+    key: &'static str,
 }
 
 impl<T> Setting<T> {
     /// A value that nobody has set.
     pub fn default(value: T) -> Self {
-        Self { value, origin: Origin::Default, name: "" }
+        Self { value, origin: Origin::Default, name: "", key: "" }
     }
 
     /// Another value of the same origin.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Setting<U> {
-        Setting { value: f(self.value), origin: self.origin, name: self.name }
+        Setting { value: f(self.value), origin: self.origin, name: self.name, key: self.key }
+    }
+
+    /// Takes down where this value came from, under its name in a file.
+    pub fn note(&self, origins: &mut BTreeMap<&'static str, Origin>) {
+        if self.origin != Origin::Default {
+            origins.insert(self.key, self.origin.clone());
+        }
+    }
+
+    /// The value, after [`note`](Self::note).
+    pub fn noted(self, origins: &mut BTreeMap<&'static str, Origin>) -> T {
+        self.note(origins);
+        self.value
     }
 
     /// Something is wrong with this value.
@@ -242,7 +257,7 @@ impl<'a> Layers<'a> {
         T: FromStr<Err: fmt::Display>,
     {
         if let Some(value) = flag {
-            return Ok(Some(Setting { value, origin: Origin::Flag(key.flag), name: key.flag }));
+            return Ok(Some(Setting { value, origin: Origin::Flag(key.flag), name: key.flag, key: key.file }));
         }
         let Some(raw) = self.raw(key)? else { return Ok(None) };
         let text = raw.value.first().map_or("", String::as_str);
@@ -259,7 +274,7 @@ impl<'a> Layers<'a> {
         T: FromStr<Err: fmt::Display>,
     {
         if !flag.is_empty() {
-            return Ok(Some(Setting { value: flag, origin: Origin::Flag(key.flag), name: key.flag }));
+            return Ok(Some(Setting { value: flag, origin: Origin::Flag(key.flag), name: key.flag, key: key.file }));
         }
         let Some(raw) = self.raw(key)? else { return Ok(None) };
         let values: Result<Vec<T>, _> =
@@ -307,12 +322,17 @@ impl<'a> Layers<'a> {
                 }
                 Kind::Text | Kind::Integer | Kind::TextOrInteger => vec![text],
             };
-            return Ok(Some(Setting { value, origin: Origin::Variable(key.variable), name: key.variable }));
+            return Ok(Some(Setting {
+                value,
+                origin: Origin::Variable(key.variable),
+                name: key.variable,
+                key: key.file,
+            }));
         }
         Ok(self.files.iter().find_map(|file| {
             let raw = file.values.get(key.file)?;
             let origin = Origin::File(file.path.clone(), raw.line);
-            Some(Setting { value: raw.items.clone(), origin, name: key.file })
+            Some(Setting { value: raw.items.clone(), origin, name: key.file, key: key.file })
         }))
     }
 }

@@ -5,22 +5,26 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use quorate_client::budget::Room;
 use quorate_client::codec::Blob;
 use quorate_client::ids::NodeId;
-use quorate_client::wire::{Evidence, Found, NotApplied, Read, Reply, Role, Scan, ScanEntry, Scanned};
+use quorate_client::wire::{
+    Acks, Evidence, Found, KEY_LEN_MAX, NotApplied, Read, Reply, Role, Scan, ScanEntry, ScanPosition, Scanned,
+};
 use quorate_client::{buggify, dawdle, sometimes, story, tell};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::repair::repair;
 use super::write::label;
-use super::{Inner, Turn, check_key, monotonic, plain};
+use super::{Inner, Turn, check_key, check_len, monotonic, plain};
 use crate::calls::Calls;
 use crate::core::get::{Get, GetAction};
 use crate::core::quorum::Said;
 use crate::core::record::Record;
-use crate::core::scan::{Page, merge_pages};
+use crate::core::scan::{Joined, MergedPage, Page, merge_pages};
+use crate::core::version::Context;
 use crate::layouts::Current;
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::PeerError;
@@ -158,59 +162,138 @@ fn still_holds(inner: &Inner, turn: &Turn, read: &Read, get: &Get<Record>) -> Re
     if own { inner.replica.still_speaks(&read.key, turn.current.reading(get.need())) } else { Ok(()) }
 }
 
-/// Reads one page of a partition of which this node is a primary.
+/// Reads one page of some partitions, of each from its primaries: small ones a dozen at a time, and no more once half of the
+/// time is over, or there is no room for more. What has come by then is the page.
 pub(super) async fn coordinate_scan(
     inner: &Arc<Inner>,
     turn: &Turn,
     scan: &Scan,
     need: u8,
 ) -> Result<Reply, NotApplied> {
-    let ask = {
-        let (inner, turn, after, limit) = (inner.clone(), turn.clone(), scan.after.clone(), scan.limit);
-        move |from, _| -> Ask<Page> {
-            Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), (limit, need), from))
-        }
-    };
-    let mut gathering = Gathering::start(inner, turn, need, true, &[], ask);
-    let outcome = gathering.until_reply().await.map_err(|refusal| turn.failed(refusal));
-    inner.stats.hedges.add(gathering.get.hedges().into());
-    match &outcome {
+    let scanned = scan_partitions(inner, turn, scan, need).await;
+    match &scanned {
         Ok(_) => inner.stats.scans_ok.add(1),
         Err(_) => inner.stats.scans_failed.add(1),
     }
-    outcome?;
-    let quorum = inner.report(turn, need, gathering.get.acks(), turn.current.layout.r);
-    let pages = gathering.get.into_decisive().into_iter().map(|(_, page)| page).collect();
+    scanned.map(Reply::Scanned)
+}
+
+async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan, need: u8) -> Result<Scanned, NotApplied> {
     let bytes_max = buggify!("scan: a page of few bytes", SCAN_BYTES_MAX, 1);
-    let merged = merge_pages(pages, scan.limit as usize, bytes_max);
+    let mut joined = Joined::new(scan.from.clone(), scan.until, scan.limit as usize, bytes_max, scan.keys_only);
+    let half = turn.start + turn.deadline.saturating_duration_since(turn.start) / 2;
+    let (mut least, mut own) = (None::<Acks>, Vec::new());
+    loop {
+        let asks = joined.asks(SCAN_WIDTH);
+        if asks.is_empty() || joined.has_moved() && Instant::now() >= half {
+            break;
+        }
+        let (left, may_wait) = (joined.left(), !joined.has_moved());
+        let pages = asks.iter().map(|from| {
+            let turn = Turn { partition: from.partition, ..turn.clone() };
+            scan_partition(inner, turn, scan, from.after.clone(), (left, bytes_max), need, may_wait)
+        });
+        for (from, page) in asks.iter().zip(join_all(pages).await) {
+            match page {
+                Ok(OnePage { page, acks, counts_own }) => {
+                    joined.add(from, page);
+                    least = Some(least.filter(|least| least.total() <= acks.total()).unwrap_or(acks));
+                    own.extend(counts_own.then_some(from.partition));
+                }
+                Err(refusal) if !joined.has_moved() => return Err(refusal),
+                // The next page begins with it, and says what is wrong if it lasts.
+                Err(_) => {
+                    sometimes!("scan: a page ended before a partition that could not be read");
+                    joined.end();
+                }
+            }
+        }
+        // What every replica has sent is let go, what is in stays.
+        let held = joined.held();
+        drop(turn.room.split(turn.room.taken().saturating_sub(held)));
+        if !turn.room.covers(held, RECORD_LEN) {
+            joined.end();
+        }
+    }
+    // It may have been told since it looked that its disk was set back.
+    for partition in own {
+        inner.replica.still_speaks_of(partition, turn.current.reading(need))?;
+    }
+    let quorum = inner.report(turn, need, least.unwrap_or_default(), turn.current.layout.r);
+    let (entries, next) = joined.into_page();
     sometimes!(
-        "scan: a page ended where another replica's did",
-        merged.next.is_some() && merged.entries.len() < scan.limit as usize
+        "scan: a page of several partitions",
+        next.as_ref().is_none_or(|next| next.partition > scan.from.partition)
     );
-    let entry = |(key, record): (Blob, Record)| ScanEntry {
-        values: record.values(),
-        context: inner.seal(&record.context, &key),
-        key,
+    let entry = |(key, record): (Blob, Record)| match scan.keys_only {
+        // As if nothing had been seen: a context of values that were not sent would let a write discard them.
+        true => ScanEntry { values: Vec::new(), context: inner.seal(&Context::new(), &key), key },
+        false => ScanEntry { values: record.values(), context: inner.seal(&record.context, &key), key },
     };
-    let entries = merged.entries.into_iter().map(entry).collect();
-    Ok(Reply::Scanned(Scanned { entries, next: merged.next, quorum }))
+    Ok(Scanned { entries: entries.into_iter().map(entry).collect(), next, quorum })
+}
+
+/// What came of one partition.
+struct OnePage {
+    page: MergedPage,
+    acks: Acks,
+    /// What this node holds is part of it.
+    counts_own: bool,
+}
+
+/// A page of one partition. Who has something already `may_wait` for nothing: see [`Room::take`].
+async fn scan_partition(
+    inner: &Arc<Inner>,
+    turn: Turn,
+    scan: &Scan,
+    after: Option<Blob>,
+    (left, bytes_max): (usize, usize),
+    need: u8,
+    may_wait: bool,
+) -> Result<OnePage, NotApplied> {
+    // Of what is read for a prefix little may be wanted.
+    let limit = if scan.prefix.is_some() { (left as u32).max(SCAN_FILTERED) } else { left as u32 };
+    let ask = {
+        let (inner, turn, after) = (inner.clone(), turn.clone(), after.clone());
+        move |from, _| -> Ask<Page> {
+            Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), (limit, need), may_wait, from))
+        }
+    };
+    let mut gathering = Gathering::start(inner, &turn, need, true, &[], ask);
+    let outcome = gathering.until_reply().await.map_err(|refusal| turn.failed(refusal));
+    inner.stats.hedges.add(gathering.get.hedges().into());
+    outcome?;
+    let (acks, decisive) = (gathering.get.acks(), gathering.get.into_decisive());
+    let counts_own = decisive.iter().any(|(node, _)| *node == inner.me);
+    let pages = decisive.into_iter().map(|(_, page)| page).collect();
+    let wanted = |key: &[u8]| scan.prefix.as_ref().is_none_or(|prefix| key.starts_with(prefix));
+    let page = merge_pages(pages, left, bytes_max, wanted);
+    sometimes!("scan: a page ended where another replica's did", page.next.is_some() && page.entries.len() < left);
+    Ok(OnePage { page, acks, counts_own })
 }
 
 /// # Errors
 /// What is wrong with a scan, before anything is asked.
 pub(super) fn check_scan(scan: &Scan, current: &Current) -> Result<(), NotApplied> {
     let unsupported = |why: String| Err(NotApplied::Unsupported { why });
-    let partitions = current.ring.partitions();
-    if scan.partition.0 >= partitions {
-        return unsupported(format!("partition {} of {partitions}, which are counted from 0", scan.partition));
+    let (partitions, ScanPosition { partition, after }) = (current.ring.partitions(), &scan.from);
+    if partition.0 >= partitions || scan.until.0 > partitions {
+        let until = scan.until;
+        return unsupported(format!("partitions {partition} to {until} of {partitions}, which are counted from 0"));
+    }
+    if *partition >= scan.until {
+        return unsupported(format!("a scan from partition {partition} that ends before partition {}", scan.until));
     }
     if !(1..=SCAN_LIMIT_MAX).contains(&scan.limit) {
         return unsupported(format!("a page of {} records, 1 to {SCAN_LIMIT_MAX} are possible", scan.limit));
     }
-    if let Some(after) = &scan.after {
+    if let Some(prefix) = &scan.prefix {
+        check_len("prefix", KEY_LEN_MAX, prefix.len())?;
+    }
+    if let Some(after) = after {
         check_key(after)?;
-        if current.ring.partition_of(after) != scan.partition {
-            return unsupported(format!("a position that is not in partition {}", scan.partition));
+        if current.ring.partition_of(after) != *partition {
+            return unsupported(format!("a position that is not in partition {partition}"));
         }
     }
     Ok(())
@@ -365,6 +448,12 @@ const DIGEST_LEN_MIN: usize = 1024;
 /// The values of one page of a scan; well below a frame, and half a millisecond of a gigabit's line.
 const SCAN_BYTES_MAX: usize = 1 << 20;
 
+/// How many partitions are read at once when each has little: a thousand empty ones are then some dozens of round trips.
+const SCAN_WIDTH: usize = 16;
+
+/// How many records are looked at, at least, for those with a prefix.
+const SCAN_FILTERED: u32 = 1_000;
+
 /// Later than the slowest of twenty answers is late; a third of the time leaves two more attempts. A fallback most likely has
 /// nothing to say, so that it is asked only then.
 fn hedge_delay(usual: Option<Duration>, primary: bool, left: Duration) -> Duration {
@@ -464,22 +553,32 @@ async fn fetch_page(
     turn: Turn,
     after: Option<Blob>,
     (limit, r): (u32, u8),
+    may_wait: bool,
     from: NodeId,
 ) -> (NodeId, Answered<Page>) {
     let limit = buggify!("scan: replicas are asked for one record at a time", limit, 1);
+    // Many that are read at once add up, so that also those are counted that are small.
+    let fits = |len| if may_wait { has_room(&turn.room, len) } else { turn.room.try_take(len).is_ok() };
+    let no_room = || "there is no room here for its page".to_owned();
     let entries = if from == inner.me {
         let reading = turn.current.reading(r);
         let range = || inner.replica.range(turn.partition, after.as_ref(), limit as usize, reading);
-        let range = read_within(&turn.room, turn.room_until(), range, |(entries, _)| entries_len(entries)).await;
-        range.map_err(|refusal| plain(&refusal))
+        let len = |(entries, _): &(Vec<_>, bool)| entries_len(entries);
+        if may_wait {
+            let range = read_within(&turn.room, turn.room_until(), range, len).await;
+            range.map_err(|refusal| plain(&refusal))
+        } else {
+            let range = range().await.map_err(|refusal| plain(&refusal));
+            range.and_then(|range| if fits(len(&range)) { Ok(range) } else { Err(no_room()) })
+        }
     } else {
         let label = label(turn.current.layout.version);
         let body = PeerBody::FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
         match inner.peers.call(from, class::BULK, turn.request_id, body, turn.left()).await {
             Ok(PeerReply::Range { entries, .. })
-                if !has_room(&turn.room, entries.iter().map(|(key, record)| key.len() + record.len()).sum()) =>
+                if !fits(entries.iter().map(|(key, record)| key.len() + record.len()).sum()) =>
             {
-                Err("there is no room here for its page".into())
+                Err(no_room())
             }
             Ok(PeerReply::Range { entries, done }) => decode_entries(entries).map(|entries| (entries, done)),
             Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
