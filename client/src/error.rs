@@ -219,6 +219,16 @@ pub struct Tried {
     pub what: String,
 }
 
+impl Tried {
+    /// Whether there was too little time to connect, so that it says nothing of the node.
+    pub fn was_cut_short(&self) -> bool {
+        self.what.starts_with(NOT_CONNECTED)
+    }
+}
+
+/// What is said of such an attempt.
+pub(crate) const NOT_CONNECTED: &str = "not connected within";
+
 /// Whether a refusal may pass when time goes by or another node is asked.
 pub(crate) fn is_passing(refusal: &NotApplied) -> bool {
     match refusal {
@@ -298,14 +308,18 @@ impl fmt::Display for TriedText<'_> {
     }
 }
 
-/// Each node that was tried, once: under its name where an attempt knew it, with what came of the last attempt.
+/// Each node that was tried, once: under its name where an attempt knew it, with what came of the last attempt that tells
+/// anything: not of one that was only cut short.
 fn tried_last(tried: &[Tried]) -> Vec<(&str, &str)> {
     let addr = |node: &str| node.rsplit(' ').next().unwrap_or(node).to_owned();
     let mut last: Vec<(&str, &str)> = Vec::new();
-    for Tried { node, what } in tried {
+    for attempt in tried {
+        let Tried { node, what } = attempt;
         match last.iter_mut().find(|(known, _)| addr(known) == addr(node)) {
             Some((known, before)) => {
-                *before = what;
+                if !attempt.was_cut_short() {
+                    *before = what;
+                }
                 if node.len() > known.len() {
                     *known = node;
                 }
@@ -403,6 +417,7 @@ mod tests {
             tried("n2 at 10.0.0.2:1", "refused"),
             tried("n1 at 10.0.0.1:1", "no answer within 500ms"),
             tried("10.0.0.1:1", "no answer within 250ms"),
+            tried("10.0.0.1:1", "not connected within 20ms"),
         ];
         assert_eq!(
             TriedText(&tried).to_string(),

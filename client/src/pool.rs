@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::error::NOT_CONNECTED;
 use crate::ids::NodeId;
 use crate::random::Random;
 use crate::retry::Slice;
@@ -242,7 +243,7 @@ impl Transport for Pool {
                 Ok(dialled) => dialled.map_err(CallError::NotSent)?,
                 Err(_) => {
                     let waited = slice.connect.as_millis();
-                    return Err(CallError::NotSent(format!("not connected within {waited} ms")));
+                    return Err(CallError::NotSent(format!("{NOT_CONNECTED} {waited} ms")));
                 }
             };
             let left = slice.whole.saturating_sub(started.elapsed());

@@ -245,9 +245,11 @@ pub(crate) fn reason_of(error: Error) -> String {
     }
 }
 
-/// Whether it is the certificates that keep everybody away.
+/// Whether it is the certificates that keep everybody away. The last attempt at a node may have been cut short.
 fn foreign(tried: &[Tried]) -> bool {
-    !tried.is_empty() && tried.iter().all(|tried| tried.what.contains("certificate"))
+    let refuses = |tried: &Tried| tried.what.contains("certificate");
+    let refused = |node: &str| tried.iter().any(|other| other.node == node && refuses(other));
+    !tried.is_empty() && tried.iter().all(|tried| refuses(tried) || tried.was_cut_short() && refused(&tried.node))
 }
 
 /// Refusals differ in what helps. All of them leave everything as it was.
@@ -381,6 +383,10 @@ mod tests {
         let failure = Failure::from(Error::NoNodeReachable { tried: vec![refused(), refused()] });
         assert_eq!((failure.exit, failure.retryable), (Exit::Usage, false));
         assert!(failure.hint.contains("certificates of this cluster"), "{}", failure.hint);
+        let tried = vec![refused(), what("not connected within 20 ms")];
+        assert_eq!(Failure::from(Error::NoNodeReachable { tried }).exit, Exit::Usage, "there was no time for more");
+        let tried = vec![what("not connected within 20 ms")];
+        assert_eq!(Failure::from(Error::NoNodeReachable { tried }).exit, Exit::Unavailable);
         let failure =
             Failure::from(Error::NoNodeReachable { tried: vec![refused(), what("nothing was heard from it")] });
         assert_eq!((failure.exit, failure.retryable), (Exit::Unavailable, true));

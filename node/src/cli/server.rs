@@ -98,7 +98,9 @@ async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
 /// Adds to a failure where those settings came from that it names.
 fn explain(failure: Failure, config: &ServerConfig) -> Failure {
     let path = |path: &Path| path.display().to_string();
-    let join = config.join.iter().map(|endpoint| ("it is", endpoint.to_string(), config.origin("join")));
+    // Its own address stands in the list as well, if all nodes share one.
+    let others = config.join.iter().filter(|endpoint| endpoint.as_addr() != Some(config.listen));
+    let join = others.map(|endpoint| ("it is", endpoint.to_string(), config.origin("join")));
     let settings = [
         ("the name is", format!("node {}", config.node), config.origin("node")),
         ("the address is", config.listen.to_string(), config.origin("listen")),
