@@ -37,11 +37,17 @@ fn a_name_that_cannot_be_resolved_and_seeds_that_are_gone_are_left_out() {
     let join = format!("join = [\"gone.invalid:7400\", \"{}\"]", cluster.addr(1));
     let config = std::fs::read_to_string(cluster.dir().join("n2.toml")).expect("there is one");
     let line = config.lines().find(|line| line.starts_with("join")).expect("it has a join list");
-    cluster.write("n2.toml", &config.replace(line, &join));
+    let own = format!("listen = \"{}\"", cluster.addr(2));
+    assert!(config.contains(&own), "{config}");
+    let named = format!("listen = \"localhost:{}\"", cluster.addr(2).port());
+    cluster.write("n2.toml", &config.replace(line, &join).replace(&own, &named));
     cluster.start_node(2);
     cluster.await_ready(2);
     cluster.await_healthy();
     assert!(cluster.log(2).contains("left out for now"), "{}", cluster.log(2));
+    assert!(cluster.terminate(2).success());
+    let elsewhere = ["server", "--config", "n2.toml", "--listen", "192.0.2.7:7400"];
+    cluster.run(&elsewhere).expect(1, &["cannot listen on 192.0.2.7:7400"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,6 +89,14 @@ async fn a_connected_client_survives_the_move_of_every_node() {
         assert_eq!(db.nodes()[number - 1].1, moved(number), "the client knows where n{number} is now");
     }
     assert_eq!(db.get("k").await.expect("read").one().expect("one value"), "3/19");
+    // One that moves once more remembers where the others were last: its layout and its configuration know old addresses only.
+    assert!(cluster.terminate(1).success());
+    let again = SocketAddr::from((Ipv4Addr::LOCALHOST, first + 4));
+    let mut command = bare_command(cluster.dir());
+    command.args(["server", "--config", "n1.toml", "--listen", &again.to_string()]);
+    cluster.start_node_by(1, command);
+    cluster.await_ready(1);
+    cluster.await_healthy();
     // A new command is told by the first node that it meets.
     seeds(&cluster, &[moved(2).to_string()]);
     eventually("the value", || (cluster.run(&["get", "k"]).code == 0).then_some(()));

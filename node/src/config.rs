@@ -26,9 +26,9 @@ pub struct ServerConfig {
     /// The node's name; must be the one in its certificate.
     pub node: NodeId,
     /// The UDP address that it binds. Never port 0: the other members must find it again after a restart.
-    pub listen: SocketAddr,
+    pub listen: Endpoint,
     /// The address under which others reach it: `listen` unless that is a wildcard, which nobody can dial.
-    pub advertise: SocketAddr,
+    pub advertise: Endpoint,
     /// Nodes to meet, by name or address. May name the node itself, so that all nodes can share one list.
     pub join: Vec<Endpoint>,
     /// Where its data is.
@@ -90,9 +90,9 @@ pub struct ServerFlags {
     /// `--node`
     pub node: Option<NodeId>,
     /// `--listen`
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<Endpoint>,
     /// `--advertise`
-    pub advertise: Option<SocketAddr>,
+    pub advertise: Option<Endpoint>,
     /// `--join`; empty is absent.
     pub join: Vec<Endpoint>,
     /// `--data-dir`
@@ -150,26 +150,21 @@ impl ServerConfig {
         let mut origins = BTreeMap::new();
         let node = layers.required(layers.one(&NODE, flags.node)?, &NODE, "the node's name, such as n1")?;
         node.note(&mut origins);
-        let listen = layers.one(&LISTEN, flags.listen)?.unwrap_or_else(|| Setting::default(LISTEN_DEFAULT));
+        let listen = layers.one(&LISTEN, flags.listen)?.unwrap_or_else(|| Setting::default(LISTEN_DEFAULT.into()));
         listen.note(&mut origins);
-        if listen.value.port() == 0 {
-            return Err(listen
-                .error("port 0 would be another port after every start, and nobody would find the node again")
-                .hint("give a fixed port, such as 7400"));
-        }
         let advertise = match layers.one(&ADVERTISE, flags.advertise)? {
-            Some(given) if given.value.ip().is_unspecified() || given.value.port() == 0 => {
+            Some(given) if given.value.is_unspecified() => {
                 return Err(given
                     .error(format!("nobody can dial {}", given.value))
                     .hint("give the address that the other nodes use"));
             }
             Some(given) => given.noted(&mut origins),
-            None if listen.value.ip().is_unspecified() => {
+            None if listen.value.is_unspecified() => {
                 return Err(listen
                     .error(format!("listening on {} says nothing of where others reach this node", listen.value))
                     .hint("set `advertise` (--advertise) to the address that the other nodes use"));
             }
-            None => listen.value,
+            None => listen.value.clone(),
         };
         let data_dir = layers.path(&DATA_DIR, flags.data_dir)?;
         let durability =
@@ -364,6 +359,11 @@ impl Endpoint {
         self.port
     }
 
+    /// Whether it is the address 0.0.0.0 or `::`, at which one can listen and that nobody can dial.
+    fn is_unspecified(&self) -> bool {
+        self.as_addr().is_some_and(|addr| addr.ip().is_unspecified())
+    }
+
     /// The address, if the host is an IP address and needs no name service.
     pub fn as_addr(&self) -> Option<SocketAddr> {
         self.host.parse().ok().map(|ip| SocketAddr::new(ip, self.port))
@@ -383,7 +383,11 @@ impl FromStr for Endpoint {
         let wrong =
             |why: &str| format!("{text:?} is no address ({why}): write 10.0.0.1:7400, n1.example:7400 or [::1]:7400");
         if let Ok(addr) = text.parse::<SocketAddr>() {
-            return if addr.port() == 0 { Err(wrong("the port is 0")) } else { Ok(addr.into()) };
+            return if addr.port() == 0 {
+                Err(wrong("port 0 would be another one after every start"))
+            } else {
+                Ok(addr.into())
+            };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
         let port = match port.parse() {
@@ -671,6 +675,19 @@ mod tests {
     }
 
     #[test]
+    fn addresses_may_be_names() {
+        let config = parse(&MINIMAL.replace("[tls]", "listen = \"n1.example:7401\"\n[tls]")).expect("legal");
+        assert_eq!((config.listen.host(), config.listen.as_addr()), ("n1.example", None));
+        assert_eq!(config.advertise, config.listen);
+        let config =
+            parse(&MINIMAL.replace("[tls]", "listen = \"[::]:7401\"\nadvertise = \"n1:7402\"\n[tls]")).expect("legal");
+        assert_eq!(
+            (config.advertise.to_string().as_str(), config.listen.to_string().as_str()),
+            ("n1:7402", "[::]:7401")
+        );
+    }
+
+    #[test]
     fn a_full_file_is_understood() {
         let config = parse(
             "node = \"n1\"\nlisten = \"0.0.0.0:7401\"\nadvertise = \"10.0.0.1:7401\"\njoin = [\"n2.example:7401\", \"[::1]:7402\"]\n\
@@ -718,6 +735,7 @@ mod tests {
             ("key = \"n1.key\"", "", "`tls.key` is missing"),
             ("[tls]", "listen = \"127.0.0.1\"\n[tls]", ":3: `listen`: "),
             ("[tls]", "listen = \"127.0.0.1:0\"\n[tls]", "port 0"),
+            ("[tls]", "listen = \"n1 example:7400\"\n[tls]", "the host is no name"),
             ("[tls]", "listen = \"0.0.0.0:7400\"\n[tls]", "says nothing of where others reach this node"),
             ("[tls]", "advertise = \"0.0.0.0:7400\"\n[tls]", "nobody can dial"),
             ("[tls]", "join = \"n2:7400\"\n[tls]", "`join` must be an array of strings, not a string"),

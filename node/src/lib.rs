@@ -17,6 +17,7 @@ pub mod beacons;
 pub mod peer_wire;
 pub mod peers;
 
+pub(crate) mod addresses;
 pub mod layouts;
 pub mod membership;
 pub(crate) mod showing;

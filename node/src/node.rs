@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
+use crate::addresses;
 use crate::anti_entropy::{self, AntiEntropy, AntiEntropyConfig};
 use crate::beacons::Beacons;
 use crate::certificate::Certificate;
@@ -234,11 +235,13 @@ impl Node {
             datagrams: datagrams_tx,
             pools: pools.clone(),
         });
+        let reading = Arc::clone(&store);
+        let last_seen = env.executor.run(move || addresses::remembered(&*reading)).await;
         let membership = Membership::start(membership::Parts {
             me: membership::Identity::new(me, addr, identity.boot),
             peers: peers.clone(),
             datagrams,
-            seeds: config.join.clone(),
+            seeds: config.join.iter().copied().chain(last_seen).collect(),
             random: random.fork(),
         });
         let layouts = Layouts::start(
@@ -346,9 +349,12 @@ impl Node {
             supervise::spawn("hellos followed", follow_hellos(me, layouts.clone(), recovery, beacons.clone()));
         let following = follow_set_backs(me, layouts.clone(), replica.clone(), beacons);
         let watching = supervise::spawn("set-backs followed", following);
+        let remembering = addresses::remember(me, Arc::clone(&store), env.executor.clone(), membership.liveness());
+        let remembering = supervise::spawn("addresses remembered", remembering);
         let looking = supervise::spawn("room on the disk", room.watch());
         let warning = supervise::spawn("certificate", certificate.clone().watch());
-        let tasks = [accept, learning, greeting, watching, looking, warning].map(|task| task.abort_handle());
+        let tasks =
+            [accept, learning, greeting, watching, remembering, looking, warning].map(|task| task.abort_handle());
         info!(node = %me, %addr, %cluster, "listening");
         Ok(Self {
             id: me,

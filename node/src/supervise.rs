@@ -48,6 +48,7 @@ pub const TASKS: &[&str] = &[
     "sync",
     "sync by the clock",
     "a slow disk's call",
+    "addresses remembered",
     "room on the disk",
     "certificate",
     "quic",

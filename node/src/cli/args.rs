@@ -723,11 +723,11 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<NodeId>,
     /// UDP address to listen on [env: QUORATE_SERVER_LISTEN]
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) listen: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<Endpoint>,
     /// Address under which the other nodes and the clients reach this one [env: QUORATE_SERVER_ADVERTISE]
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) advertise: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<Endpoint>,
     /// Nodes to meet, comma separated [env: QUORATE_SERVER_JOIN]
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub(crate) join: Vec<Endpoint>,

@@ -14,7 +14,7 @@ use quorate_node::supervise;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::args::ServerArgs;
 use super::connection::{credentials, read_credentials, resolve};
@@ -79,7 +79,7 @@ async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
              it can, and is refused if it cannot"
         ));
     }
-    for endpoint in &config.join {
+    for endpoint in config.join.iter().chain([&config.listen, &config.advertise]) {
         if let Err(failure) = resolve(endpoint).await {
             output.say(&format!("warning: {}", explain(failure, config).message));
         }
@@ -99,7 +99,7 @@ async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
 fn explain(failure: Failure, config: &ServerConfig) -> Failure {
     let path = |path: &Path| path.display().to_string();
     // Its own address stands in the list as well, if all nodes share one.
-    let others = config.join.iter().filter(|endpoint| endpoint.as_addr() != Some(config.listen));
+    let others = config.join.iter().filter(|endpoint| **endpoint != config.listen);
     let join = others.map(|endpoint| ("it is", endpoint.to_string(), config.origin("join")));
     let settings = [
         ("the name is", format!("node {}", config.node), config.origin("node")),
@@ -120,12 +120,13 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
     // A terminal that goes away says this too, at any time.
     let mut hangups = listen(SignalKind::hangup())?;
     let start = async {
-        let join = resolve_all(&config.join).await;
+        let (join, own) = tokio::join!(resolve_all(&config.join), own_addrs(&config.listen, &config.advertise));
+        let (listen, advertise) = own?;
         let launch = Launch {
             config: NodeConfig {
                 node: config.node,
-                listen: config.listen,
-                advertise: Some(config.advertise),
+                listen,
+                advertise: Some(advertise),
                 join,
                 durability: config.durability,
                 sync_interval: config.sync_interval,
@@ -291,6 +292,41 @@ fn check_subject(config: &ServerConfig, credentials: &Credentials) -> Outcome<()
     ))
 }
 
+/// Where a node listens, and where others find it. Of a name with several addresses the node takes the first that this machine has;
+/// others are told one that its socket can be reached at, which may be that of a machine in between.
+async fn own_addrs(listen: &Endpoint, advertise: &Endpoint) -> Outcome<(SocketAddr, SocketAddr)> {
+    let here = |addr: &&SocketAddr| std::net::UdpSocket::bind((addr.ip(), 0)).is_ok();
+    let found = patiently_resolved(listen).await?;
+    // An address that is written down is taken as it is; binding it says what is wrong with it.
+    let own = listen.as_addr().or_else(|| found.iter().find(here).copied()).ok_or_else(|| {
+        let found: Vec<String> = found.iter().map(|addr| addr.ip().to_string()).collect();
+        Failure::new(
+            format!("cannot listen on {listen}: this machine has not the address {}", found.join(" or ")),
+            "name an address of this machine, or listen on 0.0.0.0 and set `advertise` to where others reach it",
+        )
+    })?;
+    if listen == advertise {
+        return Ok((own, own));
+    }
+    let found = patiently_resolved(advertise).await?;
+    let alike = found.iter().find(|addr| addr.is_ipv4() == own.is_ipv4());
+    Ok((own, alike.or(found.first()).copied().unwrap_or(own)))
+}
+
+/// A node's own name may become resolvable a little after its machine has started.
+async fn patiently_resolved(endpoint: &Endpoint) -> Outcome<Vec<SocketAddr>> {
+    let deadline = Instant::now() + OWN_NAME_TIME;
+    loop {
+        match resolve(endpoint).await {
+            Err(failure) if Instant::now() < deadline => {
+                tracing::warn!("{}; it is tried again", failure.message);
+                sleep(RESOLVE_PAUSE).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 /// The addresses of a `join` list. A name that cannot be resolved now is left out; see [`seek_by_name`].
 async fn resolve_all(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
     let mut names = JoinSet::new();
@@ -355,7 +391,10 @@ fn flags(args: ServerArgs) -> ServerFlags {
 /// How long a node may take to hand over what is under way and to close its store.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(10);
 
-/// How long the start waits for names; those that take longer are found later.
+/// How long the start waits for the node's own name.
+const OWN_NAME_TIME: Duration = Duration::from_secs(30);
+
+/// How long the start waits for names of others; those that take longer are found later.
 const RESOLVE_TIME: Duration = Duration::from_secs(2);
 /// When names are resolved again for the first time; doubled each time.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
