@@ -297,6 +297,7 @@ const fn same(one: &str, other: &str) -> bool {
 /// let limit = buggify!("scan: replicas are asked for one record at a time", limit, 1);
 /// ```
 #[cfg(feature = "simulation")]
+#[doc(hidden)]
 #[macro_export]
 macro_rules! buggify {
     ($point:literal) => {
@@ -309,6 +310,7 @@ macro_rules! buggify {
 
 /// Whether a point fires; with two more expressions, the first one's value, or the second one's if it does.
 #[cfg(not(feature = "simulation"))]
+#[doc(hidden)]
 #[macro_export]
 macro_rules! buggify {
     ($point:literal) => {{
@@ -322,6 +324,7 @@ macro_rules! buggify {
 
 /// Sleeps for a while if a point fires; for async code that holds no lock but those that the pause is about.
 #[cfg(feature = "simulation")]
+#[doc(hidden)]
 #[macro_export]
 macro_rules! dawdle {
     ($point:literal) => {
@@ -331,6 +334,7 @@ macro_rules! dawdle {
 
 /// Sleeps for a while if a point fires; for async code that holds no lock but those that the pause is about.
 #[cfg(not(feature = "simulation"))]
+#[doc(hidden)]
 #[macro_export]
 macro_rules! dawdle {
     ($point:literal) => {{
@@ -341,6 +345,7 @@ macro_rules! dawdle {
 /// Notes that a state was reached; with a condition, only if that holds. The condition is evaluated in simulations only and
 /// must have no effect.
 #[cfg(feature = "simulation")]
+#[doc(hidden)]
 #[macro_export]
 macro_rules! sometimes {
     ($mark:literal) => {
@@ -356,6 +361,7 @@ macro_rules! sometimes {
 /// Notes that a state was reached; with a condition, only if that holds. The condition is evaluated in simulations only and
 /// must have no effect.
 #[cfg(not(feature = "simulation"))]
+#[doc(hidden)]
 #[macro_export]
 macro_rules! sometimes {
     ($mark:literal) => {{

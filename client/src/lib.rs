@@ -99,12 +99,20 @@ mod retry;
 mod route;
 mod unsettled;
 
+// What the nodes, the tools and the simulator share with the client: no interface for applications, and free to change.
+#[doc(hidden)]
 pub mod budget;
+#[doc(hidden)]
 pub mod codec;
+#[doc(hidden)]
 pub mod frame;
+#[doc(hidden)]
 pub mod quic;
+#[doc(hidden)]
 pub mod random;
+#[doc(hidden)]
 pub mod rpc;
+
 pub mod tls;
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use crate::wire::{Failure, Reply, RequestBody};
 pub const TARGET: &str = "quorate::story";
 
 /// Tells that something happened to a key: fields as of `tracing::trace!`, `act` among them.
+#[doc(hidden)]
 #[macro_export]
 macro_rules! tell {
     ($($fields:tt)+) => {

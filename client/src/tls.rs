@@ -249,6 +249,7 @@ pub fn check_key_file(path: &std::path::Path) -> Result<(), TlsError> {
 }
 
 /// A cluster's certificate authority, as its certificate describes it.
+#[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
     /// Its cluster.
@@ -327,6 +328,7 @@ const AUTHORITY: &str = "quorate authority ";
 pub struct TlsError(String);
 
 /// The name to dial a certain node by: the connection comes about only if it is that node.
+#[doc(hidden)]
 pub fn node_name(node: NodeId, cluster: ClusterId) -> String {
     Subject::Node { cluster, node }.to_string()
 }
@@ -339,6 +341,7 @@ pub const ANY_NODE: &str = "any-node.quorate";
 ///
 /// # Errors
 /// When the credentials are not a node's, or the crypto provider cannot do what QUIC needs.
+#[doc(hidden)]
 pub fn server_config(seams: &Seams, own: &Credentials, alpns: &[&[u8]]) -> Result<quinn::ServerConfig, TlsError> {
     if !matches!(own.subject, Subject::Node { .. }) {
         return Err(TlsError(format!("{} is not a node's certificate", own.subject)));
@@ -365,6 +368,7 @@ pub fn server_config(seams: &Seams, own: &Credentials, alpns: &[&[u8]]) -> Resul
 ///
 /// # Errors
 /// When the crypto provider cannot do what QUIC needs.
+#[doc(hidden)]
 pub fn client_config(
     seams: &Seams,
     own: &Credentials,
@@ -392,6 +396,7 @@ pub fn client_config(
 ///
 /// # Errors
 /// When it showed none (the configurations of this module never let that happen).
+#[doc(hidden)]
 pub fn peer_subject(connection: &quinn::Connection) -> Result<Subject, TlsError> {
     let identity = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let chain = identity.ok_or_else(|| TlsError("the other end showed no certificate".into()))?;
@@ -399,6 +404,7 @@ pub fn peer_subject(connection: &quinn::Connection) -> Result<Subject, TlsError>
 }
 
 /// The application protocol that a connection speaks; empty if none was agreed on.
+#[doc(hidden)]
 pub fn alpn(connection: &quinn::Connection) -> Vec<u8> {
     let data = connection.handshake_data().and_then(|any| any.downcast::<HandshakeData>().ok());
     data.and_then(|data| data.protocol).unwrap_or_default()
@@ -408,6 +414,7 @@ pub fn alpn(connection: &quinn::Connection) -> Vec<u8> {
 ///
 /// # Errors
 /// When it does not have exactly one name of the scheme.
+#[doc(hidden)]
 pub fn subject_of(certificate: &CertificateDer<'_>) -> Result<Subject, TlsError> {
     let parsed = x509("certificate", certificate)?;
     let names = parsed
@@ -426,6 +433,7 @@ pub fn subject_of(certificate: &CertificateDer<'_>) -> Result<Subject, TlsError>
 }
 
 /// What a lost connection, or one that did not come about, means for the person who reads it.
+#[doc(hidden)]
 pub fn explain_connection_error(error: &ConnectionError) -> String {
     match error {
         ConnectionError::TransportError(error) => match alert(error.code) {
