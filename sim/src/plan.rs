@@ -883,13 +883,13 @@ impl Plan {
     /// away only; whoever serves too early does so without it, and the quorum of a read is just met by those who are there.
     ///
     /// A disk that is set back is as it was before the first ones went: they have to remember it further ahead, as nobody else is there who
-    /// could.
+    /// could. An old disk, which comes back after the node has lived with another one, is remembered by nobody further ahead than it is.
     fn take_turns(&mut self, allowed: &BTreeSet<FaultClass>) {
         let rng = &mut rng(self.seed, "turns");
         let losses: Vec<FaultClass> = allowed.iter().copied().filter(|class| class.destroys()).collect();
         let ways = [FaultClass::Crash, FaultClass::Partition, FaultClass::Pause];
         let ways: Vec<FaultClass> = ways.into_iter().filter(|class| allowed.contains(class)).collect();
-        if !rng.random_bool(0.18) || !allowed.contains(&FaultClass::EmptyDisk) || ways.is_empty() {
+        if !rng.random_bool(0.15) || !allowed.contains(&FaultClass::EmptyDisk) || ways.is_empty() {
             return;
         }
         self.n = *[3, 3, 3, 4, 5, 5].get(rng.random_range(0..6)).expect("in range");
@@ -934,11 +934,19 @@ impl Plan {
         let victims = draw_of(rng, &owners, count);
         let mut faults = Vec::new();
         let mut at_ms = rng.random_range(3_000..5_000);
+        // Where a node has lived with an old disk: drawn by itself, so that the other turns stay as they are.
+        let mut old_disk = draw_old_disk(self.seed, victims.first().copied()).filter(|_| !leaves && holders < self.n);
+        if let Some(OldDisk { node, emptied_ms, .. }) = old_disk {
+            // The new one is filled before the turns begin.
+            faults.push(Fault { at_ms: emptied_ms, for_ms: 300, kind: FaultKind::EmptyDisk(node) });
+            at_ms = emptied_ms + 4_000;
+        }
         while at_ms < TURNS_UNTIL_MS {
             let spared: BTreeSet<u8> = owners.difference(&victims).copied().collect();
             let first = draw_of(rng, &spared, self.n - holders);
             let others: BTreeSet<u8> = spared.difference(&first).copied().collect();
-            let change_ms = at_ms + rng.random_range(3_000..7_000);
+            let least = if leaves { 5_000 } else { 3_000 };
+            let change_ms = at_ms + rng.random_range(least..7_000);
             // They have to be missed before anything can be served without them.
             let back_ms = change_ms + rng.random_range(8_000..14_000);
             faults.extend(away(rng, &ways, &first, at_ms, change_ms));
@@ -952,8 +960,16 @@ impl Plan {
                 let before_ms = rng.random_range(1_500..2_500);
                 let off_ms = rng.random_range(100..1_000);
                 let (at_ms, for_ms, kind) = match loss {
-                    // The second one is damaged just then.
-                    FaultClass::CorruptLeaf => (change_ms - before_ms, before_ms, FaultKind::CorruptLeaf(*victim)),
+                    _ if old_disk.is_some_and(|old| old.node == *victim) => {
+                        let OldDisk { emptied_ms, before_ms, .. } = old_disk.take().expect("seen a line above");
+                        let back_ms = change_ms - emptied_ms + before_ms;
+                        (change_ms, off_ms, FaultKind::RolledBackDisk { node: *victim, back_ms })
+                    }
+                    // The second one is damaged just then. The first one has to be noticed, and exchanged with those who go.
+                    FaultClass::CorruptLeaf => {
+                        let before_ms = before_ms * 2;
+                        (change_ms - before_ms, before_ms, FaultKind::CorruptLeaf(*victim))
+                    }
                     // The power fails when three quarters of the time are over.
                     FaultClass::LyingDisk => {
                         let lies_ms = change_ms - at_ms + before_ms;
@@ -1287,6 +1303,25 @@ fn away(rng: &mut StdRng, ways: &[FaultClass], nodes: &BTreeSet<u8>, from_ms: u3
     }
 }
 
+/// A disk that is taken from a node, and that comes back.
+#[derive(Debug, Clone, Copy)]
+struct OldDisk {
+    node: u8,
+    /// When an empty one takes its place.
+    emptied_ms: u32,
+    /// How much older it is when it comes back than it was then.
+    before_ms: u32,
+}
+
+/// In a quarter of the lives whose owners take turns the first of the nodes that lose something gets an old disk back.
+fn draw_old_disk(seed: u64, node: Option<u8>) -> Option<OldDisk> {
+    let rng = &mut rng(seed, "old disk");
+    let there_is_one = rng.random_bool(0.25);
+    // What it had told last, others may remember: then it is found to be set back, and else it is not.
+    let old = |node| OldDisk { node, emptied_ms: rng.random_range(2_000..4_000), before_ms: rng.random_range(1..=200) };
+    node.map(old).filter(|_| there_is_one)
+}
+
 /// In part of all lives any disk may lose something, if the others have what they had lost.
 fn draw_in_turn(seed: u64) -> bool {
     rng(seed, "in turn").random_bool(0.2)
@@ -1427,7 +1462,7 @@ mod tests {
 
     #[test]
     fn owners_take_turns_in_some_lives_and_a_disk_loses_something_when_they_change() {
-        let (mut turns, mut several, mut leaves) = (0, 0, 0);
+        let (mut turns, mut several, mut leaves, mut old) = (0, 0, 0, 0);
         for plan in (0..SEEDS).map(|seed| Plan::draw(seed, &all())) {
             let Floors { r, w } = plan.floors();
             let losses = plan.faults.iter().filter(|fault| fault.kind.class().destroys());
@@ -1439,7 +1474,18 @@ mod tests {
             turns += 1;
             several += u32::from(victims.len() > 1);
             leaves += u32::from(plan.classes().contains(&FaultClass::CorruptLeaf));
+            let emptied = |node: u8, before_ms: u32| {
+                let of_it = |fault: &&Fault| fault.kind == FaultKind::EmptyDisk(node) && fault.at_ms < before_ms;
+                plan.faults.iter().filter(of_it).map(|fault| fault.at_ms).max()
+            };
+            old += u32::from(plan.faults.iter().any(|fault| match fault.kind {
+                FaultKind::RolledBackDisk { node, back_ms } => {
+                    emptied(node, fault.at_ms).is_some_and(|emptied_ms| fault.at_ms - back_ms < emptied_ms)
+                }
+                _ => false,
+            }));
         }
+        assert!(old > 8, "an old disk comes back in {old} lives");
         assert!(turns > 40 && several > 10 && leaves > 10, "{turns} lives, {several} with victims, {leaves} leaves");
     }
 

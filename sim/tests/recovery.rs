@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use quorate_client::options::Quorum;
 use quorate_sim::life::{self, Report};
-use quorate_sim::plan::{Fault, FaultKind, Plan};
+use quorate_sim::plan::{Fault, FaultKind, Mix, Plan};
 use quorate_sim::trace::Trace;
 
 /// A life of five nodes, three replicas and majorities, with these faults and no other: (when, how long, what).
@@ -75,4 +75,46 @@ fn corrupt_records_that_nobody_reads_are_looked_for() {
     };
     let reports: Vec<Report> = (40..43).map(|seed| lives_with(seed, &faults, cold)).collect();
     reached(&reports, "scrub: found a corrupt record");
+}
+
+/// The first record of a leaf rots while the third node is cut off, and is brought back by the second one, which does not suffice. Then a
+/// second record of the leaf rots, the second node goes and the third one comes back: what the second one had told says nothing of that.
+#[test]
+fn a_second_record_of_a_leaf_that_rots_in_a_recovery_is_not_served_from_one_owner() {
+    let crash = FaultKind::Crash { node: 1, torn: false };
+    let faults = [
+        (4_000, 6_000, FaultKind::Partition([2].into())),
+        (5_000, 5_000, FaultKind::CorruptLeaf(0)),
+        (10_000, 13_000, crash),
+    ];
+    let many = |plan: &mut Plan| {
+        (plan.zones, plan.partitions, plan.active_ms) = ((0..3).collect(), 1, 25_000);
+        let workload = &mut plan.workload;
+        (workload.strict_percent, workload.timeout_ms) = (100, 300);
+        (workload.keys, workload.skew_x1000, workload.clients, workload.operations) = (60, 0, 4, 250);
+        workload.mix = Mix { get: 6, put: 4, blind_put: 2, delete: 0, update: 0 };
+    };
+    let reports: Vec<Report> = (60..64).map(|seed| lives_with(seed, &faults, many)).collect();
+    reached(&reports, "replica: found a corrupt record");
+}
+
+/// The node has lived with another disk since, which everybody remembers; of the old one nobody remembers more than it holds.
+#[test]
+fn an_old_disk_that_comes_back_is_found_out() {
+    let crash = FaultKind::Crash { node: 2, torn: false };
+    let faults = [
+        (24_000, 1_000, FaultKind::RolledBackDisk { node: 0, back_ms: 16_000 }),
+        (8_000, 0, FaultKind::EmptyDisk(0)),
+        (14_000, 10_000, crash),
+    ];
+    let few = |plan: &mut Plan| {
+        (plan.zones, plan.active_ms) = ((0..3).collect(), 40_000);
+        let workload = &mut plan.workload;
+        (workload.strict_percent, workload.timeout_ms) = (100, 1_000);
+        (workload.keys, workload.clients, workload.operations, workload.pause_max_ms) = (10, 2, 150, 100);
+        workload.mix = Mix { get: 5, put: 5, blind_put: 0, delete: 0, update: 0 };
+    };
+    for seed in 70..73 {
+        lives_with(seed, &faults, few);
+    }
 }
