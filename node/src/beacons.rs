@@ -163,12 +163,16 @@ impl Beacons {
         self.0.set_back.notify_one();
     }
 
-    /// Waits until this disk turns out to have been set back; to where it had been then. The beacon goes on above that.
+    /// Waits until this disk turns out to have been set back; to where it had been then. When it is noted what it lacks, its beacon has
+    /// to [go on](Self::pass) above that: not before, or a crash in between would leave a disk that nobody takes for set back.
     pub(crate) async fn set_back(&self) -> u64 {
         self.0.set_back.notified().await;
-        let ahead = self.state().ahead;
+        self.state().ahead
+    }
+
+    /// The next beacon is above this one.
+    pub(crate) fn pass(&self, ahead: u64) {
         self.0.committer.pass_beacon(ahead);
-        ahead
     }
 
     /// Stores what is not stored yet; it survives with the next sync. Blocking.
@@ -255,6 +259,13 @@ mod tests {
         assert!(!told(1, 6, 12), "that is known");
         one.announce_set_back();
         assert_eq!(one.set_back().await, 12);
+        let durable = || async {
+            one.0.committer.synced().await.expect("memory syncs");
+            one.durable()
+        };
+        assert!(durable().await <= 12, "a crash before it is noted must find it set back again");
+        one.pass(12);
+        assert!(durable().await > 12);
         assert!(told(1, 5, 15), "even further");
         assert!(told(2, 5, 16), "it has lived on another disk since");
         assert!(!told(1, 6, 12) && !told(2, 5, 16), "both are known");

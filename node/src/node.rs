@@ -257,6 +257,7 @@ impl Node {
         known.set(Some(layouts.clone()));
         // Before the first write. An unclean stop leaves data that the saved trees know nothing of.
         let mut decided = quarantined.is_some();
+        committer.withhold(!decided);
         if let Some(current) = layouts.current() {
             replica.set_partitions(current.layout.partitions);
             if identity.clean {
@@ -265,7 +266,10 @@ impl Node {
             }
             if quarantined.is_none() {
                 match replica.decide(start.facts(&current)).await {
-                    Ok(()) => decided = true,
+                    Ok(()) => {
+                        decided = true;
+                        committer.withhold(false);
+                    }
                     // It is tried again until there is room; until then no reads are answered.
                     Err(StoreError::Full(why)) => warn!("it cannot be noted what this disk lacks: {why}"),
                     Err(error) => return Err(error.into()),
@@ -342,8 +346,15 @@ impl Node {
             })
         });
         let accept = supervise::spawn("accept", server::accept(endpoint.clone(), services, peers.clone()));
-        let following =
-            follow_layouts(start.clone(), decided, layouts.clone(), replica.clone(), peers.clone(), membership.clone());
+        let following = follow_layouts(
+            start.clone(),
+            decided,
+            layouts.clone(),
+            replica.clone(),
+            peers.clone(),
+            membership.clone(),
+            committer.clone(),
+        );
         let learning = supervise::spawn("layouts followed", following);
         let greeting =
             supervise::spawn("hellos followed", follow_hellos(me, layouts.clone(), recovery, beacons.clone()));
@@ -466,6 +477,11 @@ impl Node {
             warn!("the hash trees were not saved, the next start sums them up anew: {why}");
         }
         self.committer.stop();
+        if self.replica.recovery().must_be_judged() && self.layouts.current().is_some() {
+            // What this disk lacks is not noted on it yet. A stop that looked clean would have that forgotten.
+            warn!("it could not be noted what this disk lacks: the next start judges it anew, as after a crash");
+            return self.store.sync();
+        }
         self.store.close()
     }
 
@@ -556,6 +572,7 @@ async fn follow_layouts(
     replica: Replica,
     peers: Peers,
     membership: Membership,
+    committer: Committer,
 ) {
     let me = start.me;
     let (mut changes, mut keys) = (layouts.watch(), layouts.watch_context_keys());
@@ -565,13 +582,13 @@ async fn follow_layouts(
         if let Some(current) = current {
             replica.set_partitions(current.layout.partitions);
             // A layout that comes later than the start says only now whether this disk is the one that it names.
-            while !decided {
+            if !decided {
                 match replica.decide(start.facts(&current)).await {
-                    Ok(()) => decided = true,
-                    Err(why) => {
-                        warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
-                        sleep(DECIDE_AGAIN).await;
+                    Ok(()) => {
+                        decided = true;
+                        committer.withhold(false);
                     }
+                    Err(why) => warn!("it cannot be noted what this disk lacks, no reads are answered: {why}"),
                 }
             }
             let others = current.layout.members.iter().map(|member| member.node).filter(|node| *node != me);
@@ -587,6 +604,7 @@ async fn follow_layouts(
             biased;
             changed = changes.changed() => changed,
             changed = keys.changed() => changed,
+            () = sleep(DECIDE_AGAIN), if !decided && layouts.current().is_some() => continue,
         };
         if changed.is_err() {
             return;
@@ -625,6 +643,7 @@ async fn follow_set_backs(me: NodeId, layouts: Layouts, replica: Replica, beacon
             warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
             sleep(DECIDE_AGAIN).await;
         }
+        beacons.pass(ahead);
     }
 }
 
@@ -708,3 +727,7 @@ const DECIDE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Gossip datagrams that wait for membership; more are dropped, gossip repeats itself.
 const DATAGRAMS_MAX: usize = 256;
+
+#[cfg(test)]
+#[path = "node_test.rs"]
+mod tests;

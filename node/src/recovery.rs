@@ -199,6 +199,11 @@ impl Recovery {
         self.state().doubts |= doubt as u8;
     }
 
+    /// Whether it is still to be noted what this disk lacks, which only its state at the start tells.
+    pub fn must_be_judged(&self) -> bool {
+        self.state().doubts & (Doubt::Layout as u8 | Doubt::SetBack as u8) != 0
+    }
+
     /// What is lost, as far as this doubt goes, is noted now.
     pub fn settle(&self, doubt: Doubt) {
         self.state().doubts &= !(doubt as u8);
@@ -254,7 +259,8 @@ impl Recovery {
     /// Something is lost. It is on its way to the disk when this returns, ahead of whatever is written later. Blocking.
     ///
     /// # Errors
-    /// When the store does not take it; then nothing has changed.
+    /// When the store does not take it. Then it is lost as long as this process lives: nothing of it is served, and what was found to be
+    /// damaged must not be replaced, so that the next one finds it too.
     pub fn lose(&self, partition: Partition, leaves: &Leaves, reason: Reason) -> Result<(), StoreError> {
         let mut state = self.state();
         let before = state.partitions.get(&partition);
@@ -262,7 +268,7 @@ impl Recovery {
         let all = before.map_or(*leaves, |entry| entry.leaves.or(leaves));
         let partly = before.map_or(Leaves::NONE, |entry| entry.partly.without(leaves));
         let reason = before.map_or(reason, |entry| entry.reason.max(reason));
-        self.keep(partition, reason, &all, &partly)?;
+        let kept = self.keep(partition, reason, &all, &partly);
         state.losses += 1;
         state.ever.insert(partition);
         let loss = state.losses;
@@ -274,7 +280,7 @@ impl Recovery {
         state.partitions.insert(partition, entry);
         drop(state);
         self.0.lost.notify_one();
-        Ok(())
+        kept
     }
 
     /// Whether all of these leaves are known to be lost.

@@ -18,6 +18,7 @@ struct Watched {
     memory: MemoryStore,
     unsynced: AtomicBool,
     syncs: AtomicU64,
+    full: AtomicBool,
 }
 
 impl Store for Watched {
@@ -25,6 +26,9 @@ impl Store for Watched {
         self.memory.get(tree, key)
     }
     fn insert(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::Full("no room".into()));
+        }
         self.unsynced.store(true, Ordering::Relaxed);
         self.memory.insert(tree, key, value)
     }
@@ -94,6 +98,43 @@ fn a_judgement_is_durable_when_it_has_been_made_and_costs_nothing_when_it_change
     assert_eq!(decide(&facts(2, false, true)), 1, "another mode");
     assert_eq!(decide(&facts(2, true, true)), 1, "an unclean stop in that mode");
     assert_eq!(decide(&facts(2, false, true)), 0);
+}
+
+/// A disk without room keeps no note. What is lost is not served all the same, and nobody may take this replica for one that can speak.
+#[test]
+fn what_cannot_be_noted_is_lost_as_long_as_this_process_lives() {
+    let store = Arc::new(Watched::default());
+    let first = recovery(&store);
+    let facts = Facts { disk: DiskId(1), named: Some(DiskId(1)), owned: vec![P], unclean: false, interval: false };
+    first.decide(&facts).expect("room");
+    first.settle(Doubt::Start);
+    let look = first.look(P, &leaves(&[3]), Reading::AboveFloor).expect("served");
+    store.full.store(true, Ordering::Relaxed);
+    assert!(!first.must_be_judged());
+    first.lose(P, &leaves(&[3]), Reason::Corrupt).expect_err("no room");
+    assert!(!first.confirm(look), "what was read in between");
+    first.look(P, &leaves(&[3]), Reading::AboveFloor).expect_err("not served");
+    assert_eq!(first.recovering(P), leaves(&[3]));
+    assert_eq!(recovery(&store).lost(P), None, "the next process finds it anew, since it was not replaced");
+    store.full.store(false, Ordering::Relaxed);
+    first.lose(P, &leaves(&[3]), Reason::Corrupt).expect("room");
+    assert!(recovery(&store).lost(P).is_some());
+}
+
+/// After an unclean stop in `interval` mode; the node stays in doubt, so that it must not stop as if nothing were missing.
+#[test]
+fn a_start_that_cannot_be_judged_stays_to_be_judged() {
+    let store = Arc::new(Watched::default());
+    let facts = |unclean| Facts { disk: DiskId(1), named: Some(DiskId(1)), owned: vec![P], unclean, interval: true };
+    recovery(&store).decide(&facts(false)).expect("room");
+    store.full.store(true, Ordering::Relaxed);
+    let next = recovery(&store);
+    next.doubt(Doubt::Layout);
+    next.decide(&facts(true)).expect_err("no room");
+    assert!(next.must_be_judged());
+    store.full.store(false, Ordering::Relaxed);
+    next.decide(&facts(true)).expect("room");
+    assert!(!next.must_be_judged() && next.lost(P).is_some());
 }
 
 #[test]

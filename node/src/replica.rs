@@ -198,6 +198,7 @@ impl Replica {
             partitions: AtomicU16::new(0),
             stripes: (0..STRIPES).map(|_| Arc::default()).collect(),
             minters: Mutex::default(),
+            disputes: Mutex::default(),
             operations: Mutex::new(Operations::new(Instant::now())),
             corrupt: Mutex::default(),
             counters: Counters::default(),
@@ -451,6 +452,8 @@ struct Inner {
     stripes: Vec<Arc<tokio::sync::Mutex<()>>>,
     /// The current actor of each partition that was written to; at most 65,536.
     minters: Mutex<BTreeMap<Partition, Minter>>,
+    /// Actors that were given up because of a record that could not be written yet, by its key; see `disputed`.
+    disputes: Mutex<BTreeMap<(Partition, u128), Minter>>,
     operations: Mutex<Operations>,
     /// Corrupt records that were seen already, by where they lie: the actor is given up once for each, not at every look.
     corrupt: Mutex<BTreeSet<(Partition, u128)>>,
@@ -661,9 +664,12 @@ impl Inner {
                 .any(|(dot, theirs)| !record.context.covers(dot) && superseded.contains(&theirs.op_id))
         );
         let siblings = record.value_count();
-        let had: Option<BTreeSet<Dot>> = self.is_tight().then(|| record.siblings.keys().copied().collect());
+        let mut held: Option<BTreeSet<Dot>> = self.is_tight().then(|| record.siblings.keys().copied().collect());
         let old_digest = digest_of(&record, key);
-        let disputed = self.disputed(partition, &record, other);
+        let of_record = at(partition, place, key);
+        let (claimed, disputed) = self.disputed(partition, of_record, &record, other);
+        // What is disputed must be again when this merge fails and is repeated: the actor is given up already.
+        let mut dispute = Dispute { inner: self, of_record, claimed };
         let (dropped, mut changed) = mint::merge(&mut record, other, &|op_id| superseded.contains(op_id));
         for sibling in disputed {
             // The disputed dot stays covered, so that every replica drops it and takes its operation for superseded; the value lives on
@@ -672,13 +678,16 @@ impl Inner {
             let op_id = OpId(self.random.u128());
             record.keep(dot, Sibling { op_id, ..sibling });
             changed = true;
+            if let Some(held) = &mut held {
+                held.insert(dot);
+            }
         }
         sometimes!("merge: dropped a superseded sibling", record.value_count() < siblings);
         sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
         let mut digest = old_digest.unwrap_or(0);
         if changed || corrupt {
-            if had.is_some_and(|had| record.siblings.keys().any(|dot| !had.contains(dot))) {
+            if held.is_some_and(|held| record.siblings.keys().any(|dot| !held.contains(dot))) {
                 self.room_for_a_value()?;
             }
             self.make_room(place, key, record.encoded_len())?;
@@ -701,6 +710,7 @@ impl Inner {
             }
         }
         sometimes!("merge: replaced a corrupt record", corrupt);
+        dispute.settled();
         let wrote = changed || corrupt;
         if wrote {
             lock(&self.corrupt).remove(&at(partition, place, key));
@@ -715,19 +725,30 @@ impl Inner {
 
     /// Rule V5, for a merge: the values of this record whose dots the other record claims to know as replaced, when that claim cannot
     /// be believed. The other record names dots that this node's actor has not minted yet, so that whoever made them up may have
-    /// named dots that were minted since. The actor is given up.
-    fn disputed(&self, partition: Partition, record: &Record, other: &Record) -> Vec<Sibling> {
+    /// named dots that were minted since. The actor is given up, and returned: until the record is written the dispute is not over.
+    fn disputed(
+        &self,
+        partition: Partition,
+        of_record: (Partition, u128),
+        record: &Record,
+        other: &Record,
+    ) -> (Option<Minter>, Vec<Sibling>) {
+        let before = lock(&self.disputes).get(&of_record).cloned();
+        if let Some(minter) = before
+            && let Some(disputed) = mint::disputed(&minter, record, other)
+        {
+            return (Some(minter), disputed);
+        }
         let mut minters = lock(&self.minters);
-        let Some(minter) = minters.get(&partition) else { return Vec::new() };
+        let Some(minter) = minters.get(&partition) else { return (None, Vec::new()) };
         let disputed = mint::disputed(minter, record, other);
-        let Some(disputed) = disputed else { return Vec::new() };
+        let Some(disputed) = disputed else { return (None, Vec::new()) };
         sometimes!("merge: a record was ahead of its actor");
         count(&self.counters.incidents, 1);
         tracing::error!(node = %self.node, %partition, actor = %minter.actor(), kept = disputed.len(),
             "another replica's record knows writes of this actor that it never minted: a context was made up, or this process's memory \
              was set back; the values in doubt are kept, and a new actor takes over");
-        minters.remove(&partition);
-        disputed
+        (minters.remove(&partition), disputed)
     }
 
     fn page(
@@ -1008,6 +1029,37 @@ impl Drop for InDoubt<'_> {
         }
     }
 }
+
+/// What another record claims of an actor is disputed until the record that says so is written: see [`Inner::disputed`].
+struct Dispute<'a> {
+    inner: &'a Inner,
+    of_record: (Partition, u128),
+    /// The actor, if there is a dispute.
+    claimed: Option<Minter>,
+}
+
+impl Dispute<'_> {
+    /// It is written, or there is nothing to be written.
+    fn settled(&mut self) {
+        if self.claimed.take().is_some() {
+            lock(&self.inner.disputes).remove(&self.of_record);
+        }
+    }
+}
+
+impl Drop for Dispute<'_> {
+    fn drop(&mut self) {
+        let Some(claimed) = self.claimed.take() else { return };
+        let mut disputes = lock(&self.inner.disputes);
+        if disputes.len() >= DISPUTES_MAX {
+            disputes.pop_first();
+        }
+        disputes.insert(self.of_record, claimed);
+    }
+}
+
+/// More than there will ever be: each is an incident.
+const DISPUTES_MAX: usize = 1_024;
 
 /// Superseded operations and their dots (rule V6), for [`OPERATION_WINDOW`] each, oldest out first.
 #[derive(Debug)]

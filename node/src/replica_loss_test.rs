@@ -312,12 +312,15 @@ async fn a_loss_that_cannot_be_noted_is_noted_when_it_is_seen_again() {
     one.rot("k");
     one.store.no_notes.store(true, Ordering::Relaxed);
     one.replica.read(&key("k")).await.expect_err("corrupt");
-    assert!(!one.is_lost("k"));
+    assert!(one.is_lost("k"), "it is not served, and this replica does not speak for it");
+    let durably = || Recovery::open(one.store.clone()).expect("readable").lost(P);
+    assert_eq!(durably(), None);
     let refused = one.replica.merge(P, &key("k"), record(1, "v")).await.expect_err("the loss is noted first");
     assert!(refused.to_string().contains("the disk has gone"), "{refused}");
     one.store.no_notes.store(false, Ordering::Relaxed);
     one.replica.read(&key("k")).await.expect_err("corrupt");
-    assert!(one.is_lost("k"));
+    one.replica.merge(P, &key("k"), record(1, "v")).await.expect("there is room for the note");
+    assert!(one.is_lost("k") && durably().is_some());
 }
 
 #[tokio::test]

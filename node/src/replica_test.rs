@@ -773,6 +773,31 @@ async fn a_corrupt_hint_does_not_hide_that_the_record_of_its_key_has_rotted() {
     assert!(one.recovery().lost(P).is_some());
 }
 
+/// Rule V5, on a disk without room: the merge is refused, and what it disputes is disputed still when it comes again.
+#[tokio::test]
+async fn what_is_disputed_stays_so_when_its_merge_is_refused_and_repeated() {
+    for free in [100, 500] {
+        let one = inline();
+        let first = one.put(1, "a", &Context::new()).await.expect("minted");
+        let mut claim = first.context.clone();
+        claim.advance(first.dot.actor, 999);
+        let elsewhere = inline_named("n2");
+        let claims = elsewhere.put(2, "claims", &claim).await.expect("minted").record;
+        let (left, room) = tight(&one, free);
+        for _ in 0..3 {
+            one.replica.merge(P, &key("k"), claims.clone()).await.expect_err("a new value");
+        }
+        assert_eq!(one.values().await, [key("a")]);
+        left.store(1000, Ordering::Relaxed);
+        room.look();
+        one.replica.merge(P, &key("k"), claims).await.expect("there is room");
+        let mut values = one.values().await;
+        values.sort();
+        assert_eq!(values, [key("a"), key("claims")], "{free} bytes free");
+        assert_eq!(one.replica.stats().incidents, 1);
+    }
+}
+
 /// Rule V5: somebody claims dots of this node's actor before they are minted.
 #[tokio::test]
 async fn a_claim_of_dots_that_are_not_minted_yet_replaces_nothing() {

@@ -236,18 +236,36 @@ impl Job {
     /// anew if it is not there; `tells` says whether finding it means that it was written.
     async fn put(&self, mut write: Write, tells: bool) -> Result<Stored, Error> {
         let started = Instant::now();
+        let mut sent = started;
+        // The newest failure after which it may be in. What other attempts say of themselves does not change that.
+        let unknown: Mutex<Option<Error>> = Mutex::default();
+        let mut may_be_in = false;
         loop {
-            let attempt = |first_sent_ms| self.cluster.write(Write { first_sent_ms, ..write.clone() });
+            let repeated = &AtomicBool::new(may_be_in);
+            let attempt = |_| {
+                let first_sent_ms = repeated.load(Ordering::Relaxed).then(|| sent.elapsed().as_millis() as u64);
+                let attempt = self.cluster.write(Write { first_sent_ms, ..write.clone() });
+                let unknown = &unknown;
+                async move {
+                    let result = attempt.await;
+                    if let Some(error) = result.as_ref().err().filter(|error| error.may_have_applied()) {
+                        repeated.store(true, Ordering::Relaxed);
+                        *unknown.lock().expect("no panic while it is locked") = Some(error.clone());
+                    }
+                    result
+                }
+            };
             let error = match self.until_certain(self.retry_for.min(UNKNOWN_FOR), attempt).await {
                 Ok(written) => {
                     return Ok(Stored { context: Some(written.context), siblings: written.siblings as usize });
                 }
                 Err(error) => error,
             };
+            may_be_in = repeated.load(Ordering::Relaxed);
             if !error.is_retryable() || started.elapsed() >= self.retry_for {
-                return Err(error);
+                return Err(unknown.into_inner().expect("no panic while it is locked").unwrap_or(error));
             }
-            if error.may_have_applied() {
+            if may_be_in {
                 // Its coordinator has started since, and no node can say any more what became of it.
                 let found = self.until_certain(self.retry_for, |_| self.read(&write.key)).await?;
                 if tells && found.values.iter().any(|value| Some(value) == write.value.as_ref()) {
@@ -256,6 +274,7 @@ impl Job {
                     return Ok(Stored { context: Some(found.context).filter(|_| siblings == 1), siblings });
                 }
                 write.op_id = self.cluster.op_id();
+                (sent, may_be_in) = (Instant::now(), false);
             }
         }
     }

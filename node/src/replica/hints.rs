@@ -252,7 +252,15 @@ impl Inner {
                     }
                     (_, entry) => {
                         self.tell_damaged(&entry.err().unwrap_or_else(|| "it names no target".into()));
-                        self.store.remove(Tree::Hints, &stored)?;
+                        match (self.store.remove(Tree::Hints, &stored), target_of(&stored)) {
+                            (Ok(()), _) => {}
+                            // It goes when it is met again, with room.
+                            (Err(StoreError::Full(_)), Some(target)) => {
+                                lock(&self.kept).add(target, u64::MAX, 0, stored.len() as u64);
+                            }
+                            (Err(StoreError::Full(_)), None) => {}
+                            (Err(error), _) => return Err(error),
+                        }
                     }
                 }
             }

@@ -7,7 +7,8 @@ use quorate_client::random::Random;
 use super::*;
 use crate::core::version::{Actor, Dot};
 use crate::recovery::Recovery;
-use crate::store::{Committer, Durability, Executor, MemoryStore};
+use crate::store::room::Reserved;
+use crate::store::{Committer, DiskReserve, DiskRoom, Durability, Executor, MemoryStore, Space};
 
 const P: Partition = Partition(0);
 
@@ -20,7 +21,11 @@ fn key(text: &str) -> Blob {
 }
 
 fn replica(store: &std::sync::Arc<MemoryStore>) -> Replica {
-    let (store, executor) = (store.clone(), Executor::Inline);
+    replica_on(store.clone())
+}
+
+fn replica_on(store: std::sync::Arc<dyn crate::store::Store>) -> Replica {
+    let executor = Executor::Inline;
     let fatal = std::sync::Arc::new(|why| panic!("{why}"));
     let interval = Duration::from_millis(100);
     let committer = Committer::start(store.clone(), executor.clone(), Durability::Always, interval, fatal);
@@ -230,4 +235,31 @@ async fn a_damaged_hint_goes_and_stands_in_nobodys_way() {
         assert!(after.hint_delivered(partition("k"), &hint.key, node("b"), hint.digest, false).await.expect("gone"));
     }
     assert!(after.hint_totals().is_empty());
+}
+
+/// A start on a disk without room: the damaged hint stays until there is some.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_hint_is_no_reason_not_to_start_on_a_full_disk() {
+    let store = std::sync::Arc::<MemoryStore>::default();
+    let before = replica(&store);
+    before.set_partitions(8);
+    for text in ["k", "l"] {
+        let partition = Partition::of(key_hash(text.as_bytes()), 8);
+        before.keep_hint(partition, &key(text), node("b"), record(1), 5).await.expect("room");
+    }
+    assert!(store.flip_bit(Tree::Hints, &hint_key(node("b"), b"l")));
+    let free = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let asked = free.clone();
+    let ask =
+        std::sync::Arc::new(move || Ok(Space { free: asked.load(std::sync::atomic::Ordering::Relaxed), total: 1000 }));
+    let room = DiskRoom::new(Some(ask), DiskReserve::Bytes(800));
+    let reserved: std::sync::Arc<dyn crate::store::Store> = std::sync::Arc::new(Reserved::new(store, room.clone()));
+    let after = replica_on(reserved);
+    after.set_partitions(8);
+    after.load_hints().await.expect("it starts");
+    assert_eq!(after.hint_totals()[&node("b")].count, 2);
+    free.store(1000, std::sync::atomic::Ordering::Relaxed);
+    room.look();
+    assert_eq!(page(&after, "b").await.len(), 1);
+    assert_eq!(after.hint_totals()[&node("b")].count, 1, "the damaged one has gone");
 }

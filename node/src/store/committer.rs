@@ -13,7 +13,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use quorate_client::{buggify, dawdle, sometimes};
@@ -60,6 +60,7 @@ impl Committer {
             store,
             executor,
             fatal,
+            withheld: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             wanted: Notify::new(),
             progress: watch::Sender::new(Progress::default()),
@@ -103,6 +104,12 @@ impl Committer {
     /// The next beacon is above this one.
     pub(crate) fn pass_beacon(&self, number: u64) {
         self.handle.shared.beacon.pass(number);
+    }
+
+    /// As long as it is withheld, also [`Durability::Interval`] acknowledges after a sync only: while the disk does not say yet that
+    /// the last writes of a process that dies may be missing on it.
+    pub fn withhold(&self, withheld: bool) {
+        self.handle.shared.withheld.store(withheld, Ordering::SeqCst);
     }
 
     /// To be called before the store is closed, which syncs once more by itself: nothing is acknowledged from here on, and that
@@ -169,6 +176,7 @@ impl Ticket {
         }
         match self.handle.durability {
             Durability::Always => shared.sync().await.map(|()| true),
+            Durability::Interval if shared.withheld.load(Ordering::SeqCst) => shared.sync().await.map(|()| true),
             Durability::Interval => Ok(false),
             Durability::Group if buggify!("store: a ticket syncs for itself") => shared.sync().await.map(|()| true),
             Durability::Group => {
@@ -201,6 +209,8 @@ struct Shared {
     beacon: Beacon,
     executor: Executor,
     fatal: SyncFailed,
+    /// See [`Committer::withhold`].
+    withheld: AtomicBool,
     /// Tickets given out.
     taken: AtomicU64,
     wanted: Notify,
@@ -496,6 +506,13 @@ mod tests {
         insert();
         sleep(Duration::from_millis(250)).await;
         assert_eq!(world.store.began.load(Ordering::SeqCst), 3);
+        // As long as the disk does not say what a crash would cost.
+        world.committer.withhold(true);
+        insert();
+        assert!(world.committer.ticket().durable().await.expect("no sync failed"), "synced");
+        world.committer.withhold(false);
+        insert();
+        assert!(!world.committer.ticket().durable().await.expect("no sync failed"));
     }
 
     #[tokio::test]

@@ -609,7 +609,8 @@ enum Refusal {
 
 /// Opens sled and compares it with the sidecar; returns the stamp that was found.
 fn open_engine(dir: &Path, content: &Content, options: &SledOptions) -> Result<(sled::Db, Trees, u64), Refusal> {
-    let config = sled::Config::new().path(dir).cache_capacity(options.cache_bytes);
+    // Syncs are the committer's. A flusher of sled's own would also have its thread before anything else, and panic without one.
+    let config = sled::Config::new().path(dir).cache_capacity(options.cache_bytes).flush_every_ms(None);
     let open = || -> sled::Result<_> {
         let db = config.open()?;
         let mut named = Vec::with_capacity(Tree::ALL.len());
@@ -635,7 +636,13 @@ fn open_engine(dir: &Path, content: &Content, options: &SledOptions) -> Result<(
             }
             Ok(Err(error)) if is_damage(&error) => return Err(Refusal::Damaged(error.to_string())),
             Ok(Err(error)) => return Err(Refusal::Failed(from_sled(&format!("opening {}", dir.display()), &error))),
-            Err(panic) => return Err(Refusal::Damaged(format!("sled panicked: {}", panic_text(&*panic)))),
+            Err(panic) => {
+                let text = panic_text(&*panic);
+                if is_want(text) {
+                    return Err(Refusal::Failed(StoreError::Io(format!("opening {}: {text}", dir.display()))));
+                }
+                return Err(Refusal::Damaged(format!("sled panicked: {text}")));
+            }
         }
     };
     let stamp = match stamp {
@@ -739,6 +746,12 @@ fn is_damage(error: &sled::Error) -> bool {
         | sled::Error::Unsupported(_)
         | sled::Error::CollectionNotFound(_) => true,
     }
+}
+
+/// Whether a panic of sled's tells of something that has run out, such as threads, and says nothing of the data.
+fn is_want(text: &str) -> bool {
+    // EAGAIN, ENOMEM, ENFILE, EMFILE and ENOSPC, as a Rust error is written.
+    [11, 12, 23, 24, 28].iter().any(|code| text.contains(&format!("Os {{ code: {code},")))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -859,6 +872,18 @@ mod tests {
         fn flip_bit(&self, tree: Tree, key: &[u8]) -> bool {
             self.store.as_ref().expect("open").flip_bit(tree, key)
         }
+    }
+
+    /// As sled says it when a thread is not to be had.
+    #[test]
+    fn a_want_is_no_damage() {
+        for code in [11, 12, 23, 24, 28] {
+            let spawn = || -> io::Result<()> { Err(io::Error::from_raw_os_error(code)) };
+            let panic = catch_unwind(AssertUnwindSafe(|| spawn().unwrap())).expect_err("an unwrap of an error");
+            assert!(is_want(panic_text(&*panic)), "{}", panic_text(&*panic));
+        }
+        assert!(!is_want("assertion failed: Os { code: 5, kind: Uncategorized }"));
+        assert!(!is_want("index out of bounds: the len is 11"));
     }
 
     #[test]
