@@ -172,6 +172,19 @@ impl fmt::Display for Report {
         if let Some(failure) = &self.failure {
             writeln!(f, "FAILURE {failure}")?;
         }
+        let (keys, operations) = (self.history.by_key().len(), self.history.operations.len());
+        match (&self.failure, self.violations.len()) {
+            (None, 0) => {
+                writeln!(f, "verdict: all promises kept ({operations} operations on {keys} keys were judged)")?
+            }
+            (None, 1) => writeln!(f, "verdict: not all is well: a promise was broken")?,
+            (None, broken) => writeln!(f, "verdict: not all is well: promises were broken {broken} times")?,
+            (Some(_), 0) => writeln!(f, "verdict: not all is well: the life did not come to its end")?,
+            (Some(_), broken) => writeln!(
+                f,
+                "verdict: not all is well: the life did not come to its end, and promises were broken {broken} times"
+            )?,
+        }
         write!(f, "{} s simulated, trace {}", self.simulated.as_secs(), self.hash)
     }
 }

@@ -53,6 +53,7 @@ fn a_story_and_a_page_do_not_change_what_a_run_says() {
     let (plain, told) = (text(&plain.stdout), text(&told.stdout));
     assert!(told.starts_with("the story of key:0, seed 5"), "{told}");
     assert!(told.ends_with(&plain), "the report comes last, as it is without a story");
+    assert!(plain.contains("\nverdict: all promises kept ("), "{plain}");
     assert!(fs::read_to_string(page).expect("it was written").starts_with("<!DOCTYPE html>"));
 }
 
