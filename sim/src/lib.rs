@@ -10,8 +10,9 @@
 //! # Seeing what happens
 //!
 //! While a life goes on, nodes, clients and disks tell what they do, if somebody listens ([`story`]). Put together with the
-//! history it is a [`tale`](tale::Tale), which [`explain`] writes down for one key and [`report`] draws on one page of HTML. A
-//! life that fails is made smaller by [`shrink`].
+//! history it is a [`tale`](tale::Tale), which [`explain`] writes down for one key - all of it, or what a
+//! [`Filter`](explain::Filter) leaves - and [`report`] draws on one page of HTML, in the same words. A life that fails is made
+//! smaller by [`shrink`].
 //!
 //! # A scenario of your own
 //!

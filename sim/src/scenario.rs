@@ -275,6 +275,7 @@ impl Scenario {
             values: board.values.clone(),
             tries: board.tries.clone(),
             bands: board.bands_until(end_us),
+            narration: board.said.clone(),
             is_good: broken.is_none() && violations.is_empty(),
             violations,
             failure: broken.clone(),

@@ -32,6 +32,8 @@ pub struct Tale {
     pub tries: BTreeMap<OpNo, Vec<(u64, u64, Outcome)>>,
     /// What went wrong on purpose, and when.
     pub bands: Vec<Band>,
+    /// What a narrator says of it, and when, in microseconds.
+    pub narration: Vec<(u64, String)>,
     /// Promises that were broken.
     pub violations: Vec<Violation>,
     /// Why it did not come to the end that it should have.
@@ -114,6 +116,7 @@ impl Tale {
             values: BTreeMap::new(),
             tries: BTreeMap::new(),
             bands: plan.faults.iter().map(band).chain(aftermath).collect(),
+            narration: Vec::new(),
             violations: report.violations.clone(),
             failure: report.failure.clone(),
             verdict: report.to_string(),
@@ -132,6 +135,7 @@ impl Tale {
             values,
             tries,
             bands,
+            narration,
             violations,
             failure,
             verdict,
@@ -160,6 +164,7 @@ impl Tale {
             values,
             tries,
             bands,
+            narration,
             violations,
             failure,
             verdict,
@@ -354,9 +359,30 @@ impl Tale {
         match &operation.outcome {
             Outcome::Written => format!("acknowledged{quorum}"),
             Outcome::Found(values) => format!("found {}{quorum}", self.some_values(values)),
-            Outcome::NotApplied(why) if operation.writes() => format!("NOT APPLIED: {why}"),
-            Outcome::NotApplied(why) => format!("FAILED: {why}"),
-            Outcome::Unknown(why) => format!("UNKNOWN: {why}"),
+            Outcome::NotApplied(why) if operation.writes() => format!("not applied: {why}"),
+            Outcome::NotApplied(why) => format!("failed: {why}"),
+            Outcome::Unknown(why) => format!("unknown: {why}"),
+        }
+    }
+
+    /// [`asks`](Self::asks) in a few words.
+    pub(crate) fn asks_in_short(&self, operation: &Operation) -> String {
+        match &operation.action {
+            Action::Put { .. } => format!("put {}", self.value(operation.no)),
+            Action::Delete { .. } => "delete".to_owned(),
+            Action::Get { .. } => "get".to_owned(),
+        }
+    }
+
+    /// [`ends`](Self::ends) in a few words, the same ones.
+    pub(crate) fn ends_in_short(&self, operation: &Operation) -> String {
+        match &operation.outcome {
+            _ if operation.returned_us.is_none() => "never ends".to_owned(),
+            Outcome::Written => "acknowledged".to_owned(),
+            Outcome::Found(values) => format!("found {}", self.some_values(values)),
+            Outcome::NotApplied(_) if operation.writes() => "not applied".to_owned(),
+            Outcome::NotApplied(_) => "failed".to_owned(),
+            Outcome::Unknown(_) => "unknown".to_owned(),
         }
     }
 }
@@ -371,6 +397,7 @@ pub(crate) struct Parts {
     pub(crate) values: BTreeMap<OpNo, String>,
     pub(crate) tries: BTreeMap<OpNo, Vec<(u64, u64, Outcome)>>,
     pub(crate) bands: Vec<Band>,
+    pub(crate) narration: Vec<(u64, String)>,
     pub(crate) violations: Vec<Violation>,
     pub(crate) failure: Option<String>,
     pub(crate) verdict: String,

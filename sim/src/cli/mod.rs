@@ -1,5 +1,6 @@
 //! The commands, one a file, and what they share. Each says whether all was well.
 
+pub(crate) mod explain;
 pub(crate) mod run;
 pub(crate) mod scenario;
 pub(crate) mod shrink;

@@ -7,21 +7,21 @@ use std::path::PathBuf;
 use clap::Args;
 use quorate_sim::life;
 use quorate_sim::plan::Plan;
+use quorate_sim::report;
 use quorate_sim::story::Story;
 use quorate_sim::tale::Tale;
 use quorate_sim::trace::Trace;
 use quorate_sim::workload::key_text;
-use quorate_sim::{explain, report};
 
+use super::explain::Explain;
 use super::{Which, about, create};
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     #[command(flatten)]
     which: Which,
-    /// Tell the story of one key, as in `--explain key:17`: every operation, decision, merge and read, and what went wrong.
-    #[arg(long, value_name = "KEY", conflicts_with = "print_plan")]
-    explain: Option<String>,
+    #[command(flatten)]
+    explain: Explain,
     /// Draw what happened into this file: one page of HTML that needs nothing else.
     #[arg(long, value_name = "FILE", conflicts_with = "print_plan")]
     report: Option<PathBuf>,
@@ -32,7 +32,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE", conflicts_with = "print_plan")]
     history: Option<PathBuf>,
     /// Print the plan as JSON and run nothing.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "key")]
     print_plan: bool,
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Run) -> io::Result<bool> {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
         return Ok(true);
     }
-    if let Some(key) = &arguments.explain {
+    if let Some(key) = &arguments.explain.key {
         check_key(key, &plan)?;
     }
     let trace = match &arguments.lines {
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Run) -> io::Result<bool> {
     };
     // What cannot be written is better known before the life than after it.
     let page = arguments.report.as_ref().map(|path| create(path).map(|_| path)).transpose()?;
-    let story = (arguments.explain.is_some() || page.is_some()).then(Story::new);
+    let story = (arguments.explain.key.is_some() || page.is_some()).then(Story::new);
     let report = life::run_told(&plan, trace.clone(), story.clone());
     trace.flush()?;
     if let Some(path) = &arguments.history {
@@ -63,8 +63,8 @@ pub(crate) fn run(arguments: &Run) -> io::Result<bool> {
         if let Some(path) = page {
             fs::write(path, report::page(&tale)).map_err(|error| about(path, &error))?;
         }
-        if let Some(key) = &arguments.explain {
-            writeln!(out, "{}", explain::explain(&tale, key))?;
+        if let Some(text) = arguments.explain.text(&tale)? {
+            writeln!(out, "{text}")?;
         }
     }
     writeln!(out, "{report}")?;

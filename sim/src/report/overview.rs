@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::svg::{escape, line, rect, short, text, told};
+use super::svg::{Font, escape, line, rect, text, told};
 use super::{is_blamed, outcome_class};
 use crate::tale::Tale;
 
@@ -14,10 +14,10 @@ pub(super) fn overview(tale: &Tale) -> String {
     let mut y = 22.0;
     for second in (0..=end_us / 1_000_000).step_by(usize::try_from(end_us / 12_000_000).unwrap_or(1).max(1)) {
         let x = x(second * 1_000_000);
-        shapes.push_str(&text("tick", (x, 12.0), &format!("{second} s")));
+        shapes.push_str(&text("tick", Font::LABEL.sized(10.0).middle(), (x, 12.0), &format!("{second} s")));
     }
     for (node, zone) in &tale.nodes {
-        shapes.push_str(&text("name", (LEFT - 8.0, y + 10.0), node));
+        shapes.push_str(&text("name", Font::LABEL.end(), (LEFT - 8.0, y + 10.0), node));
         for (from, to, up) in phases(tale, node) {
             let (class, word) = if up { ("up", "is there") } else { ("down", "is not there") };
             let bar = rect(class, (x(from), y), (x(to) - x(from)).max(1.0), 12.0);
@@ -33,8 +33,17 @@ pub(super) fn overview(tale: &Tale) -> String {
         let title = format!("{}: {} to {} ms", band.what, band.from_us / 1000, band.to_us / 1000);
         shapes.push_str(&told(&title, &bar));
         // Beside the bar, on the side with more room.
-        let (class, place) = if from < LEFT + WIDTH / 2.0 { ("fault", to + 5.0) } else { ("fault left", from - 5.0) };
-        shapes.push_str(&text(class, (place, y + 10.0), &short(&band.what, 70)));
+        let (before, after) = (from - 5.0 - LEFT, LEFT + WIDTH - to - 5.0);
+        let (font, x, room) =
+            if after >= before { (Font::LABEL, to + 5.0, after) } else { (Font::LABEL.end(), from - 5.0, before) };
+        // What lasts for the whole life has its name below.
+        let (x, room) = if room < NAME_MIN {
+            y += 13.0;
+            (if after >= before { LEFT } else { LEFT + WIDTH }, WIDTH)
+        } else {
+            (x, room)
+        };
+        shapes.push_str(&text("fault", font, (x, y + 10.0), &font.short(&band.what, room)));
         y += 15.0;
     }
     y += 8.0;
@@ -55,7 +64,12 @@ pub(super) fn overview(tale: &Tale) -> String {
         }
     }
     for (client, row) in &rows {
-        shapes.push_str(&text("name", (LEFT - 8.0, row + 9.0), &tale.client(*client)));
+        shapes.push_str(&text(
+            "name",
+            Font::LABEL.end(),
+            (LEFT - 8.0, row + 9.0),
+            &Font::LABEL.short(&tale.client(*client), LEFT - 8.0),
+        ));
     }
     let (width, height) = (LEFT + WIDTH + 20.0, y + 8.0);
     let mut svg = String::new();
@@ -93,3 +107,5 @@ pub(super) const COLOURS: usize = 6;
 
 const LEFT: f64 = 80.0;
 const WIDTH: f64 = 1180.0;
+/// A fault with less room than this on either side has its name below.
+const NAME_MIN: f64 = 260.0;

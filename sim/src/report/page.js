@@ -5,8 +5,8 @@ document.querySelectorAll("svg.diagram").forEach(svg => svg.addEventListener("cl
     other.classList.toggle("other", !!group && other.dataset.r !== group.dataset.r));
 }));
 document.querySelectorAll(".zoom").forEach(zoom => {
-  const pictures = document.getElementById(zoom.dataset.for).querySelectorAll("svg");
-  const sizes = [...pictures].map(svg => [svg.width.baseVal.value, svg.height.baseVal.value]);
+  const pictures = document.getElementById(zoom.dataset.for).querySelectorAll(".wide > svg");
+  const sizes = [...pictures].map(svg => [+svg.getAttribute("width"), +svg.getAttribute("height")]);
   let scale = 1;
   [["-", 1 / 1.25], ["+", 1.25], ["1:1", 0]].forEach(([label, factor]) => {
     const button = document.createElement("button");
@@ -19,5 +19,23 @@ document.querySelectorAll(".zoom").forEach(zoom => {
       });
     });
     zoom.append(button);
+  });
+});
+// Beside the parts of a diagram, a step to the one before and the one after, with the arrow keys as well.
+document.querySelectorAll(".steps").forEach(nav => {
+  const parts = [...nav.parentElement.querySelectorAll(":scope > input")];
+  const step = by => {
+    const to = parts[parts.findIndex(part => part.checked) + by];
+    if (to) { to.checked = true; nav.parentElement.querySelector(".scroll").scrollTop = 0; }
+  };
+  [["\u2190 earlier", -1], ["later \u2192", 1]].forEach(([label, by]) => {
+    const button = document.createElement("button");
+    button.textContent = label;
+    button.addEventListener("click", () => step(by));
+    nav.append(button);
+  });
+  document.addEventListener("keydown", event => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by && nav.offsetParent && event.target === document.body) step(by);
   });
 });

@@ -38,6 +38,8 @@ struct Parts {
 /// What script, clients and harness share.
 pub(super) struct Board {
     pub(super) lines: Vec<String>,
+    /// What the script told the reader, and when.
+    pub(super) said: Vec<(u64, String)>,
     /// What the script asks the harness for, in this order.
     pub(super) asked: Vec<Ask>,
     /// Who is not heard by whom: from, to.
@@ -111,7 +113,9 @@ impl Stage {
 
     /// Tells the reader something.
     pub fn say(&self, text: &str) {
-        self.board.borrow_mut().line("", text);
+        let mut board = self.board.borrow_mut();
+        board.line("", text);
+        board.said.push((now_us(), text.to_owned()));
     }
 
     /// Demands something of the script's own.
@@ -398,6 +402,7 @@ impl Board {
     pub(super) fn new(plan: &Plan) -> Self {
         Self {
             lines: Vec::new(),
+            said: Vec::new(),
             asked: Vec::new(),
             cuts: BTreeSet::new(),
             cables: BTreeMap::new(),
