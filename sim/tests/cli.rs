@@ -104,12 +104,57 @@ fn scenarios_are_listed_run_and_drawn() {
 }
 
 #[test]
+fn all_scenarios_are_run_and_an_index_leads_to_their_pages() {
+    let directory = file("scenarios");
+    let _ = fs::remove_dir_all(&directory);
+    let run = || sim(&["scenario", "run", "--all", "--report", directory.to_str().expect("text")]);
+    let ended = run();
+    assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+    let told = text(&ended.stdout);
+    let index = fs::read_to_string(directory.join("index.html")).expect("it was written");
+    for line in text(&sim(&["scenario", "list"]).stdout).lines() {
+        let (name, about) = line.split_once(' ').expect("a name and what it is about");
+        assert!(told.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{told}");
+        assert!(index.contains(&format!("<a href=\"{name}.html\">{name}</a>")), "{name} is missing:\n{index}");
+        assert!(index.contains(&about.trim().replace('\'', "&#39;")), "{about} is missing:\n{index}");
+        let page = fs::read_to_string(directory.join(format!("{name}.html"))).expect("it was written");
+        assert!(page.contains("class=\"narration\""), "nobody tells what happens in {name}");
+    }
+    assert!(told.contains("\nverdict: all ") && told.ends_with(" went well\n"), "{told}");
+    assert_eq!(text(&run().stdout), told, "a second run writes over the pages of the first one");
+    assert_eq!(fs::read_to_string(directory.join("index.html")).expect("it was written"), index);
+}
+
+#[test]
+fn a_story_is_as_long_as_one_likes() {
+    let lines = |more: &[&str]| {
+        let ended = sim(&[&["scenario", "run", "split-brain-cart", "--explain", "cart"], more].concat());
+        assert_eq!(ended.status.code(), Some(0), "{more:?}: {}", text(&ended.stderr));
+        let told = text(&ended.stdout);
+        told.split_once("the story of cart").expect("it is told").1.to_owned()
+    };
+    let all = lines(&[]);
+    assert!(all.contains(" lines; there are narration 5, faults 2, "), "{all}");
+    let some = lines(&["--only", "narration,writes", "--to", "1s"]);
+    assert!(some.starts_with(", a cart that is filled on both sides of a partition\n7 of "), "{some}");
+    for part in
+        ["#          Alice begins a cart.", "1: put \"milk\", having seen nothing", "2: acknowledged (1 of 3 answered"]
+    {
+        assert!(all.contains(part) && some.contains(part), "{part} is missing:\n{some}");
+    }
+    assert!(!some.contains("  mints ") && !some.contains("3: get"), "{some}");
+    let of_bob = lines(&["--node", "bob", "--only", "reads", "--from", "3s"]);
+    assert!(of_bob.contains("5: found \"milk, eggs\" | \"milk, bread\"") && !of_bob.contains("3: get"), "{of_bob}");
+    assert!(lines(&["--operation", "4", "--only", "messages"]).contains("asks n2: replicate for operation 4; "));
+}
+
+#[test]
 fn mistakes_are_told_and_end_with_2() {
     let (no_plan, impossible) = (file("no-plan.json"), file("impossible.json"));
     fs::write(&no_plan, "{\"seed\": 1}").expect("it can be written");
     let plan = Plan { n: 9, ..hopeless() };
     fs::write(&impossible, serde_json::to_string(&plan).expect("plain data")).expect("it can be written");
-    let mistakes: [(&[&str], &str); 10] = [
+    let mistakes: [(&[&str], &str); 20] = [
         (&["run"], "--seed <SEED>"),
         (&["run", "--seed", "1", "--plan", "x"], "cannot be used with"),
         (&["run", "--seed", "many"], "invalid value 'many'"),
@@ -123,6 +168,19 @@ fn mistakes_are_told_and_end_with_2() {
         (&["run", "--plan", impossible.to_str().expect("text")], "the plan is not possible: n is 9"),
         (&["scenario", "run", "split"], "there is no scenario \"split\", only: split-brain-cart, "),
         (&["shrink", "--seed", "1", "--tries", "0"], "invalid value '0'"),
+        (&["run", "--seed", "5", "--only", "writes"], "--explain <KEY>"),
+        (&["run", "--seed", "5", "--explain", "key:0", "--print-plan"], "cannot be used with"),
+        (
+            &["run", "--seed", "5", "--explain", "key:0", "--only", "write"],
+            "invalid value 'write' for '--only <KINDS>'",
+        ),
+        (&["run", "--seed", "5", "--explain", "key:0", "--from", "3"], "\"3\" is no moment: write it as 3s"),
+        (&["run", "--seed", "5", "--explain", "key:0", "--node", "n99"], "nobody is called \"n99\": there are n1, "),
+        (&["run", "--seed", "5", "--explain", "key:0", "--operation", "0"], "operation 0 is none on key:0, which has "),
+        (&["scenario", "run"], "<NAME>"),
+        (&["scenario", "run", "split-brain-cart", "--all"], "cannot be used with"),
+        (&["scenario", "run", "--all", "--explain", "cart"], "cannot be used with"),
+        (&["scenario", "run", "--all", "--report", no_plan.to_str().expect("text")], "no-plan.json: "),
     ];
     for (arguments, told) in mistakes {
         let ended = sim(arguments);
