@@ -750,12 +750,12 @@ mod tests {
     }
 
     /// The first two texts that cover each other.
-    fn overlap(texts: &[(Bounds, String)]) -> Option<(&(Bounds, String), &(Bounds, String))> {
+    fn overlap(texts: &[(Bounds, String)]) -> Option<[&(Bounds, String); 2]> {
         let mut texts: Vec<_> = texts.iter().collect();
         texts.sort_by(|one, other| one.0.top.total_cmp(&other.0.top));
         texts.iter().enumerate().find_map(|(at, one)| {
             let below = texts[at + 1..].iter().take_while(|other| other.0.top < one.0.bottom);
-            below.copied().find(|other| one.0.touch(&other.0)).map(|other| (*one, other))
+            below.copied().find(|other| one.0.touch(&other.0)).map(|other| [*one, other])
         })
     }
 
