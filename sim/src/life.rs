@@ -173,10 +173,9 @@ impl fmt::Display for Report {
             writeln!(f, "FAILURE {failure}")?;
         }
         let (keys, operations) = (self.history.by_key().len(), self.history.operations.len());
+        let keys = if keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") };
         match (&self.failure, self.violations.len()) {
-            (None, 0) => {
-                writeln!(f, "verdict: all promises kept ({operations} operations on {keys} keys were judged)")?
-            }
+            (None, 0) => writeln!(f, "verdict: all promises kept ({operations} operations on {keys} were judged)")?,
             (None, 1) => writeln!(f, "verdict: not all is well: a promise was broken")?,
             (None, broken) => writeln!(f, "verdict: not all is well: promises were broken {broken} times")?,
             (Some(_), 0) => writeln!(f, "verdict: not all is well: the life did not come to its end")?,
