@@ -96,14 +96,18 @@ pub(crate) async fn watched<T>(name: &'static str, task: impl Future<Output = T>
     .await
 }
 
-/// Reports a panic that was caught elsewhere.
-pub(crate) fn report(name: &str, panic: &(dyn Any + Send)) {
-    let why = format!("{name:?} has panicked: {}", text(panic));
+/// Reports what has stopped without a panic, so that the node lives in part only.
+pub(crate) fn stuck(why: &str) {
     tracing::error!("{why}");
     let handler = HANDLER.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(handler) = handler {
-        handler(&why);
+        handler(why);
     }
+}
+
+/// Reports a panic that was caught elsewhere.
+pub(crate) fn report(name: &str, panic: &(dyn Any + Send)) {
+    stuck(&format!("{name:?} has panicked: {}", text(panic)));
 }
 
 /// What was said when it panicked.

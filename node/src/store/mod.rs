@@ -18,6 +18,7 @@ pub mod quarantine;
 pub mod room;
 pub mod sidecar;
 pub mod sled;
+mod stuck;
 
 mod beacon;
 pub mod committer;

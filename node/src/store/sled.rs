@@ -45,6 +45,7 @@ use super::envelope;
 use super::private;
 use super::quarantine::QuarantinedStore;
 use super::sidecar::{self, Content};
+use super::stuck::Watch;
 use super::{Identity, Opened, Stats, Store, StoreError, Tree, WriteCount, Writes, with_descriptors};
 
 /// How sled is run.
@@ -230,6 +231,7 @@ impl SledStore {
             blobs: engine_dir.join("blobs"),
             trees,
             db,
+            watch: Watch::start(format!("a call into the store in {}", dir.display())),
             dir: dir.to_owned(),
             _lock: lock,
         });
@@ -434,6 +436,7 @@ struct Core {
     trees: Trees,
     db: sled::Db,
     dir: PathBuf,
+    watch: Watch,
     _lock: File,
 }
 
@@ -445,7 +448,7 @@ impl Core {
     /// Runs a call into sled; a panic in it (which is how sled meets some kinds of damage) is an error.
     fn guard<T>(&self, what: &str, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
         let what = || format!("{what} in {}", self.dir.display());
-        match catch_unwind(AssertUnwindSafe(call)) {
+        match catch_unwind(AssertUnwindSafe(|| self.watch.call(call))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(from_sled(&what(), &error)),
             Err(panic) => Err(StoreError::Corrupt(format!("{}: sled panicked: {}", what(), panic_text(&*panic)))),
