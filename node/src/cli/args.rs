@@ -776,7 +776,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "COUNT")]
     pub(crate) log_files: Option<FileCount>,
     /// Keep so much of the disk free: auto, 5% or 512MiB; with less this node refuses new values and goes on reading, and
-    /// others stand in [env: QUORATE_SERVER_DISK_RESERVE] [default: auto, 5% but at most 1GiB]
+    /// others stand in [env: QUORATE_SERVER_DISK_RESERVE] [default: auto, 5%, 64MiB to 1GiB, at most a quarter]
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk_reserve: Option<DiskReserve>,
 }

@@ -54,7 +54,8 @@ pub fn space_of(dir: PathBuf) -> AskSpace {
 /// How much of a disk is kept free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DiskReserve {
-    /// A twentieth of the disk, but at most 1 GiB; at least 8 MiB, but not more than a quarter of the disk.
+    /// A twentieth of the disk, but at most 1 GiB; at least 64 MiB, because the engine
+    /// writes some megabytes more than it is given, but not more than a quarter of the disk.
     #[default]
     Auto,
     /// So many bytes; 0 for none.
@@ -67,7 +68,7 @@ impl DiskReserve {
     /// The bytes of it on a disk of this size.
     pub fn of(self, total: u64) -> u64 {
         match self {
-            Self::Auto => (total / 20).clamp(8 << 20, 1 << 30).min(total / 4),
+            Self::Auto => (total / 20).clamp(64 << 20, 1 << 30).min(total / 4),
             Self::Bytes(bytes) => bytes,
             Self::Percent(percent) => total / 100 * u64::from(percent),
         }
@@ -422,7 +423,7 @@ mod tests {
         let auto = |total: u64| DiskReserve::Auto.of(total);
         assert_eq!(auto(1 << 40), 1 << 30);
         assert_eq!(auto(10 << 30), (10 << 30) / 20);
-        assert_eq!(auto(64 << 20), 8 << 20);
+        assert_eq!((auto(64 << 20), auto(1 << 30)), (16 << 20, 64 << 20));
         assert_eq!(auto(16 << 20), 4 << 20);
         assert_eq!(DiskReserve::Percent(10).of(1000), 100);
     }
