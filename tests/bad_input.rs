@@ -420,8 +420,12 @@ fn a_full_disk_fails_clearly_and_keeps_what_was_acknowledged() {
     let clear = |text: &str| ["no room", "full", "too large", "File too large"].iter().any(|word| text.contains(word));
     assert!(clear(&cluster.log(1)) || clear(&said.err), "{said}\n{}", cluster.log(1));
 
+    // An engine that cannot write ends its process, which does not serve on as if there were room.
+    assert!(!cluster.await_end(1).success());
+    let log = cluster.log(1);
+    assert!(log.contains("this node must end") && clear(&log), "{log}");
+
     // With room again everything is there.
-    cluster.kill(1);
     cluster.start_node(1);
     cluster.await_ready(1);
     for number in 0..acknowledged {

@@ -597,7 +597,8 @@ impl Desk {
         let store = self.store.clone();
         let job = move || match store.insert(Tree::Meta, key, &value) {
             Ok(()) => store.sync().map_err(|error| (error, true)),
-            Err(error) => Err((error, false)),
+            // What failed may have been the engine's end, which its next sync tells.
+            Err(error) => Err((error, store.sync().is_err())),
         };
         dawdle!("layouts: a pause before a layout is stored");
         match self.executor.run(job).await {
@@ -1201,6 +1202,20 @@ mod tests {
         assert_eq!(desk.known_keys(), rotated);
         assert!(desk.take_keys(third).await.is_err(), "what the disk holds is not known any more");
         assert_eq!(open(0, &disk.after_power_cut()).await.known_keys(), rotated);
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_met_the_end_of_the_disk_stores_nothing_any_more_unless_it_can_go_on() {
+        let disk = Arc::new(Disk::default());
+        let desk = open(0, &disk).await;
+        desk.accept(layout(3, 64), keys()).await.expect("accepted");
+        let rotated = keys().rotated([8; 32]).expect("there is a first one");
+        disk.full.store(true, Ordering::SeqCst);
+        disk.sync_fails.store(true, Ordering::SeqCst);
+        assert!(desk.take_keys(rotated.clone()).await.is_err());
+        disk.full.store(false, Ordering::SeqCst);
+        disk.sync_fails.store(false, Ordering::SeqCst);
+        assert!(desk.take_keys(rotated).await.is_err(), "what the disk holds is not known any more");
     }
 
     #[tokio::test]

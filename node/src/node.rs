@@ -271,7 +271,9 @@ impl Node {
                         committer.withhold(false);
                     }
                     // It is tried again until there is room; until then no reads are answered.
-                    Err(StoreError::Full(why)) => warn!("it cannot be noted what this disk lacks: {why}"),
+                    Err(error @ (StoreError::NoRoom(_) | StoreError::Full(_))) => {
+                        warn!("it cannot be noted what this disk lacks: {error}");
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }

@@ -565,8 +565,9 @@ impl Inner {
         let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
         match self.insert(place, &key, &fresh.record) {
             Ok(()) => doubt.settled(old_digest, fresh.record.digest(&key)),
-            Err(error @ StoreError::Full(_)) if self.still_holds(place, &key, &before) => {
+            Err(error @ (StoreError::NoRoom(_) | StoreError::Full(_))) if self.still_holds(place, &key, &before) => {
                 sometimes!("mint: the disk was full");
+                self.check_engine(&error);
                 return Err(self.failed(error.to_string()).into());
             }
             Err(error) => {
@@ -812,9 +813,9 @@ impl Inner {
         }
     }
 
-    /// A full disk is the operator's to mend, and what is there can still be read; anything else may be the engine's end.
+    /// An engine that was not asked for want of room is well; any error of its own, a full disk as well, may be its end.
     fn check_engine(&self, error: &StoreError) {
-        if !matches!(error, StoreError::Full(_)) {
+        if !matches!(error, StoreError::NoRoom(_)) {
             self.committer.check();
         }
     }

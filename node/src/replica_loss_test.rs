@@ -13,6 +13,10 @@ const P: Partition = Partition(0);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Inserts {
     Well,
+    /// The engine finds no room.
+    Full,
+    /// The engine is not asked, for want of room.
+    NoRoom,
     /// It says that there is no room, and has taken it.
     FullAndThere,
     /// It says that it has failed, and has taken it.
@@ -53,6 +57,11 @@ impl Store for Odd {
     fn insert(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         if tree == Tree::Meta && self.no_notes.load(Ordering::Relaxed) {
             return Err(gone());
+        }
+        match (tree, *lock(&self.inserts)) {
+            (Tree::Data, Inserts::Full) => return Err(StoreError::Full("no space left".into())),
+            (Tree::Data, Inserts::NoRoom) => return Err(StoreError::NoRoom("the disk is full".into())),
+            _ => {}
         }
         self.memory.insert(tree, key, value)?;
         match (tree, *lock(&self.inserts)) {
@@ -215,6 +224,35 @@ async fn a_disk_that_was_full_and_has_the_record_all_the_same_leaves_the_outcome
     *lock(&one.store.inserts) = Inserts::FullAndThere;
     let unknown = one.put("k", 1, &Context::new()).await.expect_err("full");
     assert!(matches!(unknown, MintError::Unknown(_)), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn an_engine_that_met_the_end_of_the_disk_ends_the_node_unless_it_can_go_on() {
+    for merges in [false, true] {
+        let one = setup(1);
+        let other = setup(1).put("k", 1, &Context::new()).await.expect("minted").record;
+        *lock(&one.store.inserts) = Inserts::Full;
+        let fail = async || match merges {
+            true => one.replica.merge(P, &key("k"), other.clone()).await.map(drop).expect_err("full").to_string(),
+            false => one.put("k", 1, &Context::new()).await.expect_err("full").to_string(),
+        };
+        fail().await;
+        assert!(lock(&one.told).is_empty(), "it still syncs, merges: {merges}");
+        one.store.no_syncs.store(true, Ordering::Relaxed);
+        let why = fail().await;
+        assert!(why.contains("no space left"), "{why}");
+        assert_eq!(lock(&one.told).len(), 1, "merges: {merges}");
+    }
+}
+
+#[tokio::test]
+async fn for_want_of_room_the_engine_is_asked_for_nothing() {
+    let one = setup(1);
+    *lock(&one.store.inserts) = Inserts::NoRoom;
+    one.store.no_syncs.store(true, Ordering::Relaxed);
+    let refused = one.put("k", 1, &Context::new()).await.expect_err("no room");
+    assert!(matches!(refused, MintError::NotApplied(_)), "{refused:?}");
+    assert!(lock(&one.told).is_empty(), "there was no sync");
 }
 
 #[tokio::test]

@@ -36,8 +36,9 @@ impl Replica {
     /// # Errors
     /// When the store fails; nothing is served then.
     pub async fn decide(&self, facts: Facts) -> Result<(), StoreError> {
-        let recovery = self.0.recovery.clone();
-        self.0.executor.run(move || recovery.decide(&facts)).await
+        let inner = self.0.clone();
+        let job = move || inner.recovery.decide(&facts).inspect_err(|error| inner.check_engine(error));
+        self.0.executor.run(job).await
     }
 
     /// This disk was set back: all of these partitions are lost.

@@ -215,10 +215,14 @@ impl WriteCount {
 /// Why a store could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// No room: the file system, a quota or a file size limit. Unless the message says otherwise the write may have been
-    /// applied in memory, and is not durable.
+    /// The engine itself ran into the end of the file system, a quota or a file size limit. The write may have been applied in
+    /// memory, and is not durable; an engine need not be able to go on, which its next sync tells.
     #[error("the disk is full: {0}")]
     Full(String),
+    /// There is too little room on the disk, so that the engine was not asked: nothing was written, and the same call can succeed
+    /// once there is room.
+    #[error("nothing was written, {0}")]
+    NoRoom(String),
     /// Somebody else has the data directory open.
     #[error("the data directory {0} is in use by another process")]
     Locked(String),

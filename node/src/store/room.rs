@@ -226,7 +226,7 @@ impl DiskRoom {
             self.look();
         }
         match (self.level(), self.why()) {
-            (Level::Out, Some(why)) => Err(StoreError::Full(format!("nothing was written, {why}"))),
+            (Level::Out, Some(why)) => Err(StoreError::NoRoom(why)),
             (Level::Plenty | Level::Low | Level::Out, _) => Ok(()),
         }
     }
@@ -392,7 +392,8 @@ mod tests {
         store.insert(Tree::Meta, b"b", b"2").expect("low, and not out");
         set(&free, &room, 100);
         let refused = store.insert(Tree::Data, b"c", b"3").expect_err("out of room");
-        assert!(matches!(&refused, StoreError::Full(why) if why.contains("nothing was written")), "{refused}");
+        assert!(matches!(&refused, StoreError::NoRoom(_)), "{refused}");
+        assert!(refused.to_string().starts_with("nothing was written, the disk is full"), "{refused}");
         store.remove(Tree::Data, b"a").expect_err("out of room");
         store.sync().expect("a sync is of what was written before");
         assert_eq!(store.get(Tree::Data, b"a").expect("reads go on").as_deref(), Some(&b"1"[..]));
