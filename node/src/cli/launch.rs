@@ -112,9 +112,14 @@ impl Launch {
             Data::Memory(disk) => Ok(disk.open(&config, &random)),
             Data::Directory(dir, _) => {
                 let space = space_of(dir.clone());
-                ballast::before_start(dir, space());
-                let opened =
-                    store::open(dir, config.credentials.cluster(), config.node, &random, &SledOptions::default())?;
+                let opened = store::open_once_locked(
+                    dir,
+                    config.credentials.cluster(),
+                    config.node,
+                    &random,
+                    &SledOptions::default(),
+                    || ballast::before_start(dir, space()),
+                )?;
                 ballast::after_start(dir, space());
                 Ok(opened)
             }

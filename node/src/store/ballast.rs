@@ -16,7 +16,8 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("ballast")
 }
 
-/// To be called before a data directory is opened: makes room if there is none. Half of the ballast is thrown off each time, so
+/// To be called before anything is written in a data directory, by whoever holds its lock: a node that runs there needs its
+/// ballast for its own next start. Makes room if there is none. Half of the ballast is thrown off each time, so
 /// that there is some left for the next start: the engine spends what it finds, also when it only reads.
 pub fn before_start(dir: &Path, space: io::Result<Space>) {
     let Ok(space) = space else { return };

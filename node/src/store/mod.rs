@@ -41,7 +41,7 @@ pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};
 pub use memory::MemoryStore;
 pub use room::{AskSpace, DiskReserve, DiskRoom, Space};
-pub use sled::{SledOptions, SledStore, open};
+pub use sled::{SledOptions, SledStore, open, open_once_locked};
 
 /// The separate key spaces of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -83,11 +83,25 @@ pub fn open(
     random: &Random,
     options: &SledOptions,
 ) -> Result<Opened, StoreError> {
+    open_once_locked(dir, cluster, node, random, options, || ())
+}
+
+/// As [`open`]. `make_room` is called once this process holds the directory's lock and knows that it is this node's, before
+/// anything in it is written: what it does cannot harm a node that runs, or another one's data.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_once_locked(
+    dir: &Path,
+    cluster: ClusterId,
+    node: NodeId,
+    random: &Random,
+    options: &SledOptions,
+    make_room: impl FnOnce(),
+) -> Result<Opened, StoreError> {
     let new = !dir.exists();
     fs::create_dir_all(dir)
         .map_err(|e| StoreError::from_io(&format!("making the data directory {}", dir.display()), &e))?;
-    // The directory keeps others from what the engine makes in it later.
-    private::tighten(dir, new);
     let lock = lock(dir)?;
     let engine_dir = dir.join(ENGINE_DIR);
     let engine_there = fs::metadata(engine_dir.join("db")).is_ok_and(|db| db.len() > 0);
@@ -122,6 +136,9 @@ pub fn open(
             quarantined: None,
         },
     };
+    // The directory keeps others from what the engine makes in it later.
+    private::tighten(dir, new);
+    make_room();
     content.boot += 1;
     let identity = Identity { cluster, node, disk: content.disk, boot: content.boot, clean: content.clean };
     content.clean = false;
@@ -791,6 +808,8 @@ const MTIME_TICK: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
 
     use tempfile::TempDir;
@@ -923,28 +942,44 @@ mod tests {
     fn another_nodes_or_clusters_directory_is_refused_and_left_alone() {
         let dir = filled(true);
         let before = fs::read(sidecar::path(dir.path())).expect("written");
+        let log = dir.path().join(ENGINE_DIR).join("db");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("set");
+        fs::set_permissions(&log, Permissions::from_mode(0o644)).expect("set");
+        let modes = || [dir.path(), &log].map(|path| fs::metadata(path).expect("there").permissions().mode() & 0o777);
         for (cluster, name) in [(CLUSTER, "n2"), (ClusterId(0xc2), "n1")] {
-            let error = open(dir.path(), cluster, node(name), &Random::from_seed(2), &options()).expect_err("foreign");
+            let make_room = || panic!("another node's directory is made room in");
+            let opened =
+                open_once_locked(dir.path(), cluster, node(name), &Random::from_seed(2), &options(), make_room);
+            let error = opened.expect_err("foreign");
             let text = error.to_string();
             assert!(matches!(error, StoreError::Foreign(_)), "{text}");
             assert!(text.contains("node n1 of cluster") && text.contains(&format!("as node {name} of")), "{text}");
         }
         assert_eq!(fs::read(sidecar::path(dir.path())).expect("there"), before);
+        assert_eq!(modes(), [0o755, 0o644]);
         assert_eq!(open_n1(dir.path()).expect("its own").quarantined, None);
+        assert_eq!(modes(), [0o700, 0o600]);
     }
 
     #[test]
     fn a_directory_in_use_is_refused_after_a_bounded_wait() {
         let dir = tempfile::tempdir().expect("a directory");
         let opened = open_n1(dir.path()).expect("a new directory");
-        let error = open_n1(dir.path()).expect_err("in use");
+        let make_room = || panic!("the directory of a node that runs is made room in");
+        let again = open_once_locked(dir.path(), CLUSTER, node("n1"), &Random::from_seed(1), &options(), make_room);
+        let error = again.expect_err("in use");
         assert!(matches!(&error, StoreError::Locked(path) if path.contains(&*dir.path().to_string_lossy())), "{error}");
-        assert_eq!(sidecar::read(dir.path()).expect("whole").expect("there").boot, 1, "a refused start does not count");
+        let boot = || sidecar::read(dir.path()).expect("whole").expect("there").boot;
+        assert_eq!(boot(), 1, "a refused start does not count");
         let release = thread::spawn(move || {
             thread::sleep(Duration::from_millis(300));
             drop(opened);
         });
-        open_n1(dir.path()).expect("let go within the wait");
+        let mut boot_then = None;
+        let make_room = || boot_then = Some(boot());
+        open_once_locked(dir.path(), CLUSTER, node("n1"), &Random::from_seed(1), &options(), make_room)
+            .expect("let go within the wait");
+        assert_eq!(boot_then, Some(1), "there is to be room before anything is written");
         release.join().expect("no panic");
     }
 
