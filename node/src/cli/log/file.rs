@@ -76,7 +76,7 @@ impl RotatedFile {
         }
         let first = numbered(&path, 1);
         if self.config.keep == 0 {
-            fs::remove_file(&path)?;
+            gone(fs::remove_file(&path))?;
         } else {
             rename(&path, &first)?;
         }
@@ -94,9 +94,14 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// One that is not there needs no other name.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
+    gone(fs::rename(from, to))
+}
+
+/// What is to be out of the way may be so already, by another's hand or an earlier try.
+fn gone(done: io::Result<()>) -> io::Result<()> {
+    match done {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        renamed => renamed,
+        done => done,
     }
 }
 
@@ -168,6 +173,19 @@ mod tests {
         file.next_try = None;
         file.write(b"line\n").expect("it is rotated now");
         assert_eq!(text(dir.path(), "node.log").as_deref(), Some("line\n"));
+    }
+
+    /// As after a rotation that removed the file, and then could not open a new one.
+    #[test]
+    fn a_file_that_is_gone_already_keeps_no_rotation_from_opening_a_new_one() {
+        for keep in [0, 1] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let mut file = RotatedFile::open(&config(dir.path(), 10, keep)).expect("opens");
+            file.write(b"lost line\n").expect("writes");
+            fs::remove_file(dir.path().join("node.log")).expect("goes");
+            file.write(b"new\n").expect("writes");
+            assert_eq!(text(dir.path(), "node.log").as_deref(), Some("new\n"), "keep: {keep}");
+        }
     }
 
     #[test]
