@@ -331,13 +331,7 @@ impl Stream {
 impl Target {
     /// `before`: the file that it replaces, whose permissions and, where that is allowed, owner it takes over.
     fn create(path: &Path, before: Option<&Metadata>) -> Outcome<Self> {
-        let file = tempfile::Builder::new()
-            .prefix(".quorate-export-")
-            // As any other new file: the umask takes away what it takes away.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(directory_of(path))
-            // The name of the temporary file, which this error holds, says nothing to anybody.
-            .map_err(|error| Failure::file("write", path, &error.kind().into()))?;
+        let file = Self::beside(path, before)?;
         if let Some(before) = before {
             // Only root can give a file away; for others it is theirs from now on.
             let _ = std::os::unix::fs::fchown(file.as_file(), Some(before.uid()), Some(before.gid()));
@@ -345,6 +339,19 @@ impl Target {
             kept.map_err(|error| Failure::file("keep the permissions of", path, &error))?;
         }
         Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER_LEN, file) })
+    }
+
+    /// Makes the temporary file. Where it replaces another it is its maker's alone until it has that one's permissions: whoever
+    /// opened it before could read on for ever.
+    fn beside(path: &Path, before: Option<&Metadata>) -> Outcome<tempfile::NamedTempFile> {
+        // As any other new file: the umask takes away what it takes away.
+        let mode = if before.is_some() { 0o600 } else { 0o666 };
+        tempfile::Builder::new()
+            .prefix(".quorate-export-")
+            .permissions(Permissions::from_mode(mode))
+            .tempfile_in(directory_of(path))
+            // The name of the temporary file, which this error holds, says nothing to anybody.
+            .map_err(|error| Failure::file("write", path, &error.kind().into()))
     }
 
     fn write(&mut self, line: &[u8]) -> Outcome<()> {
@@ -613,6 +620,17 @@ mod tests {
         std::os::unix::fs::symlink("circle", at("circle")).expect("linked");
         assert!(Sink::create(at("circle").to_str().expect("text"), false).is_err());
         assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 6, "no temporary file stays");
+    }
+
+    #[test]
+    fn what_replaces_a_private_file_is_at_no_time_readable_by_others() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("backup.ndjson");
+        std::fs::write(&path, "old").expect("written");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("set");
+        let before = std::fs::metadata(&path).expect("there");
+        let file = Target::beside(&path, Some(&before)).expect("made");
+        assert_eq!(file.as_file().metadata().expect("there").mode() & 0o777, 0o600);
     }
 
     #[test]
