@@ -10,7 +10,7 @@ mod identity;
 mod swim;
 mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use quorate_client::buggify;
 use quorate_client::ids::{LayoutVersion, NodeId};
 use quorate_client::random::Random;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, trace, warn};
 
@@ -57,6 +57,8 @@ pub struct Parts {
     pub datagrams: mpsc::Receiver<(NodeId, Bytes)>,
     /// Where to look for others. This node's own address may be among them.
     pub seeds: Vec<SocketAddr>,
+    /// Where others were in an earlier life: looked at as well, and never instead of a seed.
+    pub remembered: Vec<SocketAddr>,
     /// Seeds the protocol's choices.
     pub random: Random,
 }
@@ -82,7 +84,9 @@ impl Membership {
         let (leave, leaving) = mpsc::channel(1);
         let (hello_tx, hellos) = mpsc::channel(HELLOS_MAX);
         let (seeds_tx, later_seeds) = mpsc::channel(SEEDS_MAX);
-        let seeds: Vec<_> = parts.seeds.into_iter().filter(|seed| *seed != parts.me.addr).collect();
+        let others =
+            |addrs: Vec<SocketAddr>| -> Vec<_> { addrs.into_iter().filter(|addr| *addr != parts.me.addr).collect() };
+        let (seeds, remembered) = (others(parts.seeds), others(parts.remembered));
         if seeds.len() > SEEDS_MAX {
             warn!("{} join addresses are given, the first {SEEDS_MAX} are used", seeds.len());
         }
@@ -99,10 +103,15 @@ impl Membership {
             liveness: liveness_tx,
             digests: digests_tx,
             found: hello_tx,
-            seeds: BTreeSet::new(),
+            seeds: Seeds::default(),
             seekers: JoinSet::new(),
+            later_seekers: BTreeMap::new(),
         };
-        seeds.into_iter().for_each(|addr| driver.seek(addr));
+        for addr in seeds.into_iter().take(SEEDS_MAX).chain(remembered.into_iter().take(SEEDS_MAX)) {
+            if driver.seeds.stay(addr) {
+                driver.start_seeker(addr);
+            }
+        }
         supervise::spawn("membership", driver.run());
         Self { liveness, digests, announce: Arc::new(announce), seeds: seeds_tx, leave }
     }
@@ -125,8 +134,8 @@ impl Membership {
         self.digests.clone()
     }
 
-    /// Looks for other nodes at one more address, as at those that were given at the start. Addresses that are known already, and
-    /// those beyond the first 64, are ignored.
+    /// Looks for other nodes at one more address, as at those that were given at the start. Of the addresses that were given in
+    /// this way the newest 64 are looked at; to give one again makes it new.
     pub async fn seek(&self, addr: SocketAddr) {
         // Without the task nobody is looked for any more.
         let _ = self.seeds.send(addr).await;
@@ -164,9 +173,11 @@ struct Driver {
     /// Where seekers tell whom they have found; keeps `hellos` open when there is no seed.
     found: mpsc::Sender<Identity>,
     /// Where others are looked for.
-    seeds: BTreeSet<SocketAddr>,
+    seeds: Seeds,
     /// They end with this task.
     seekers: JoinSet<()>,
+    /// Those whose address was given later, and may be replaced.
+    later_seekers: BTreeMap<SocketAddr, AbortHandle>,
 }
 
 impl Driver {
@@ -205,11 +216,23 @@ impl Driver {
         }
     }
 
-    /// Looks for others at an address from now on.
+    /// Looks for others at an address that was given later.
     fn seek(&mut self, addr: SocketAddr) {
-        if addr == self.me.addr || self.seeds.len() >= SEEDS_MAX || !self.seeds.insert(addr) {
+        if addr == self.me.addr {
             return;
         }
+        let Added { new: true, replaced } = self.seeds.add(addr) else { return };
+        if let Some(seeker) = replaced.and_then(|replaced| self.later_seekers.remove(&replaced)) {
+            seeker.abort();
+        }
+        // Those that were stopped earlier.
+        while self.seekers.try_join_next().is_some() {}
+        let seeker = self.start_seeker(addr);
+        self.later_seekers.insert(addr, seeker);
+    }
+
+    /// Looks for others at an address from now on.
+    fn start_seeker(&mut self, addr: SocketAddr) -> AbortHandle {
         let seeker = Seeker {
             addr,
             me: self.me.node,
@@ -220,7 +243,7 @@ impl Driver {
             misses: 0,
             warned: None,
         };
-        self.seekers.spawn(supervise::watched("membership: a seed", seeker.run()));
+        self.seekers.spawn(supervise::watched("membership: a seed", seeker.run()))
     }
 
     fn flush(&mut self) {
@@ -241,6 +264,44 @@ impl Driver {
         if let Some(digests) = self.swim.poll_digests() {
             self.digests.send_replace(Arc::new(digests));
         }
+    }
+}
+
+/// The addresses where others are looked for. Those of the start stay. Later ones, which names came to mean, have a bound of their
+/// own, and the newest of them count: a name means other addresses whenever its machines are replaced.
+#[derive(Debug, Default)]
+struct Seeds {
+    staying: BTreeSet<SocketAddr>,
+    /// The oldest first.
+    later: VecDeque<SocketAddr>,
+}
+
+/// What became of a later address.
+#[derive(Debug, PartialEq, Eq)]
+struct Added {
+    /// It was not among the addresses.
+    new: bool,
+    /// The address whose place it took.
+    replaced: Option<SocketAddr>,
+}
+
+impl Seeds {
+    /// Whether it is new.
+    fn stay(&mut self, addr: SocketAddr) -> bool {
+        self.staying.insert(addr)
+    }
+
+    fn add(&mut self, addr: SocketAddr) -> Added {
+        if self.staying.contains(&addr) {
+            return Added { new: false, replaced: None };
+        }
+        let known = self.later.iter().position(|later| *later == addr);
+        if let Some(known) = known {
+            self.later.remove(known);
+        }
+        let replaced = if self.later.len() >= SEEDS_MAX { self.later.pop_front() } else { None };
+        self.later.push_back(addr);
+        Added { new: known.is_none(), replaced }
     }
 }
 
@@ -326,10 +387,10 @@ impl Seeker {
 /// The most peers that a node gossips with; more are refused with a warning. Far above the 100 members that the ring is
 /// built for, and small enough that a scan of all takes microseconds.
 pub const PEERS_MAX: usize = 1000;
-/// More seeds than this find nobody whom these do not find.
+/// Of each kind: those of the start, those that are remembered, and later ones. More find nobody whom these do not find.
 const SEEDS_MAX: usize = 64;
 /// Every seeker has one answer on its way at most.
-const HELLOS_MAX: usize = SEEDS_MAX;
+const HELLOS_MAX: usize = 3 * SEEDS_MAX;
 /// Nodes that are started together miss each other once or twice; what goes on is for whoever has set the address.
 const SEEK_WARN_AFTER: u32 = 3;
 /// How often is said again that a seed is not met.
@@ -342,3 +403,31 @@ const SEEK_BACKOFF_MIN: Duration = Duration::from_millis(250);
 const SEEK_BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// With company a seed that is not up is asked so often.
 const SEEK_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn later_addresses_take_the_place_of_older_ones_and_of_none_from_the_start() {
+        let mut seeds = Seeds::default();
+        let many = SEEDS_MAX as u16;
+        // Join addresses and as many that are remembered.
+        assert!((0..2 * many).all(|port| seeds.stay(addr(port))));
+        assert_eq!(seeds.add(addr(5)), Added { new: false, replaced: None }, "it is looked at already");
+        let fresh = |replaced: Option<u16>| Added { new: true, replaced: replaced.map(addr) };
+        let first = 1000;
+        for port in first..first + many {
+            assert_eq!(seeds.add(addr(port)), fresh(None), "there is room beside those of the start");
+        }
+        // A name that still means what it meant.
+        assert_eq!(seeds.add(addr(first)), Added { new: false, replaced: None });
+        assert_eq!(seeds.add(addr(2000)), fresh(Some(first + 1)), "the one that was named longest ago goes");
+        assert_eq!(seeds.add(addr(first + 1)), fresh(Some(first + 2)), "and may come back");
+        assert_eq!((seeds.staying.len(), seeds.later.len()), (2 * SEEDS_MAX, SEEDS_MAX));
+    }
+}

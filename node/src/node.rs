@@ -241,7 +241,8 @@ impl Node {
             me: membership::Identity::new(me, addr, identity.boot),
             peers: peers.clone(),
             datagrams,
-            seeds: config.join.iter().copied().chain(last_seen).collect(),
+            seeds: config.join.clone(),
+            remembered: last_seen,
             random: random.fork(),
         });
         let layouts = Layouts::start(

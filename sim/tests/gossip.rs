@@ -186,6 +186,7 @@ impl Host {
             peers,
             datagrams,
             seeds: self.seeds.clone(),
+            remembered: Vec::new(),
             random: seams.random.fork(),
         });
         membership.announce_layout(LayoutVersion(1), 7);
