@@ -255,10 +255,10 @@ impl Inner {
                         match (self.store.remove(Tree::Hints, &stored), target_of(&stored)) {
                             (Ok(()), _) => {}
                             // It goes when it is met again, with room.
-                            (Err(StoreError::Full(_)), Some(target)) => {
+                            (Err(StoreError::NoRoom(_)), Some(target)) => {
                                 lock(&self.kept).add(target, u64::MAX, 0, stored.len() as u64);
                             }
-                            (Err(StoreError::Full(_)), None) => {}
+                            (Err(StoreError::NoRoom(_)), None) => {}
                             (Err(error), _) => return Err(error),
                         }
                     }
