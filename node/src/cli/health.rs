@@ -131,8 +131,13 @@ fn short_if_silent(seen: &NodeStatus, answers: &[Answer]) -> Option<String> {
     let silent: Vec<&str> = silent.map(|(peer, _)| peer.node.as_str()).collect();
     let need = usize::from(seen.r.max(seen.w));
     let least = seen.reachable.iter().take(usize::from(seen.n) + 1).position(|partitions| *partitions > 0)?;
-    (!silent.is_empty() && least >= need && least.saturating_sub(silent.len()) < need)
-        .then(|| format!("if {} are gone, some keys may have fewer than {need} of their owners", silent.join(", ")))
+    (!silent.is_empty() && least >= need && least.saturating_sub(silent.len()) < need).then(|| {
+        format!(
+            "if {} {} gone, some keys may have fewer than {need} of their owners",
+            silent.join(", "),
+            if silent.len() == 1 { "is" } else { "are" }
+        )
+    })
 }
 
 /// What a node's own state adds to the verdict.
@@ -148,7 +153,8 @@ fn of_node(own: &NodeStatus, seen: &NodeStatus) -> Vec<(Verdict, String)> {
     for hint in &own.hints {
         let HintStatus { target, count, bytes, oldest_ms, .. } = hint;
         let (bytes, oldest) = (bytes_text(*bytes), time_text(*oldest_ms));
-        let text = format!("{} keeps {count} writes ({bytes}) for {target}, the oldest for {oldest}", own.node);
+        let writes = if *count == 1 { "write" } else { "writes" };
+        let text = format!("{} keeps {count} {writes} ({bytes}) for {target}, the oldest for {oldest}", own.node);
         reasons.push((Verdict::Degraded, text));
     }
     if let Some(why) = &own.disk_full {
