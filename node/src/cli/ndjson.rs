@@ -43,6 +43,10 @@ pub(crate) fn parse(line: &[u8]) -> Result<Record, String> {
         values: Option<Vec<String>>,
         values_b64: Option<Vec<String>>,
     }
+    // serde takes an array as the fields in their order.
+    if line.trim_ascii().starts_with(b"[") {
+        return Err("an array, expected an object with `key` and `value`".to_owned());
+    }
     let line: Line = serde_json::from_slice(line).map_err(|error| {
         // serde_json counts lines within the line, which misleads here.
         let text = error.to_string();
@@ -164,6 +168,7 @@ mod tests {
     #[test]
     fn bad_lines_say_what_is_wrong() {
         for (line, wanted) in [
+            (r#" ["k",null,"v",null,null,null]"#, "expected an object"),
             ("", "EOF"),
             ("hello", "expected value"),
             ("[]", "expected"),
