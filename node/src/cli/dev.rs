@@ -99,6 +99,8 @@ fn tell(request: &Request, output: &Output) -> Outcome {
 
 /// Runs the cluster until somebody ends it.
 fn foreground(args: &DevArgs, output: &Output) -> Outcome {
+    // Keys and data are its user's alone, from the first moment: `--persist` keeps them.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let home = Home::claim(home::directory()?)?;
     let persisted = args.persist.as_deref().map(|dir| Persisted::open(dir, args)).transpose()?;
     let plan = Plan::new(args, persisted.as_ref())?;
