@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,7 +45,9 @@ impl Cluster {
             let seeds = resolvable(&wanted.seeds.value).await?;
             Self::open(seeds, credentials, settings.timeout.value).await
         };
-        open.await.map_err(|failure| wanted.explain(failure))
+        let cluster = open.await.map_err(|failure| wanted.explain(failure))?;
+        CONNECTED.lock().expect("no panic while the list is locked").push(cluster.client.clone());
+        Ok(cluster)
     }
 
     /// Connects to the first of these addresses (or names with a port) that answers.
@@ -146,6 +149,18 @@ impl Cluster {
     }
 }
 
+/// The clients of this process's command, which [`disconnect`] closes.
+static CONNECTED: Mutex<Vec<Client>> = Mutex::new(Vec::new());
+
+/// Says goodbye to the nodes when a command is done: without it they count a client that was cut off. It takes no longer than a
+/// moment, whatever the nodes do.
+pub(crate) async fn disconnect() {
+    let clients = std::mem::take(&mut *CONNECTED.lock().expect("no panic while the list is locked"));
+    let closing: JoinSet<()> = clients.into_iter().map(Client::close).collect();
+    // A node that does not answer finds out by itself.
+    let _ = tokio::time::timeout(CLOSE_TIME, closing.join_all()).await;
+}
+
 /// A context as people and scripts pass it around.
 pub(crate) fn context_text(context: &Blob) -> Outcome<String> {
     Context::from_bytes(context.0.clone()).map(|context| context.to_string()).map_err(|error| {
@@ -159,7 +174,7 @@ pub(crate) fn parse_context(text: &str) -> Outcome<Blob> {
         Ok(context) => Ok(Blob(context.to_bytes())),
         Err(error) => Err(Failure::usage(
             format!("--context: {error}"),
-            "take it from `quorate get KEY --context` or from the output of `quorate put`",
+            "take it from `quorate get KEY -o json` or from the output of `quorate put`",
         )),
     }
 }
@@ -254,6 +269,9 @@ fn unexpected(reply: &Reply) -> Error {
 
 /// The least time that connecting gets: a handshake is more work than a request, for a busy machine as well.
 const CONNECT_TIME_MIN: Duration = Duration::from_secs(2);
+
+/// How long closing the connections may hold up the end of a command.
+const CLOSE_TIME: Duration = Duration::from_millis(100);
 
 /// How long a seed's name may take: the others are asked meanwhile, and are enough.
 const RESOLVE_TIME: Duration = Duration::from_secs(2);

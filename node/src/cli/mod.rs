@@ -199,7 +199,11 @@ fn client(
         if let Some(level) = variable("QUORATE_LOG_LEVEL").and_then(|text| text.parse().ok()) {
             log::start(&LogConfig { format: LogFormat::Pretty, level, file: None })?;
         }
-        block_on(command(settings, output))?
+        block_on(async {
+            let outcome = command(settings, output).await;
+            connection::disconnect().await;
+            outcome
+        })?
     })
 }
 
