@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use quorate_client::error::Error;
 use quorate_client::ids::Partition;
+use quorate_client::wire::NotApplied;
 use quorate_client::{Page, Scanner};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -30,7 +31,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::args::{ExportArgs, SiblingPolicy};
 use super::connection::Cluster;
-use super::failure::{Exit, Failure, Outcome, SIBLINGS_HINT};
+use super::failure::{Exit, Failure, Outcome, SIBLINGS_HINT, reason_of};
 use super::ndjson;
 use super::output::{Output, readable};
 use super::server::Ends;
@@ -88,7 +89,7 @@ async fn export_to(mut sink: Sink, args: ExportArgs, settings: Settings, output:
     let mut seen = Seen::default();
     let mut line = Vec::new();
     let prefix = args.prefix.as_deref().unwrap_or_default().as_bytes();
-    let mut pages = pages(cluster.scan(settings.r()).page_size(PAGE_RECORDS_MAX).prefix(prefix));
+    let mut pages = pages(cluster.scan(settings.r()).page_size(PAGE_RECORDS_MAX).prefix(prefix), output);
     while let Some(page) = pages.recv().await {
         let (page, partition) = page.map_err(|error| {
             let failure = Failure::of_read(error);
@@ -115,10 +116,10 @@ async fn export_to(mut sink: Sink, args: ExportArgs, settings: Settings, output:
 type Paged = Result<(Page, Partition), Error>;
 
 /// The pages of a scan, a little ahead of whoever takes them, and where each ends. Ends when nobody takes them any more.
-pub(super) fn pages(mut scan: Scanner) -> mpsc::Receiver<Paged> {
+pub(super) fn pages(mut scan: Scanner, output: Output) -> mpsc::Receiver<Paged> {
     let (pages, taken) = mpsc::channel(PAGES_AHEAD);
     tokio::spawn(async move {
-        while let Some(page) = page(&mut scan).await.transpose() {
+        while let Some(page) = page(&mut scan, &output).await.transpose() {
             let failed = page.is_err();
             if pages.send(page.map(|page| (page, scan.position()))).await.is_err() || failed {
                 return;
@@ -129,14 +130,37 @@ pub(super) fn pages(mut scan: Scanner) -> mpsc::Receiver<Paged> {
 }
 
 /// One page; reading again does no harm, so that a node that dies meanwhile does not end the export.
-async fn page(scan: &mut Scanner) -> Result<Option<Page>, Error> {
-    for attempt in 1.. {
-        match scan.next_page().await {
-            Err(error) if error.is_retryable() && attempt < ATTEMPTS_MAX => sleep(RETRY_PAUSE * attempt).await,
-            other => return other,
-        }
+async fn page(scan: &mut Scanner, output: &Output) -> Result<Option<Page>, Error> {
+    let started = Instant::now();
+    let mut failed = match scan.next_page().await {
+        Err(error) if may_pass(&error) => error,
+        other => return other,
+    };
+    // Whoever waits is told why; programs read only JSON on stderr.
+    if !output.is_json() {
+        output.say(&format!("waiting: {}", reason_of(failed.clone())));
     }
-    unreachable!("the last attempt returns")
+    for attempt in 1.. {
+        let pause = RETRY_PAUSE * attempt;
+        let left = RETRY_TIME.saturating_sub(started.elapsed() + pause);
+        if left.is_zero() {
+            break;
+        }
+        sleep(pause).await;
+        failed = match timeout(left, scan.next_page()).await {
+            Ok(Err(error)) if may_pass(&error) => error,
+            Ok(other) => return other,
+            Err(_) => break,
+        };
+    }
+    Err(failed)
+}
+
+/// Whether waiting may help. A cluster without a layout gets one from an administrator only.
+fn may_pass(error: &Error) -> bool {
+    let no_layout =
+        matches!(error, Error::NotApplied(NotApplied::NotServing { why, .. }) if why.contains("no layout yet"));
+    error.is_retryable() && !no_layout
 }
 
 /// What went by.
@@ -181,7 +205,8 @@ impl Seen {
             (true, true) => output.say(&summary.to_string()),
             (true, false) => output.json(&summary)?,
             (false, _) => {
-                output.say(&format!("{} records in {:.1} s", self.records, took.as_secs_f64()));
+                let records = if self.records == 1 { "record" } else { "records" };
+                output.say(&format!("{} {records} in {:.1} s", self.records, took.as_secs_f64()));
                 if self.degraded {
                     output.say("warning: degraded: stand-ins answered for owners, some records may be missing or old");
                 }
@@ -528,9 +553,9 @@ const END_TIME: Duration = Duration::from_secs(1);
 /// Records a page; the node bounds a page by bytes as well.
 const PAGE_RECORDS_MAX: u32 = 1_000;
 
-/// How often a page is asked for, with a growing pause between: half a minute in all, in which a node can come back.
-const ATTEMPTS_MAX: u32 = 15;
-/// See [`ATTEMPTS_MAX`].
+/// For how long a page is asked for again, with a growing pause between: a node can come back meanwhile.
+const RETRY_TIME: Duration = Duration::from_secs(30);
+/// The first pause; each is longer by as much.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// How many keys with siblings are named; the rest is counted.
@@ -557,6 +582,17 @@ mod tests {
         let spilled = runs.runs.len();
         let merged = runs.merge().expect("merged").map(|line| line.expect("read").into_vec()).collect();
         (merged, spilled)
+    }
+
+    #[test]
+    fn what_only_an_administrator_can_end_is_not_waited_for() {
+        let refused = |why: &str| {
+            let node = quorate_client::ids::NodeId::new("n1").expect("legal");
+            Error::NotApplied(NotApplied::NotServing { node, why: why.to_owned() })
+        };
+        assert!(!may_pass(&refused("there is no layout yet")));
+        assert!(may_pass(&refused("it is shutting down")));
+        assert!(!may_pass(&Error::Codec { why: "no".to_owned() }));
     }
 
     #[test]

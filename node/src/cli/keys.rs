@@ -20,7 +20,7 @@ pub(crate) async fn keys(args: &KeysArgs, settings: &Settings, output: &Output) 
     let limit = args.limit.unwrap_or(u64::MAX);
     let cluster = Cluster::connect(settings).await?;
     let page_size = limit.min(PAGE_KEYS_MAX.into()) as u32;
-    let mut pages = pages(cluster.scan(settings.r()).prefix(prefix).keys_only().page_size(page_size));
+    let mut pages = pages(cluster.scan(settings.r()).prefix(prefix).keys_only().page_size(page_size), *output);
     let mut out = BufWriter::new(io::stdout());
     let (mut count, mut degraded) = (0, false);
     let listed = !args.count;
