@@ -228,7 +228,8 @@ Examples:
   date | quorate put now -                  the bytes of stdin
   quorate put handle @@alice                the text `@alice`
   quorate put -- -key -value                after --, a hyphen is nothing special
-  quorate put cart \"$MERGED\" --context \"$(quorate get cart --context)\"
+  quorate get cart -o json > seen.json      several values: them and their context, of one read
+  quorate put cart \"$MERGED\" --context \"$(jq -r .context seen.json)\"
 
 Exit codes: 0 written, 4 unavailable (nothing was changed), 5 outcome unknown, 6 siblings: not written because there are
             several values, or written beside others (not with --blind, which asks for that)")]
@@ -268,7 +269,8 @@ pub(crate) struct PutArgs {
 Examples:
   quorate del greeting
   quorate del cart --replace-all            all of its values
-  quorate del cart --context \"$(quorate get cart --context)\"
+  quorate get cart -o json > seen.json      look at the values, and delete exactly these:
+  quorate del cart --context \"$(jq -r .context seen.json)\"
 
 Exit codes: 0 deleted, 3 there was nothing to delete, 4 unavailable (nothing was changed), 5 outcome unknown,
             6 siblings: not deleted because there are several values, or deleted and concurrent values stay")]
@@ -975,9 +977,12 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
 /// See [`parse_time`].
 const TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
 
+/// Shorter ones end before any node can answer.
+pub(crate) const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     match parse_time(text)? {
-        Duration::ZERO => Err("a timeout of 0 lets no request succeed".to_owned()),
+        time if time < TIMEOUT_MIN => Err("a timeout below 1ms lets no request succeed".to_owned()),
         time => Ok(time),
     }
 }

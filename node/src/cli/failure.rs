@@ -83,6 +83,8 @@ pub(crate) struct Failure {
     pub(crate) hint: String,
     /// The same command may succeed when it is simply repeated.
     pub(crate) retryable: bool,
+    /// Something was changed, in whole or in part, or may have been.
+    pub(crate) may_have_applied: bool,
 }
 
 /// As every command returns it.
@@ -91,7 +93,13 @@ pub(crate) type Outcome<T = Exit> = Result<T, Failure>;
 impl Failure {
     /// A failure without a code of its own.
     pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, message: message.into(), hint: hint.into(), retryable: false }
+        Self {
+            exit: Exit::Failed,
+            message: message.into(),
+            hint: hint.into(),
+            retryable: false,
+            may_have_applied: false,
+        }
     }
 
     /// The command as it was given cannot work.
@@ -131,6 +139,12 @@ impl Failure {
         Self { message: failure.message.replace("; nothing was changed", ""), ..failure }
     }
 
+    /// Of what goes wrong after a write was acknowledged: it stands, only its result cannot be told.
+    pub(crate) fn after_write(self) -> Self {
+        let message = format!("the write was applied, only its result could not be printed: {}", self.message);
+        Self { message, retryable: false, may_have_applied: true, ..self }
+    }
+
     /// As programs read it.
     pub(crate) fn as_json(&self) -> impl Serialize {
         #[derive(Serialize)]
@@ -148,7 +162,7 @@ impl Failure {
             hint: &self.hint,
             exit_code: self.exit.code(),
             retryable: self.retryable,
-            may_have_applied: self.exit == Exit::Unknown,
+            may_have_applied: self.may_have_applied,
         }
     }
 }
@@ -177,6 +191,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let foreign = matches!(&error, Error::NoNodeReachable { tried } if foreign(tried));
         let retryable = error.is_retryable() && !foreign;
+        let may_have_applied = error.may_have_applied();
         let (exit, message, hint) = match error {
             Error::NotApplied(refusal) => {
                 let (exit, hint) = of_refusal(&refusal);
@@ -229,7 +244,7 @@ impl From<Error> for Failure {
             ),
             other => (Exit::Failed, other.to_string(), "look at `quorate status`".to_owned()),
         };
-        Self { exit, message, hint, retryable }
+        Self { exit, message, hint, retryable, may_have_applied }
     }
 }
 
@@ -270,9 +285,10 @@ fn of_refusal(refusal: &NotApplied) -> (Exit, &'static str) {
         NotApplied::TooLarge { .. } => (Exit::Usage, "make it smaller, or divide it among several keys"),
         NotApplied::EmptyKey => (Exit::Usage, "name a key"),
         NotApplied::QuorumImpossible { .. } => (Exit::Usage, "ask for no more replicas than there are (--r, --w)"),
-        NotApplied::BadContext { .. } => {
-            (Exit::Usage, "take the context of a fresh read of this very key: quorate get KEY --context")
-        }
+        NotApplied::BadContext { .. } => (
+            Exit::Usage,
+            "take the context of a fresh read of this very key: `quorate get KEY -o json` shows the values and their context",
+        ),
         NotApplied::TooManySiblings { .. } => (Exit::Siblings, SIBLINGS_HINT),
         NotApplied::Forbidden { .. } => (
             Exit::Failed,
@@ -288,9 +304,17 @@ fn of_refusal(refusal: &NotApplied) -> (Exit, &'static str) {
     }
 }
 
-/// What to do about siblings.
-pub(crate) const SIBLINGS_HINT: &str =
-    "merge the values into one and write it with: quorate put KEY MERGED --context \"$(quorate get KEY --context)\"";
+/// What to do about siblings. The context must be that of the read whose values are merged: a later one covers values that
+/// nobody has merged, and a write that names it would discard them.
+pub(crate) const SIBLINGS_HINT: &str = "take values and context from one read, `quorate get KEY -o json`, merge the values into one and write it with: \
+                                        quorate put KEY MERGED --context CONTEXT";
+
+/// The same for a read whose values have just been shown: with its own context.
+pub(crate) fn merge_hint(context: &str) -> String {
+    format!(
+        "merge these values into one and write it with the context of this read: quorate put KEY MERGED --context {context}"
+    )
+}
 
 #[cfg(test)]
 mod tests {
@@ -304,6 +328,16 @@ mod tests {
 
     fn node() -> NodeId {
         NodeId::new("n1").expect("legal")
+    }
+
+    #[test]
+    fn what_fails_after_a_write_does_not_deny_it() {
+        let full = || Failure::from(io::Error::from(io::ErrorKind::StorageFull));
+        let json = |failure: Failure| serde_json::to_value(failure.as_json()).expect("plain data");
+        assert_eq!(json(full())["may_have_applied"], false);
+        let after = json(full().after_write());
+        assert_eq!((&after["may_have_applied"], &after["exit_code"]), (&true.into(), &1.into()));
+        assert!(after["error"].as_str().is_some_and(|text| text.starts_with("the write was applied, only its result")));
     }
 
     #[test]
@@ -350,7 +384,7 @@ mod tests {
             (Error::Misuse { why: "no".into() }, 2),
         ] {
             let (retryable, text) = (error.is_retryable(), format!("{error:?}"));
-            let unknown = matches!(error, Error::Indeterminate { .. });
+            let unknown = matches!(error, Error::Indeterminate { .. } | Error::Contended { .. });
             let failure = Failure::from(error);
             assert_eq!(failure.exit.code(), code, "{text}");
             assert!(!failure.hint.is_empty(), "{text}");

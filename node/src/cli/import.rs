@@ -171,10 +171,14 @@ impl Job {
         }
     }
 
-    /// A line is not in: it is named at once, however many there are.
+    /// A line is not in. The first ones are named at once; more of them would only hide what is wrong.
     fn failed(&self, line: u64, why: String) {
-        if !self.output.is_json() {
-            self.bar.suspend(|| self.output.say(&format!("{}:{line}: {why}", self.file)));
+        let named = self.tally.said.fetch_add(1, Ordering::Relaxed);
+        if !self.output.is_json() && named <= FAILURES_SAID_MAX {
+            self.bar.suspend(|| match named {
+                FAILURES_SAID_MAX => self.output.say("more lines failed: they are counted and not named"),
+                _ => self.output.say(&format!("{}:{line}: {why}", self.file)),
+            });
         }
         self.tally.failed(line, why);
     }
@@ -248,6 +252,9 @@ impl Job {
                 let unknown = &unknown;
                 async move {
                     let result = attempt.await;
+                    if result.as_ref().map_or_else(Error::may_have_applied, |_| true) {
+                        self.tally.changed.store(true, Ordering::Relaxed);
+                    }
                     if let Some(error) = result.as_ref().err().filter(|error| error.may_have_applied()) {
                         repeated.store(true, Ordering::Relaxed);
                         *unknown.lock().expect("no panic while it is locked") = Some(error.clone());
@@ -309,8 +316,22 @@ impl Job {
         }
     }
 
-    /// `ended`: the signal that has ended it before it was done.
+    /// See [`told`](Self::told). A failed import may have written a part.
     fn report(
+        &self,
+        file: &str,
+        read: Result<(), Unreadable>,
+        took: Duration,
+        ended: Option<&str>,
+        output: &Output,
+    ) -> Outcome {
+        let told = self.told(file, read, took, ended, output);
+        let may_have_applied = ended.is_some() || self.tally.changed.load(Ordering::Relaxed);
+        told.map_err(|failure| Failure { may_have_applied, ..failure })
+    }
+
+    /// `ended`: the signal that has ended it before it was done.
+    fn told(
         &self,
         file: &str,
         read: Result<(), Unreadable>,
@@ -373,13 +394,16 @@ impl Job {
             }
         }
         if gave_up {
-            return Err(Failure::new(
-                format!(
-                    "the cluster took nothing for {} s, the import stopped before the end",
-                    self.retry_for.as_secs()
-                ),
-                "look at `quorate status`; then run the same import again, it goes on where it stopped",
-            ));
+            return Err(Failure {
+                retryable: true,
+                ..Failure::new(
+                    format!(
+                        "the cluster took nothing for {} s, the import stopped before the end",
+                        self.retry_for.as_secs()
+                    ),
+                    "look at `quorate status`; then run the same import again, it goes on where it stopped",
+                )
+            });
         }
         if failed > 0 {
             return Err(Failure::new(
@@ -398,6 +422,10 @@ struct Tally {
     unchanged: AtomicU64,
     retries: AtomicU64,
     siblings: AtomicU64,
+    /// Failed lines of which people were told.
+    said: AtomicU64,
+    /// Some value was written, or may have been.
+    changed: AtomicBool,
     failures: Mutex<Failures>,
 }
 
@@ -610,6 +638,9 @@ const QUEUE_LEN: usize = 2;
 
 /// How many failed lines the JSON of the result names; the rest is counted.
 const FAILURES_NAMED_MAX: usize = 1_000;
+
+/// So many failed lines are named on stderr.
+const FAILURES_SAID_MAX: u64 = 20;
 
 /// How long a write of which nobody knows whether it was carried out is repeated before its key is read: a restart takes less.
 const UNKNOWN_FOR: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{DelArgs, GetArgs, PutArgs};
 use super::connection::{Cluster, context_text, parse_context};
-use super::failure::{Exit, Failure, Outcome, SIBLINGS_HINT};
+use super::failure::{Exit, Failure, Outcome, SIBLINGS_HINT, merge_hint};
 use super::ndjson::Text;
 use super::output::{Output, readable, table};
 use super::settings::Settings;
@@ -55,7 +55,10 @@ pub(crate) async fn get(args: &GetArgs, settings: &Settings, output: &Output) ->
                     "{} has {count} siblings: their writers did not know of each other",
                     readable(&key, 64)
                 ));
-                output.say(&format!("hint: {SIBLINGS_HINT}"));
+                // Values that were not shown cannot be merged.
+                let hint =
+                    if args.context { SIBLINGS_HINT.to_owned() } else { merge_hint(&context_text(&found.context)?) };
+                output.say(&format!("hint: {hint}"));
             }
             Ok(Exit::Siblings)
         }
@@ -124,18 +127,22 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
     };
     let op_id = write.op_id;
     let written = cluster.write(write).await?;
-    if output.is_json() {
-        output.json(&written_json("quorate.put.v1", &key, &op_id.to_string(), &written, &replaces)?)?;
-    } else {
-        explain(written.evidence.as_deref(), output);
-        warn_of_write(&written, output);
-        tell_replaced("replaced", &written, &replaces, output);
-        output.line(&context_text(&written.context)?)?;
-        output.hint(&format!(
-            "written, {}; the line above is the context of this write, for a later put or del --context",
-            acks_text(&written.quorum)
-        ));
-    }
+    let tell = || -> Outcome<()> {
+        if output.is_json() {
+            output.json(&written_json("quorate.put.v1", &key, &op_id.to_string(), &written, &replaces)?)?;
+        } else {
+            explain(written.evidence.as_deref(), output);
+            warn_of_write(&written, output);
+            tell_replaced("replaced", &written, &replaces, output);
+            output.line(&context_text(&written.context)?)?;
+            output.hint(&format!(
+                "written, {}; the line above is the context of this write, for a later put or del --context",
+                acks_text(&written.quorum)
+            ));
+        }
+        Ok(())
+    };
+    tell().map_err(Failure::after_write)?;
     if written.siblings > 1 {
         if !output.is_json() {
             output.say(&format!(
@@ -199,7 +206,8 @@ pub(crate) async fn del(args: &DelArgs, settings: &Settings, output: &Output) ->
     let op_id = write.op_id;
     let written = cluster.write(write).await?;
     if output.is_json() {
-        output.json(&written_json("quorate.del.v1", &key, &op_id.to_string(), &written, &replaces)?)?;
+        let json = written_json("quorate.del.v1", &key, &op_id.to_string(), &written, &replaces);
+        json.and_then(|json| Ok(output.json(&json)?)).map_err(Failure::after_write)?;
     } else {
         explain(written.evidence.as_deref(), output);
         warn_of_write(&written, output);
@@ -243,7 +251,7 @@ fn siblings_stand(schema: &str, done: &str, key: &[u8], found: &Found, output: &
         exit: Exit::Siblings,
         ..Failure::new(
             format!("{} has {count} values (siblings), nothing was {done}", readable(key, 64)),
-            format!("{merge} with --replace-all; or {SIBLINGS_HINT}"),
+            format!("{merge} with --replace-all; or {}", merge_hint(&context_text(&found.context)?)),
         )
     })
 }
@@ -251,7 +259,7 @@ fn siblings_stand(schema: &str, done: &str, key: &[u8], found: &Found, output: &
 /// What a write has replaced is worth a word when it was more than one expects.
 fn tell_replaced(what: &str, written: &Written, values: &[Blob], output: &Output) {
     match (values, written.replaced) {
-        ([], count @ 2..) => output.say(&format!("{what} {count} values")),
+        ([], count @ 2..) => output.say(&format!("{what} {count} values: all that the context covers")),
         ([], _) => {}
         ([value], _) => output.hint(&format!("{what} {}", readable(value, VALUE_SHOWN_MAX))),
         (several, _) => {
@@ -425,6 +433,7 @@ mod tests {
     use quorate_client::ids::LayoutVersion;
     use quorate_client::wire::Acks;
 
+    use super::super::args::OutputFormat;
     use super::*;
 
     fn quorum() -> QuorumReport {
@@ -483,6 +492,23 @@ mod tests {
         let del = written_json("quorate.del.v1", b"k\xff", "00", &written, &[]).expect("a legal context");
         assert_eq!((&del["deleted"], del.get("replaced")), (&json!(2), None));
         assert_eq!((&del["key_b64"], del.get("key")), (&json!("a/8="), None));
+    }
+
+    #[test]
+    fn a_refused_write_says_the_context_of_the_values_that_it_shows() {
+        let found = Found {
+            values: vec![bytes(b"milk"), bytes(b"eggs")],
+            context: bytes(b"ctx"),
+            quorum: quorum(),
+            evidence: None,
+        };
+        for (schema, done) in [("quorate.put.v1", "written"), ("quorate.del.v1", "deleted")] {
+            let refused = siblings_stand(schema, done, b"k", &found, &Output::new(OutputFormat::Text));
+            let failure = refused.expect_err("two values");
+            assert!(failure.hint.ends_with("--context Y3R4") && failure.hint.contains("--replace-all"), "{failure:?}");
+            assert!((failure.exit, failure.may_have_applied) == (Exit::Siblings, false), "{failure:?}");
+        }
+        assert!(!SIBLINGS_HINT.contains("$("), "a context that is read later covers what nobody has merged");
     }
 
     #[test]

@@ -36,8 +36,12 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
         let report = cluster.layout_at(&at, ask).await.map_err(|error| {
             let failure =
                 if matches!(command, LayoutCommand::Show(_)) { Failure::of_read(error) } else { error.into() };
-            let staged = if staging { "; what was named before it is staged" } else { "" };
-            Failure { message: format!("{at}: {}{staged}", failure.message), ..failure }
+            if !staging {
+                return Failure { message: format!("{at}: {}", failure.message), ..failure };
+            }
+            let why = failure.message.replace("; nothing was changed", "");
+            let message = format!("{at}: {why}; what was named before it is staged");
+            Failure { message, may_have_applied: true, ..failure }
         })?;
         last = Some(report);
     }
@@ -53,6 +57,7 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     match command {
         LayoutCommand::Apply { version, .. } if report.current.version.0 < *version => Err(Failure {
             exit: Exit::Unknown,
+            may_have_applied: true,
             ..Failure::new(
                 format!("layout {version} was accepted by {} members and is not in force", report.holding.len()),
                 "repeat the command when the missing members can be reached: it is the same layout, so that this is safe",

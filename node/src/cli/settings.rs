@@ -13,7 +13,7 @@ use quorate_node::config::layers::{ConfigError, Document, Key, Kind, Layers, Ori
 use quorate_node::config::{Endpoint, Time};
 use serde_json::json;
 
-use super::args::{Common, ConfigShowArgs, OutputFormat};
+use super::args::{Common, ConfigShowArgs, OutputFormat, TIMEOUT_MIN};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Output, table};
 
@@ -73,10 +73,10 @@ impl Settings {
         let timeout = layers
             .one(&TIMEOUT, common.timeout.map(Time))?
             .map_or(Setting::default(TIMEOUT_DEFAULT), |t| t.map(|ms| ms.0));
-        if timeout.value.is_zero() || timeout.value > TIMEOUT_MAX {
+        if timeout.value < TIMEOUT_MIN || timeout.value > TIMEOUT_MAX {
             let max = TIMEOUT_MAX.as_secs();
             return Err(timeout
-                .error(format!("a timeout must be above 0 and at most {max}s"))
+                .error(format!("a timeout must be at least 1ms and at most {max}s"))
                 .hint(format!("write {max}s or less")));
         }
         let mut settings = Self {
@@ -367,8 +367,8 @@ mod tests {
         for (text, wanted) in [
             ("r = 0", "user.toml:1: `r`: \"0\" is not a quorum"),
             ("w = \"most\"", "is not a quorum"),
-            ("timeout = \"0s\"", "above 0 and at most 300s"),
-            ("timeout = \"301s\"", "above 0 and at most 300s"),
+            ("timeout = \"0s\"", "at least 1ms and at most 300s"),
+            ("timeout = \"301s\"", "at least 1ms and at most 300s"),
             ("timeout = \"1\"", "lacks a unit"),
             ("timeout_ms = 1000", "did you mean `timeout`?"),
             ("profile = \"quick\"", "balanced, fast or safe"),

@@ -108,6 +108,7 @@ fn a_mistake_in_every_argument_is_refused_with_what_would_be_right() {
         ("put k v --w most", "one, majority, all or a number from 1 to 255"),
         ("put k v --timeout 5", "lacks a unit: write 5ms or 5s"),
         ("put k v --timeout 0s", "lets no request succeed"),
+        ("put k v --timeout 999us", "a timeout below 1ms"),
         ("put k v --timeout soon", "write 250ms, 2s or 1m"),
         ("put k v --blind --context abc", "cannot be used with"),
         ("put k v --context", "a value is required"),
@@ -226,7 +227,7 @@ fn every_command_s_help_ends_with_examples_that_are_understood() {
                 // Up to a comment, a pipe or a redirection; quoted texts as one word.
                 let line = line.trim().split("   ").next().expect("a line").split(['|', '>']).next().expect("a line");
                 let line = line
-                    .replace("\"$(quorate get cart --context)\"", "C")
+                    .replace("\"$(jq -r .context seen.json)\"", "C")
                     .replace("\"$MERGED\"", "V")
                     .replace("$key", "00");
                 let parsed = Cli::parse_args(line.split_whitespace());
