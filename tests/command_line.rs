@@ -43,6 +43,13 @@ fn siblings_are_never_discarded_in_silence() {
     let context = cluster.run(&["get", "list", "--context"]);
     let said = cluster.run(&["put", "list", "all", "--context", context.out.trim()]).expect(0, &[]);
     assert!(said.err.contains("replaced 2 values"), "{said}");
+    // The context in the hint is that of the values that are shown with it, not of a later read.
+    two("shown");
+    let said = cluster.run(&["put", "shown", "merged"]).expect(6, &["milk", "eggs"]);
+    cluster.run(&["put", "shown", "late", "--blind"]).expect(0, &[]);
+    let context = said.err.trim_end().rsplit(' ').next().expect("a context");
+    cluster.run(&["put", "shown", "merged", "--context", context]).expect(6, &["2 siblings"]);
+    cluster.run(&["get", "shown"]).expect(6, &["merged", "late"]);
     two("gone");
     let said = cluster.run(&["del", "gone", "--replace-all"]).expect(0, &[]);
     assert!(said.err.contains("deleted 2 values") && said.err.contains("milk"), "{said}");
@@ -51,6 +58,29 @@ fn siblings_are_never_discarded_in_silence() {
     let file = cluster.write("two.ndjson", "{\"key\":\"imported\",\"value\":\"v\"}\n");
     cluster.run(&["import", file.to_str().expect("text"), "--replace-all"]).expect(0, &["1 written"]);
     assert_eq!(cluster.run(&["get", "imported"]).expect(0, &[]).out, "v");
+}
+
+#[test]
+fn a_write_whose_result_cannot_be_printed_is_not_denied() {
+    let cluster = Cluster::start(1);
+    for words in [&["put", "k", "v"][..], &["put", "k", "w", "-o", "json"], &["del", "k", "-o", "json"]] {
+        let full = File::options().write(true).open("/dev/full").expect("there");
+        let output = cluster.command(words).stdout(full).stderr(Stdio::piped()).output().expect("it runs");
+        let err = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert!(err.contains("the write was applied, only its result could not be printed"), "{err}");
+        assert!(!words.contains(&"json") || err.contains("\"may_have_applied\":true"), "{err}");
+    }
+    cluster.run(&["get", "k"]).expect(3, &[]);
+    // An import that failed may have written a part of its lines; one that has written none says that, too.
+    let import = |name: &str, text: &str| {
+        let file = cluster.write(name, text);
+        cluster.run(&["import", file.to_str().expect("text"), "-o", "json"]).expect(1, &[]).error()
+    };
+    let part = import("part", "{\"key\":\"k\",\"value\":\"v\"}\nbad\n");
+    assert_eq!(part["may_have_applied"], true, "{part}");
+    let none = import("none", "bad\n");
+    assert_eq!(none["may_have_applied"], false, "{none}");
 }
 
 #[test]
@@ -185,7 +215,7 @@ fn an_export_with_siblings_comes_back_and_no_line_hides_another() {
     cluster.write("bad", &format!("{bad}{{\"key\":\"good\",\"value\":\"v\"}}\n"));
     let said = cluster.run(&["import", &path("bad")]).expect(1, &["1 written", "50 failed"]);
     assert_eq!(said.err.matches("bad:").count(), 20, "{said}");
-    assert!(said.err.contains("counted and not named"), "{said}");
+    assert!(said.err.contains("bad:1: ") && said.err.contains("counted and not named"), "{said}");
 }
 
 #[test]
