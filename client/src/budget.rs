@@ -118,6 +118,13 @@ impl Charge {
         Self::new(None, 0)
     }
 
+    fn is_of(&self, budget: &Budget) -> bool {
+        match (&self.level, &budget.0) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (own, other) => own.is_none() && other.is_none(),
+        }
+    }
+
     /// How many bytes it is good for.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -287,17 +294,19 @@ impl Room {
     /// [`NoRoom`]; nothing more is taken then.
     pub fn try_take(&self, bytes: usize) -> Result<(), NoRoom> {
         let mut taken = self.lock();
-        match self.0.pot.of(taken.bytes + bytes).try_take(bytes) {
-            Some(charge) => {
-                taken.add(charge, bytes);
-                Ok(())
-            }
-            None => {
-                sometimes!("budget: a request was refused for want of room");
-                taken.short = true;
-                Err(NoRoom)
-            }
+        let budget = self.0.pot.of(taken.bytes + bytes);
+        // All that is of one budget is one charge: what is larger than the whole of it gets through in pieces too.
+        let fits = match taken.charges.last_mut().filter(|last| last.is_of(budget)) {
+            Some(last) => last.try_grow(last.bytes() + bytes),
+            None => budget.try_take(bytes).map(|charge| taken.charges.push(charge)).is_some(),
+        };
+        if !fits {
+            sometimes!("budget: a request was refused for want of room");
+            taken.short = true;
+            return Err(NoRoom);
         }
+        taken.bytes += bytes;
+        Ok(())
     }
 
     /// Whether so many bytes are taken or can be taken now, but for `free` ones.
@@ -452,6 +461,28 @@ mod tests {
         assert_eq!((share.used(), whole.used()), (0, 3 << 10));
         drop(held);
         assert_eq!(whole.used(), 0);
+    }
+
+    /// Pieces were charges of their own, each rounded up, and did not fit where their sum as one message would have.
+    #[test]
+    fn what_is_taken_in_pieces_gets_through_as_one_message_does() {
+        for (share, large_from) in [(37 * KIB, 64 * KIB), (4 * KIB, 4 * KIB)] {
+            let (small, large) = (Budget::new(1 << 20).share(share as u64), Budget::new(1 << 20));
+            let pot = Pot { small: small.clone(), large: large.clone(), large_from };
+            let (one, other) = (Room::new(pot.clone()), Room::new(pot));
+            for _ in 0..8 {
+                one.try_take(large_from / 8).expect("it is alone");
+            }
+            assert_eq!((one.taken(), small.used(), large.used()), (large_from, share as u64, 0));
+            other.try_take(1).expect_err("the share is full");
+            one.try_take(1).expect("a large one");
+            one.try_take(KIB).expect("still a large one");
+            assert_eq!((small.used(), large.used()), (share as u64, 2 << 10));
+            drop(one.split(large_from));
+            one.release();
+            assert_eq!((one.taken(), small.used(), large.used()), (0, 0, 0));
+            other.try_take(1).expect("there is room again");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,6 +46,13 @@ fn a_recovered_node_misses_no_write_below_the_floor() {
     must_be_good_by_plan(include_str!("plans/below-floor.json"));
 }
 
+/// Room for a read and its answer was taken in pieces that count alone, and was never enough, though nothing else was under way.
+/// (Seed 400.)
+#[test]
+fn an_answer_that_has_a_node_to_itself_is_not_refused_for_want_of_room() {
+    must_be_good_by_plan(include_str!("plans/an-answer-in-pieces.json"));
+}
+
 /// The read after an update's first round failed, and the update said that nothing was changed, though its first write had been
 /// acknowledged and stood among the key's siblings.
 #[test]
