@@ -259,7 +259,7 @@ fn a_node_whose_disk_is_full_reads_and_others_write() {
         text.lines().nth(1).and_then(|line| line.trim().parse::<u64>().ok()).expect("a number")
     };
     let mut command = bare_command(cluster.dir());
-    command.args(["server", "--config", "n3.toml", "--disk-reserve", &(free * 2).to_string()]);
+    command.args(["server", "--config", "n3.toml", "--disk-reserve", &format!("{}KiB", free / 512)]);
     cluster.start_node_by(3, command);
     let (_, why) = eventually("it says so", || {
         cluster.http(3, "/readyz").filter(|(status, text)| *status == 503 && text.contains("the disk is full"))

@@ -203,7 +203,8 @@ pub struct Pot {
     pub small: Budget,
     /// For all others. Shared by whoever is to wait for each other.
     pub large: Budget,
-    /// Messages above this are large.
+    /// Messages above this are large. It also bounds what one request may take of `small` in pieces: a request that has all of
+    /// that to itself gets as much, as one message of that size would.
     pub large_from: usize,
 }
 

@@ -576,11 +576,15 @@ async fn a_scan_takes_no_more_partitions_than_there_is_room_for() {
         }
     }
     let budget = Budget::new(45 << 10);
+    // What is larger than that waits for others of its kind.
+    let large = Budget::new(1 << 20);
+    let _others = large.try_take(1 << 20).expect("it is free");
+    let pot = Pot { small: budget.clone(), large, large_from: 45 << 10 };
     let page = Scan { until: Partition(partitions), ..page_of(Partition(0), 10, Some(Quorum::One)) };
     let pages = async |page: &Scan| {
         let (mut from, mut seen, mut pages) = (Some(page.from.clone()), Vec::new(), Vec::new());
         while let Some(place) = from {
-            let room = Room::new(Pot { small: budget.clone(), ..Pot::unbounded() });
+            let room = Room::new(pot.clone());
             let body = RequestBody::Scan(Scan { from: place, ..page.clone() });
             let request = Request { layout: LayoutVersion(1), request_id: 7, body };
             let answer = nodes[0].coordinator.handle(&request, PATIENCE, Origin::Client, room.clone()).await;
@@ -601,7 +605,7 @@ async fn a_scan_takes_no_more_partitions_than_there_is_room_for() {
     assert_eq!(pages(&keys_only).await, [3, 1], "values that are not sent are let go");
     // Where there is room for nothing at all it is refused, and as that.
     let _all = budget.try_take(45 << 10).expect("it is free");
-    let room = Room::new(Pot { small: budget.clone(), ..Pot::unbounded() });
+    let room = Room::new(pot.clone());
     let request = Request { layout: LayoutVersion(1), request_id: 7, body: RequestBody::Scan(page) };
     let refused = nodes[0].coordinator.handle(&request, Duration::from_millis(200), Origin::Client, room).await;
     assert!(matches!(refusal(refused), NotApplied::Overloaded { .. }));

@@ -90,7 +90,7 @@ async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
     if output.is_json() {
         output.json(&json!({ "schema": "quorate.server-check.v1", "ok": true, "node": config.node }))?;
     } else {
-        output.line(&format!("ok: {} can start with this configuration", config.node))?;
+        output.line(&format!("ok: the configuration, the keys and the certificates of {} are right; ports, directories and disks are tried by a start", config.node))?;
     }
     Ok(Exit::Done)
 }

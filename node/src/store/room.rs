@@ -88,6 +88,9 @@ impl FromStr for DiskReserve {
                 _ => Err(format!("{text:?} is no share of a disk: 0% to 50%")),
             };
         }
+        if text != "0" && !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(format!("{text:?} is no reserve: write {text}% or {text}MiB, 0 for none, or auto"));
+        }
         match text.parse::<crate::config::ByteSize>() {
             Ok(bytes) => Ok(Self::Bytes(bytes.0)),
             Err(_) => Err(format!("{text:?} is no reserve: auto, a share such as 5%, or a size such as 512MiB")),
@@ -418,7 +421,7 @@ mod tests {
         assert_eq!("5%".parse(), Ok(DiskReserve::Percent(5)));
         assert_eq!("512MiB".parse(), Ok(DiskReserve::Bytes(512 << 20)));
         assert_eq!("0".parse(), Ok(DiskReserve::Bytes(0)));
-        for wrong in ["51%", "-1", "much", "5 %", ""] {
+        for wrong in ["51%", "-1", "much", "5 %", "", "5", "1048576"] {
             assert!(wrong.parse::<DiskReserve>().is_err(), "{wrong:?}");
         }
         let auto = |total: u64| DiskReserve::Auto.of(total);
