@@ -98,11 +98,12 @@ async fn export_to(mut sink: Sink, args: ExportArgs, settings: Settings, output:
         })?;
         seen.degraded |= page.quorum.degraded;
         for record in &page.records {
-            if !seen.is_exportable(record.key(), record.siblings().len(), args.siblings) {
+            let values = ndjson::distinct(record.siblings());
+            if !seen.is_exportable(record.key(), values.len(), args.siblings) {
                 continue;
             }
             line.clear();
-            ndjson::write(&mut line, record.key(), record.siblings());
+            ndjson::write(&mut line, record.key(), &values);
             sink.line(record.key(), &line)?;
         }
         bar.set_position(partition.0.into());
