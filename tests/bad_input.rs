@@ -9,16 +9,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use quorate_client::ids::NodeId;
-use quorate_client::quic::{self, Link, Seams};
-use quorate_client::random::Random;
-use quorate_client::rpc::STALL;
-use quorate_client::tls::{self, Credentials};
-use quorate_client::wire::{ALPN_CLIENT, KEY_LEN_MAX, VALUE_LEN_MAX};
 use quorate_client::{Blind, Client, Error};
 use quorate_node::cert::{Ca, Issued};
 use quorate_node::peer_wire::ALPN_PEER;
 use quorate_tests::processes::{Cluster, PATIENCE, Said, bare_command, eventually, isolate, quorate};
+use quorate_transport::close;
+use quorate_transport::quic;
+use quorate_transport::rpc::STALL;
+use quorate_transport::tls::{self, Credentials};
+use quorate_transport::{Link, Seams};
+use quorate_wire::ids::NodeId;
+use quorate_wire::random::Random;
+use quorate_wire::{ALPN_CLIENT, KEY_LEN_MAX, VALUE_LEN_MAX};
 
 #[test]
 fn keys_values_quorums_and_options_have_limits_that_are_named() {
@@ -285,7 +287,7 @@ fn a_client_that_breaks_the_protocol_loses_its_connection_and_nobody_else_does()
                     let _ = send.write_all(&bytes).await;
                 }
                 let closed = tokio::time::timeout(STALL + PATIENCE, connection.closed()).await;
-                (tls::explain_connection_error(&closed.expect("the node closes the connection")), why)
+                (close::explain_connection_error(&closed.expect("the node closes the connection")), why)
             }));
         }
         for task in breaking {
@@ -304,7 +306,7 @@ fn a_client_that_breaks_the_protocol_loses_its_connection_and_nobody_else_does()
     // A frame that is a frame, and no request: an answer says so, and the connection lives on.
     runtime.block_on(async {
         let (_endpoint, connection) = Stranger(admin.clone()).dial(node, ALPN_CLIENT).await.expect("connects");
-        let lanes = quorate_client::rpc::Lanes::new(connection.clone(), Default::default());
+        let lanes = quorate_transport::rpc::Lanes::new(connection.clone(), Default::default());
         for body in [&b"nonsense"[..], &[0xc1; 100], &[0x93; 2_000]] {
             let answer = lanes.call(0, bytes::Bytes::copy_from_slice(body), PATIENCE).await.expect("an answer");
             let text = String::from_utf8_lossy(&answer);
@@ -469,7 +471,7 @@ impl Stranger {
     async fn dial(&self, node: SocketAddr, alpn: &[u8]) -> Result<(quinn::Endpoint, quinn::Connection), String> {
         let (endpoint, config) = self.endpoint(alpn);
         let connection = endpoint.connect_with(config, node, tls::ANY_NODE).expect("dials").await;
-        Ok((endpoint, connection.map_err(|error| tls::explain_connection_error(&error))?))
+        Ok((endpoint, connection.map_err(|error| close::explain_connection_error(&error))?))
     }
 
     /// Why the connection does not come about or does not last.
@@ -479,7 +481,7 @@ impl Stranger {
             // In TLS 1.3 the dialer is done before the node has looked at its certificate.
             Ok((_endpoint, connection)) => {
                 let closed = tokio::time::timeout(PATIENCE, connection.closed()).await;
-                tls::explain_connection_error(&closed.expect("the node closes the connection"))
+                close::explain_connection_error(&closed.expect("the node closes the connection"))
             }
         }
     }

@@ -12,9 +12,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use quorate_client::random::Random;
 use quorate_node::store::{SledOptions, Tree, open};
 use quorate_tests::kill_nine::{CLUSTER, KEYS_PER_WRITER, decode, key, node};
+use quorate_wire::random::Random;
 
 #[test]
 fn acknowledged_writes_survive_kill_nine_with_group_commit() {

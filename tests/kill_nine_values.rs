@@ -1,7 +1,7 @@
 //! What the load of the kill -9 laboratory and its judge agree on: who, which keys, and what a version of a key looks like.
 
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::random::Random;
+use quorate_wire::ids::{ClusterId, NodeId};
+use quorate_wire::random::Random;
 
 /// The cluster of the data directory.
 pub const CLUSTER: ClusterId = ClusterId(0x9);

@@ -12,28 +12,29 @@ use quinn::AsyncUdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::codec;
 use crate::config;
 use crate::error::{Error, Tried};
-use crate::ids::{LayoutVersion, NodeId, OpId};
 use crate::options::{Profile, Quorum, RequestOptions, TIMEOUT_DEFAULT, TIMEOUT_MAX};
 use crate::pool::{Pool, Transport};
-use crate::quic::{self, Link, Seams};
-use crate::random::Random;
 use crate::read::{Cause, Read};
 use crate::request::{Delete, Get, Put, Update};
 use crate::retry::{Budget, End, Kind, Next, Outcome, Plan, Unknown};
 use crate::route::{self, Destination, Order, Routes, Target};
-use crate::rpc::{CallError, class};
 use crate::scan::Scanner;
-use crate::tls::{self, Credentials};
 use crate::unsettled::{Sent, Unsettled};
 use crate::value::{IntoChange, IntoValue};
-use crate::wire::{
+use quorate_transport::quic;
+use quorate_transport::rpc::{CallError, class};
+use quorate_transport::tls::{self, Credentials};
+use quorate_transport::{Link, Seams};
+use quorate_wire::codec;
+use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
+use quorate_wire::random::Random;
+use quorate_wire::{
     ALPN_CLIENT, Failure, LayoutCommand, Located, NodeStatus, NotApplied, Reply, Request, RequestBody, Response,
     RouteTable,
 };
-use crate::{buggify, sometimes, story, tell};
+use quorate_wire::{buggify, sometimes, story, tell};
 
 /// A connection to a cluster. Clones share everything; it can be used from many tasks at once.
 ///

@@ -7,8 +7,10 @@ use serde::Deserialize;
 
 use crate::client::{Client, ClientBuilder};
 use crate::error::Error;
-use crate::options::{Profile, Quorum, parse_time};
-use crate::tls::{self, Credentials};
+use quorate_wire::parse_time;
+
+use crate::options::{Profile, Quorum};
+use quorate_transport::tls::{self, Credentials};
 
 /// What one place says; the keys are explained at [`Client::from_config`].
 #[derive(Debug, Default, Deserialize)]

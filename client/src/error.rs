@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::OpId;
-use crate::options::time_text;
 use crate::read::Context;
-use crate::wire::{Acks, NotApplied, QuorumReport};
+use quorate_wire::ids::OpId;
+use quorate_wire::time_text;
+use quorate_wire::{Acks, NotApplied, QuorumReport};
 
 /// Why a request did not end well.
 ///
@@ -333,7 +333,7 @@ fn tried_last(tried: &[Tried]) -> Vec<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{LayoutVersion, NodeId};
+    use quorate_wire::ids::{LayoutVersion, NodeId};
 
     fn refusals() -> Vec<(NotApplied, bool)> {
         let node = NodeId::new("n1").expect("legal");

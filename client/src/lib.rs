@@ -86,37 +86,33 @@ pub mod request;
 pub mod scan;
 pub mod value;
 
-pub mod ids;
-pub mod wire;
-
 #[doc(hidden)]
-pub mod chaos;
-#[doc(hidden)]
-pub mod story;
-
+pub mod fault_points;
 mod pool;
 mod retry;
 mod route;
 mod unsettled;
 
-// What the nodes, the tools and the simulator share with the client: no interface for applications, and free to change.
-#[doc(hidden)]
-pub mod budget;
-#[doc(hidden)]
-pub mod codec;
-#[doc(hidden)]
-pub mod frame;
-#[doc(hidden)]
-pub mod quic;
-#[doc(hidden)]
-pub mod random;
-#[doc(hidden)]
-pub mod rpc;
-
-pub mod tls;
-
 #[cfg(test)]
-mod scenarios;
+mod client_test;
+
+/// What names things: nodes, clusters, layouts, partitions, operations.
+pub mod ids {
+    pub use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partition};
+}
+
+/// What replies and errors are made of, and the limits of what is sent.
+pub mod wire {
+    pub use quorate_wire::{
+        Acks, Asked, CONTEXT_LEN_MAX, CONTEXT_LEN_WARN, Evidence, KEY_LEN_MAX, Located, Located1, NodeStatus,
+        NotApplied, QuorumReport, Role, RouteTable, SIBLINGS_MAX, VALUE_LEN_MAX,
+    };
+}
+
+/// Certificates: who a client is, and whose word it takes.
+pub mod tls {
+    pub use quorate_transport::tls::{Credentials, Subject, TlsError};
+}
 
 pub use client::{Client, ClientBuilder, Seed};
 pub use error::{Error, Tried};

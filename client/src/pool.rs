@@ -16,13 +16,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::error::NOT_CONNECTED;
-use crate::ids::NodeId;
-use crate::random::Random;
 use crate::retry::Slice;
 use crate::route::Target;
-use crate::rpc::{CallError, Lanes, LanesConfig};
-use crate::tls::{self, Subject};
-use crate::{buggify, dawdle, sometimes};
+use quorate_transport::close;
+use quorate_transport::rpc::{CallError, Lanes, LanesConfig};
+use quorate_transport::tls::{self, Subject};
+use quorate_wire::ids::NodeId;
+use quorate_wire::random::Random;
+use quorate_wire::{buggify, dawdle, sometimes};
 
 /// A future that a trait object gives.
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -168,7 +169,7 @@ impl Pool {
         let connection = connecting
             .map_err(|error| error.to_string())?
             .await
-            .map_err(|error| tls::explain_connection_error(&error))?;
+            .map_err(|error| close::explain_connection_error(&error))?;
         match tls::peer_subject(&connection).map_err(|error| error.to_string())? {
             Subject::Node { node, .. } => {
                 tracing::debug!(%node, %addr, "connected");

@@ -10,9 +10,9 @@ use serde::de::{self, DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::Error;
-use crate::ids::OpId;
 use crate::value;
-use crate::wire::{self, CONTEXT_LEN_MAX, Evidence, QuorumReport};
+use quorate_wire::ids::OpId;
+use quorate_wire::{self as wire, CONTEXT_LEN_MAX, Evidence, QuorumReport};
 
 /// The values of one key as R replicas hold them: none, one, or several siblings that concurrent writers left.
 #[derive(Debug, Clone, PartialEq)]
@@ -264,7 +264,7 @@ impl<'de> Deserialize<'de> for Context {
         if deserializer.is_human_readable() {
             String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
         } else {
-            let blob = crate::codec::Blob::deserialize(deserializer)?;
+            let blob = quorate_wire::codec::Blob::deserialize(deserializer)?;
             Self::from_bytes(blob.0).map_err(de::Error::custom)
         }
     }
@@ -370,8 +370,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::codec::Blob;
     use crate::value::{IntoValue, Typed};
+    use quorate_wire::codec::Blob;
 
     fn read(values: &[&[u8]]) -> Read {
         let found = wire::Found {
@@ -400,7 +400,7 @@ mod tests {
         assert_eq!(both.decode_all::<u32>().expect("numbers"), [3, 5]);
         assert!(matches!(both.decode::<u32>(), Err(Error::Siblings { .. })));
         assert!(matches!(read(&[]).resolve(u32::max), Err(Error::NotFound { .. })));
-        assert_eq!(read(&[]).decode_all::<u32>().expect("none"), []);
+        assert_eq!(read(&[]).decode_all::<u32>().expect("none"), [0_u32; 0]);
     }
 
     #[test]

@@ -9,14 +9,14 @@ use tokio::time::sleep;
 
 use crate::client::{Client, unexpected};
 use crate::error::Error;
-use crate::ids::OpId;
 use crate::options::Quorum;
 use crate::pool::BoxFuture;
 use crate::read::{Cause, Context, Known, Read, Written};
 use crate::retry::backoff;
-use crate::sometimes;
 use crate::value::Change;
-use crate::wire::{self, KEY_LEN_MAX, NotApplied, Reply, RequestBody, VALUE_LEN_MAX};
+use quorate_wire::ids::OpId;
+use quorate_wire::sometimes;
+use quorate_wire::{self as wire, KEY_LEN_MAX, NotApplied, Reply, RequestBody, VALUE_LEN_MAX};
 
 /// The key and what all requests for one have in common.
 #[derive(Clone)]

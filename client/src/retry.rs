@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::is_passing;
-use crate::sometimes;
-use crate::wire::{Acks, NotApplied};
+use quorate_wire::sometimes;
+use quorate_wire::{Acks, NotApplied};
 
 /// One request on its way through several attempts.
 #[derive(Debug)]
@@ -305,7 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::NodeId;
+    use quorate_wire::ids::NodeId;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::ids::{LayoutVersion, NodeId, Partition, key_hash};
-use crate::random::Random;
-use crate::wire::RouteTable;
+use quorate_wire::RouteTable;
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition, key_hash};
+use quorate_wire::random::Random;
 
 /// A route table that was checked: every index in it points somewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]

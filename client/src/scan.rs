@@ -12,10 +12,10 @@ use futures_core::Stream;
 
 use crate::client::{Client, unexpected};
 use crate::error::Error;
-use crate::ids::Partition;
 use crate::options::{Quorum, TIMEOUT_MAX};
 use crate::read::Read;
-use crate::wire::{Found, NotApplied, QuorumReport, Reply, RequestBody, Scan, ScanPosition, Scanned};
+use quorate_wire::ids::Partition;
+use quorate_wire::{Found, NotApplied, QuorumReport, Reply, RequestBody, Scan, ScanPosition, Scanned};
 
 /// Goes through all live records, those with a prefix, or those of one partition; see [`Client::scan`].
 ///

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::ids::OpId;
 use crate::route::Target;
+use quorate_wire::ids::OpId;
 
 /// The newest unknown writes of a client.
 #[derive(Debug, Default)]

@@ -3,12 +3,12 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use quorate_client::codec::Blob;
-use quorate_client::ids::{ClusterId, NodeId, OpId};
 use quorate_node::core::context_keys::ContextKeys;
 use quorate_node::core::mint::{self, Minter};
 use quorate_node::core::record::Record;
 use quorate_node::core::version::{Actor, Context};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{ClusterId, NodeId, OpId};
 
 /// A record that three coordinators have written to, with so many siblings of 1 KiB.
 fn record(siblings: u128) -> (Record, Minter) {

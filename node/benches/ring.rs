@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use quorate_client::ids::NodeId;
 use quorate_node::core::ring::{Ring, RingMember};
+use quorate_wire::ids::NodeId;
 
 /// Members of weight 1, dealt to this many zones.
 fn members(count: usize, zones: usize) -> Vec<RingMember> {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::random::Random;
 use quorate_node::store::{Committer, Durability, Executor, MemoryStore, SledOptions, Store, Tree, open};
+use quorate_wire::ids::{ClusterId, NodeId};
+use quorate_wire::random::Random;
 use tokio::runtime::Runtime;
 
 const KEYS: u64 = 20_000;

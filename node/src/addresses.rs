@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quorate_client::codec;
-use quorate_client::ids::NodeId;
+use quorate_wire::codec;
+use quorate_wire::ids::NodeId;
 use tokio::sync::watch;
 use tracing::debug;
 

@@ -21,11 +21,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{NodeId, Partition, key_hash};
-use quorate_client::random::Random;
-use quorate_client::wire::{Recovering, RepairCommand, RepairReport};
-use quorate_client::{buggify, sometimes};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{NodeId, Partition, key_hash};
+use quorate_wire::random::Random;
+use quorate_wire::{Recovering, RepairCommand, RepairReport};
+use quorate_wire::{buggify, sometimes};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};

@@ -1,6 +1,6 @@
 //! Recovery and comparison, one step at a time, between nodes that do nothing by themselves.
 
-use quorate_client::ids::Partition;
+use quorate_wire::ids::Partition;
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, data_key, key_in, record};

@@ -14,9 +14,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use quorate_client::codec;
-use quorate_client::ids::{DiskId, NodeId};
-use quorate_client::sometimes;
+use quorate_wire::codec;
+use quorate_wire::ids::{DiskId, NodeId};
+use quorate_wire::sometimes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 

@@ -6,12 +6,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{DiskId, NodeId, OpId, Partition, key_hash};
-use quorate_client::options::Quorum;
-use quorate_client::quic::Seams;
-use quorate_client::random::Random;
-use quorate_client::wire::NotApplied;
+use quorate_transport::Seams;
+use quorate_wire::NotApplied;
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{DiskId, NodeId, OpId, Partition, key_hash};
+use quorate_wire::random::Random;
 use tokio::sync::watch;
 use tokio::time::Instant;
 

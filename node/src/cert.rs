@@ -1,6 +1,6 @@
 //! Makes a cluster's certificate authority, and the certificates of its nodes and clients.
 //!
-//! What a certificate says and how it is checked is in [`quorate_client::tls`]. Everything is Ed25519. All randomness comes
+//! What a certificate says and how it is checked is in [`quorate_transport::tls`]. Everything is Ed25519. All randomness comes
 //! from the given source and all time from the caller, so that a simulated cluster has the same certificates in every run.
 
 use std::fs::OpenOptions;
@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::random::Random;
-use quorate_client::tls::{Authority, Credentials, Subject};
+use quorate_transport::tls::{Authority, Credentials, Subject};
+use quorate_wire::ids::{ClusterId, NodeId};
+use quorate_wire::random::Random;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ED25519, SerialNumber,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use quorate_client::tls::Credentials;
+use quorate_transport::tls::Credentials;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 

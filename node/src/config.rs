@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use quorate_client::ids::NodeId;
-use quorate_client::options::{parse_time, time_text};
+use quorate_wire::ids::NodeId;
+use quorate_wire::{parse_time, time_text};
 
 use self::layers::{ConfigError, Document, Key, Kind, Layers, Origin, Setting};
 use crate::request_memory::RequestMemory;

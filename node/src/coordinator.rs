@@ -30,15 +30,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quorate_client::budget::{NoRoom, Room};
-use quorate_client::codec::Blob;
-use quorate_client::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
-use quorate_client::options::Quorum;
-use quorate_client::wire::{
+use quorate_transport::budget::{NoRoom, Room};
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
+use quorate_wire::{
     Acks, Asked, CONTEXT_LEN_MAX, Evidence, Failure, KEY_LEN_MAX, Located, Located1, NotApplied, QuorumReport, Reply,
     Request, RequestBody, Response, RouteTable, VALUE_LEN_MAX, Write,
 };
-use quorate_client::{buggify, sometimes};
+use quorate_wire::{buggify, sometimes};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;

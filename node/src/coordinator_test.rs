@@ -1,8 +1,8 @@
 //! What a coordinator does with a request, and after its reply, between nodes that do nothing by themselves.
 
-use quorate_client::budget::{Budget, Pot, Room};
-use quorate_client::ids::LayoutVersion;
-use quorate_client::wire::{Found, Read, Role, Scan, ScanPosition, Scanned, Written};
+use quorate_transport::budget::{Budget, Pot, Room};
+use quorate_wire::ids::LayoutVersion;
+use quorate_wire::{Found, Read, Role, Scan, ScanPosition, Scanned, Written};
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};

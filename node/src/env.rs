@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use quorate_client::quic::{self, Seams};
+use quorate_transport::Seams;
+use quorate_transport::quic;
 
 use crate::request_memory::RequestMemory;
 use crate::store::{AskSpace, DiskReserve, Executor, Opened, StoreError};

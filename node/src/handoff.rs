@@ -10,10 +10,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::NodeId;
-use quorate_client::wire::HintStatus;
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_wire::HintStatus;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::NodeId;
+use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};

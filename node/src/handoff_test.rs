@@ -1,6 +1,6 @@
 //! Handing hints over, one step at a time.
 
-use quorate_client::ids::Partition;
+use quorate_wire::ids::Partition;
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
@@ -169,7 +169,7 @@ async fn a_fallback_gives_up_its_actor_with_a_hint_and_an_owner_does_not() {
     let primaries = nodes[0].current.ring.primaries(PARTITION).to_vec();
     let mint = async |op| {
         let (value, cause) = (Some(Blob::copy_from(b"v")), crate::core::version::Context::new());
-        let (op, place) = (quorate_client::ids::OpId(op), (primaries.clone(), nodes[1].id));
+        let (op, place) = (quorate_wire::ids::OpId(op), (primaries.clone(), nodes[1].id));
         keeper.mint_in_hint(PARTITION, &key, op, value, cause, place, 5).await.expect("room").dot.actor
     };
     let before = mint(1).await;

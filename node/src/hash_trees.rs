@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
-use quorate_client::ids::{Partition, key_hash};
+use quorate_wire::ids::{Partition, key_hash};
 
 use crate::core::merkle::{self, HashTree, Leaves};
 use crate::store::{Store, StoreError, Tree};

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::codec;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
-use quorate_client::random::Random;
-use quorate_client::wire::{LayoutCommand, LayoutReport, NotApplied, RouteTable};
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_wire::codec;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
+use quorate_wire::random::Random;
+use quorate_wire::{LayoutCommand, LayoutReport, NotApplied, RouteTable};
+use quorate_wire::{buggify, dawdle, sometimes};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};

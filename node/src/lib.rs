@@ -6,7 +6,7 @@
 pub mod core;
 
 #[doc(hidden)]
-pub use quorate_client::chaos;
+pub mod fault_points;
 
 pub mod env;
 pub mod request_memory;

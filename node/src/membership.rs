@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::buggify;
-use quorate_client::ids::{LayoutVersion, NodeId};
-use quorate_client::random::Random;
+use quorate_wire::buggify;
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::random::Random;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};

@@ -13,12 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::Endpoint;
-use quorate_client::ids::{DiskId, LayoutVersion, NodeId};
-use quorate_client::options::Quorum;
-use quorate_client::quic::{self, Link, Seams};
-use quorate_client::sometimes;
-use quorate_client::tls::{self, Credentials, Subject};
-use quorate_client::wire::{ALPN_CLIENT, NodeStatus};
+use quorate_transport::link;
+use quorate_transport::quic;
+use quorate_transport::tls::{self, Credentials, Subject};
+use quorate_transport::{Link, Seams};
+use quorate_wire::Quorum;
+use quorate_wire::ids::{DiskId, LayoutVersion, NodeId};
+use quorate_wire::sometimes;
+use quorate_wire::{ALPN_CLIENT, NodeStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -141,7 +143,7 @@ impl Node {
             .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
         let tls_error = |error: tls::TlsError| StartError(error.to_string());
         let mut accepting = tls::server_config(&env.seams, &config.credentials, &ALPNS).map_err(tls_error)?;
-        quic::set_client_window(&mut accepting, env.request_memory.client_window());
+        link::set_client_window(&mut accepting, env.request_memory.client_window());
         let pools = Pools::new(env.request_memory);
         let dial = tls::client_config(&env.seams, &config.credentials, ALPN_PEER, Link::Peer).map_err(tls_error)?;
         let endpoint = quic::endpoint(&env.seams, socket, Some(accepting.clone()))

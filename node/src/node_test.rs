@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use quorate_client::ids::ClusterId;
-use quorate_client::quic::Seams;
+use quorate_transport::Seams;
+use quorate_wire::ids::ClusterId;
 
 use super::*;
 use crate::cert::{Ca, VALIDITY};

@@ -1,4 +1,4 @@
-//! What nodes say to each other; a compatibility promise of its own, beside that of [`quorate_client::wire`].
+//! What nodes say to each other; a compatibility promise of its own, beside that of [`quorate_wire`].
 //!
 //! A message is one frame of a lane, as between clients and nodes. Every question about data names the layout versions that
 //! it is made under, and a replica refuses what it may no longer serve.
@@ -7,9 +7,9 @@ pub mod heal;
 
 use std::net::SocketAddr;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
-use quorate_client::wire;
+use quorate_wire as wire;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
 use serde::{Deserialize, Serialize};
 
 use self::heal::{HealReply, HealRequest};
@@ -301,7 +301,7 @@ impl PeerReply {
             Self::Fetched { record: Some(_) } => "a record".to_owned(),
             Self::Fetched { record: None } => "no record".to_owned(),
             Self::FetchedSame => "the same record".to_owned(),
-            Self::Forwarded(response) => quorate_client::story::said(&response.body),
+            Self::Forwarded(response) => quorate_wire::story::said(&response.body),
             Self::Refused(refusal) => format!("refused: {refusal}"),
             Self::HandedOff { .. } => "merged all of it".to_owned(),
             Self::Hello(_)

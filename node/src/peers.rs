@@ -16,16 +16,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
-use quorate_client::budget::Room;
-use quorate_client::codec::{self, Blob};
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::options::time_text;
-use quorate_client::quic::widen_for_peer;
-use quorate_client::random::Random;
-use quorate_client::rpc::{self, Arrived, CallError, Lanes, LanesConfig, REQUEST_LEN, close};
-use quorate_client::tls::{self, Subject, explain_connection_error};
-use quorate_client::wire::NotApplied;
-use quorate_client::{buggify, dawdle, sometimes, story, tell};
+use quorate_transport::budget::Room;
+use quorate_transport::close;
+use quorate_transport::close::explain_connection_error;
+use quorate_transport::link::widen_for_peer;
+use quorate_transport::rpc::{self, Arrived, CallError, Lanes, LanesConfig, REQUEST_LEN};
+use quorate_transport::tls::{self, Subject};
+use quorate_wire::NotApplied;
+use quorate_wire::codec::{self, Blob};
+use quorate_wire::ids::{ClusterId, NodeId};
+use quorate_wire::random::Random;
+use quorate_wire::time_text;
+use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -61,7 +63,7 @@ pub struct PeersConfig {
     pub cluster: ClusterId,
     /// Dials; shared with the accepting side, so that all of a node's traffic goes by one port.
     pub endpoint: Endpoint,
-    /// Of [`tls::client_config`] with [`ALPN_PEER`] and [`quorate_client::quic::Link::Peer`].
+    /// Of [`tls::client_config`] with [`ALPN_PEER`] and [`quorate_transport::Link::Peer`].
     pub dial: quinn::ClientConfig,
     /// For the back-off's jitter.
     pub random: Random,

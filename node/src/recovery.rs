@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use quorate_client::codec::{self, Blob};
-use quorate_client::ids::{DiskId, NodeId, Partition};
+use quorate_wire::codec::{self, Blob};
+use quorate_wire::ids::{DiskId, NodeId, Partition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;

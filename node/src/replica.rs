@@ -19,11 +19,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::codec::Blob;
-use quorate_client::ids::{NodeId, OpId, Partition, key_hash};
-use quorate_client::random::Random;
-use quorate_client::wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
-use quorate_client::{buggify, dawdle, sometimes, story, tell};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{NodeId, OpId, Partition, key_hash};
+use quorate_wire::random::Random;
+use quorate_wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
+use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;

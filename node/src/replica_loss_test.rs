@@ -668,7 +668,7 @@ async fn before_there_is_a_layout_nothing_is_listed_and_nothing_summed_up() {
 async fn a_start_is_judged_and_its_doubt_settled() {
     let one = setup(1);
     one.replica.recovery().doubt(Doubt::Layout);
-    let (here, named) = (quorate_client::ids::DiskId(2), Some(quorate_client::ids::DiskId(1)));
+    let (here, named) = (quorate_wire::ids::DiskId(2), Some(quorate_wire::ids::DiskId(1)));
     let facts = crate::recovery::Facts { disk: here, named, owned: vec![P], unclean: false, interval: false };
     one.replica.decide(facts).await.expect("noted");
     assert_eq!(one.replica.recovery().partitions(), [P]);
@@ -677,7 +677,7 @@ async fn a_start_is_judged_and_its_doubt_settled() {
 #[tokio::test]
 async fn what_is_remembered_of_other_disks_is_stored() {
     let one = setup(1);
-    let (disk, store) = (quorate_client::ids::DiskId(1), &*one.store);
+    let (disk, store) = (quorate_wire::ids::DiskId(1), &*one.store);
     let beacons = crate::beacons::Beacons::open(store, 7, one.replica.0.committer.clone());
     beacons.heard(crate::beacons::Speaker { node: target(), disk, life: 3 }, 12);
     one.replica.save_beacons(&beacons).await;

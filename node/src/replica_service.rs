@@ -9,11 +9,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::budget::Room;
-use quorate_client::codec::Blob;
-use quorate_client::dawdle;
-use quorate_client::ids::{NodeId, Partition};
-use quorate_client::wire::{NotApplied, Request, Response};
+use quorate_transport::budget::Room;
+use quorate_wire::codec::Blob;
+use quorate_wire::dawdle;
+use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::{NotApplied, Request, Response};
 use tokio::time::Instant;
 
 use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key, entries_len};

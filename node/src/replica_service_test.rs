@@ -1,6 +1,6 @@
 //! What peers may ask of a node, and what it refuses.
 
-use quorate_client::ids::LayoutVersion;
+use quorate_wire::ids::LayoutVersion;
 
 use super::*;
 use crate::by_hand::{self, Kind, Node, key_in, record};

@@ -29,12 +29,12 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use quorate_client::budget::{Budget, NoRoom, Pot, Room};
-use quorate_client::frame::PART_LEN;
-use quorate_client::ids::NodeId;
-use quorate_client::rpc::{ClassLimits, Counts, ServeLimits};
-use quorate_client::tls::Subject;
-use quorate_client::wire::NotApplied;
+use quorate_transport::budget::{Budget, NoRoom, Pot, Room};
+use quorate_transport::frame::PART_LEN;
+use quorate_transport::rpc::{ClassLimits, Counts, ServeLimits};
+use quorate_transport::tls::Subject;
+use quorate_wire::NotApplied;
+use quorate_wire::ids::NodeId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -372,7 +372,7 @@ pub(crate) async fn read_within<T, F: Future<Output = Result<T, NotApplied>>>(
     }
 }
 
-/// A record of up to so many bytes is among what a request takes anyway, see [`quorate_client::rpc::REQUEST_LEN`].
+/// A record of up to so many bytes is among what a request takes anyway, see [`quorate_transport::rpc::REQUEST_LEN`].
 pub(crate) const RECORD_LEN: usize = 4 << 10;
 
 /// When a client that was refused for want of room comes back: a tenth of what a full queue needs to drain.
@@ -410,7 +410,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::ids::ClusterId;
+    use quorate_wire::ids::ClusterId;
 
     use super::*;
 

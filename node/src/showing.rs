@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use quorate_client::wire::LayoutView;
+use quorate_wire::LayoutView;
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::Instrument;
 
@@ -80,7 +80,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use quorate_client::ids::{ClusterId, DiskId, NodeId};
+    use quorate_wire::ids::{ClusterId, DiskId, NodeId};
 
     use super::*;
     use crate::core::staging::{Staged, StagedMember};

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use quorate_client::ids::{ClusterId, NodeId, Partition};
-use quorate_client::wire::{NodeStatus, PeerStatus};
+use quorate_wire::ids::{ClusterId, NodeId, Partition};
+use quorate_wire::{NodeStatus, PeerStatus};
 use tokio::time::Instant;
 
 use crate::anti_entropy::AntiEntropy;

@@ -9,12 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_client::Client;
-use quorate_client::codec::Blob;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, key_hash};
 use quorate_client::options::RequestOptions;
-use quorate_client::quic::Seams;
-use quorate_client::tls::Credentials;
-use quorate_client::wire::{LayoutCommand, RepairCommand, RepairReport, Reply, RequestBody};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::core::record::Record;
@@ -22,6 +17,11 @@ use quorate_node::core::version::{Actor, Context, Dot};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store, Tree};
+use quorate_transport::Seams;
+use quorate_transport::tls::Credentials;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, key_hash};
+use quorate_wire::{LayoutCommand, RepairCommand, RepairReport, Reply, RequestBody};
 use tokio::time::Instant;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

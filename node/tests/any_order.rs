@@ -6,15 +6,15 @@ use std::net::SocketAddr;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
-use quorate_client::options::Quorum;
-use quorate_client::wire::{Failure, NotApplied};
 use quorate_node::core::bootstrap::{Bootstrap, Heard, Me, Offer};
 use quorate_node::core::get::{Get, GetAction};
 use quorate_node::core::layout::Layout;
 use quorate_node::core::put::{Put, PutAction, StandIns};
 use quorate_node::core::quorum::{Said, Status, Tally, required};
 use quorate_node::core::staging::{Staged, StagedMember, warnings};
+use quorate_wire::Quorum;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
+use quorate_wire::{Failure, NotApplied};
 
 const OP: OpId = OpId(7);
 

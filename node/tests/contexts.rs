@@ -7,13 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::codec::{self, Blob};
 use quorate_client::error::Error;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
-use quorate_client::options::{Quorum, RequestOptions};
-use quorate_client::quic::Seams;
-use quorate_client::tls::Credentials;
-use quorate_client::wire::{LayoutCommand, LayoutReport, NotApplied, Read, Reply, RequestBody, Write};
+use quorate_client::options::RequestOptions;
 use quorate_client::{Blind, Client};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
@@ -23,6 +18,12 @@ use quorate_node::env::Env;
 use quorate_node::layouts::{FIRST_KEY, stored_context_keys};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store, Tree};
+use quorate_transport::Seams;
+use quorate_transport::tls::Credentials;
+use quorate_wire::Quorum;
+use quorate_wire::codec::{self, Blob};
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
+use quorate_wire::{LayoutCommand, LayoutReport, NotApplied, Read, Reply, RequestBody, Write};
 
 const CLUSTER: ClusterId = ClusterId(7);
 

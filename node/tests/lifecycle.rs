@@ -4,14 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use quorate_client::ids::{ClusterId, DiskId, NodeId};
-use quorate_client::quic::Seams;
-use quorate_client::tls::Credentials;
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, VALIDITY};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{self, Durability, Identity, MemoryStore, Opened, SledOptions, Store, StoreError, Tree};
+use quorate_transport::Seams;
+use quorate_transport::tls::Credentials;
+use quorate_wire::ids::{ClusterId, DiskId, NodeId};
 
 /// How a node ends.
 #[derive(Clone, Copy, Debug)]

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::error::Error;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 use quorate_client::options::RequestOptions;
-use quorate_client::quic::Seams;
-use quorate_client::tls::Credentials;
-use quorate_client::wire::{LayoutCommand, NotApplied, RequestBody, VALUE_LEN_MAX};
 use quorate_client::{Blind, Client};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Stats, Store, StoreError, Tree, Writes};
+use quorate_transport::Seams;
+use quorate_transport::tls::Credentials;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
+use quorate_wire::{LayoutCommand, NotApplied, RequestBody, VALUE_LEN_MAX};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_disk_hangs_refuses_writes_before_they_pile_up() {

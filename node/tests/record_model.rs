@@ -33,11 +33,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{ClusterId, NodeId, OpId};
 use quorate_node::core::mint::{self, Minter};
 use quorate_node::core::record::Record;
 use quorate_node::core::version::{Actor, Context, Dot};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{ClusterId, NodeId, OpId};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Operations, one bit each.

@@ -4,14 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partition};
 use quorate_client::options::RequestOptions;
-use quorate_client::quic::{self, Link, Seams};
-use quorate_client::tls::{self, Credentials};
-use quorate_client::wire::{
-    LayoutCommand, NotApplied, Read, RepairCommand, Reply, RequestBody, Scan, ScanPosition, Write,
-};
 use quorate_client::{Client, Error};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
@@ -19,6 +12,13 @@ use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::peer_wire::ALPN_PEER;
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened};
+use quorate_transport::close;
+use quorate_transport::quic;
+use quorate_transport::tls::{self, Credentials};
+use quorate_transport::{Link, Seams};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partition};
+use quorate_wire::{LayoutCommand, NotApplied, Read, RepairCommand, Reply, RequestBody, Scan, ScanPosition, Write};
 
 const CLUSTER: ClusterId = ClusterId(7);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -173,6 +173,6 @@ async fn the_peers_protocol_is_for_nodes() {
     let socket = quic::bind_system(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("binds");
     let endpoint = quic::endpoint(&setup.seams, socket, None).expect("an endpoint");
     let connecting = endpoint.connect_with(config, setup.node.addr(), tls::ANY_NODE).expect("dials");
-    let told = tls::explain_connection_error(&connecting.await.expect("connects").closed().await);
+    let told = close::explain_connection_error(&connecting.await.expect("connects").closed().await);
     assert!(told.contains("needs a node's certificate"), "{told}");
 }

@@ -23,11 +23,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{NodeId, OpId, Partition};
-use quorate_client::options::Quorum;
-use quorate_client::random::Random;
-use quorate_client::wire::{Failure, NotApplied};
 use quorate_node::core::get::{Get, GetAction};
 use quorate_node::core::mint::{self, Minter};
 use quorate_node::core::put::{Put, PutAction, StandIns};
@@ -35,6 +30,11 @@ use quorate_node::core::quorum::Said;
 use quorate_node::core::record::{Dropped, Record};
 use quorate_node::core::ring::{Ring, RingMember};
 use quorate_node::core::version::{Actor, Context, Dot};
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{NodeId, OpId, Partition};
+use quorate_wire::random::Random;
+use quorate_wire::{Failure, NotApplied};
 
 #[test]
 fn nothing_goes_wrong_in_any_life() {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
-use quorate_client::codec::{self, Blob};
-use quorate_client::frame::{Direction, Framer, PART_LEN};
-use quorate_client::ids::{LayoutVersion, Partition};
-use quorate_client::options::Quorum;
-use quorate_client::rpc::class;
-use quorate_client::wire::{Read, Request, RequestBody, Scan, ScanPosition};
+use quorate_transport::frame::{Direction, Framer, PART_LEN};
+use quorate_transport::rpc::class;
+use quorate_wire::Quorum;
+use quorate_wire::codec::{self, Blob};
+use quorate_wire::ids::{LayoutVersion, Partition};
+use quorate_wire::{Read, Request, RequestBody, Scan, ScanPosition};
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{ClientMachine, Machine};
@@ -148,7 +148,7 @@ async fn lane(connection: &Connection, class: u8) -> Option<(SendStream, RecvStr
     Some((send, recv))
 }
 
-/// A part of a body that goes on, as [`quorate_client::frame`] draws it.
+/// A part of a body that goes on, as [`quorate_transport::frame`] draws it.
 fn part(timeout_ms: u32, len: usize) -> Bytes {
     let word = 1 << 31 | len as u32;
     [&word.to_be_bytes()[..], &1u64.to_be_bytes(), &timeout_ms.to_be_bytes(), &vec![7; len]].concat().into()

@@ -15,12 +15,7 @@ use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::quic::{self, Link, Seams};
-use quorate_client::random::Random;
-use quorate_client::tls::{self, Credentials};
-use quorate_client::wire::ALPN_CLIENT;
-use quorate_client::{Client, Error, tell};
+use quorate_client::{Client, Error};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
 use quorate_node::core::context_keys::ContextKeys;
@@ -30,6 +25,14 @@ use quorate_node::metrics::Metrics;
 use quorate_node::node::{self, Node, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::{self, DiskReserve, Executor, Latency, Tree};
+use quorate_transport::close;
+use quorate_transport::quic;
+use quorate_transport::tls::{self, Credentials};
+use quorate_transport::{Link, Seams};
+use quorate_wire::ALPN_CLIENT;
+use quorate_wire::ids::{ClusterId, NodeId};
+use quorate_wire::random::Random;
+use quorate_wire::tell;
 use tokio::sync::watch;
 use turmoil::Sim;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -469,7 +472,7 @@ impl ClientMachine {
         transport.stream_receive_window(UNREAD_MAX.into()).keep_alive_interval(Some(Duration::from_secs(5)));
         config.transport_config(Arc::new(transport));
         let connecting = endpoint.connect_with(config, node, tls::ANY_NODE).map_err(|error| error.to_string())?;
-        let connection = connecting.await.map_err(|error| tls::explain_connection_error(&error))?;
+        let connection = connecting.await.map_err(|error| close::explain_connection_error(&error))?;
         Ok((endpoint, connection))
     }
 

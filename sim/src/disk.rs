@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::ids::{ClusterId, DiskId, NodeId};
-use quorate_client::random::Random;
-use quorate_client::{story, tell};
 use quorate_node::store::{Identity, Opened, Space, Stats, Store, StoreError, Tree, WriteCount, Writes};
+use quorate_wire::ids::{ClusterId, DiskId, NodeId};
+use quorate_wire::random::Random;
+use quorate_wire::{story, tell};
 use serde::{Deserialize, Serialize};
 
 /// A disk. It outlives the node's processes; clones are the same disk.

@@ -2,9 +2,9 @@
 //! refused before anything happens (rule V5).
 
 use bytes::Bytes;
-use quorate_client::random::Random;
 use quorate_node::core::context_keys::{ContextKeys, taken_apart};
 use quorate_node::core::version::Context;
+use quorate_wire::random::Random;
 
 use crate::cluster::CLUSTER;
 

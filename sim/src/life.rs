@@ -21,10 +21,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use quorate_client::chaos::{self, Effect};
-use quorate_client::wire::SIBLINGS_MAX;
 use quorate_node::core::record::Record;
+use quorate_node::fault_points::TABLES;
 use quorate_node::store::Tree;
+use quorate_wire::SIBLINGS_MAX;
+use quorate_wire::fault_points::{self, Effect};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -71,7 +72,7 @@ pub struct Report {
     /// What happened to disks.
     pub disks: DiskCounts,
     /// How often each point fired and each mark was reached.
-    pub chaos: chaos::Report,
+    pub points: fault_points::Report,
     /// All that the clients did.
     pub history: History,
 }
@@ -155,13 +156,13 @@ impl fmt::Display for Report {
             "disks: {crashes} crashes, {writes_lost} writes lost, {lied} that were said to be synced, {torn} torn, {corrupted} corrupted, \
              {syncs_failed} syncs failed, {inserts_failed} inserts failed, {full} writes refused for want of room"
         )?;
-        let fired = self.chaos.fired.values().sum::<u64>();
-        let reached = self.chaos.reached.values().filter(|count| **count > 0).count();
+        let fired = self.points.fired.values().sum::<u64>();
+        let reached = self.points.reached.values().filter(|count| **count > 0).count();
         writeln!(
             f,
             "points: {} on, fired {fired} times; marks: {reached} of {} reached",
             plan.points.on.len(),
-            self.chaos.reached.len()
+            self.points.reached.len()
         )?;
         for violation in self.violations.iter().take(VIOLATIONS_SHOWN) {
             writeln!(f, "VIOLATION {violation}")?;
@@ -227,15 +228,15 @@ fn alone(plan: Plan, trace: Trace) -> Report {
         injected: BTreeMap::new(),
         packets: PacketCounts::default(),
         disks: DiskCounts::default(),
-        chaos: chaos::Report::default(),
+        points: fault_points::Report::default(),
         history: History::default(),
     };
     let ended = {
         let _guard = interpose::enter(plan.seed);
         let on: Vec<&str> = plan.points.on.iter().map(String::as_str).collect();
-        let _chaos = chaos::enter_with(plan.seed, f64::from(plan.points.per_mille) / 1000.0, &on);
+        let _points = fault_points::enter(&TABLES, plan.seed, f64::from(plan.points.per_mille) / 1000.0, &on);
         let ended = panic::catch_unwind(AssertUnwindSafe(|| live(&mut report, &notebook, &trace)));
-        report.chaos = chaos::report();
+        report.points = fault_points::report();
         ended
     };
     match ended {
@@ -318,7 +319,7 @@ fn through(
     }
     report.injected = nemesis.injected().clone();
     // Availability and convergence are promised of code that does what it says.
-    chaos::calm();
+    fault_points::calm();
     let mut available = Vec::new();
     if let Some(aftermath) = &plan.aftermath {
         nemesis.heal_but(Some(aftermath).filter(|aftermath| !aftermath.sudden), cluster);

@@ -12,12 +12,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::ids::Partition;
-use quorate_client::random::Random;
 use quorate_node::core::merkle;
 use quorate_node::core::record::Record;
 use quorate_node::replica::{data_key, decode_hint};
 use quorate_node::store::Tree;
+use quorate_wire::ids::Partition;
+use quorate_wire::random::Random;
 
 use crate::cluster::{CLIENTS, Cluster, DISK_RESERVE, Process, name, random_of};
 use crate::disk::{Crash, Durable, Image, SimDisk};

@@ -9,10 +9,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use quorate_client::chaos::{self, Effect, POINTS};
-use quorate_client::ids::NodeId;
-use quorate_client::options::Quorum;
 use quorate_node::core::ring::{Ring, RingMember};
+use quorate_node::fault_points::TABLES;
+use quorate_wire::Quorum;
+use quorate_wire::fault_points::{self, Effect, Point};
+use quorate_wire::ids::NodeId;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -73,7 +74,7 @@ pub struct Floors {
     pub w: u8,
 }
 
-/// Which of [the points of misbehaviour](quorate_client::chaos) are on, and how often one that is passed fires.
+/// Which of [the points of misbehaviour](quorate_wire::fault_points) are on, and how often one that is passed fires.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Points {
     /// The names of those that are on.
@@ -664,7 +665,7 @@ impl Plan {
 
     /// Whether a point is on that does this.
     pub fn has_point(&self, effect: Effect) -> bool {
-        POINTS.iter().any(|point| point.effect == effect && self.points.on.contains(point.name))
+        points().any(|point| point.effect == effect && self.points.on.contains(point.name))
     }
 
     /// Whether unknown writes are repeated by clients that do not know to whom they had gone.
@@ -725,7 +726,7 @@ impl Plan {
         let latencies = (self.network.latency_min_ms, self.network.latency_max_ms);
         demand(latencies.0 <= latencies.1, format!("latencies of {} to {} ms", latencies.0, latencies.1));
         for point in &self.points.on {
-            let known = POINTS.iter().any(|known| known.name == point);
+            let known = points().any(|known| known.name == point);
             demand(known, format!("there is no point {point:?}"));
         }
         demand(self.points.per_mille <= 1000, format!("points fire {} times of 1000", self.points.per_mille));
@@ -1208,6 +1209,11 @@ fn draw_workload(seed: u64, n: u8) -> Workload {
     }
 }
 
+/// Every point of nodes and clients.
+fn points() -> impl Iterator<Item = &'static Point> {
+    TABLES.iter().flat_map(|table| table.points)
+}
+
 /// In half of the lives of which the quorums can all be at or above floors that overlap, these are the floors; else they are majorities,
 /// and part of the requests is below them.
 fn draw_floors(seed: u64, n: u8, workload: &Workload) -> Option<Floors> {
@@ -1222,7 +1228,7 @@ fn draw_points(seed: u64) -> Points {
     let per_mille = *[10, 50, 250].get(rng.random_range(0..3)).expect("in range");
     let none = rng.random_bool(0.25);
     // Each point is drawn by its name, so that one more leaves the others as they are.
-    let names = if none { Vec::new() } else { chaos::drawn(seed) };
+    let names = if none { Vec::new() } else { fault_points::drawn(&TABLES, seed) };
     Points { on: names.into_iter().map(str::to_owned).collect(), per_mille }
 }
 
@@ -1388,7 +1394,7 @@ mod tests {
     #[test]
     fn every_point_mechanism_and_aftermath_comes_up_and_is_left_out() {
         let plans: Vec<Plan> = (0..SEEDS).map(|seed| Plan::draw(seed, &all())).collect();
-        for point in POINTS {
+        for point in points() {
             let lives = plans.iter().filter(|plan| plan.points.on.contains(point.name)).count();
             // Some kinds of lives always have theirs.
             let most = if [ANY_PRIMARY, CUT_SHORT, SHORT_PAGES].contains(&point.name) { 300 } else { 150 };

@@ -40,7 +40,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use quorate_client::Quorum;
-use quorate_client::wire::SIBLINGS_MAX;
+use quorate_wire::SIBLINGS_MAX;
 
 pub use self::player::{Deleting, Getting, Pending, Player, Putting, Saw, Wrote};
 pub use self::stage::Stage;

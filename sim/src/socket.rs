@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
-use quorate_client::random::Random;
 use quorate_node::env::{BindUdp, BoxFuture};
+use quorate_wire::random::Random;
 use serde::{Deserialize, Serialize};
 use turmoil::net::UdpSocket;
 

@@ -1,4 +1,4 @@
-//! What nodes, clients and disks tell of themselves while a life goes on: the events of [`quorate_client::story`].
+//! What nodes, clients and disks tell of themselves while a life goes on: the events of [`quorate_wire::story`].
 //!
 //! A [`Story`] listens on the thread of one life. It only takes notes: it draws no random number, sends nothing and waits for
 //! nobody, so that a life is the same whether somebody listens or not.
@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use quorate_client::story::TARGET;
+use quorate_wire::story::TARGET;
 use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::subscriber::{DefaultGuard, Interest};
@@ -27,7 +27,7 @@ pub struct Story(Arc<Mutex<Vec<Event>>>);
 pub struct Event {
     /// When, in microseconds of simulated time.
     pub at_us: u64,
-    /// What, in the vocabulary of [`quorate_client::story`].
+    /// What, in the vocabulary of [`quorate_wire::story`].
     pub act: String,
     /// Everything else that was told, by the names of the fields.
     pub fields: BTreeMap<&'static str, String>,
@@ -152,8 +152,8 @@ const EVENTS_MAX: usize = 2_000_000;
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::story::is_told;
-    use quorate_client::tell;
+    use quorate_wire::story::is_told;
+    use quorate_wire::tell;
 
     use super::*;
 

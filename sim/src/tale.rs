@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quorate_client::story::text;
+use quorate_wire::story::text;
 
 use crate::checker::Violation;
 use crate::cluster::name;

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quorate_client::tell;
+use quorate_wire::tell;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// What happens in one life. Clones write to the same trace.

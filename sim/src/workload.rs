@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::codec::Blob;
-use quorate_client::ids::{LayoutVersion, NodeId, OpId};
-use quorate_client::options::Quorum;
-use quorate_client::random::Random;
-use quorate_client::wire::{LayoutCommand, QuorumReport, Reply, RequestBody, Write};
 use quorate_client::{Blind, Cause, Client, Context, Error, Read, RequestOptions, Written};
 use quorate_node::core::context_keys::taken_apart;
 use quorate_node::core::ring::Ring;
 use quorate_node::core::version::{self as core, Dot};
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
+use quorate_wire::random::Random;
+use quorate_wire::{LayoutCommand, QuorumReport, Reply, RequestBody, Write};
 
 use crate::cluster::{CLUSTER, ClientMachine, Machine, name, random_of};
 use crate::forgery::{self, Given};

@@ -6,10 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
-use quorate_client::quic::{self, Gate, Link, Seams};
-use quorate_client::random::Random;
-use quorate_client::tls::{self, Credentials};
 use quorate_node::beacons::Beacons;
 use quorate_node::cert::{Ca, VALIDITY};
 use quorate_node::membership::{Identity, Membership, Parts};
@@ -20,6 +16,11 @@ use quorate_node::store::{Committer, Durability, Executor, MemoryStore, Store};
 use quorate_sim::interpose;
 use quorate_sim::socket::{Cable, PacketFaults, SimRuntime};
 use quorate_sim::trace::{Trace, TraceHash};
+use quorate_transport::quic;
+use quorate_transport::tls::{self, Credentials};
+use quorate_transport::{Gate, Link, Seams};
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
+use quorate_wire::random::Random;
 use tokio::sync::mpsc;
 use turmoil::Sim;
 

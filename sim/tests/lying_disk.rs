@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use quorate_client::options::Quorum;
 use quorate_sim::checker::Property;
 use quorate_sim::life::{self, Report};
 use quorate_sim::plan::{Fault, FaultKind, Plan};
 use quorate_sim::trace::Trace;
+use quorate_wire::Quorum;
 
 /// A life of three nodes and majorities in which the third node is cut off while the disks of these nodes lie, and until their power has
 /// failed: nobody else holds what was acknowledged then.
@@ -46,7 +46,7 @@ fn one_of_w_disks_that_lies_is_found_to_be_set_back_and_loses_nothing() {
         let report = while_one_is_away(seed, &[0], false);
         assert!(report.is_good(), "{report}");
         assert!(report.disks.lied > 0, "{report}");
-        found += report.chaos.reached["beacons: a disk was found to be set back"];
+        found += report.points.reached["beacons: a disk was found to be set back"];
     }
     assert!(found >= 3, "{found} disks were found to be set back in three lives");
 }

@@ -12,16 +12,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use quorate_client::codec::Blob;
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partition};
-use quorate_client::options::{Quorum, RequestOptions};
-use quorate_client::quic::{self, Link, Seams};
-use quorate_client::random::Random;
-use quorate_client::tls;
-use quorate_client::wire::{
-    CONTEXT_LEN_MAX, KEY_LEN_MAX, LayoutCommand, Read, RepairCommand, Reply, Request, RequestBody, Scan, ScanPosition,
-    VALUE_LEN_MAX, Write,
-};
+use quorate_client::options::RequestOptions;
 use quorate_client::{Blind, Error};
 use quorate_node::beacons::Beacons;
 use quorate_node::core::context_keys::{ContextKeys, SECRET_LEN, taken_apart};
@@ -40,6 +31,17 @@ use quorate_sim::plan::{Mechanisms, Plan};
 use quorate_sim::socket::SimRuntime;
 use quorate_sim::trace::Trace;
 use quorate_sim::workload;
+use quorate_transport::quic;
+use quorate_transport::tls;
+use quorate_transport::{Link, Seams};
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partition};
+use quorate_wire::random::Random;
+use quorate_wire::{
+    CONTEXT_LEN_MAX, KEY_LEN_MAX, LayoutCommand, Read, RepairCommand, Reply, Request, RequestBody, Scan, ScanPosition,
+    VALUE_LEN_MAX, Write,
+};
 use tokio::sync::mpsc;
 
 const NODES: u8 = 5;

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
-use quorate_client::random::Random;
 use quorate_sim::interpose;
 use quorate_sim::socket::{Cable, PacketFaults, SimRuntime};
 use quorate_sim::trace::{Counts, Trace, TraceHash};
+use quorate_wire::random::Random;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 const PORT: u16 = 7000;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use quorate_client::options::Quorum;
 use quorate_sim::life::{self, Report};
 use quorate_sim::plan::{Fault, FaultKind, Mix, Plan};
 use quorate_sim::trace::Trace;
+use quorate_wire::Quorum;
 
 /// A life of five nodes, three replicas and majorities, with these faults and no other: (when, how long, what).
 fn lives(seed: u64, faults: &[(u32, u32, FaultKind)]) -> Report {
@@ -28,7 +28,7 @@ fn lives_with(seed: u64, faults: &[(u32, u32, FaultKind)], change: impl FnOnce(&
 }
 
 fn reached(reports: &[Report], mark: &str) {
-    let times: u64 = reports.iter().map(|report| report.chaos.reached[mark]).sum();
+    let times: u64 = reports.iter().map(|report| report.points.reached[mark]).sum();
     assert!(times > 0, "no life has reached {mark:?}");
 }
 

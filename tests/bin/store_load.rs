@@ -10,9 +10,9 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::random::Random;
 use quorate_node::store::{Committer, Durability, Executor, SledOptions, Tree, open};
 use quorate_tests::kill_nine::{CLUSTER, KEYS_PER_WRITER, decode, encode, key, node};
+use quorate_wire::random::Random;
 
 #[tokio::main]
 async fn main() {

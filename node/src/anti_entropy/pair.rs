@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{NodeId, Partition};
-use quorate_client::{buggify, sometimes};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::{buggify, sometimes};
 use tokio::time::Instant;
 
 use super::{Cause, Desk};
@@ -217,7 +217,7 @@ impl Desk {
         key: &Blob,
         record: Record,
         from: NodeId,
-    ) -> Result<crate::replica::Merged, quorate_client::wire::NotApplied> {
+    ) -> Result<crate::replica::Merged, quorate_wire::NotApplied> {
         // Asked before the merge, which may end what made it missing.
         let cause = self.cause(partition, key);
         let merged = self.replica.merge(partition, key, record).await?;

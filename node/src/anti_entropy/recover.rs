@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::ids::Partition;
-use quorate_client::sometimes;
+use quorate_wire::ids::Partition;
+use quorate_wire::sometimes;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 

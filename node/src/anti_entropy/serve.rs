@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use quorate_client::ids::{NodeId, Partition};
-use quorate_client::wire::NotApplied;
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_wire::NotApplied;
+use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::time::Instant;
 
 use super::Desk;
@@ -112,7 +112,7 @@ impl Desk {
             };
             if ours.is_none() || ours != digest.map(|digest| digest.0) {
                 let held = self.replica.held(partition, &key).await?.filter(|record| *record != Record::default());
-                let encoded = held.map(|record| quorate_client::codec::Blob(record.encode()));
+                let encoded = held.map(|record| quorate_wire::codec::Blob(record.encode()));
                 bytes += key.len() + encoded.as_ref().map_or(0, |record| record.len());
                 records.push((key, encoded));
             }

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use quorate_client::ids::NodeId;
-use quorate_client::options::Quorum;
 use quorate_node::config::{ByteSize, DurabilityName, Endpoint, FileCount, LogFilter, LogFormat, Mebibytes, Time};
 use quorate_node::store::DiskReserve;
+use quorate_wire::Quorum;
+use quorate_wire::ids::NodeId;
 
 use super::key::{KeyArgs, KeyEncoding};
 
@@ -623,7 +623,7 @@ impl FromStr for Member {
         let (node, addr) =
             text.split_once('=').ok_or_else(|| format!("{text:?} is no member: write n1=10.0.0.1:7400"))?;
         Ok(Self {
-            node: node.parse().map_err(|error: quorate_client::ids::InvalidId| error.to_string())?,
+            node: node.parse().map_err(|error: quorate_wire::ids::InvalidId| error.to_string())?,
             addr: addr.parse()?,
         })
     }

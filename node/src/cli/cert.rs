@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use quorate_client::ids::ClusterId;
-use quorate_client::random::Random;
-use quorate_client::tls::{Card, Subject};
 use quorate_node::cert::{CA_VALIDITY, Ca, CertError, VALIDITY, replace_public, write_private, write_public};
 use quorate_node::certificate::{WARNED_BEFORE, days, left_s};
+use quorate_transport::tls::{Card, Subject};
+use quorate_wire::ids::ClusterId;
+use quorate_wire::random::Random;
 use serde_json::json;
 
 use super::args::{CertArgs, CertCommand};
@@ -248,7 +248,7 @@ fn impossible(error: CertError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::tls::{Credentials, Subject};
+    use quorate_transport::tls::{Credentials, Subject};
 
     use super::*;
     use crate::cli::args::OutputFormat;

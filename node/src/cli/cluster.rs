@@ -1,7 +1,7 @@
 //! `status`, `node ls` and `locate`: looking at a cluster.
 
 use comfy_table::Table;
-use quorate_client::wire::{Located, NodeStatus};
+use quorate_wire::{Located, NodeStatus};
 use serde_json::{Value, json};
 
 use super::args::{LocateArgs, StatusArgs};
@@ -223,8 +223,8 @@ fn preference(located: &Located) -> Table {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
-    use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
-    use quorate_client::wire::PeerStatus;
+    use quorate_wire::PeerStatus;
+    use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 
     use super::*;
 

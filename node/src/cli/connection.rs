@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::client::Seed;
-use quorate_client::codec::Blob;
 use quorate_client::error::Error;
-use quorate_client::ids::OpId;
-use quorate_client::options::{Quorum, RequestOptions};
-use quorate_client::random::Random;
+use quorate_client::options::RequestOptions;
 use quorate_client::read::Context;
-use quorate_client::tls::{self, Credentials};
-use quorate_client::wire::{
+use quorate_client::{Client, Scanner};
+use quorate_node::config::Endpoint;
+use quorate_transport::tls::{self, Credentials};
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::OpId;
+use quorate_wire::random::Random;
+use quorate_wire::{
     Found, LayoutCommand, LayoutReport, Located, NodeStatus, Read, RepairCommand, RepairReport, Reply, RequestBody,
     Write, Written,
 };
-use quorate_client::{Client, Scanner};
-use quorate_node::config::Endpoint;
 use tokio::task::JoinSet;
 
 use super::failure::{Exit, Failure, Outcome};

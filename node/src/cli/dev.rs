@@ -21,16 +21,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quorate_client::ids::{LayoutVersion, NodeId};
-use quorate_client::random::Random;
-use quorate_client::tls::Credentials;
-use quorate_client::wire::LayoutCommand;
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::config::{LogConfig, LogFormat};
 use quorate_node::node::{Mechanisms, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::{DiskReserve, Durability};
+use quorate_transport::tls::Credentials;
+use quorate_wire::LayoutCommand;
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::random::Random;
 use tokio::time::{Instant, sleep};
 
 use self::control::{Answer, Request};
@@ -347,7 +347,7 @@ fn other_configuration() -> Option<String> {
     })
 }
 
-fn parse(issued: &Issued) -> Result<Credentials, quorate_client::tls::TlsError> {
+fn parse(issued: &Issued) -> Result<Credentials, quorate_transport::tls::TlsError> {
     Credentials::from_pem(issued.ca.as_bytes(), issued.certificate.as_bytes(), issued.key.as_bytes())
 }
 
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn the_client_may_change_the_layout() {
-        use quorate_client::tls::Subject;
+        use quorate_transport::tls::Subject;
         let credentials = plan("quorate dev -n 1").client_credentials().expect("usable");
         assert!(matches!(credentials.subject(), Subject::Client { admin: true, .. }));
     }

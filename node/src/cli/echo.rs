@@ -5,11 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::quic::{self, Link, Seams};
-use quorate_client::tls::{self, Credentials};
-use quorate_client::wire::ALPN_CLIENT;
 use quorate_node::cert::{self, Ca};
+use quorate_transport::quic;
+use quorate_transport::tls::{self, Credentials};
+use quorate_transport::{Link, Seams};
+use quorate_wire::ALPN_CLIENT;
+use quorate_wire::ids::{ClusterId, NodeId};
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::Instant;

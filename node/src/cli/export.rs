@@ -21,9 +21,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quorate_client::error::Error;
-use quorate_client::ids::Partition;
-use quorate_client::wire::NotApplied;
 use quorate_client::{Page, Scanner};
+use quorate_wire::NotApplied;
+use quorate_wire::ids::Partition;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
@@ -588,7 +588,7 @@ mod tests {
     #[test]
     fn what_only_an_administrator_can_end_is_not_waited_for() {
         let refused = |why: &str| {
-            let node = quorate_client::ids::NodeId::new("n1").expect("legal");
+            let node = quorate_wire::ids::NodeId::new("n1").expect("legal");
             Error::NotApplied(NotApplied::NotServing { node, why: why.to_owned() })
         };
         assert!(!may_pass(&refused("there is no layout yet")));

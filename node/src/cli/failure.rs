@@ -19,8 +19,8 @@ use std::io;
 use std::process::ExitCode;
 
 use quorate_client::error::{Error, Tried};
-use quorate_client::wire::NotApplied;
 use quorate_node::config::layers::{ConfigError, Origin};
+use quorate_wire::NotApplied;
 use serde::Serialize;
 
 /// How a command ends.
@@ -320,9 +320,9 @@ pub(crate) fn merge_hint(context: &str) -> String {
 mod tests {
     use bytes::Bytes;
     use quorate_client::error::Tried;
-    use quorate_client::ids::{LayoutVersion, NodeId, OpId};
     use quorate_client::read::Context;
-    use quorate_client::wire::{Acks, QuorumReport};
+    use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
+    use quorate_wire::{Acks, QuorumReport};
 
     use super::*;
 

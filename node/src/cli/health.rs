@@ -1,10 +1,10 @@
 //! `hints`, `check` and the verdict of `status`: how well a cluster is, from what all of its nodes say.
 
 use comfy_table::Table;
-use quorate_client::ids::NodeId;
-use quorate_client::tls::Credentials;
-use quorate_client::wire::{HintStatus, NodeStatus, PeerStatus};
 use quorate_node::certificate::{WARNED_BEFORE, days, left_s};
+use quorate_transport::tls::Credentials;
+use quorate_wire::ids::NodeId;
+use quorate_wire::{HintStatus, NodeStatus, PeerStatus};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -349,7 +349,7 @@ const HINTS_FULL_PERCENT: u64 = 80;
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::ids::LayoutVersion;
+    use quorate_wire::ids::LayoutVersion;
 
     use super::super::cluster::tests::healthy;
     use super::*;

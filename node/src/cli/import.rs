@@ -20,12 +20,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use indicatif::ProgressBar;
-use quorate_client::codec::Blob;
 use quorate_client::error::Error;
-use quorate_client::ids::{OpId, key_hash};
-use quorate_client::options::Quorum;
-use quorate_client::random::Random;
-use quorate_client::wire::{Found, Read, Write};
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{OpId, key_hash};
+use quorate_wire::random::Random;
+use quorate_wire::{Found, Read, Write};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;

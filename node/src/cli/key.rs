@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use quorate_client::wire::KEY_LEN_MAX;
+use quorate_wire::KEY_LEN_MAX;
 
 use super::failure::{Failure, Outcome};
 

@@ -1,9 +1,9 @@
 //! `get`, `put` and `del`.
 
 use comfy_table::Table;
-use quorate_client::codec::Blob;
 use quorate_client::error::Error;
-use quorate_client::wire::{Evidence, Found, NotApplied, QuorumReport, Read, Role, Write, Written};
+use quorate_wire::codec::Blob;
+use quorate_wire::{Evidence, Found, NotApplied, QuorumReport, Read, Role, Write, Written};
 use serde_json::{Map, Value, json};
 
 use super::args::{DelArgs, GetArgs, PutArgs};
@@ -430,8 +430,8 @@ const VALUE_SHOWN_MAX: usize = 100;
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use quorate_client::ids::LayoutVersion;
-    use quorate_client::wire::Acks;
+    use quorate_wire::Acks;
+    use quorate_wire::ids::LayoutVersion;
 
     use super::super::args::OutputFormat;
     use super::*;

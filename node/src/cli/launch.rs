@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use quorate_client::ids::{DiskId, NodeId};
-use quorate_client::random::Random;
 use quorate_node::env::{Env, OpenStore};
 use quorate_node::http;
 use quorate_node::node::{Node, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::room::space_of;
 use quorate_node::store::{self, DiskReserve, Identity, MemoryStore, Opened, SledOptions, ballast};
+use quorate_wire::ids::{DiskId, NodeId};
+use quorate_wire::random::Random;
 use tokio::net::TcpListener;
 
 use super::failure::{Failure, Outcome};

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use comfy_table::Table;
-use quorate_client::ids::{LayoutVersion, NodeId};
-use quorate_client::wire::{LayoutCommand as Ask, LayoutReport, LayoutView};
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::{LayoutCommand as Ask, LayoutReport, LayoutView};
 use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};

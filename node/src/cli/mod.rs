@@ -38,8 +38,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use quorate_client::options::Quorum;
 use quorate_node::config::{LogConfig, LogFormat};
+use quorate_wire::Quorum;
 
 use self::args::{Cli, Command, Common, ConfigCommand, NodeCommand, OutputFormat};
 use self::failure::{Exit, Failure, Outcome};

@@ -12,7 +12,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use quorate_client::wire::{KEY_LEN_MAX, SIBLINGS_MAX, VALUE_LEN_MAX};
+use quorate_wire::{KEY_LEN_MAX, SIBLINGS_MAX, VALUE_LEN_MAX};
 use serde::{Deserialize, Serialize};
 
 /// A key and its value, or its siblings.

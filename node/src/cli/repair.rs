@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use comfy_table::Table;
 use quorate_client::error::Error;
-use quorate_client::ids::NodeId;
-use quorate_client::wire::{Recovering, RepairCommand as Ask, RepairReport};
+use quorate_wire::ids::NodeId;
+use quorate_wire::{Recovering, RepairCommand as Ask, RepairReport};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 

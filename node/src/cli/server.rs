@@ -5,12 +5,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use quorate_client::tls::{Credentials, Subject, key_is_open};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::certificate::left_s;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::supervise;
+use quorate_transport::tls::{Credentials, Subject, key_is_open};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use comfy_table::Table;
-use quorate_client::options::{Profile, Quorum, TIMEOUT_DEFAULT, TIMEOUT_MAX, time_text};
+use quorate_client::options::{Profile, TIMEOUT_DEFAULT};
 use quorate_node::config::layers::{ConfigError, Document, Key, Kind, Layers, Origin, Setting};
 use quorate_node::config::{Endpoint, Time};
+use quorate_wire::{Quorum, TIMEOUT_MAX, time_text};
 use serde_json::json;
 
 use super::args::{Common, ConfigShowArgs, OutputFormat, TIMEOUT_MIN};

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bytes::Bytes;
-use quorate_client::wire::VALUE_LEN_MAX;
+use quorate_wire::VALUE_LEN_MAX;
 
 use super::failure::{Failure, Outcome};
 

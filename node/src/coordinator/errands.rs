@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use quorate_client::ids::{NodeId, OpId};
-use quorate_client::sometimes;
+use quorate_wire::ids::{NodeId, OpId};
+use quorate_wire::sometimes;
 use tokio::time::Instant;
 
 use crate::replica::TRAVEL_MAX;

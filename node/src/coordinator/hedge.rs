@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quorate_client::ids::NodeId;
+use quorate_wire::ids::NodeId;
 
 /// What one node knows of how fast its peers answer reads, and its budget for asking twice.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_tracked_number_rests_near_the_95th_percentile() {
-        let (hedging, random) = (Hedging::new(), quorate_client::random::Random::from_seed(1));
+        let (hedging, random) = (Hedging::new(), quorate_wire::random::Random::from_seed(1));
         let us = Duration::from_micros;
         for _ in 0..20_000 {
             hedging.note(node("a"), us(1000 + random.below(1000)));

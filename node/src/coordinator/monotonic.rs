@@ -8,10 +8,10 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::NodeId;
-use quorate_client::sometimes;
-use quorate_client::wire::NotApplied;
+use quorate_wire::NotApplied;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::NodeId;
+use quorate_wire::sometimes;
 use tokio::time::sleep_until;
 
 use super::repair::mend;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use quorate_client::budget::Room;
-use quorate_client::codec::Blob;
-use quorate_client::ids::NodeId;
-use quorate_client::wire::{
+use quorate_transport::budget::Room;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::NodeId;
+use quorate_wire::{
     Acks, Evidence, Found, KEY_LEN_MAX, NotApplied, Read, Reply, Role, Scan, ScanEntry, ScanPosition, Scanned,
 };
-use quorate_client::{buggify, dawdle, sometimes, story, tell};
+use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 

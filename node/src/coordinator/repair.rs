@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::NodeId;
-use quorate_client::{buggify, dawdle, sometimes, story, tell};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::NodeId;
+use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 

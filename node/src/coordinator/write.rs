@@ -6,11 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{LayoutVersion, NodeId};
-use quorate_client::options::Quorum;
-use quorate_client::wire::{Acks, CONTEXT_LEN_WARN, Evidence, Failure, NotApplied, Reply, Write, Written};
-use quorate_client::{buggify, dawdle, sometimes, story, tell};
+use quorate_wire::Quorum;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::{Acks, CONTEXT_LEN_WARN, Evidence, Failure, NotApplied, Reply, Write, Written};
+use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;

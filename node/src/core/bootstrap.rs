@@ -17,7 +17,7 @@
 
 use std::collections::BTreeSet;
 
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 
 use super::layout::{Layout, LayoutHash};
 

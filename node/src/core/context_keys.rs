@@ -23,9 +23,9 @@ use std::fmt;
 
 use ::ring::{digest, hmac};
 use bytes::Bytes;
-use quorate_client::codec::Blob;
-use quorate_client::ids::ClusterId;
-use quorate_client::wire::CONTEXT_LEN_MAX;
+use quorate_wire::CONTEXT_LEN_MAX;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::ClusterId;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use xxhash_rust::xxh3::xxh3_64;
@@ -299,7 +299,7 @@ const NOBODY_ISSUED_IT: &str = "no node of this cluster has issued it for this k
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use quorate_client::codec;
+    use quorate_wire::codec;
     use xxhash_rust::xxh3::xxh3_128;
 
     use super::super::version::tests::{contexts, dot};

@@ -11,8 +11,8 @@
 
 use std::cmp::Ordering;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::key_hash;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::key_hash;
 
 /// One record of a list: its key and its [digest](super::record::Record::digest).
 pub type Listed = (Blob, u128);

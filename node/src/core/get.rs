@@ -10,8 +10,8 @@
 //! reads no clock and sends nothing: inputs are `on_*`, what to do comes back as [`GetAction`]s. Every question that it asks
 //! must be answered in the end ([`Get::on_answer`], [`Get::on_failed`], ..), so every call needs a deadline.
 
-use quorate_client::ids::NodeId;
-use quorate_client::wire::{Acks, Asked, NotApplied, Role};
+use quorate_wire::ids::NodeId;
+use quorate_wire::{Acks, Asked, NotApplied, Role};
 
 use super::quorum::{Said, Status, Tally};
 use super::record::Record;
@@ -278,8 +278,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use bytes::Bytes;
-    use quorate_client::codec::Blob;
-    use quorate_client::ids::OpId;
+    use quorate_wire::codec::Blob;
+    use quorate_wire::ids::OpId;
 
     use super::super::record::Sibling;
     use super::super::version::{Actor, Context, Dot};

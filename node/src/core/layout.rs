@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
-use quorate_client::wire::{LayoutView, MemberView, RouteTable};
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
+use quorate_wire::{LayoutView, MemberView, RouteTable};
 use serde::{Deserialize, Serialize};
 
 use super::ring::{MEMBERS_MAX, N_MAX, PARTITIONS_MAX, Ring, RingMember, WEIGHT_MAX, WEIGHT_TOTAL_MAX};
@@ -290,7 +290,7 @@ fn doubles<T: Ord + fmt::Display>(
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::ids::Partition;
+    use quorate_wire::ids::Partition;
 
     use super::*;
 

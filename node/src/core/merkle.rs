@@ -16,7 +16,7 @@
 
 use std::fmt;
 
-use quorate_client::ids::Partition;
+use quorate_wire::ids::Partition;
 
 /// Leaves of one tree.
 pub const LEAVES: usize = 256;

@@ -21,8 +21,8 @@
 //!   If every replica that ever saw it superseded has forgotten, it is a sibling until a client resolves it. A client therefore
 //!   retries the same coordinator only, and gives up at half the window.
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::OpId;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::OpId;
 
 use super::record::{Dropped, Record, Sibling};
 use super::version::{Actor, Context, Dot};

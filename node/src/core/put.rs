@@ -26,9 +26,9 @@
 //! changes nothing. Every question that it asks must be answered in the end
 //! ([`Put::on_ack`] or [`Put::on_failed`], [`Put::on_hint_kept`] or [`Put::on_hint_failed`]), so every call needs a deadline.
 
-use quorate_client::ids::{NodeId, OpId};
-use quorate_client::options::Quorum;
-use quorate_client::wire::{Acks, Asked, Failure, NotApplied};
+use quorate_wire::Quorum;
+use quorate_wire::ids::{NodeId, OpId};
+use quorate_wire::{Acks, Asked, Failure, NotApplied};
 
 use super::quorum::{Said, Status, Tally, required};
 
@@ -667,7 +667,7 @@ mod tests {
     fn whatever_primaries_and_fallbacks_answer_the_write_ends_and_never_lies() {
         use std::collections::BTreeSet;
 
-        use quorate_client::random::Random;
+        use quorate_wire::random::Random;
 
         let names = ["a", "b", "c", "f", "g", "h"];
         for seed in 0..20_000 {

@@ -13,9 +13,9 @@
 
 use std::fmt;
 
-use quorate_client::ids::NodeId;
-use quorate_client::options::Quorum;
-use quorate_client::wire::{Acks, Asked, NotApplied, Role};
+use quorate_wire::Quorum;
+use quorate_wire::ids::NodeId;
+use quorate_wire::{Acks, Asked, NotApplied, Role};
 
 /// The count that a quorum means with `n` replicas.
 ///

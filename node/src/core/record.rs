@@ -13,8 +13,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use quorate_client::codec::Blob;
-use quorate_client::ids::OpId;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::OpId;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::compact::{Length, Sink, Source};

@@ -41,7 +41,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use quorate_client::ids::{NodeId, Partition, key_hash};
+use quorate_wire::ids::{NodeId, Partition, key_hash};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What the ring knows of a member.
@@ -531,7 +531,7 @@ impl<'a> Assignment<'a> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use quorate_client::random::Random;
+    use quorate_wire::random::Random;
 
     use super::*;
 

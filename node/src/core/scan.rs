@@ -19,9 +19,9 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{Partition, key_hash};
-use quorate_client::wire::ScanPosition;
+use quorate_wire::ScanPosition;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{Partition, key_hash};
 
 use super::record::Record;
 
@@ -228,7 +228,7 @@ pub fn merge_pages(pages: Vec<Page>, limit: usize, bytes_max: usize, wanted: imp
 mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
-    use quorate_client::ids::{NodeId, OpId};
+    use quorate_wire::ids::{NodeId, OpId};
 
     use super::super::record::Sibling;
     use super::super::version::{Actor, Context, Dot};

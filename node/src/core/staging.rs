@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use quorate_client::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
-use quorate_client::options::Quorum;
+use quorate_wire::Quorum;
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, LayoutHash, Member};

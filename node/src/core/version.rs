@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::wire::CONTEXT_LEN_MAX;
+use quorate_wire::CONTEXT_LEN_MAX;
+use quorate_wire::ids::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::ids::{LayoutVersion, NodeId};
-use quorate_client::sometimes;
-use quorate_client::wire::{LayoutReport, NotApplied};
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::sometimes;
+use quorate_wire::{LayoutReport, NotApplied};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use foca::{BroadcastHandler, Invalidates};
-use quorate_client::ids::{LayoutVersion, NodeId};
+use quorate_wire::ids::{LayoutVersion, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::identity::{CodecError, Identity};

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use bytes::{Buf, BufMut};
 use foca::{Header, Member};
-use quorate_client::ids::NodeId;
+use quorate_wire::ids::NodeId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

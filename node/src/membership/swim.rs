@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use foca::{AccumulatingRuntime, Codec as _, Foca, Header, Member, Message, OwnedNotification, PeriodicParams, Timer};
-use quorate_client::ids::{LayoutVersion, NodeId};
-use quorate_client::sometimes;
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::sometimes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::time::Instant;

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_client::ids::NodeId;
-use quorate_client::{buggify, sometimes};
+use quorate_wire::ids::NodeId;
+use quorate_wire::{buggify, sometimes};
 use tokio::time::Instant;
 
 use super::{Liveness, PeerState};

@@ -11,8 +11,8 @@
 
 use std::fmt;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::Partition;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::Partition;
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -176,7 +176,7 @@ impl<const N: usize> de::Visitor<'_> for FixedBytes<N> {
 
 #[cfg(test)]
 mod tests {
-    use quorate_client::codec;
+    use quorate_wire::codec;
 
     use super::*;
 

@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use quorate_client::ids::{DiskId, LayoutVersion};
-use quorate_client::quic::{self, Gate, Link as LinkKind, Seams};
-use quorate_client::tls::Credentials;
-use quorate_client::wire::ALPN_CLIENT;
+use quorate_transport::quic;
+use quorate_transport::tls::Credentials;
+use quorate_transport::{Gate, Link as LinkKind, Seams};
+use quorate_wire::ALPN_CLIENT;
+use quorate_wire::ids::{DiskId, LayoutVersion};
 
 use super::*;
 use crate::cert::{Ca, Issued, VALIDITY};

@@ -5,10 +5,10 @@
 
 use std::sync::atomic::Ordering;
 
-use quorate_client::codec::Blob;
-use quorate_client::ids::{NodeId, Partition, key_hash};
-use quorate_client::wire::NotApplied;
-use quorate_client::{buggify, dawdle, sometimes};
+use quorate_wire::NotApplied;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{NodeId, Partition, key_hash};
+use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{HASH_LEN, Inner, PAGE_BYTES, Place, Replica, Unreadable, data_key, digest_of, stripe_of};
@@ -374,8 +374,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use quorate_client::ids::OpId;
-    use quorate_client::random::Random;
+    use quorate_wire::ids::OpId;
+    use quorate_wire::random::Random;
 
     use super::*;
     use crate::core::exchange::order;

@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use quorate_client::codec::Blob;
-use quorate_client::ids::{NodeId, OpId, Partition, key_hash};
-use quorate_client::wire::{NotApplied, VALUE_LEN_MAX};
-use quorate_client::{buggify, sometimes, story, tell};
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{NodeId, OpId, Partition, key_hash};
+use quorate_wire::{NotApplied, VALUE_LEN_MAX};
+use quorate_wire::{buggify, sometimes, story, tell};
 use tokio::time::Instant;
 
 use super::{

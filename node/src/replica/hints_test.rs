@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorate_client::random::Random;
+use quorate_wire::random::Random;
 
 use super::*;
 use crate::core::version::{Actor, Dot};

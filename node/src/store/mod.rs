@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::ids::{ClusterId, DiskId, NodeId};
+use quorate_wire::ids::{ClusterId, DiskId, NodeId};
 
 pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};

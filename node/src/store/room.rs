@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::sometimes;
+use quorate_wire::sometimes;
 use tokio::time::sleep;
 
 use super::{Stats, Store, StoreError, Tree, Writes};

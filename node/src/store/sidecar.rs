@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use quorate_client::ids::{ClusterId, DiskId, NodeId};
+use quorate_wire::ids::{ClusterId, DiskId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, with_descriptors};

@@ -37,8 +37,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use quorate_client::ids::{ClusterId, DiskId, NodeId};
-use quorate_client::random::Random;
+use quorate_wire::ids::{ClusterId, DiskId, NodeId};
+use quorate_wire::random::Random;
 use tokio::time::Instant;
 
 use super::envelope;

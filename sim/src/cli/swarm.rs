@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use quorate_client::chaos;
 use quorate_sim::life::{self, Outcomes, Report};
 use quorate_sim::plan::FaultClass;
 use quorate_sim::trace::Trace;
+use quorate_wire::fault_points;
 
 use super::{HUNG_AFTER, Stopwatch, plan_of};
 
@@ -122,7 +122,7 @@ struct Sums {
     outcomes: Outcomes,
     injected: BTreeMap<FaultClass, u32>,
     packets: u64,
-    chaos: chaos::Report,
+    points: fault_points::Report,
 }
 
 impl Sums {
@@ -134,7 +134,7 @@ impl Sums {
         }
         self.simulated += report.simulated;
         self.packets += report.counts.packets;
-        self.chaos.add(&report.chaos);
+        self.points.add(&report.points);
         let more = report.outcomes();
         let Outcomes { written, found, not_applied, unknown } = &mut self.outcomes;
         *written += more.written;
@@ -151,8 +151,8 @@ impl Sums {
         let injected: Vec<String> = self.injected.iter().map(|(class, count)| format!("{class} {count}")).collect();
         writeln!(out, "faults: {}", injected.join(", "))?;
         // What never happens is not tested, whatever else is green.
-        let never = self.chaos.never();
-        let all = self.chaos.fired.len() + self.chaos.reached.len();
+        let never = self.points.never();
+        let all = self.points.fired.len() + self.points.reached.len();
         writeln!(out, "points that fired and marks that were reached: {} of {all}", all - never.len())?;
         for name in never {
             writeln!(out, "  never: {name}")?;

@@ -9,9 +9,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::ids::OpId;
-use quorate_client::wire::{self, Evidence, Role};
 use quorate_client::{Blind, Cause, Client, Context, Error, Quorum, Read, Written};
+use quorate_wire::ids::OpId;
+use quorate_wire::{self as wire, Evidence, Role};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Broken;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use quorate_client::tls::{self, Authority, Credentials};
+use quorate_transport::tls::{self, Authority, Credentials};
 
 fuzz_target!(|data: &[u8]| {
     let _ = tls::subject_of(&data.to_vec().into());

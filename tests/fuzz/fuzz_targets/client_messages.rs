@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use quorate_client::codec;
-use quorate_client::wire::{Request, Response};
+use quorate_wire::codec;
+use quorate_wire::{Request, Response};
 
 fuzz_target!(|data: &[u8]| {
     let frame = Bytes::copy_from_slice(data);

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use quorate_client::codec;
-use quorate_client::ids::ClusterId;
+use quorate_wire::codec;
+use quorate_wire::ids::ClusterId;
 use quorate_node::core::context_keys::{ContextKeys, taken_apart};
 use quorate_node::core::version::Context;
 

@@ -3,8 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use bytes::Bytes;
-use quorate_client::budget::Budget;
-use quorate_client::frame::{Deframer, Direction, Frame, Received};
+use quorate_transport::budget::Budget;
+use quorate_transport::frame::{Deframer, Direction, Frame, Received};
 
 const BODY_MAX: usize = 100_000;
 

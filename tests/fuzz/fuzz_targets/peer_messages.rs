@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use quorate_client::codec;
+use quorate_wire::codec;
 use quorate_node::peer_wire::{PeerReply, PeerRequest};
 
 fuzz_target!(|data: &[u8]| {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use quorate_client::codec::{self, Blob};
-use quorate_client::ids::{NodeId, Partition, key_hash};
-use quorate_client::random::Random;
+use quorate_wire::codec::{self, Blob};
+use quorate_wire::ids::{NodeId, Partition, key_hash};
+use quorate_wire::random::Random;
 use quorate_node::core::record::Record;
 use quorate_node::peer_wire::heal::HealRequest;
 use quorate_node::peer_wire::{PeerBody, PeerRequest};

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use quorate_client::ids::ClusterId;
-use quorate_client::random::Random;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, write_private, write_public};
+use quorate_wire::ids::ClusterId;
+use quorate_wire::random::Random;
 use serde::{Deserialize, Serialize};
 
 use super::control::Control;

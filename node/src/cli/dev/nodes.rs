@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use quorate_client::ids::NodeId;
 use quorate_node::node::Node;
+use quorate_wire::ids::NodeId;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
 

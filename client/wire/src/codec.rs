@@ -143,7 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::Request;
+    use crate::Request;
 
     #[test]
     fn blobs_are_slices_of_the_frame() {

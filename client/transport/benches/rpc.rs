@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use quorate_client::quic::Link;
-use quorate_client::rpc::{self, Arrived, Handler, Lanes, LanesConfig, ServeLimits, class};
+use quorate_transport::Link;
+use quorate_transport::rpc::{self, Arrived, Handler, Lanes, LanesConfig, ServeLimits, class};
 use support::{Pair, pair};
 use tokio::time::Instant;
 

@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use quorate_client::codec::{self, Blob};
-use quorate_client::ids::{LayoutVersion, OpId};
-use quorate_client::wire::{NotApplied, Reply, Request, RequestBody, Response, Write, Written};
+use quorate_wire::codec::{self, Blob};
+use quorate_wire::ids::{LayoutVersion, OpId};
+use quorate_wire::{NotApplied, Reply, Request, RequestBody, Response, Write, Written};
 
 fn request(key: Vec<u8>, value: Option<Vec<u8>>) -> Request {
     let write = Write {

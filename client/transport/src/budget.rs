@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::sometimes;
+use quorate_wire::sometimes;
 
 /// A bound on bytes. Clones are the same budget.
 #[derive(Clone)]

@@ -12,18 +12,18 @@ use futures_core::Stream;
 use tokio::time::Instant;
 
 use crate::client::{CUT_OFF_FOR, Client, Defaults, REFRESH_PAUSE, Seed};
-use crate::codec::{self, Blob};
 use crate::error::Error;
-use crate::ids::{LayoutVersion, NodeId, OpId};
 use crate::options::{Profile, Quorum, RequestOptions, TIMEOUT_DEFAULT};
 use crate::pool::{BoxFuture, Transport};
-use crate::random::Random;
 use crate::read::{Blind, Context};
 use crate::retry::Slice;
 use crate::route::Target;
-use crate::rpc::CallError;
 use crate::value::{Change, Typed};
-use crate::wire::{
+use quorate_transport::rpc::CallError;
+use quorate_wire::codec::{self, Blob};
+use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
+use quorate_wire::random::Random;
+use quorate_wire::{
     Acks, Failure, Found, NotApplied, QuorumReport, Reply, Request, RequestBody, Response, RouteTable, ScanEntry,
     ScanPosition, Scanned, Written,
 };
@@ -91,7 +91,7 @@ impl Store {
             }
             RequestBody::Scan(scan) => {
                 let partitions = self.table.as_ref().expect("a scan needs a table").partitions;
-                let home = |key: &Bytes| crate::ids::Partition::of(crate::ids::key_hash(key), partitions);
+                let home = |key: &Bytes| quorate_wire::ids::Partition::of(quorate_wire::ids::key_hash(key), partitions);
                 let starts = |key: &Bytes| scan.prefix.as_ref().is_none_or(|prefix| key.starts_with(prefix));
                 let after = |key: &Bytes| {
                     let place = (home(key), Some(key));
@@ -310,7 +310,7 @@ async fn an_absent_key_is_a_clear_error_or_what_one_asks_for() {
     assert!(absent.is_absent());
     fake.store().requests.clear();
     assert!(matches!(db.delete("other", &absent).await, Err(Error::NotFound { .. })));
-    assert_eq!(fake.ports(), [], "that needs no request");
+    assert!(fake.ports().is_empty(), "that needs no request");
     assert!(matches!(db.delete("other", Blind).await, Err(Error::NotFound { .. })));
 }
 
@@ -342,7 +342,7 @@ async fn what_no_node_would_take_is_refused_without_a_request() {
     expect(db.get("k").r(Quorum::Exactly(0)).await.expect_err("R=0"), "at least 1");
     expect(db.get("k").timeout(Duration::ZERO).await.expect_err("no time"), "time-out");
     expect(db.get("k").timeout(Duration::from_secs(301)).await.expect_err("too long"), "300 s");
-    assert_eq!(fake.ports(), []);
+    assert!(fake.ports().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -626,13 +626,19 @@ async fn a_scan_sees_every_record_once() {
     assert!(tokio::time::timeout(Duration::from_millis(1), scan.next_page()).await.is_err());
     let page = scan.next_page().await.expect("answered").expect("the first page");
     assert_eq!(page.records.len(), 30);
-    let mut one = db.scan().partition(crate::ids::Partition(3));
+    let mut one = db.scan().partition(quorate_wire::ids::Partition(3));
     while let Some(page) = one.next_page().await.expect("answered") {
         for record in page.records {
-            assert_eq!(crate::ids::Partition::of(crate::ids::key_hash(record.key()), 16), crate::ids::Partition(3));
+            assert_eq!(
+                quorate_wire::ids::Partition::of(quorate_wire::ids::key_hash(record.key()), 16),
+                quorate_wire::ids::Partition(3)
+            );
         }
     }
-    assert!(matches!(db.scan().partition(crate::ids::Partition(16)).next_page().await, Err(Error::Misuse { .. })));
+    assert!(matches!(
+        db.scan().partition(quorate_wire::ids::Partition(16)).next_page().await,
+        Err(Error::Misuse { .. })
+    ));
 }
 
 /// A counter whose siblings are merged by taking the greatest.
@@ -792,7 +798,7 @@ async fn low_level_requests_go_where_they_are_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layout_command_is_sent_once() {
-    use crate::wire::LayoutCommand;
+    use quorate_wire::LayoutCommand;
     let (db, fake) = connected().await;
     fake.fates([Fate::AnswerLost]);
     let error =
@@ -817,11 +823,12 @@ mod loopback {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ED25519};
 
     use super::*;
-    use crate::ids::ClusterId;
-    use crate::quic::{self, Seams};
-    use crate::rpc::{self, Arrived, Handler, ServeLimits};
-    use crate::tls::{self, Credentials};
-    use crate::wire::ALPN_CLIENT;
+    use quorate_transport::quic;
+    use quorate_transport::rpc::{self, Arrived, Handler, ServeLimits};
+    use quorate_transport::tls::{self, Credentials};
+    use quorate_transport::{Link, Seams};
+    use quorate_wire::ALPN_CLIENT;
+    use quorate_wire::ids::ClusterId;
 
     const CLUSTER: ClusterId = ClusterId(0xc1);
 
@@ -951,7 +958,7 @@ mod loopback {
         let node = Node { store: Arc::default(), served: Arc::default() };
         let (endpoint, addr) = start(&authority, 0, any(), node.clone());
         let seams = Seams::system();
-        let config = tls::client_config(&seams, &authority.client(), ALPN_CLIENT, quic::Link::Client).expect("ours");
+        let config = tls::client_config(&seams, &authority.client(), ALPN_CLIENT, Link::Client).expect("ours");
         let own = quic::endpoint(&seams, quic::bind_system(any()).expect("free"), None).expect("bound");
         let pool = crate::pool::Pool::new(own, config, Random::from_seed(1));
 
@@ -992,7 +999,7 @@ mod loopback {
         let node = Node { store: Arc::default(), served: Arc::default() };
         let (endpoint, addr) = start(&authority, 0, any(), node.clone());
         let seams = Seams::system();
-        let config = tls::client_config(&seams, &authority.client(), ALPN_CLIENT, quic::Link::Client).expect("ours");
+        let config = tls::client_config(&seams, &authority.client(), ALPN_CLIENT, Link::Client).expect("ours");
         let own = quic::endpoint(&seams, quic::bind_system(any()).expect("free"), None).expect("bound");
         let pool = crate::pool::Pool::new(own, config, Random::from_seed(1));
         let targets = [Target { node: None, addr }];

@@ -4,10 +4,10 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use quorate_client::codec::{Blob, decode, encode};
-use quorate_client::ids::{LayoutVersion, OpId};
-use quorate_client::options::Quorum;
-use quorate_client::wire::{Acks, Found, QuorumReport, Reply, Request, RequestBody, Response, Write};
+use quorate_wire::Quorum;
+use quorate_wire::codec::{Blob, decode, encode};
+use quorate_wire::ids::{LayoutVersion, OpId};
+use quorate_wire::{Acks, Found, QuorumReport, Reply, Request, RequestBody, Response, Write};
 
 const VALUE_LENS: [usize; 2] = [1 << 10, 64 << 10];
 

@@ -2,7 +2,7 @@
 //!
 //! [`tell!`](crate::tell) makes a `tracing` event of the target [`TARGET`] at the level TRACE. The simulator listens to it for
 //! `run --explain` and `run --report`; an operator gets the same lines of a real node with `quorate::story=trace` as its log
-//! filter. That is why it is an event and no macro that only a simulation fills, as those of [`crate::chaos`] are: the node
+//! filter. That is why it is an event and no macro that only a simulation fills, as those of [`crate::fault_points`] are: the node
 //! that runs is the node that is explained.
 //!
 //! # Cost
@@ -23,7 +23,7 @@
 
 use std::fmt::Display;
 
-use crate::wire::{Failure, Reply, RequestBody};
+use crate::{Failure, Reply, RequestBody};
 
 /// The target of all events.
 pub const TARGET: &str = "quorate::story";
@@ -82,7 +82,7 @@ pub fn said(answer: &Result<Reply, Failure>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{NotApplied, Read};
+    use crate::{NotApplied, Read};
 
     #[test]
     fn requests_and_answers_are_said_in_a_few_words() {

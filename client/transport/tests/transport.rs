@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_client::budget::{Budget, NoRoom, Pot};
-use quorate_client::frame::{Direction, Framer, PART_LEN};
-use quorate_client::ids::NodeId;
-use quorate_client::quic::{Gate, Link, Seams};
-use quorate_client::rpc::{self, Arrived, CallError, ClassLimits, Handler, Lanes, LanesConfig, ServeLimits, class};
-use quorate_client::tls::{self, Credentials, Subject};
+use quorate_transport::budget::{Budget, NoRoom, Pot};
+use quorate_transport::close;
+use quorate_transport::frame::{Direction, Framer, PART_LEN};
+use quorate_transport::rpc::{self, Arrived, CallError, ClassLimits, Handler, Lanes, LanesConfig, ServeLimits, class};
+use quorate_transport::tls::{self, Credentials, Subject};
+use quorate_transport::{Gate, Link, Seams};
+use quorate_wire::ids::NodeId;
 use support::{Ca, Pair, pair};
 use tokio::time::Instant;
 
@@ -111,7 +112,7 @@ async fn a_late_answer_is_unknown_and_its_request_is_dropped() {
 #[tokio::test]
 async fn a_call_over_a_closed_connection_is_not_sent() {
     let (pair, lanes, ..) = echo().await;
-    pair.server.close(rpc::close::SHUTDOWN, b"n1 is stopping");
+    pair.server.close(close::SHUTDOWN, b"n1 is stopping");
     pair.client.closed().await;
     let error = lanes.call(class::REQUEST, Bytes::from_static(b"x"), SECOND).await.expect_err("closed");
     assert!(matches!(&error, CallError::NotSent(why) if why.contains("n1 is stopping")), "{error:?}");
@@ -125,7 +126,7 @@ async fn a_call_that_waits_when_the_connection_breaks_is_unknown() {
         while echo.started.load(Ordering::SeqCst) == 0 {
             tokio::time::sleep(SECOND / 100).await;
         }
-        pair.server.close(rpc::close::SHUTDOWN, b"gone");
+        pair.server.close(close::SHUTDOWN, b"gone");
     };
     let (result, ()) = tokio::join!(call, break_it);
     let error = result.expect_err("broken");
@@ -272,7 +273,7 @@ async fn sent_raw(bytes: &[u8], finish: bool) -> (String, Pair) {
     if finish {
         send.finish().expect("open");
         send.stopped().await.expect("acknowledged");
-        pair.client.close(rpc::close::DONE, b"done");
+        pair.client.close(close::DONE, b"done");
     }
     let why = tokio::time::timeout(5 * SECOND, served).await.expect("the connection ended").expect("no panic");
     (why, pair)
@@ -285,7 +286,7 @@ async fn an_oversize_frame_loses_the_connection_and_says_so() {
     bytes.extend([0; 12]);
     let (why, pair) = sent_raw(&bytes, false).await;
     assert!(why.contains("at most 65536"), "{why}");
-    let told = tls::explain_connection_error(&pair.client.closed().await);
+    let told = close::explain_connection_error(&pair.client.closed().await);
     assert!(told.contains("at most 65536"), "{told}");
 }
 
@@ -410,7 +411,7 @@ async fn a_request_that_does_not_fit_is_refused_at_once_and_harms_nothing_else()
     let answer =
         lanes.call(class::REQUEST, large.clone(), 5 * SECOND).await.expect("there is room, and the lane lives");
     assert!(answer == large);
-    pair.client.close(rpc::close::DONE, b"done");
+    pair.client.close(close::DONE, b"done");
     memory.is_free(pair).await;
 }
 
@@ -439,7 +440,7 @@ async fn requests_that_have_arrived_wait_for_room_for_a_moment_and_are_refused()
     assert_eq!(waits.as_deref(), Ok(&b"x"[..]), "it was its turn when the first one's time was over");
     assert_eq!(refused, [REFUSAL; 3]);
     assert_eq!(echo.started.load(Ordering::SeqCst), 2, "what was refused was not looked at");
-    pair.client.close(rpc::close::DONE, b"done");
+    pair.client.close(close::DONE, b"done");
     memory.is_free(pair).await;
 }
 
@@ -526,7 +527,7 @@ async fn a_request_whose_time_is_over_before_it_has_arrived_is_not_kept() {
     let mut answer = [0; 13];
     recv.read_exact(&mut answer).await.expect("an answer");
     assert_eq!(answer, [&[0, 0, 0, 1][..], &2u64.to_be_bytes(), b"x"].concat()[..]);
-    pair.client.close(rpc::close::DONE, b"done");
+    pair.client.close(close::DONE, b"done");
     memory.is_free(pair).await;
 }
 
@@ -562,7 +563,7 @@ async fn whatever_becomes_of_a_request_its_room_is_given_back() {
     while echo.started.load(Ordering::SeqCst) == before || memory.answering.used() == 0 {
         tokio::time::sleep(SECOND / 100).await;
     }
-    pair.client.close(rpc::close::DONE, b"done");
+    pair.client.close(close::DONE, b"done");
     served.await.expect("no panic").expect_err("broken");
     memory.is_free(pair).await;
 }
@@ -578,7 +579,7 @@ async fn an_answer_that_nobody_asked_for_loses_the_connection() {
     };
     let (result, closed) = tokio::join!(lanes.call(0, Bytes::from_static(b"x"), 5 * SECOND), hostile);
     assert!(matches!(result, Err(CallError::Unknown(_))), "{result:?}");
-    let told = tls::explain_connection_error(&closed);
+    let told = close::explain_connection_error(&closed);
     assert!(told.contains("never made"), "{told}");
 }
 
@@ -595,10 +596,10 @@ async fn dial(server: &Credentials, dialer: &Credentials, name: &str) -> Result<
         }
     });
     let connection = dialing.connect_with(config, addr, name).expect("dials").await;
-    let connection = connection.map_err(|error| tls::explain_connection_error(&error))?;
+    let connection = connection.map_err(|error| close::explain_connection_error(&error))?;
     // In TLS 1.3 the dialer is done before the server has looked at its certificate.
     match tokio::time::timeout(SECOND / 2, connection.closed()).await {
-        Ok(error) => Err(tls::explain_connection_error(&error)),
+        Ok(error) => Err(close::explain_connection_error(&error)),
         Err(_) => Ok(connection),
     }
 }
@@ -610,7 +611,7 @@ async fn both_ends_know_who_the_other_one_is() {
     let connection =
         dial(&ca.node("n1"), &ca.client("alice"), &tls::node_name(node, ca.cluster)).await.expect("connects");
     assert_eq!(tls::peer_subject(&connection).expect("a subject"), Subject::Node { cluster: ca.cluster, node });
-    assert_eq!(tls::alpn(&connection), quorate_client::wire::ALPN_CLIENT);
+    assert_eq!(tls::alpn(&connection), quorate_wire::ALPN_CLIENT);
     let pair = pair(Link::Client).await;
     let subject = tls::peer_subject(&pair.server).expect("a subject");
     assert!(matches!(subject, Subject::Client { ref name, admin: false, .. } if name == "test"), "{subject}");
@@ -667,7 +668,7 @@ async fn an_unknown_protocol_is_explained() {
     let config = tls::client_config(&Seams::system(), &ca.client("alice"), b"newer/9", Link::Client).expect("a config");
     tokio::spawn(async move { listening.accept().await.expect("open").await.map(drop) });
     let error = dialing.connect_with(config, addr, tls::ANY_NODE).expect("dials").await.expect_err("unknown");
-    let why = tls::explain_connection_error(&error);
+    let why = close::explain_connection_error(&error);
     assert!(why.contains("does not speak this protocol"), "{why}");
 }
 

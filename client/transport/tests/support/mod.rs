@@ -5,10 +5,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use quorate_client::ids::{ClusterId, NodeId};
-use quorate_client::quic::{self, Link, Seams};
-use quorate_client::tls::{self, Authority, Credentials, Subject};
-use quorate_client::wire::ALPN_CLIENT;
+use quorate_transport::quic;
+use quorate_transport::tls::{self, Authority, Credentials, Subject};
+use quorate_transport::{Link, Seams};
+use quorate_wire::ALPN_CLIENT;
+use quorate_wire::ids::{ClusterId, NodeId};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ED25519};
 
 /// An application protocol beside the clients' one.

@@ -32,10 +32,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::budget::{Budget, Charge, Pot, Room};
+use crate::close::{self, explain_connection_error};
 use crate::frame::{COPY_MAX, Deframer, Direction, FREE_LEN, Frame, FrameError, Framer, PART_LEN, Received};
-use crate::options::time_text;
-use crate::tls::explain_connection_error;
-use crate::{buggify, dawdle, sometimes};
+use quorate_wire::time_text;
+use quorate_wire::{buggify, dawdle, sometimes};
 
 /// Classes of requests that clients send; each has lanes and a budget of its own.
 pub mod class {
@@ -43,22 +43,6 @@ pub mod class {
     pub const REQUEST: u8 = 0;
     /// Scans and layout commands: whatever may be large or slow.
     pub const BULK: u8 = 1;
-}
-
-/// Why this side closes a connection: the application error codes that go to the other end, with a text.
-pub mod close {
-    use quinn::VarInt;
-
-    /// All is done.
-    pub const DONE: VarInt = VarInt::from_u32(0);
-    /// The other end broke the protocol; the text says how.
-    pub const PROTOCOL: VarInt = VarInt::from_u32(1);
-    /// Nothing was heard from the other end for too long.
-    pub const SILENT: VarInt = VarInt::from_u32(2);
-    /// This side stops.
-    pub const SHUTDOWN: VarInt = VarInt::from_u32(3);
-    /// The other end may not connect; the text says why.
-    pub const REFUSED: VarInt = VarInt::from_u32(4);
 }
 
 /// Bounds of the calling side.
