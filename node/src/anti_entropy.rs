@@ -32,7 +32,6 @@ use tokio::time::{Instant, sleep};
 
 use self::pair::Pair;
 use crate::beacons::Beacons;
-use crate::core::merkle::{self, Leaves};
 use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
 use crate::metrics::Sample;
@@ -42,6 +41,7 @@ use crate::peers::Peers;
 use crate::recovery::Reason;
 use crate::replica::Replica;
 use crate::supervise;
+use quorate_core::merkle::{self, Leaves};
 
 /// How a node compares itself with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,10 +18,6 @@ use tokio::time::Instant;
 use crate::anti_entropy::{AntiEntropy, AntiEntropyConfig, Parts};
 use crate::beacons::Beacons;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults, Mechanisms};
-use crate::core::mint;
-use crate::core::record::Record;
-use crate::core::staging::{Staged, StagedMember};
-use crate::core::version::{Actor, Context, Dot};
 use crate::layouts::{self, Current, Layouts};
 use crate::membership::{Liveness, Membership, PeerState};
 use crate::peer_wire::{PeerBody, PeerReply};
@@ -31,6 +27,10 @@ use crate::recovery::Recovery;
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
+use quorate_core::mint;
+use quorate_core::record::Record;
+use quorate_core::staging::{Staged, StagedMember};
+use quorate_core::version::{Actor, Context, Dot};
 
 /// What kind of cluster it is.
 #[derive(Clone, Copy)]
@@ -205,7 +205,7 @@ impl Node {
 
     /// From now on it believes that these are down, and all others up.
     pub(crate) fn believes_down(&self, down: &[NodeId]) {
-        let state = |member: &crate::core::layout::Member| {
+        let state = |member: &quorate_core::layout::Member| {
             let up = !down.contains(&member.node);
             (member.node, PeerState { addr: member.addr, up, since: Instant::now() })
         };

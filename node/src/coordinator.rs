@@ -1,5 +1,5 @@
 //! Runs client requests for data: checks them, forwards what belongs to others, and drives the state machines of
-//! [`crate::core::put`] and [`crate::core::get`] over the own replica and the peers.
+//! [`quorate_core::put`] and [`quorate_core::get`] over the own replica and the peers.
 //!
 //! A request is coordinated by a primary of its key. A node that is none forwards it, once: to the best primary it can
 //! reach, to another one only if no byte of it was sent (or, for a read, if it failed), so that a write never has two
@@ -49,14 +49,14 @@ use self::hedge::Hedging;
 pub(crate) use self::read::{SCAN_LIMIT_MAX, entries_len};
 use self::repair::Repairs;
 pub(crate) use self::stats::RequestStats;
-use crate::core::context_keys::Rejected;
-use crate::core::version::Context;
 use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::{PeerError, Peers};
 use crate::replica::Replica;
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
+use quorate_core::context_keys::Rejected;
+use quorate_core::version::Context;
 
 /// What a coordinator is made of.
 pub(crate) struct CoordinatorParts {
@@ -377,7 +377,7 @@ impl Inner {
         check_len("context", CONTEXT_LEN_MAX, write.context.as_ref().map_or(0, |context| context.len()))?;
         let current = self.current()?;
         let w = write.w.unwrap_or(self.defaults.w);
-        crate::core::quorum::required("W", w, current.ring.n())?;
+        quorate_core::quorum::required("W", w, current.ring.n())?;
         let cause = match &write.context {
             None => Context::new(),
             Some(sealed) => self.open(sealed, &write.key, deadline).await?,
@@ -420,7 +420,7 @@ impl Inner {
     }
 
     fn read_quorum(&self, r: Option<Quorum>, current: &Current) -> Result<u8, NotApplied> {
-        crate::core::quorum::required("R", r.unwrap_or(self.defaults.r), current.ring.n())
+        quorate_core::quorum::required("R", r.unwrap_or(self.defaults.r), current.ring.n())
     }
 
     fn is_primary(&self, turn: &Turn) -> bool {

@@ -6,9 +6,9 @@ use quorate_wire::{Found, Read, Role, Scan, ScanPosition, Scanned, Written};
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
-use crate::core::merkle::Leaves;
-use crate::core::record::Record;
 use crate::recovery::Reason;
+use quorate_core::merkle::Leaves;
+use quorate_core::record::Record;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PARTITION: Partition = Partition(2);

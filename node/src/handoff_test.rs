@@ -168,7 +168,7 @@ async fn a_fallback_gives_up_its_actor_with_a_hint_and_an_owner_does_not() {
     let (keeper, key) = (&nodes[3].replica, key_in(&nodes[3], PARTITION, 7));
     let primaries = nodes[0].current.ring.primaries(PARTITION).to_vec();
     let mint = async |op| {
-        let (value, cause) = (Some(Blob::copy_from(b"v")), crate::core::version::Context::new());
+        let (value, cause) = (Some(Blob::copy_from(b"v")), quorate_core::version::Context::new());
         let (op, place) = (quorate_wire::ids::OpId(op), (primaries.clone(), nodes[1].id));
         keeper.mint_in_hint(PARTITION, &key, op, value, cause, place, 5).await.expect("room").dot.actor
     };

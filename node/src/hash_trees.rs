@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use bytes::Bytes;
 use quorate_wire::ids::{Partition, key_hash};
 
-use crate::core::merkle::{self, HashTree, Leaves};
 use crate::store::{Store, StoreError, Tree};
+use quorate_core::merkle::{self, HashTree, Leaves};
 
 /// The trees. Clones share them.
 #[derive(Clone, Default)]

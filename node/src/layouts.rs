@@ -24,11 +24,6 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
-use crate::core::bootstrap::{Bootstrap, Heard, Me, Offer};
-use crate::core::context_keys::ContextKeys;
-use crate::core::layout::{Layout, LayoutHash, ZONE_LEN_MAX};
-use crate::core::ring::{MEMBERS_MAX, N_MAX, Ring, WEIGHT_MAX};
-use crate::core::staging::{Staged, StagedMember};
 use crate::membership::{LayoutDigests, Liveness, Membership};
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::{PeerError, Peers};
@@ -37,6 +32,11 @@ use crate::request_memory::RETRY_AFTER_MS;
 use crate::showing::Showing;
 use crate::store::{Executor, Store, StoreError, SyncFailed, Tree};
 use crate::supervise;
+use quorate_core::bootstrap::{Bootstrap, Heard, Me, Offer};
+use quorate_core::context_keys::ContextKeys;
+use quorate_core::layout::{Layout, LayoutHash, ZONE_LEN_MAX};
+use quorate_core::ring::{MEMBERS_MAX, N_MAX, Ring, WEIGHT_MAX};
+use quorate_core::staging::{Staged, StagedMember};
 
 /// A chosen layout and what follows from it.
 #[derive(Debug, Clone)]

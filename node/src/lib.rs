@@ -3,8 +3,6 @@
 //! Modules in reading order: the pure core, what it takes from outside and keeps data in, how it talks to other nodes, who
 //! they are and who owns what, how requests are run, and what is around it.
 
-pub mod core;
-
 #[doc(hidden)]
 pub mod fault_points;
 

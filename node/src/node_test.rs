@@ -7,9 +7,9 @@ use quorate_wire::ids::ClusterId;
 
 use super::*;
 use crate::cert::{Ca, VALIDITY};
-use crate::core::staging::{Staged, StagedMember};
 use crate::layouts;
 use crate::store::{self, DiskReserve, SledOptions, Space};
+use quorate_core::staging::{Staged, StagedMember};
 
 const CLUSTER: ClusterId = ClusterId(7);
 

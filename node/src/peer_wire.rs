@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use self::heal::{HealReply, HealRequest};
 use crate::beacons::Remembered;
-use crate::core::context_keys::ContextKeys;
-use crate::core::layout::{Layout, LayoutHash};
+use quorate_core::context_keys::ContextKeys;
+use quorate_core::layout::{Layout, LayoutHash};
 
 /// The application protocol that nodes ask for in the TLS handshake; it takes a node's certificate.
 pub const ALPN_PEER: &[u8] = b"quorate-peer/1";
@@ -103,7 +103,7 @@ pub enum PeerBody {
         label: Label,
         /// The key.
         key: Blob,
-        /// The record, as [`crate::core::record::Record::encode`] makes it.
+        /// The record, as [`quorate_core::record::Record::encode`] makes it.
         record: Blob,
     },
     /// To keep a record for a primary of its key that did not take it, and to acknowledge when that is durable; answered with

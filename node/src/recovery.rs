@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::core::merkle::{LEAVES, Leaves};
 use crate::store::{Store, StoreError, Tree};
+use quorate_core::merkle::{LEAVES, Leaves};
 
 /// Why something is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -28,16 +28,16 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::core::context_keys::sealed_len;
-use crate::core::merkle::{self, Leaves};
-use crate::core::mint::{self, Minter};
-use crate::core::record::{Dropped, Record, Sibling};
-use crate::core::version::{Actor, Context, Dot};
 use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
 use crate::recovery::{Reading, Reason, Recovery};
 use crate::store::room::Level;
 use crate::store::{Committer, DiskRoom, Executor, Store, StoreError, Ticket, Tree};
+use quorate_core::context_keys::sealed_len;
+use quorate_core::merkle::{self, Leaves};
+use quorate_core::mint::{self, Minter};
+use quorate_core::record::{Dropped, Record, Sibling};
+use quorate_core::version::{Actor, Context, Dot};
 
 use self::hints::Kept;
 #[doc(hidden)]

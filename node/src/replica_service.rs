@@ -17,12 +17,12 @@ use quorate_wire::{NotApplied, Request, Response};
 use tokio::time::Instant;
 
 use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key, entries_len};
-use crate::core::record::Record;
 use crate::layouts::{Current, Layouts};
 use crate::peer_wire::{Label, PeerBody, PeerReply};
 use crate::recovery::Reading;
 use crate::replica::{Merged, Replica};
 use crate::request_memory::read_within;
+use quorate_core::record::Record;
 
 /// Serves the data requests of peers on one node.
 #[derive(Debug, Clone)]

@@ -7,10 +7,10 @@ use quorate_wire::LayoutView;
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::Instrument;
 
-use crate::core::layout::Layout;
-use crate::core::staging::warnings;
 use crate::store::Executor;
 use crate::supervise;
+use quorate_core::layout::Layout;
+use quorate_core::staging::warnings;
 
 /// The newest state that was shown.
 #[derive(Debug)]
@@ -83,8 +83,8 @@ mod tests {
     use quorate_wire::ids::{ClusterId, DiskId, NodeId};
 
     use super::*;
-    use crate::core::staging::{Staged, StagedMember};
     use crate::store::Latency;
+    use quorate_core::staging::{Staged, StagedMember};
 
     fn staged(members: u16) -> Layout {
         let mut staged = Staged::default();

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use quorate_client::Client;
 use quorate_client::options::RequestOptions;
+use quorate_core::record::Record;
+use quorate_core::version::{Actor, Context, Dot};
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
-use quorate_node::core::record::Record;
-use quorate_node::core::version::{Actor, Context, Dot};
 use quorate_node::env::Env;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store, Tree};

@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quorate_client::{Client, Error};
+use quorate_core::context_keys::ContextKeys;
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{CA_VALIDITY, Ca, Issued, VALIDITY};
-use quorate_node::core::context_keys::ContextKeys;
 use quorate_node::env::Env;
 use quorate_node::layouts::{FIRST_KEY, stored_context_keys};
 use quorate_node::metrics::Metrics;

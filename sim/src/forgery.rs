@@ -2,8 +2,8 @@
 //! refused before anything happens (rule V5).
 
 use bytes::Bytes;
-use quorate_node::core::context_keys::{ContextKeys, taken_apart};
-use quorate_node::core::version::Context;
+use quorate_core::context_keys::{ContextKeys, taken_apart};
+use quorate_core::version::Context;
 use quorate_wire::random::Random;
 
 use crate::cluster::CLUSTER;

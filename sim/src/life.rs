@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use quorate_node::core::record::Record;
+use quorate_core::record::Record;
 use quorate_node::fault_points::TABLES;
 use quorate_node::store::Tree;
 use quorate_wire::SIBLINGS_MAX;

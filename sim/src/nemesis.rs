@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_node::core::merkle;
-use quorate_node::core::record::Record;
+use quorate_core::merkle;
+use quorate_core::record::Record;
 use quorate_node::replica::{data_key, decode_hint};
 use quorate_node::store::Tree;
 use quorate_wire::ids::Partition;

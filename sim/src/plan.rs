@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use quorate_node::core::ring::{Ring, RingMember};
+use quorate_core::ring::{Ring, RingMember};
 use quorate_node::fault_points::TABLES;
 use quorate_wire::Quorum;
 use quorate_wire::fault_points::{self, Effect, Point};

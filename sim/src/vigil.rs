@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use quorate_node::core::context_keys::taken_apart;
-use quorate_node::core::record::Record;
-use quorate_node::core::version::{Context, Dot};
+use quorate_core::context_keys::taken_apart;
+use quorate_core::record::Record;
+use quorate_core::version::{Context, Dot};
 use quorate_node::replica::{data_key, decode_hint};
 use quorate_node::store::Tree;
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::{Blind, Cause, Client, Context, Error, Read, RequestOptions, Written};
-use quorate_node::core::context_keys::taken_apart;
-use quorate_node::core::ring::Ring;
-use quorate_node::core::version::{self as core, Dot};
+use quorate_core::context_keys::taken_apart;
+use quorate_core::ring::Ring;
+use quorate_core::version::{self as core, Dot};
 use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{LayoutVersion, NodeId, OpId};

@@ -36,7 +36,7 @@ pub enum Effect {
     /// A request may be refused, or end unknown, although everybody needed for it is there.
     Refuses,
     /// A replica forgets which operations were superseded, as in a restart: what is promised of retries is what is promised
-    /// after one (see `quorate_node::core::mint`).
+    /// after one (see `quorate_core::mint`).
     Forgets,
 }
 

@@ -10,13 +10,13 @@ use quorate_wire::{buggify, sometimes};
 use tokio::time::Instant;
 
 use super::{Cause, Desk};
-use crate::core::exchange::{self, Difference, Page};
-use crate::core::merkle::{self, LEAVES_PER_GROUP, Leaves};
-use crate::core::record::Record;
 use crate::layouts::Current;
 use crate::peer_wire::heal::{HealReply, HealRequest, LISTED_MAX, LeafSet, OFFERS_MAX, Offer, Sum};
 use crate::peer_wire::{Label, PeerBody, PeerReply, class};
 use crate::store::Ticket;
+use quorate_core::exchange::{self, Difference, Page};
+use quorate_core::merkle::{self, LEAVES_PER_GROUP, Leaves};
+use quorate_core::record::Record;
 
 /// A partition and another owner of it.
 pub(super) struct Pair<'a> {

@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep};
 
 use super::Desk;
 use super::pair::Pair;
-use crate::core::merkle::Leaves;
 use crate::layouts::Current;
 use crate::supervise;
+use quorate_core::merkle::Leaves;
 
 /// The background task.
 pub(super) async fn run(desk: Arc<Desk>) {

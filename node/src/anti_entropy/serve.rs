@@ -8,10 +8,10 @@ use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::time::Instant;
 
 use super::Desk;
-use crate::core::merkle;
-use crate::core::record::Record;
 use crate::peer_wire::heal::{HealReply, HealRequest, LISTED_MAX, LeafSet, OFFERS_MAX, Offer, ROOTS_MAX, Sum};
 use crate::peer_wire::{Label, PeerReply};
+use quorate_core::merkle;
+use quorate_core::record::Record;
 
 impl Desk {
     /// Answers one question of a peer that owns what it asks about, as this node does. `timeout` is what the peer gives it.

@@ -1,5 +1,5 @@
 //! Monotonic reads: a value is returned once so many primaries hold it durably that no later read misses it (see
-//! [`write_back`](crate::core::quorum::write_back)).
+//! [`write_back`](quorate_core::quorum::write_back)).
 //!
 //! The second phase of a read of Attiya, Bar-Noy and Dolev ("Sharing Memory Robustly in Message-Passing Systems", 1995), left out
 //! where the first one shows that it has been done: primaries whose answer holds all that is returned have waited for a sync
@@ -17,8 +17,8 @@ use tokio::time::sleep_until;
 use super::repair::mend;
 use super::{Inner, Turn};
 use crate::calls::Calls;
-use crate::core::quorum::{Said, Status, Tally, write_back};
-use crate::core::record::Record;
+use quorate_core::quorum::{Said, Status, Tally, write_back};
+use quorate_core::record::Record;
 
 /// Waits until enough primaries hold what a read of `r` returns, `record`, durably; `holders` do already.
 ///

@@ -20,15 +20,15 @@ use super::repair::repair;
 use super::write::label;
 use super::{Inner, Turn, check_key, check_len, monotonic, plain};
 use crate::calls::Calls;
-use crate::core::get::{Get, GetAction};
-use crate::core::quorum::Said;
-use crate::core::record::Record;
-use crate::core::scan::{Joined, MergedPage, Page, merge_pages};
-use crate::core::version::Context;
 use crate::layouts::Current;
 use crate::peer_wire::{PeerBody, PeerReply, class};
 use crate::peers::PeerError;
 use crate::request_memory::{RECORD_LEN, read_within};
+use quorate_core::get::{Get, GetAction};
+use quorate_core::quorum::Said;
+use quorate_core::record::Record;
+use quorate_core::scan::{Joined, MergedPage, Page, merge_pages};
+use quorate_core::version::Context;
 
 /// The most records of one page of a scan.
 pub(crate) const SCAN_LIMIT_MAX: u32 = 10_000;

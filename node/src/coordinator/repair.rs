@@ -16,9 +16,9 @@ use tracing::Instrument;
 
 use super::write::label;
 use super::{Inner, Turn};
-use crate::core::get::Get;
-use crate::core::record::Record;
 use crate::peer_wire::{PeerBody, PeerReply, class};
+use quorate_core::get::Get;
+use quorate_core::record::Record;
 
 /// The repairs under way on one node.
 #[derive(Debug)]

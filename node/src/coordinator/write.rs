@@ -17,14 +17,14 @@ use tracing::Instrument;
 
 use super::{Inner, Turn, plain};
 use crate::calls::Calls;
-use crate::core::put::{Put, PutAction, StandIns};
-use crate::core::record::Record;
-use crate::core::version::{Context, Dot};
 use crate::peer_wire::{Label, PeerBody, PeerReply, class};
 use crate::peers::PeerError;
 use crate::replica::{MintError, Minted, Operation};
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use crate::store::Ticket;
+use quorate_core::put::{Put, PutAction, StandIns};
+use quorate_core::record::Record;
+use quorate_core::version::{Context, Dot};
 
 /// Runs a write: as a primary of its key, or as a fallback when no primary can be reached.
 pub(super) async fn coordinate(

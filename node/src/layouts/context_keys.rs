@@ -1,4 +1,4 @@
-//! The secrets behind contexts (rule V5, [`crate::core::context_keys`]): how each node comes to know them.
+//! The secrets behind contexts (rule V5, [`quorate_core::context_keys`]): how each node comes to know them.
 //!
 //! They come with the first layout and are stored in one record with it, so that no node has the one without the other. What a
 //! rotation adds is sent to every member at once. Each node gossips a digest of what it holds, and whoever sees another one
@@ -16,10 +16,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Desk, Layouts, PEER_TIMEOUT, Spread, State, StoredFirst, ask_within, refusal, refused, to_the_end};
-use crate::core::context_keys::{ContextKeys, KeyName, SECRET_LEN};
 use crate::membership::Liveness;
 use crate::peer_wire::{PeerBody, PeerReply};
 use crate::store::StoreError;
+use quorate_core::context_keys::{ContextKeys, KeyName, SECRET_LEN};
 
 /// Others are asked for a key that is not known once in so long, whatever clients send.
 const ASK_AGAIN: Duration = Duration::from_secs(1);

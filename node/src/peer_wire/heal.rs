@@ -16,7 +16,7 @@ use quorate_wire::ids::Partition;
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::core::merkle::Leaves;
+use quorate_core::merkle::Leaves;
 
 /// A digest, or a sum of some, in 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

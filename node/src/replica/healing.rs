@@ -13,12 +13,12 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{HASH_LEN, Inner, PAGE_BYTES, Place, Replica, Unreadable, data_key, digest_of, stripe_of};
 use crate::beacons::Beacons;
-use crate::core::exchange::Listed;
-use crate::core::merkle::{self, HashTree, LEAVES, Leaves};
-use crate::core::record::Record;
 use crate::hash_trees::HashTrees;
 use crate::recovery::{Doubt, Facts, Lost, Reason, Recovery};
 use crate::store::{StoreError, Tree};
+use quorate_core::exchange::Listed;
+use quorate_core::merkle::{self, HashTree, LEAVES, Leaves};
+use quorate_core::record::Record;
 
 impl Replica {
     /// The hash trees of its partitions.
@@ -378,9 +378,9 @@ mod tests {
     use quorate_wire::random::Random;
 
     use super::*;
-    use crate::core::exchange::order;
-    use crate::core::version::Context;
     use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
+    use quorate_core::exchange::order;
+    use quorate_core::version::Context;
 
     const PARTITIONS: u16 = 8;
 

@@ -26,9 +26,9 @@ use super::{
     HASH_LEN, Inner, Merged, MintError, Minted, Operation, Operations, Place, Replica, Unreadable, Write, check_key,
     check_len, count, lock,
 };
-use crate::core::record::Record;
-use crate::core::version::Context;
 use crate::store::{StoreError, Tree};
+use quorate_core::record::Record;
+use quorate_core::version::Context;
 
 /// What is kept for one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::time::Duration;
 use quorate_wire::random::Random;
 
 use super::*;
-use crate::core::version::{Actor, Dot};
 use crate::recovery::Recovery;
 use crate::store::room::Reserved;
 use crate::store::{Committer, DiskReserve, DiskRoom, Durability, Executor, MemoryStore, Space};
+use quorate_core::version::{Actor, Dot};
 
 const P: Partition = Partition(0);
 

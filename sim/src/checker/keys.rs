@@ -20,7 +20,7 @@ pub struct OfKey<'a> {
 }
 
 /// What may come of the retry of a write that was superseded, beside nothing: it is minted a second time, and its value rises beside
-/// its successor. It takes no other write's place. (README, "What works, and what does not yet"; `quorate_node::core::mint`.)
+/// its successor. It takes no other write's place. (README, "What works, and what does not yet"; `quorate_core::mint`.)
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retries {
     /// Replicas may have forgotten which operations were superseded, and a retry may have come so long after its write had ended, in

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use quorate_client::Client;
-use quorate_node::core::record::Record;
+use quorate_core::record::Record;
 use quorate_node::store::Tree;
 use tokio::sync::{mpsc, oneshot};
 

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use quorate_wire::codec;
 use quorate_wire::ids::ClusterId;
-use quorate_node::core::context_keys::{ContextKeys, taken_apart};
-use quorate_node::core::version::Context;
+use quorate_core::context_keys::{ContextKeys, taken_apart};
+use quorate_core::version::Context;
 
 const CLUSTER: ClusterId = ClusterId(1);
 const KEY: &[u8] = b"key";

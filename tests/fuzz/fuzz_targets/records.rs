@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use quorate_node::core::record::Record;
+use quorate_core::record::Record;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(record) = Record::decode(&Bytes::copy_from_slice(data)) {

@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use quorate_wire::codec::{self, Blob};
 use quorate_wire::ids::{NodeId, Partition, key_hash};
 use quorate_wire::random::Random;
-use quorate_node::core::record::Record;
+use quorate_core::record::Record;
 use quorate_node::peer_wire::heal::HealRequest;
 use quorate_node::peer_wire::{PeerBody, PeerRequest};
 use quorate_node::recovery::Recovery;
@@ -64,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
             rest = behind;
         }
         for partition in 0..PARTITIONS {
-            let (entries, _) = replica.list(Partition(partition), &quorate_node::core::merkle::Leaves::ALL, None, 1000).await.expect("readable");
+            let (entries, _) = replica.list(Partition(partition), &quorate_core::merkle::Leaves::ALL, None, 1000).await.expect("readable");
             for (key, digest) in entries {
                 let held = replica.held(Partition(partition), &key).await.expect("readable").expect("it is listed");
                 assert_eq!(held.digest(&key), digest);

@@ -10,7 +10,7 @@
 //!   with. Two layouts over the same members can therefore not both be chosen, and what is chosen stays chosen.
 //! - A node that is named with another disk than the one it has (it was wiped, or exchanged) is not that member: it accepts
 //!   nothing and counts for nothing. It learns what is in force, as everybody does, and takes writes under it; what it may say
-//!   of its data is another question ([`crate::recovery`]).
+//!   of its data is another question (`quorate_node::recovery`).
 //!
 //! This is one acceptor's state and its arithmetic. It calls nobody and stores nothing: the caller makes each step durable
 //! and then says so ([`Bootstrap::stored`]).
@@ -240,7 +240,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::core::layout::Member;
+    use crate::layout::Member;
 
     #[test]
     fn a_majority_of_the_named_members_chooses() {

@@ -28,7 +28,7 @@
 //! # The rules of reading what was lost
 //!
 //! R + W > N promises to a read of R every write that N - R + 1 owners have acknowledged. A replica that has lost something answers
-//! such a read when it has exchanged what it lost with enough owners to have heard of all these writes (see [`crate::recovery`]); a
+//! such a read when it has exchanged what it lost with enough owners to have heard of all these writes (see `quorate_node::recovery`); a
 //! monotonic read returns what N - R + 1 owners hold ([`quorum::write_back`]).
 
 pub mod bootstrap;

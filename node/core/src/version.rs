@@ -151,7 +151,7 @@ impl Context {
     }
 
     /// Appends what [`seal`](Self::seal) makes.
-    pub(super) fn seal_into(&self, sealed: &mut Vec<u8>, cluster: ClusterId, key: &[u8]) {
+    pub(crate) fn seal_into(&self, sealed: &mut Vec<u8>, cluster: ClusterId, key: &[u8]) {
         let start = sealed.len();
         sealed.push(SEAL_VERSION);
         sealed.put(&cluster.0.to_be_bytes());
@@ -181,7 +181,7 @@ impl Context {
     }
 
     /// All of [`open`](Self::open) but for the context itself, which is left to be decoded.
-    pub(super) fn check(sealed: &Bytes, cluster: ClusterId, key: &[u8]) -> Result<Source, String> {
+    pub(crate) fn check(sealed: &Bytes, cluster: ClusterId, key: &[u8]) -> Result<Source, String> {
         if sealed.len() > CONTEXT_LEN_MAX {
             return Err(format!("it has {} bytes, at most {CONTEXT_LEN_MAX} are allowed", sealed.len()));
         }

@@ -83,7 +83,7 @@ impl Record {
     }
 
     /// Rule V5: a value lives on under another dot, which the node's current actor has just drawn. The caller holds the key's lock.
-    pub(crate) fn keep(&mut self, dot: Dot, sibling: Sibling) {
+    pub fn keep(&mut self, dot: Dot, sibling: Sibling) {
         self.context.advance(dot.actor, dot.counter);
         self.siblings.insert(dot, sibling);
     }

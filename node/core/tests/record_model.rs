@@ -16,7 +16,7 @@
 //! what was not synced and all memory. Equal states are visited once (128-bit hashes of the exact state), and untouched
 //! replicas are interchangeable.
 //!
-//! The one excuse is a retry that took a second dot somewhere else (see `quorate_node::core::mint`): the value of such an
+//! The one excuse is a retry that took a second dot somewhere else (see `quorate_core::mint`): the value of such an
 //! operation may show again beside its successor at a replica that does not remember, until it has exchanged records. Where
 //! retries go to the coordinator of the first attempt only, as a client's do, nothing excuses it: a coordinator that may have
 //! forgotten answers "unknown".
@@ -33,9 +33,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use quorate_node::core::mint::{self, Minter};
-use quorate_node::core::record::Record;
-use quorate_node::core::version::{Actor, Context, Dot};
+use quorate_core::mint::{self, Minter};
+use quorate_core::record::Record;
+use quorate_core::version::{Actor, Context, Dot};
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{ClusterId, NodeId, OpId};
 use xxhash_rust::xxh3::xxh3_128;

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use quorate_node::core::ring::{Ring, RingMember};
+use quorate_core::ring::{Ring, RingMember};
 use quorate_wire::ids::NodeId;
 
 /// Members of weight 1, dealt to this many zones.

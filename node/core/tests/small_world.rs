@@ -14,7 +14,7 @@
 //! - an operation that was refused is never seen; an acknowledged one is there at the end or was replaced by one that is; no
 //!   value is there beside its successor; all replicas agree (at the end).
 //!
-//! The one excuse is that of `quorate_node::core::mint`: an operation whose retry took a second dot may show beside its
+//! The one excuse is that of `quorate_core::mint`: an operation whose retry took a second dot may show beside its
 //! successor.
 //!
 //! Worlds with a bug in them show that the checks can fail. `QUORATE_WORLD_SEED=17` plays one life, `QUORATE_WORLD_LIVES=100000`
@@ -23,13 +23,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-use quorate_node::core::get::{Get, GetAction};
-use quorate_node::core::mint::{self, Minter};
-use quorate_node::core::put::{Put, PutAction, StandIns};
-use quorate_node::core::quorum::Said;
-use quorate_node::core::record::{Dropped, Record};
-use quorate_node::core::ring::{Ring, RingMember};
-use quorate_node::core::version::{Actor, Context, Dot};
+use quorate_core::get::{Get, GetAction};
+use quorate_core::mint::{self, Minter};
+use quorate_core::put::{Put, PutAction, StandIns};
+use quorate_core::quorum::Said;
+use quorate_core::record::{Dropped, Record};
+use quorate_core::ring::{Ring, RingMember};
+use quorate_core::version::{Actor, Context, Dot};
 use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, OpId, Partition};

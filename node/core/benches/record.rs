@@ -3,10 +3,10 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use quorate_node::core::context_keys::ContextKeys;
-use quorate_node::core::mint::{self, Minter};
-use quorate_node::core::record::Record;
-use quorate_node::core::version::{Actor, Context};
+use quorate_core::context_keys::ContextKeys;
+use quorate_core::mint::{self, Minter};
+use quorate_core::record::Record;
+use quorate_core::version::{Actor, Context};
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{ClusterId, NodeId, OpId};
 
