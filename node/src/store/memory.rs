@@ -36,7 +36,7 @@ impl MemoryStore {
     }
 
     /// Flips one bit of a stored value, to show that reads notice. False when there is no such key.
-    #[doc(hidden)]
+    #[cfg(any(test, feature = "testing"))]
     pub fn flip_bit(&self, tree: Tree, key: &[u8]) -> bool {
         let mut map = self.map(tree);
         let Some(sealed) = map.entries.get_mut(key) else { return false };

@@ -13,7 +13,12 @@
 pub mod ballast;
 pub mod envelope;
 
+mod directory;
+mod engine;
 pub mod memory;
+mod on_disk;
+#[cfg(test)]
+mod plain_engine;
 pub mod quarantine;
 pub mod room;
 pub mod sidecar;
@@ -25,7 +30,7 @@ pub mod committer;
 pub mod executor;
 mod private;
 
-#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
 pub mod contract;
 
 use std::fmt;
@@ -41,7 +46,7 @@ pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};
 pub use memory::MemoryStore;
 pub use room::{AskSpace, DiskReserve, DiskRoom, Space};
-pub use sled::{SledOptions, SledStore, open, open_once_locked};
+pub use sled::{SledOptions, open, open_once_locked};
 
 /// The separate key spaces of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +99,7 @@ impl fmt::Display for Tree {
 /// An ordered map with a few trees. Blocking; may be called from any thread at once.
 ///
 /// Every value carries a CRC32C over its tree, its key and itself (see [`envelope`]), so that a damaged or misplaced value
-/// is [`StoreError::Corrupt`] and never a wrong answer. One contract suite ([`contract`]) holds every engine to the same
+/// is [`StoreError::Corrupt`] and never a wrong answer. One contract suite (`contract`) holds every engine to the same
 /// behaviour.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// The value of a key, `None` when there is none.

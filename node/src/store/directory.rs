@@ -1,0 +1,514 @@
+//! A node's data directory: whose it is, who has it open, and what becomes of an engine that is damaged.
+//!
+//! ```text
+//!   DIR/lock              held as long as the store is open; names the process
+//!   DIR/quorate.json      the sidecar: whose directory, and what must be found in the engine
+//!   DIR/ENGINE/           the engine's files, as in `sled/`
+//!   DIR/ENGINE.damaged/   an engine that was found damaged, kept as evidence
+//! ```
+//!
+//! All of it is the same for every [`Engine`].
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use quorate_wire::ids::{ClusterId, DiskId, NodeId};
+use quorate_wire::random::Random;
+
+use super::engine::{Engine, EngineError, EngineTree, Refusal};
+use super::on_disk::{DiskStore, STAMP_KEY, open_stamp};
+use super::private;
+use super::quarantine::QuarantinedStore;
+use super::sidecar::{self, Content};
+use super::{Identity, Opened, StoreError, Tree};
+
+/// Opens a node's data directory, or makes it; [`sled::open`](super::sled::open) says what its callers are promised. `make_room` is called
+/// once this process holds the directory's lock and knows that it is this node's, before anything in it is written.
+pub(super) fn open<E: Engine>(
+    dir: &Path,
+    cluster: ClusterId,
+    node: NodeId,
+    random: &Random,
+    options: &E::Options,
+    make_room: impl FnOnce(),
+) -> Result<Opened, StoreError> {
+    let new = !dir.exists();
+    fs::create_dir_all(dir)
+        .map_err(|e| StoreError::from_io(&format!("making the data directory {}", dir.display()), &e))?;
+    let lock = lock(dir)?;
+    let engine_dir = dir.join(E::NAME);
+    let engine_there = E::is_there(&engine_dir);
+    let mut content = match sidecar::read(dir)? {
+        Some(content) if (content.cluster, content.node) != (cluster, node) => {
+            return Err(StoreError::Foreign(format!(
+                "node {} of cluster {}, and was opened as node {node} of cluster {cluster}: {}",
+                content.node,
+                content.cluster,
+                dir.display()
+            )));
+        }
+        Some(content) => content,
+        None if engine_there => {
+            return Err(StoreError::Quarantined(format!(
+                "{} holds data, but {} is missing, so nobody can say whose data it is: restore the file from a copy, or move \
+                 the whole directory away to begin with an empty disk",
+                dir.display(),
+                sidecar::path(dir).display()
+            )));
+        }
+        None => Content {
+            format: sidecar::FORMAT,
+            cluster,
+            node,
+            disk: DiskId(random.u128()),
+            boot: 0,
+            clean: true,
+            has_data: false,
+            stamp: 0,
+            records: 0,
+            quarantined: None,
+        },
+    };
+    // The directory keeps others from what the engine makes in it later.
+    private::tighten(dir, new);
+    make_room();
+    content.boot += 1;
+    let identity = Identity { cluster, node, disk: content.disk, boot: content.boot, clean: content.clean };
+    content.clean = false;
+    sidecar::write(dir, &content)?;
+    if content.boot == 1 {
+        sync_parent(dir)?;
+    }
+
+    let made = content.stamp > 0;
+    let opened = match &content.quarantined {
+        Some(_) => None,
+        None if made && !engine_there => Some(Err(Refusal::Damaged("its files are gone".to_owned()))),
+        None => Some(open_engine::<E>(&engine_dir, &content, options)),
+    };
+    match opened {
+        Some(Ok((engine, stamp))) => {
+            content.stamp = stamp;
+            let store = DiskStore::start(dir, engine, content, E::stamp_bytes(options), lock)?;
+            return Ok(Opened { store: Arc::new(store), identity, quarantined: None });
+        }
+        Some(Err(Refusal::Failed(error))) => return Err(error),
+        Some(Err(Refusal::Damaged(how))) => {
+            content.quarantined =
+                Some(format!("the store of disk {} in {} is damaged ({how})", content.disk, dir.display()));
+            // Whatever happens from here on, nothing in it is served any more.
+            sidecar::write(dir, &content)?;
+        }
+        None => {}
+    }
+    let damage = content.quarantined.clone().expect("else it would have been opened");
+    let aside = dir.join(format!("{}.damaged", E::NAME));
+    if !aside.exists() || !engine_dir.exists() {
+        if engine_dir.exists() {
+            set_aside(dir, &engine_dir, &aside)?;
+        }
+        let lost = content.disk;
+        let fresh = loop {
+            let drawn = DiskId(random.u128());
+            // Not even by a generator that began anew with its old seed.
+            if drawn != lost {
+                break drawn;
+            }
+        };
+        content = Content { disk: fresh, has_data: false, stamp: 0, records: 0, quarantined: None, ..content };
+        sidecar::write(dir, &content)?;
+        tracing::error!(%lost, disk = %content.disk, aside = %aside.display(),
+            "{damage}. It was moved aside, and the node begins with an empty disk: other owners bring back what it held");
+        return match open_engine::<E>(&engine_dir, &content, options) {
+            Ok((engine, stamp)) => {
+                content.stamp = stamp;
+                let identity = Identity { disk: content.disk, clean: true, ..identity };
+                let store = DiskStore::start(dir, engine, content, E::stamp_bytes(options), lock)?;
+                Ok(Opened { store: Arc::new(store), identity, quarantined: None })
+            }
+            Err(Refusal::Failed(error)) => Err(error),
+            Err(Refusal::Damaged(how)) => {
+                Err(StoreError::Corrupt(format!("a new engine in {} is damaged: {how}", dir.display())))
+            }
+        };
+    }
+    let reason = format!(
+        "{damage}. An earlier damaged store lies in {} already, so that this one stays where it is, and nothing in it is served \
+         or changed. Find out what is wrong with the disk; then move {} away and start again: the node begins with an empty \
+         disk under a new disk id, and other owners bring back what it held",
+        aside.display(),
+        aside.display()
+    );
+    tracing::error!(disk = %content.disk, reason, "the store is quarantined");
+    let store = Arc::new(QuarantinedStore::new(reason.clone()));
+    Ok(Opened { store, identity, quarantined: Some(reason) })
+}
+
+/// Moves a damaged engine to where evidence is kept, durably.
+fn set_aside(dir: &Path, engine_dir: &Path, aside: &Path) -> Result<(), StoreError> {
+    let moved = fs::rename(engine_dir, aside).and_then(|()| sidecar::sync_dir(dir));
+    moved.map_err(|e| StoreError::from_io(&format!("moving {} to {}", engine_dir.display(), aside.display()), &e))
+}
+
+/// Opens the engine and compares it with the sidecar; with the stamp that was found in it.
+pub(super) fn open_engine<E: Engine>(dir: &Path, content: &Content, options: &E::Options) -> Result<(E, u64), Refusal> {
+    let engine = E::open(dir, options)?;
+    // A damaged engine may open without a word, and panic when it is read.
+    let read = || -> Result<_, EngineError> {
+        let stamp = engine.get(EngineTree::Directory, STAMP_KEY)?;
+        let first = engine.keys(EngineTree::Store(Tree::Data), b"", None).next().transpose()?;
+        Ok((stamp, first.is_none()))
+    };
+    let (stamp, empty) = match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return Err(Refusal::of(error, dir)),
+        Err(panic) => return Err(Refusal::of_panic::<E>(&*panic, dir)),
+    };
+    let stamp = match stamp {
+        None if content.stamp == 0 => 0,
+        None => return Err(Refusal::Damaged("it opens as if it were new".to_owned())),
+        Some(value) => match open_stamp(&value) {
+            Some((disk, _)) if disk != content.disk => {
+                return Err(Refusal::Damaged(format!("it is the engine of disk {disk}")));
+            }
+            Some((_, stamp)) if stamp < content.stamp => {
+                let want = content.stamp;
+                return Err(Refusal::Damaged(format!(
+                    "the end of its log is lost: stamp {stamp} found, {want} expected"
+                )));
+            }
+            Some((_, stamp)) => stamp,
+            None => return Err(Refusal::Damaged("its stamp fails its checksum".to_owned())),
+        },
+    };
+    if content.has_data && empty {
+        return Err(Refusal::Damaged("there were records, and none is left".to_owned()));
+    }
+    Ok((engine, stamp))
+}
+
+pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let failed = |error: &io::Error| StoreError::from_io(&format!("locking {}", path.display()), error);
+    let file = File::options().create(true).append(true).open(&path).map_err(|e| failed(&e))?;
+    for attempt in 0..LOCK_TRIES {
+        if attempt > 0 {
+            thread::sleep(LOCK_WAIT);
+        }
+        match file.try_lock() {
+            Ok(()) => {
+                // Only for people: a disk that is full may have no room for it.
+                let _ = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+                return Ok(file);
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(failed(&error)),
+        }
+    }
+    let holder = fs::read_to_string(&path).ok().filter(|holder| !holder.trim().is_empty());
+    let holder = holder.map_or_else(String::new, |pid| format!(" (process {} holds its lock)", pid.trim()));
+    Err(StoreError::Locked(format!("{}{holder}", dir.display())))
+}
+
+fn sync_parent(dir: &Path) -> Result<(), StoreError> {
+    let synced = match dir.canonicalize() {
+        Ok(whole) => whole.parent().map_or(Ok(()), sidecar::sync_dir),
+        Err(error) => Err(error),
+    };
+    synced.map_err(|e| StoreError::from_io(&format!("syncing the parent directory of {}", dir.display()), &e))
+}
+
+/// Two seconds in all: what a stopped process may still hold is let go within milliseconds, so whoever holds it longer is alive.
+const LOCK_TRIES: u32 = 40;
+const LOCK_WAIT: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::{SledOptions, open, open_once_locked};
+
+    pub(in crate::store) const CLUSTER: ClusterId = ClusterId(0xc1);
+
+    pub(in crate::store) fn node(name: &str) -> NodeId {
+        NodeId::new(name).expect("legal")
+    }
+
+    /// Stamps often, so that small logs can show what large ones do.
+    pub(in crate::store) fn options() -> SledOptions {
+        SledOptions { cache_bytes: 32 << 20, stamp_bytes: 64 << 10 }
+    }
+
+    pub(in crate::store) fn open_n1(dir: &Path) -> Result<Opened, StoreError> {
+        open(dir, CLUSTER, node("n1"), &Random::from_seed(1), &options())
+    }
+
+    pub(in crate::store) fn key(i: u32) -> [u8; 4] {
+        i.to_be_bytes()
+    }
+
+    pub(in crate::store) fn value(i: u32) -> Vec<u8> {
+        i.to_le_bytes().repeat(50)
+    }
+
+    /// A directory with 4,000 synced records, closed or as a crash leaves it.
+    pub(in crate::store) fn filled(clean: bool) -> TempDir {
+        let dir = tempfile::tempdir().expect("a directory");
+        let opened = open_n1(dir.path()).expect("a new directory");
+        for i in 0..RECORDS {
+            opened.store.insert(Tree::Data, &key(i), &value(i)).expect("room");
+            if i % 400 == 0 {
+                opened.store.sync().expect("synced");
+            }
+        }
+        opened.store.sync().expect("synced");
+        if clean {
+            opened.store.close().expect("closed");
+        }
+        dir
+    }
+
+    pub(in crate::store) const RECORDS: u32 = 4000;
+
+    #[test]
+    fn starts_are_counted_and_the_disk_keeps_its_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = open_n1(dir.path()).expect("a new directory").identity;
+        assert_eq!((first.boot, first.clean), (1, true), "nothing before it was unclean");
+        let opened = open_n1(dir.path()).expect("it opens again");
+        let second = opened.identity.clone();
+        assert_eq!(
+            (second.boot, second.clean, second.disk),
+            (2, false, first.disk),
+            "the first was dropped without close"
+        );
+        opened.store.close().expect("closed");
+        let refused = opened.store.insert(Tree::Data, b"k", b"v").expect_err("closed");
+        assert!(refused.to_string().contains("closed; nothing was written"), "{refused}");
+        opened.store.sync().expect_err("closed");
+        drop(opened);
+        let third = open_n1(dir.path()).expect("it opens again").identity;
+        assert_eq!((third.boot, third.clean, third.disk), (3, true, first.disk));
+    }
+
+    #[test]
+    fn another_nodes_or_clusters_directory_is_refused_and_left_alone() {
+        let dir = filled(true);
+        let before = fs::read(sidecar::path(dir.path())).expect("written");
+        let log = dir.path().join("sled").join("db");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("set");
+        fs::set_permissions(&log, Permissions::from_mode(0o644)).expect("set");
+        let modes = || [dir.path(), &log].map(|path| fs::metadata(path).expect("there").permissions().mode() & 0o777);
+        for (cluster, name) in [(CLUSTER, "n2"), (ClusterId(0xc2), "n1")] {
+            let make_room = || panic!("another node's directory is made room in");
+            let opened =
+                open_once_locked(dir.path(), cluster, node(name), &Random::from_seed(2), &options(), make_room);
+            let error = opened.expect_err("foreign");
+            let text = error.to_string();
+            assert!(matches!(error, StoreError::Foreign(_)), "{text}");
+            assert!(text.contains("node n1 of cluster") && text.contains(&format!("as node {name} of")), "{text}");
+        }
+        assert_eq!(fs::read(sidecar::path(dir.path())).expect("there"), before);
+        assert_eq!(modes(), [0o755, 0o644]);
+        assert_eq!(open_n1(dir.path()).expect("its own").quarantined, None);
+        assert_eq!(modes(), [0o700, 0o600]);
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_after_a_bounded_wait() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let opened = open_n1(dir.path()).expect("a new directory");
+        let make_room = || panic!("the directory of a node that runs is made room in");
+        let again = open_once_locked(dir.path(), CLUSTER, node("n1"), &Random::from_seed(1), &options(), make_room);
+        let error = again.expect_err("in use");
+        assert!(matches!(&error, StoreError::Locked(path) if path.contains(&*dir.path().to_string_lossy())), "{error}");
+        let boot = || sidecar::read(dir.path()).expect("whole").expect("there").boot;
+        assert_eq!(boot(), 1, "a refused start does not count");
+        let release = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            drop(opened);
+        });
+        let mut boot_then = None;
+        let make_room = || boot_then = Some(boot());
+        open_once_locked(dir.path(), CLUSTER, node("n1"), &Random::from_seed(1), &options(), make_room)
+            .expect("let go within the wait");
+        assert_eq!(boot_then, Some(1), "there is to be room before anything is written");
+        release.join().expect("no panic");
+    }
+
+    #[test]
+    fn a_log_cut_to_any_part_is_set_aside_once_and_then_quarantined() {
+        for (clean, part) in [(true, 0.0), (true, 0.5), (true, 0.9), (false, 0.1), (false, 0.5)] {
+            let dir = filled(clean);
+            let log = dir.path().join("sled").join("db");
+            let cut = |log: &Path| {
+                let file = File::options().write(true).open(log).expect("there");
+                let length = file.metadata().expect("there").len();
+                file.set_len((length as f64 * part) as u64).expect("cut");
+            };
+            cut(&log);
+            let before = sidecar::read(dir.path()).expect("whole").expect("there");
+            let case = format!("clean: {clean}, cut to {part}");
+
+            let opened = open_n1(dir.path()).expect("it starts");
+            assert_eq!(opened.quarantined, None, "{case}");
+            assert_ne!(opened.identity.disk, before.disk, "{case}: not noticed");
+            assert_eq!((opened.identity.boot, opened.identity.clean), (before.boot + 1, true));
+            assert_eq!(opened.store.get(Tree::Data, &key(1)).expect("empty, under another disk id"), None);
+            assert!(dir.path().join("sled.damaged").join("db").exists(), "{case}: the evidence is kept");
+            for i in 0..RECORDS {
+                opened.store.insert(Tree::Data, &key(i), &value(i)).expect("room");
+            }
+            let fresh = opened.identity.disk;
+            opened.store.close().expect("closed");
+            drop(opened);
+
+            cut(&log);
+            let opened = open_n1(dir.path()).expect("it starts");
+            assert_eq!(opened.identity.disk, fresh);
+            let reason = opened.quarantined.clone().unwrap_or_else(|| panic!("{case}: not noticed"));
+            assert!(reason.contains("sled.damaged away and start again"), "{reason}");
+            let error = opened.store.get(Tree::Data, &key(1)).expect_err("never 'not found'");
+            assert!(matches!(error, StoreError::Quarantined(_)), "{case}: {error}");
+            opened.store.insert(Tree::Data, &key(1), b"v").expect_err("takes nothing");
+            opened.store.scan(Tree::Data, b"", None, 1, 1).expect_err("knows nothing");
+            opened.store.keys(Tree::Data, b"", None, 1).expect_err("knows nothing");
+            opened.store.sync().expect("nothing to do");
+            let after = fs::metadata(&log).map(|m| m.modified().expect("a time")).ok();
+            drop(opened);
+            let again = open_n1(dir.path()).expect("it starts");
+            assert_eq!(again.quarantined, Some(reason), "{case}");
+            assert_eq!(fs::metadata(&log).map(|m| m.modified().expect("a time")).ok(), after, "{case}: touched again");
+            drop(again);
+
+            // What the reason says to do.
+            fs::remove_dir_all(dir.path().join("sled.damaged")).expect("there");
+            let fresher = open_n1(dir.path()).expect("it starts");
+            assert_eq!(fresher.quarantined, None, "{case}");
+            assert_ne!(fresher.identity.disk, fresh, "{case}");
+            assert_eq!(fresher.store.get(Tree::Data, &key(1)).expect("empty"), None);
+        }
+    }
+
+    #[test]
+    fn a_crash_between_setting_aside_and_beginning_anew_goes_on() {
+        let dir = filled(true);
+        let content = sidecar::read(dir.path()).expect("whole").expect("there");
+        let damaged = Content { quarantined: Some("it is damaged".to_owned()), ..content.clone() };
+        sidecar::write(dir.path(), &damaged).expect("room");
+        fs::rename(dir.path().join("sled"), dir.path().join("sled.damaged")).expect("moved");
+        let opened = open_n1(dir.path()).expect("it starts");
+        assert_eq!(opened.quarantined, None);
+        assert_ne!(opened.identity.disk, content.disk);
+    }
+
+    #[test]
+    fn an_engine_that_is_gone_or_not_this_disks_gives_way_to_an_empty_one() {
+        let replaced = |dir: &tempfile::TempDir| {
+            let before = sidecar::read(dir.path()).expect("whole").expect("there").disk;
+            let opened = open_n1(dir.path()).expect("it starts");
+            assert_eq!(opened.store.get(Tree::Meta, b"layout").expect("readable"), None);
+            opened.identity.disk != before && opened.quarantined.is_none()
+        };
+        let gone = filled(true);
+        fs::remove_dir_all(gone.path().join("sled")).expect("there");
+        assert!(replaced(&gone), "vanished");
+        assert!(!gone.path().join("sled.damaged").exists(), "there is no evidence");
+
+        let (dir, other) = (filled(true), tempfile::tempdir().expect("a directory"));
+        let seed = Random::from_seed(99);
+        open(other.path(), CLUSTER, node("n1"), &seed, &options()).expect("new").store.close().expect("closed");
+        fs::remove_dir_all(dir.path().join("sled")).expect("there");
+        fs::rename(other.path().join("sled"), dir.path().join("sled")).expect("moved");
+        assert!(replaced(&dir), "another disk's");
+
+        let dir = filled(true);
+        let (copy, engine) = (dir.path().join("copy"), dir.path().join("sled"));
+        copy_dir(&engine, &copy);
+        let opened = open_n1(dir.path()).expect("whole");
+        opened.store.insert(Tree::Data, b"later", b"v").expect("room");
+        opened.store.close().expect("closed");
+        drop(opened);
+        fs::remove_dir_all(&engine).expect("there");
+        fs::rename(&copy, &engine).expect("moved");
+        assert!(replaced(&dir), "an older copy");
+    }
+
+    fn copy_dir(from: &Path, to: &Path) {
+        fs::create_dir_all(to).expect("room");
+        for entry in fs::read_dir(from).expect("there") {
+            let entry = entry.expect("readable");
+            if entry.file_type().expect("a type").is_dir() {
+                copy_dir(&entry.path(), &to.join(entry.file_name()));
+            } else {
+                fs::copy(entry.path(), to.join(entry.file_name())).expect("room");
+            }
+        }
+    }
+
+    #[test]
+    fn data_without_a_sidecar_and_a_damaged_sidecar_are_refused_with_the_way_out() {
+        let dir = filled(true);
+        let path = sidecar::path(dir.path());
+        let text = fs::read_to_string(&path).expect("there");
+        fs::write(&path, text.replace("\"n1\"", "\"n2\"")).expect("room");
+        let error = open_n1(dir.path()).expect_err("changed by hand");
+        assert!(matches!(error, StoreError::Corrupt(_)) && error.to_string().contains("checksum"), "{error}");
+        fs::remove_file(&path).expect("there");
+        let error = open_n1(dir.path()).expect_err("whose data is it");
+        assert!(matches!(error, StoreError::Quarantined(_)), "{error}");
+        assert!(error.to_string().contains("restore the file"), "{error}");
+        assert!(!path.exists(), "no new identity beside old data");
+        fs::write(&path, text).expect("room");
+        let opened = open_n1(dir.path()).expect("restored");
+        assert_eq!(opened.quarantined, None);
+        assert_eq!(opened.store.get(Tree::Data, &key(5)).expect("readable").as_deref(), Some(&value(5)[..]));
+    }
+
+    #[test]
+    fn a_start_that_died_while_it_made_the_directory_is_finished_by_the_next() {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(open_n1(dir.path()).expect("a new directory"));
+        let content = sidecar::read(dir.path()).expect("whole").expect("there");
+        for engine_kept in [true, false] {
+            sidecar::write(dir.path(), &Content { stamp: 0, ..content.clone() }).expect("room");
+            if !engine_kept {
+                fs::remove_dir_all(dir.path().join("sled")).expect("there");
+            }
+            let opened = open_n1(dir.path()).expect("it starts");
+            assert_eq!((opened.quarantined, opened.identity.disk), (None, content.disk));
+        }
+    }
+
+    #[test]
+    fn the_sidecar_knows_of_data_before_the_first_record_is_in() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let has_data = || sidecar::read(dir.path()).expect("whole").expect("there").has_data;
+        let opened = open_n1(dir.path()).expect("a new directory");
+        opened.store.insert(Tree::Meta, b"layout", b"v").expect("room");
+        assert!(!has_data(), "metadata is no record");
+        opened.store.insert(Tree::Data, b"k", b"v").expect("room");
+        assert!(has_data());
+        opened.store.remove(Tree::Data, b"k").expect("room");
+        opened.store.close().expect("closed");
+        assert!(!has_data(), "all of it was removed in order");
+        drop(opened);
+        assert_eq!(open_n1(dir.path()).expect("it opens").quarantined, None);
+    }
+
+    #[test]
+    fn the_number_of_records_survives_a_clean_stop() {
+        let dir = filled(true);
+        let opened = open_n1(dir.path()).expect("whole");
+        assert_eq!(opened.store.stats().records_estimate, u64::from(RECORDS));
+    }
+}

@@ -1,0 +1,193 @@
+//! A second engine, for tests: maps in memory that a sync writes to a file as a whole. It shows that what the directory promises
+//! does not come from sled, and what a new engine has to bring along.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+use super::engine::{Engine, EngineError, EngineTree, Entry, Refusal};
+use super::sidecar;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct PlainEngine {
+    file: PathBuf,
+    trees: Mutex<Trees>,
+}
+
+/// By the number of the tree and the key.
+type Trees = BTreeMap<(usize, Vec<u8>), Vec<u8>>;
+
+impl PlainEngine {
+    fn trees(&self) -> MutexGuard<'_, Trees> {
+        self.trees.lock().expect("no panic while it is locked")
+    }
+}
+
+impl Engine for PlainEngine {
+    const NAME: &'static str = "plain";
+
+    /// After how many bytes it is stamped.
+    type Options = u64;
+
+    fn stamp_bytes(options: &u64) -> u64 {
+        *options
+    }
+
+    fn is_there(dir: &Path) -> bool {
+        dir.join("all").exists()
+    }
+
+    fn open(dir: &Path, _options: &u64) -> Result<Self, Refusal> {
+        let failed = |error| Refusal::of(EngineError::Io(error), dir);
+        fs::create_dir_all(dir).map_err(failed)?;
+        let file = dir.join("all");
+        let trees = match fs::read(&file) {
+            Ok(bytes) => rmp_serde::from_slice(&bytes).map_err(|error| Refusal::Damaged(error.to_string()))?,
+            Err(_) => Trees::new(),
+        };
+        sidecar::sync_dir(dir).map_err(failed)?;
+        Ok(Self { file, trees: Mutex::new(trees) })
+    }
+
+    fn get(&self, tree: EngineTree, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.trees().get(&(tree.index(), key.to_vec())).map(|value| Bytes::copy_from_slice(value)))
+    }
+
+    fn insert(&self, tree: EngineTree, key: &[u8], value: Vec<u8>) -> Result<bool, EngineError> {
+        Ok(self.trees().insert((tree.index(), key.to_vec()), value).is_some())
+    }
+
+    fn remove(&self, tree: EngineTree, key: &[u8]) -> Result<bool, EngineError> {
+        Ok(self.trees().remove(&(tree.index(), key.to_vec())).is_some())
+    }
+
+    fn range(&self, tree: EngineTree, from: &[u8], to: Option<&[u8]>) -> impl Iterator<Item = Entry> {
+        let end = match to {
+            Some(to) => Bound::Excluded((tree.index(), to.to_vec())),
+            None => Bound::Excluded((tree.index() + 1, Vec::new())),
+        };
+        let entries: Vec<Entry> = self
+            .trees()
+            .range((Bound::Included((tree.index(), from.to_vec())), end))
+            .map(|((_, key), value)| Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))))
+            .collect();
+        entries.into_iter()
+    }
+
+    fn keys(
+        &self,
+        tree: EngineTree,
+        from: &[u8],
+        to: Option<&[u8]>,
+    ) -> impl Iterator<Item = Result<Bytes, EngineError>> {
+        self.range(tree, from, to).map(|entry| entry.map(|(key, _)| key))
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        let bytes = rmp_serde::to_vec(&*self.trees()).expect("maps of bytes have a form");
+        let new = self.file.with_extension("new");
+        fs::write(&new, bytes)
+            .and_then(|()| fs::File::open(&new)?.sync_all())
+            .and_then(|()| fs::rename(&new, &self.file))
+            .map_err(EngineError::Io)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        fs::metadata(&self.file).map_or(0, |file| file.len())
+    }
+}
+
+mod tests {
+    use std::sync::Arc;
+
+    use quorate_wire::ids::{ClusterId, NodeId};
+    use quorate_wire::random::Random;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::contract::{self, Subject};
+    use crate::store::directory::{self, lock, open_engine};
+    use crate::store::on_disk::DiskStore;
+    use crate::store::sidecar::Content;
+    use crate::store::{Opened, Store, StoreError, Tree};
+
+    fn open_in(dir: &Path) -> Opened {
+        let node = NodeId::new("n1").expect("legal");
+        directory::open::<PlainEngine>(dir, ClusterId(1), node, &Random::from_seed(1), &STAMP_BYTES, || ())
+            .expect("it opens")
+    }
+
+    const STAMP_BYTES: u64 = 1 << 10;
+
+    struct OnDisk {
+        dir: TempDir,
+        store: Option<Arc<DiskStore<PlainEngine>>>,
+    }
+
+    impl OnDisk {
+        fn open(&mut self) {
+            let dir = self.dir.path();
+            drop(open_in(dir));
+            let content = sidecar::read(dir).expect("whole").expect("there");
+            let (engine, stamp) =
+                open_engine::<PlainEngine>(&dir.join(PlainEngine::NAME), &content, &STAMP_BYTES).expect("whole");
+            let lock = lock(dir).expect("not in use");
+            let store = DiskStore::start(dir, engine, Content { stamp, ..content }, STAMP_BYTES, lock);
+            self.store = Some(Arc::new(store.expect("it starts")));
+        }
+    }
+
+    impl Subject for OnDisk {
+        fn store(&self) -> Arc<dyn Store> {
+            Arc::<DiskStore<PlainEngine>>::clone(self.store.as_ref().expect("open"))
+        }
+        fn reopen(&mut self) {
+            drop(Arc::into_inner(self.store.take().expect("open")).expect("nobody else holds it"));
+            self.open();
+        }
+        fn flip_bit(&self, tree: Tree, key: &[u8]) -> bool {
+            self.store.as_ref().expect("open").flip_bit(tree, key)
+        }
+    }
+
+    #[test]
+    fn another_engine_keeps_the_contract() {
+        contract::check(&mut || {
+            let mut subject = OnDisk { dir: tempfile::tempdir().expect("a directory"), store: None };
+            subject.open();
+            Box::new(subject)
+        });
+    }
+
+    #[test]
+    fn an_older_copy_of_another_engine_is_set_aside_and_the_next_one_quarantined() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("plain/all");
+        let opened = open_in(dir.path());
+        opened.store.insert(Tree::Data, b"k", b"v").expect("room");
+        opened.store.sync().expect("synced");
+        let old = fs::read(&file).expect("written");
+        opened.store.insert(Tree::Data, b"k", &[7; 2 << 10]).expect("room");
+        opened.store.sync().expect("synced, and stamped");
+        let disk = opened.identity.disk;
+        drop(opened);
+
+        fs::write(&file, &old).expect("room");
+        let opened = open_in(dir.path());
+        assert_eq!((opened.quarantined, opened.identity.disk == disk), (None, false), "it begins anew");
+        assert_eq!(opened.store.get(Tree::Data, b"k").expect("empty"), None);
+        assert!(dir.path().join("plain.damaged/all").exists(), "the evidence is kept");
+        drop(opened.store);
+
+        fs::write(&file, b"noise").expect("room");
+        let opened = open_in(dir.path());
+        let reason = opened.quarantined.expect("noticed");
+        assert!(reason.contains("plain.damaged away and start again"), "{reason}");
+        assert!(matches!(opened.store.get(Tree::Data, b"k"), Err(StoreError::Quarantined(_))));
+    }
+}
