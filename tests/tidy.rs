@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 const SHIPPED_AND_SIMULATED: &[&str] =
     &["client/src", "client/transport/src", "client/wire/src", "node/core/src", "node/src", "sim/src"];
 
+/// What a path of the project begins with when a document names it.
+const FOLDERS: &[&str] = &["client/", "node/", "scripts/", "sim/", "tests/"];
+
 /// Every Rust file below some folders of the project, with its text.
 fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
     fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
@@ -97,13 +100,19 @@ fn every_file_says_what_it_is_for() {
 
 #[test]
 fn the_readme_names_what_is_there() {
-    let readme = fs::read_to_string(root().join("README.md")).expect("is there");
-    for word in readme.split(|c: char| c.is_whitespace() || "`()[],".contains(c)) {
-        let path = word.trim_end_matches(['.', ':', ';']);
-        if path.starts_with("scripts/") || path.starts_with("node/src/") || path.starts_with("client/src/") {
-            assert!(root().join(path).exists(), "README.md names {path}, which is not there");
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root().join(document)).expect("is there");
+        let words = text.split(|c: char| c.is_whitespace() || "`()[],".contains(c));
+        let paths: Vec<&str> = words
+            .map(|word| word.trim_end_matches(['.', ':', ';']))
+            .filter(|word| FOLDERS.iter().any(|folder| word.starts_with(folder)))
+            .collect();
+        assert!(!paths.is_empty(), "{document} names no path");
+        for path in paths {
+            assert!(root().join(path).exists(), "{document} names {path}, which is not there");
         }
     }
+    let readme = fs::read_to_string(root().join("README.md")).expect("is there");
     let scripts = fs::read_dir(root().join("scripts")).expect("is a folder");
     for script in scripts.map(|entry| entry.expect("is readable").file_name()) {
         let name = script.to_string_lossy();
