@@ -119,3 +119,25 @@ fn the_readme_names_what_is_there() {
         assert!(readme.contains(name.as_ref()), "README.md does not name scripts/{name}");
     }
 }
+
+/// In these documents a name like `run()` is a function of the source file that is named before it.
+#[test]
+fn the_documents_name_functions_that_are_there() {
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root().join(document)).expect("is there");
+        let (mut source, mut functions) = (None::<(&str, String)>, 0);
+        // What stands between backticks is every second piece, also around blocks of code, which have three of them at each end.
+        for code in text.split('`').skip(1).step_by(2) {
+            if code.contains('/') && code.ends_with(".rs") {
+                let read = fs::read_to_string(root().join(code));
+                source = Some((code, read.unwrap_or_else(|error| panic!("{document} names {code}: {error}"))));
+            } else if let Some(name) = code.strip_suffix("()") {
+                let Some((path, source)) = &source else { panic!("{document} names {code} before any source file") };
+                let is_there = source.contains(&format!("fn {name}(")) || source.contains(&format!("fn {name}<"));
+                assert!(is_there, "{document} names {code}, which is not in {path}");
+                functions += 1;
+            }
+        }
+        assert!(functions > 0, "{document} names no function");
+    }
+}
