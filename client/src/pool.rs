@@ -206,7 +206,7 @@ impl Pool {
             return;
         }
         sometimes!("client: a silent connection was given up");
-        connection.close(quinn::VarInt::from_u32(0), b"nothing was heard");
+        connection.close(close::SILENT, b"nothing was heard");
         let mut slots = self.slots();
         if let Some(slot) = slots.by_addr.get_mut(&addr)
             && matches!(&slot.state, State::Up(current) if Arc::ptr_eq(current, up))
@@ -257,7 +257,7 @@ impl Transport for Pool {
                 self.suspect(target.addr, &up, heard, since);
             }
             if buggify!("client: the connection is closed after an answer") {
-                up.connection().close(quinn::VarInt::from_u32(0), b"at random");
+                up.connection().close(close::DONE, b"at random");
             }
             answer
         })
@@ -309,7 +309,7 @@ impl Transport for Pool {
     }
 
     fn close(&self) {
-        self.0.endpoint.close(quinn::VarInt::from_u32(0), b"the client is done");
+        self.0.endpoint.close(close::DONE, b"the client is done");
     }
 
     fn closed(&self) -> BoxFuture<'_, ()> {

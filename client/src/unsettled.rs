@@ -1,7 +1,7 @@
 //! To whom the writes went whose outcome is unknown.
 //!
 //! A write that may have been minted stays with who may have minted it, also when its application repeats it by its operation id: a
-//! second coordinator would mint a second dot, which can outlive what replaces the first one (DESIGN, rule V6). And a coordinator that
+//! second coordinator would mint a second dot, which can outlive what replaces the first one (ARCHITECTURE.md, rule V6). And a coordinator that
 //! is told how old the write is knows whether it still remembers it.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -202,8 +202,8 @@ impl Layouts {
     /// Carries out an operator's command.
     ///
     /// # Errors
-    /// Why it was not carried out. An `apply` that reached too few members is such an error; those that accepted the layout
-    /// keep it, and the same `apply` can be repeated until it succeeds.
+    /// Why nothing of it was carried out. An `apply` that reached too few members is no error: those that accepted the layout keep it,
+    /// the report says which, and the same `apply` can be repeated until it succeeds.
     pub async fn command(&self, command: LayoutCommand) -> Result<LayoutReport, NotApplied> {
         let desk = &self.0.desk;
         if matches!(command, LayoutCommand::Show) {
@@ -271,11 +271,13 @@ impl Layouts {
         }
         let body = PeerBody::AcceptFirstLayout { layout: layout.clone(), keys: desk.known_keys() };
         let answers = ask(&self.0.peers, &self.0.random, &others, &body).await;
+        let mut warnings = Vec::new();
         for (node, answer) in answers {
             match answer {
                 Ok(PeerReply::FirstLayoutAccepted) => {
+                    // No refusal: this node and that one hold the layout for ever.
                     if let Err(error) = desk.hear(node, Some(layout.clone()), false, ContextKeys::default()).await {
-                        return Err(desk.storage(&error));
+                        warnings.push(format!("{} could not note that {node} holds the layout: {error}", desk.me.node));
                     }
                 }
                 Ok(reply) => drop(reasons.insert(node, refusal(reply))),
@@ -283,6 +285,7 @@ impl Layouts {
             }
         }
         let mut report = desk.report().await;
+        report.warnings.extend(warnings);
         let missing = desk.missing().await;
         report.missing = missing
             .into_iter()

@@ -1,6 +1,6 @@
 //! Quorate's node.
 //!
-//! Modules in reading order: the pure core, what it takes from outside and keeps data in, how it talks to other nodes, who
+//! Modules in reading order, above the pure core, which is a crate of its own: what it takes from outside and keeps data in, how it talks to other nodes, who
 //! they are and who owns what, how requests are run, and what is around it.
 
 #[doc(hidden)]

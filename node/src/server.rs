@@ -76,7 +76,7 @@ async fn connection(admitted: Admitted, services: Services, peers: Peers) {
     };
     let refuse = |why: &str| {
         info!(remote = %connection.remote_address(), "connection refused: {why}");
-        connection.close(REFUSED.into(), why.as_bytes());
+        connection.close(close::REFUSED, why.as_bytes());
     };
     let subject = match tls::peer_subject(&connection) {
         Ok(subject) => subject,
@@ -314,6 +314,3 @@ fn outcome(answer: &Result<Reply, Failure>) -> &'static str {
         Err(Failure::Indeterminate { .. }) => "indeterminate",
     }
 }
-
-/// The close code of connections that are refused after the handshake.
-const REFUSED: u32 = 2;

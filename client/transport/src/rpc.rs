@@ -3,7 +3,7 @@
 //! The side that calls opens a few bidirectional streams for each class of requests, on first use. A lane begins with one
 //! byte that names its class; then frames (see [`crate::frame`]) go both ways for as long as the connection lives. One task
 //! a lane and side writes everything that is ready in one go, another one reads: with many callers on one connection this
-//! costs half of what a stream for each request does (DESIGN.md, Transport). Both sides of a connection may call.
+//! costs half of what a stream for each request does. Both sides of a connection may call.
 //!
 //! ```text
 //!  callers -> queue -> writer ==== lane ====> reader -> a task each -> handler

@@ -72,7 +72,7 @@ pub struct Layout {
 }
 
 /// The longest name of a zone, in bytes.
-pub const ZONE_LEN_MAX: usize = 64;
+pub const ZONE_LEN_MAX: usize = 63;
 
 /// The version of the canonical encoding that is hashed.
 const ENCODING_VERSION: u8 = 1;

@@ -1,4 +1,4 @@
-//! The pure core: std, bytes, serde and hashing. It knows no tokio, quinn, sled, socket, clock or global randomness.
+//! The pure core: std, bytes, serde, hashes and message authentication codes. It knows no tokio, quinn, sled, socket, clock or global randomness.
 //!
 //! # The rules of versions
 //!

@@ -26,7 +26,7 @@
 //! Out of scope: memory that is full or older than the window (`replica` evicts it: that is a restart's loss of memory), an
 //! operation id that is used again for another write, and dots given to two values (a record's test).
 //!
-//! `QUORATE_MODEL_DEPTH=8 cargo test --release -p quorate-node --test record_model` looks further, as do
+//! `QUORATE_MODEL_DEPTH=8 cargo test --release -p quorate-core --test record_model` looks further, as do
 //! `QUORATE_MODEL_FAULTS` and `QUORATE_MODEL_WRITES`.
 
 use std::cell::RefCell;

@@ -43,7 +43,7 @@ fn nothing_goes_wrong_in_any_life() {
         match live(seed, Bug::None) {
             Ok(tally) => sum.add(&tally),
             Err(why) => {
-                panic!("{why}\nreproduce: QUORATE_WORLD_SEED={seed} cargo test -p quorate-node --test small_world")
+                panic!("{why}\nreproduce: QUORATE_WORLD_SEED={seed} cargo test -p quorate-core --test small_world")
             }
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use quorate_core::layout::ZONE_LEN_MAX;
 use quorate_node::config::{ByteSize, DurabilityName, Endpoint, FileCount, LogFilter, LogFormat, Mebibytes, Time};
 use quorate_node::store::DiskReserve;
 use quorate_wire::Quorum;
@@ -1001,8 +1002,8 @@ fn parse_client_name(text: &str) -> Result<NodeId, String> {
 
 fn parse_zone(text: &str) -> Result<String, String> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if text.is_empty() || text.len() > 63 || !text.chars().all(legal) {
-        return Err(format!("{text:?} is no zone: 1 to 63 letters, digits, '-', '_' and '.'"));
+    if text.is_empty() || text.len() > ZONE_LEN_MAX || !text.chars().all(legal) {
+        return Err(format!("{text:?} is no zone: 1 to {ZONE_LEN_MAX} letters, digits, '-', '_' and '.'"));
     }
     Ok(text.to_owned())
 }

@@ -63,9 +63,7 @@ impl Layouts {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut others = self.other_members();
         others.retain(|node| !self.0.peers.link_down(*node));
-        if let Err(error) = self.exchange(&others, left.min(PEER_TIMEOUT)).await {
-            tracing::warn!("context keys cannot be stored: {error}");
-        }
+        self.exchange(&others, left.min(PEER_TIMEOUT)).await;
         let known = self.context_keys().knows(name);
         sometimes!("contexts: a key was asked for and found", known);
         known
@@ -77,14 +75,14 @@ impl Layouts {
         if self.current().is_none() {
             return Err(refused("there is no layout in force yet, and the first context key comes with it".into()));
         }
-        let (others, storage) = (self.other_members(), |error| desk.storage(&error));
-        self.exchange(&others, PEER_TIMEOUT).await.map_err(storage)?;
+        let others = self.other_members();
+        self.exchange(&others, PEER_TIMEOUT).await;
         let before = desk.known_keys();
         let newest = desk.rotate(self.0.random.array()).await?;
         tracing::info!(key = %newest, "the context key was rotated");
         let mut report_holding = vec![desk.me.node];
         let mut missing = Vec::new();
-        for (node, answer) in self.exchange(&others, PEER_TIMEOUT).await.map_err(storage)? {
+        for (node, answer) in self.exchange(&others, PEER_TIMEOUT).await {
             match answer {
                 Ok(keys) if keys.knows(&newest) => report_holding.push(node),
                 Ok(_) => missing.push((node, "it does not hold the layout yet".to_owned())),
@@ -106,25 +104,25 @@ impl Layouts {
     }
 
     /// Tells these nodes the keys that this one knows and takes in theirs; the answers are in the order of the nodes.
-    async fn exchange(
-        &self,
-        nodes: &[NodeId],
-        timeout: Duration,
-    ) -> Result<Vec<(NodeId, Result<ContextKeys, String>)>, StoreError> {
+    async fn exchange(&self, nodes: &[NodeId], timeout: Duration) -> Vec<(NodeId, Result<ContextKeys, String>)> {
         let body = PeerBody::ContextKeys { keys: self.0.desk.known_keys() };
         let mut known = Vec::new();
         for (node, answer) in ask_within(&self.0.peers, &self.0.random, nodes, &body, timeout).await {
             let answer = match answer {
-                Ok(PeerReply::ContextKeys { keys }) => {
-                    self.0.desk.take_keys(keys.clone()).await?;
-                    Ok(keys)
-                }
+                // No refusal: what a command has changed before is changed, whatever becomes of this.
+                Ok(PeerReply::ContextKeys { keys }) => match self.0.desk.take_keys(keys.clone()).await {
+                    Ok(_) => Ok(keys),
+                    Err(error) => {
+                        tracing::warn!(peer = %node, "context keys cannot be stored: {error}");
+                        Err(format!("what it knows could not be stored here: {error}"))
+                    }
+                },
                 Ok(reply) => Err(refusal(reply)),
                 Err(error) => Err(error.to_string()),
             };
             known.push((node, answer));
         }
-        Ok(known)
+        known
     }
 
     fn other_members(&self) -> Vec<NodeId> {

@@ -1,7 +1,7 @@
 //! **Availability**: every operation ends, and where the life promised it, every operation succeeds.
 //!
 //! The windows are those in which a healthy core of nodes can reach each other, some time after the faults in it stopped.
-//! (TigerBeetle's liveness mode: <https://docs.tigerbeetle.com/about/vopr>; DESIGN, promise 1.)
+//! (TigerBeetle's liveness mode: <https://docs.tigerbeetle.com/about/vopr>.)
 
 use super::{Property, Violation, Window};
 use crate::history::{History, Outcome};

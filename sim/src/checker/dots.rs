@@ -1,7 +1,7 @@
 //! **Unique dots**: no two writes ever share one.
 //!
 //! An actor that outlives the records it has counted mints old dots again, and replicas drop the new write as known.
-//! (riak_kv#679, Riak's worst data loss; DESIGN, rule V1.)
+//! (riak_kv#679, Riak's worst data loss; ARCHITECTURE.md, rule V1.)
 
 use std::collections::BTreeMap;
 

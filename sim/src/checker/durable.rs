@@ -1,7 +1,7 @@
 //! **Durable**: a write that was acknowledged is there at the end, or something is that knew of it.
 //!
 //! The first half of "an acknowledged write survives": nothing of the key is left, or only what the write itself replaced. Where
-//! another write stands in its place, it is [`super::lost_update`]. (DESIGN, "What each mode promises", last row.)
+//! another write stands in its place, it is [`super::lost_update`]. (README, "What each mode promises", last row.)
 
 use super::keys::OfKey;
 use super::{Property, Violation};

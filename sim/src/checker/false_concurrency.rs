@@ -1,7 +1,7 @@
 //! **No false concurrency**: the siblings of a key are an antichain. Nobody is shown a value beside one that replaced it.
 //!
 //! What version vectors by server alone do under two writers of one server. (Preguiça et al., "Dotted Version Vectors", 2010;
-//! DESIGN, rules V2 and V3.)
+//! ARCHITECTURE.md, rules V2 and V3.)
 
 use std::collections::BTreeSet;
 

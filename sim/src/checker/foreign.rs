@@ -1,5 +1,5 @@
 //! **Contexts belong to whom they were issued for**: a write with a context that no node has issued for its key is refused before
-//! anything happens, and one with a context that a node has issued for it is not refused for it. (DESIGN, rule V5.)
+//! anything happens, and one with a context that a node has issued for it is not refused for it. (ARCHITECTURE.md, rule V5.)
 //!
 //! Taken for the key's own, a context of another key covers dots that the writer never saw, of which some may be this key's: actors
 //! count by partition. One that was made up covers whatever its maker likes, also what others have still to write.

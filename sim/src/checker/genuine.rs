@@ -1,7 +1,7 @@
 //! **Genuine**: whoever reads a value reads what somebody asked to write, to that key, and was not told that it never happened.
 //!
 //! "Not applied" is definite: it is said before the mint, or when no byte was sent. A write that was refused and is seen all
-//! the same would let a client that tries again write twice. (DESIGN, "Outcomes".)
+//! the same would let a client that tries again write twice.
 
 use super::{Property, Violation};
 use crate::history::{Action, History, OpNo, Operation, Outcome};

@@ -1,7 +1,7 @@
 //! **Handed over**: whoever keeps a hint lets it go only when all that it holds is durable at its target.
 //!
 //! Else the write that it stood for is on one disk less than was acknowledged, and nobody knows it any more. (DeCandia et al.,
-//! "Dynamo", 2007, section 4.6; DESIGN, "Healing".)
+//! "Dynamo", 2007, section 4.6.)
 
 use super::{Property, Violation};
 use crate::history::{History, LetGo};

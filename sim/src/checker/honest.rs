@@ -1,7 +1,7 @@
 //! **Honest replies**: what a reply says of its quorum is what was asked for, and adds up.
 //!
-//! An acknowledgement by fewer replicas than were asked for is a lie even where no later fault shows it. (DESIGN, "Requests":
-//! distinct nodes and distinct primary slots; README, "It never lies about an answer".)
+//! An acknowledgement by fewer replicas than were asked for is a lie even where no later fault shows it: they are of distinct
+//! nodes and for distinct primaries. (README, "It never lies about an answer".)
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
 //! **No lost update**: a write replaces what it names, and nothing else. Writes that did not know of each other both stand.
 //!
-//! What last-write-wins does to carts; the reason for siblings. (DeCandia et al., "Dynamo", 2007, section 4.4; DESIGN, rules
+//! What last-write-wins does to carts; the reason for siblings. (DeCandia et al., "Dynamo", 2007, section 4.4; ARCHITECTURE.md, rules
 //! V2 and V4: a blind writer's next put must not erase a sibling that it never saw.)
 
 use super::keys::OfKey;

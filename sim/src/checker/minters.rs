@@ -2,7 +2,7 @@
 //!
 //! A client that does not know what became of a write stays with the coordinator that may have minted it, and nobody else mints it for
 //! it. Else one dot can be replaced while the other one stands, and the write rises beside its successor. A client that has only been
-//! given the write's operation id cannot know whom to stay with, and is promised less: see [`super::keys::Retries`]. (DESIGN, rule V6.)
+//! given the write's operation id cannot know whom to stay with, and is promised less: see [`super::keys::Retries`]. (ARCHITECTURE.md, rule V6.)
 
 use super::{Property, Violation};
 use crate::history::{History, Minters};

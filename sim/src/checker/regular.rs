@@ -1,7 +1,7 @@
 //! **Regular register**: a read that begins after a write was acknowledged returns that write or one that knew of it.
 //!
 //! Promised where the quorums must meet in a primary: R + W > N, neither degraded. Not linearizable: two reads may see a
-//! write that is under way in opposite order. (Lamport, "On Interprocess Communication", 1986; DESIGN, "What each mode
+//! write that is under way in opposite order. (Lamport, "On Interprocess Communication", 1986; README, "What each mode
 //! promises", first row.)
 
 use super::keys::OfKey;

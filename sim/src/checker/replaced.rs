@@ -1,7 +1,7 @@
 //! **Replaced by what is there**: a record says that a write was replaced only if it holds what has replaced it, or if that was deleted.
 //!
 //! A context that covers what nobody has seen takes a write away as soon as replicas exchange; one that travels without the values that it
-//! owes its knowledge to does so as soon as they are lost: a lost update before it happens, seen on one disk. (Rules V1 to V6 of DESIGN
+//! owes its knowledge to does so as soon as they are lost: a lost update before it happens, seen on one disk. (Rules V1 to V6 in ARCHITECTURE.md
 //! exist for nothing else; Shapiro et al., "Conflict-free Replicated Data Types", 2011, section 4, for why contexts and values must
 //! travel together.)
 

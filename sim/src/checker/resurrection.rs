@@ -1,7 +1,7 @@
 //! **No resurrection**: what an acknowledged delete or write knew of does not come back.
 //!
 //! At the end it must be gone from every replica. Before, no read may show it whose quorum must have met that of the delete.
-//! (DESIGN: "a deleted value does not come back"; how Cassandra's tombstones fail when they are collected before every replica
+//! (README: "a deleted value does not come back"; how Cassandra's tombstones fail when they are collected before every replica
 //! has them.)
 
 use super::keys::{OfKey, Retries};

@@ -1,7 +1,7 @@
 //! **Superseded stays superseded**: a replica that has seen a write replaced, and forgets nothing, does not hold its value again.
 //!
 //! Whoever repeats a write by its operation id may have it minted a second time, by a coordinator that knows nothing of the first one. Who has
-//! replaced the write remembers its operation, and keeps the second dot out. (DESIGN, rule V6; `quorate_core::mint`, "never at a
+//! replaced the write remembers its operation, and keeps the second dot out. (ARCHITECTURE.md, rule V6; `quorate_core::mint`, "never at a
 //! replica that remembers".)
 
 use super::{Property, Violation};

@@ -2,7 +2,7 @@
 //!
 //! Own writes follow from the regular register where quorums meet, and are told apart here because a client notices them
 //! first. Monotonic reads hold for every reader, of any session. (Terry et al., "Session Guarantees for Weakly Consistent
-//! Replicated Data", 1994; DESIGN, "What each mode promises", second row.)
+//! Replicated Data", 1994; README, "What each mode promises", second row.)
 
 use super::keys::OfKey;
 use super::{Property, Violation};

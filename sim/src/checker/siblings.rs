@@ -1,7 +1,7 @@
 //! **Bounded siblings**: no key collects values without end.
 //!
 //! Clients that send the context of what they read must not see a crowd grow: the "sibling explosion" of Riak before dotted
-//! version vectors. (riak_kv#667; DESIGN, "Limits".)
+//! version vectors. (riak_kv#667.)
 
 use super::{Property, Violation};
 use crate::history::History;
