@@ -45,6 +45,10 @@ pub mod context_keys;
 pub mod exchange;
 pub mod merkle;
 
+pub mod losses;
+pub mod operations;
+pub mod partition;
+
 pub mod get;
 pub mod put;
 pub mod quorum;

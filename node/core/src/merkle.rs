@@ -228,6 +228,94 @@ impl fmt::Debug for HashTree {
     }
 }
 
+/// The tree of one partition, kept in step with data that changes meanwhile. It begins unknown; 4 KiB are taken when the first leaf
+/// is known.
+#[derive(Debug, Clone, Default)]
+pub struct LiveTree {
+    tree: Option<Box<HashTree>>,
+    building: Option<Building>,
+}
+
+/// A leaf that is being summed up, page by page, while writes go on.
+#[derive(Debug, Clone)]
+struct Building {
+    leaf: u8,
+    /// Where in the data the next page begins: what lies before it is in the sum, and changes of it change the sum.
+    next: Vec<u8>,
+    sum: u128,
+}
+
+/// Where a record is in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InTree<'a> {
+    /// Its leaf.
+    pub leaf: u8,
+    /// Where it lies in the data, whose order is that of the leaves.
+    pub data_key: &'a [u8],
+}
+
+impl LiveTree {
+    /// Of data that was summed up as a whole, or as it was saved.
+    pub fn of(tree: HashTree) -> Self {
+        Self { tree: Some(Box::new(tree)), building: None }
+    }
+
+    /// The tree as far as it is known; nothing if no leaf ever was.
+    pub fn known(&self) -> Option<&HashTree> {
+        self.tree.as_deref()
+    }
+
+    /// The leaves that are not known.
+    pub fn unknown(&self) -> Leaves {
+        self.tree.as_ref().map_or(Leaves::ALL, |tree| Leaves::ALL.without(&tree.known()))
+    }
+
+    /// A record took the place of another one, by their digests; nothing stands for no record.
+    pub fn replaced(&mut self, at: InTree<'_>, old: Option<u128>, new: Option<u128>) {
+        if let Some(tree) = &mut self.tree {
+            tree.replace(at.leaf, old, new);
+        }
+        if let Some(building) = &mut self.building
+            && building.leaf == at.leaf
+            && at.data_key < building.next.as_slice()
+        {
+            building.sum = building.sum.wrapping_sub(old.unwrap_or(0)).wrapping_add(new.unwrap_or(0));
+        }
+    }
+
+    /// The sum of a leaf may be wrong: it is not known what lies there.
+    pub fn doubt(&mut self, leaf: u8) {
+        if let Some(tree) = &mut self.tree {
+            tree.forget(leaf);
+        }
+        if self.building.as_ref().is_some_and(|building| building.leaf == leaf) {
+            self.building = None;
+        }
+    }
+
+    /// Begins to sum up a leaf at `from`, the first place of it in the data. One leaf at a time.
+    pub fn begin(&mut self, leaf: u8, from: Vec<u8>) {
+        self.doubt(leaf);
+        self.building = Some(Building { leaf, next: from, sum: 0 });
+    }
+
+    /// A page of a leaf was summed up, with its keys locked; the next one begins at `next`, or this was the last one. False if the
+    /// leaf fell into doubt since it was begun: then it has to begin anew.
+    pub fn add_page(&mut self, leaf: u8, sum: u128, next: Option<Vec<u8>>) -> bool {
+        let Some(building) = self.building.as_mut().filter(|building| building.leaf == leaf) else { return false };
+        building.sum = building.sum.wrapping_add(sum);
+        match next {
+            Some(next) => building.next = next,
+            None => {
+                let sum = building.sum;
+                self.building = None;
+                self.tree.get_or_insert_with(|| Box::new(HashTree::unknown())).set(leaf, sum);
+            }
+        }
+        true
+    }
+}
+
 /// The leaves of a group, in order.
 pub fn leaves_of(group: u8) -> impl Iterator<Item = u8> {
     assert!(usize::from(group) < GROUPS, "group {group} of {GROUPS}");
@@ -370,6 +458,46 @@ mod tests {
         assert_eq!(Leaves::ALL.without(&some).len(), LEAVES - 4);
         assert_eq!(Leaves::ALL.without(&some).or(&some), Leaves::ALL);
         assert!(Leaves::ALL.without(&some).and(&some).is_empty());
+    }
+
+    fn at(leaf: u8, data_key: &[u8]) -> InTree<'_> {
+        InTree { leaf, data_key }
+    }
+
+    #[test]
+    fn writes_while_a_leaf_is_summed_up_count_once_wherever_they_fall() {
+        let mut tree = LiveTree::of(HashTree::empty());
+        let root = |tree: &LiveTree| tree.known().and_then(HashTree::root);
+        // Keys 1, 4 and 9 of the leaf are there with digests 10, 40 and 90; the first page ends behind key 4.
+        tree.begin(7, vec![7, 0]);
+        assert!(tree.unknown().contains(7));
+        assert!(tree.add_page(7, 50, Some(vec![7, 5])));
+        tree.replaced(at(7, &[7, 2]), None, Some(20));
+        tree.replaced(at(7, &[7, 4]), Some(40), Some(44));
+        tree.replaced(at(7, &[7, 9]), Some(90), Some(99));
+        tree.replaced(at(8, &[8, 1]), None, Some(1000));
+        assert!(tree.add_page(7, 99, None));
+        assert_eq!(root(&tree), Some(10 + 20 + 44 + 99 + 1000));
+        tree.replaced(at(7, &[7, 9]), Some(99), None);
+        assert_eq!(root(&tree), Some(10 + 20 + 44 + 1000));
+    }
+
+    #[test]
+    fn a_doubt_ends_a_rebuild() {
+        let mut tree = LiveTree::default();
+        tree.replaced(at(7, &[7, 1]), None, Some(5));
+        assert!(tree.unknown() == Leaves::ALL && tree.known().is_none(), "changes of what is unknown tell nothing");
+        tree.begin(7, vec![7, 0]);
+        assert!(tree.add_page(7, 50, Some(vec![7, 5])));
+        tree.doubt(7);
+        assert!(!tree.add_page(7, 1, None));
+        tree.begin(7, vec![7, 0]);
+        tree.doubt(8);
+        assert!(!tree.add_page(8, 3, None), "another leaf is being summed up");
+        assert!(tree.add_page(7, 3, None));
+        assert_eq!(tree.unknown().len(), LEAVES - 1);
+        tree.doubt(7);
+        assert_eq!(tree.unknown(), Leaves::ALL);
     }
 
     #[test]
