@@ -292,6 +292,7 @@ async fn run(desk: Arc<Desk>) {
         let began = Instant::now();
         let mut pace = desk.config.interval;
         desk.replica.save_beacons(&desk.beacons).await;
+        desk.replica.trim_operations();
         if let Some(current) = desk.layouts.current() {
             desk.rebuild(&current).await;
             let run = {
@@ -333,7 +334,7 @@ impl Desk {
 
     /// Sums up the trees that are not known, with pauses.
     async fn rebuild(&self, current: &Current) {
-        let unknown = |partition: &Partition| !self.replica.trees().unknown(*partition).is_empty();
+        let unknown = |partition: &Partition| !self.replica.partitions().unknown(*partition).is_empty();
         let todo: Vec<Partition> = current.ring.owned_by(self.me).into_iter().filter(unknown).collect();
         let (total, since) = (todo.len() as u32, Instant::now());
         let mut failed = 0_u32;
@@ -400,7 +401,7 @@ impl Desk {
         partitions: &[Partition],
         before: &mut Differed,
     ) -> Result<(), String> {
-        let root = |partition: &Partition| (*partition, self.replica.trees().root(*partition).map(Sum));
+        let root = |partition: &Partition| (*partition, self.replica.partitions().root(*partition).map(Sum));
         let request = HealRequest::Roots { roots: partitions.iter().map(root).collect() };
         let version = current.layout.version;
         let body = PeerBody::Heal { label: Label { low: version, high: version }, request };

@@ -5,6 +5,7 @@ use quorate_wire::ids::Partition;
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, data_key, key_in, record};
 use crate::store::Tree;
+use quorate_core::merkle::InTree;
 
 const PARTITION: Partition = Partition(1);
 
@@ -25,7 +26,7 @@ fn lost(node: &Node) -> Leaves {
 /// Knows its own sums, so that there is something to compare.
 async fn sum_up(node: &Node) {
     node.replica.rebuild(PARTITION).await.expect("readable");
-    assert!(node.replica.trees().unknown(PARTITION).is_empty());
+    assert!(node.replica.partitions().unknown(PARTITION).is_empty());
 }
 
 /// The pair of two nodes, as the first one sees it.
@@ -54,7 +55,7 @@ async fn what_an_owner_holds_in_leaves_that_it_has_not_summed_up_is_brought_back
     let nodes = by_hand::start(Kind::of(3)).await;
     let (key, held) = (key_in(&nodes[0], PARTITION, 0), record(1, "held by one owner"));
     nodes[1].hold(&key, &held).await;
-    assert!(!nodes[1].replica.trees().unknown(PARTITION).is_empty(), "it has just started");
+    assert!(!nodes[1].replica.partitions().unknown(PARTITION).is_empty(), "it has just started");
     lose_all(&nodes[0]);
     recover(&nodes[0]).await;
     assert_eq!(lost(&nodes[0]), Leaves::NONE, "both others were asked");
@@ -131,7 +132,7 @@ async fn three() -> (Vec<Node>, [Differed; 3]) {
     let nodes = by_hand::start(Kind::of(3)).await;
     for node in &nodes {
         node.anti_entropy.desk.rebuild(&node.current).await;
-        assert!(all_partitions(node).all(|partition| node.replica.trees().unknown(partition).is_empty()));
+        assert!(all_partitions(node).all(|partition| node.replica.partitions().unknown(partition).is_empty()));
         assert_eq!(node.anti_entropy.report().rebuild_left, 0);
     }
     (nodes, Default::default())
@@ -182,7 +183,7 @@ async fn a_difference_that_lasts_two_passes_is_gone_and_is_counted() {
 #[tokio::test]
 async fn what_one_side_has_not_summed_up_is_no_difference_and_whom_one_cannot_ask_makes_the_pass_no_whole_one() {
     let (nodes, mut before) = three().await;
-    nodes[2].replica.trees().forget(PARTITION, &Leaves::ALL);
+    nodes[2].replica.partitions().forget_sums(PARTITION, &Leaves::ALL);
     pass(&nodes, &mut before).await;
     assert_eq!((sum(&nodes, |report| report.unknown), sum(&nodes, |report| report.differing)), (2, 0));
     nodes[2].is(Manner::Refuses);
@@ -223,11 +224,14 @@ async fn sums_that_differ_over_equal_lists_are_made_anew() {
     for node in &nodes {
         node.hold(&key, &record(1, "one")).await;
     }
-    nodes[0].replica.trees().replaced(PARTITION, &data_key(&key), None, Some(5));
+    let (at, leaf) = (data_key(&key), merkle::leaf_of(key_hash(&key), nodes[0].current.layout.partitions));
+    nodes[0].replica.partitions().with(PARTITION, |state, _| {
+        state.tree_mut().replaced(InTree { leaf, data_key: &at }, None, Some(5));
+    });
     for _ in 0..2 {
         pass(&nodes, &mut before).await;
     }
-    let unknown = |node: &Node| node.replica.trees().unknown(PARTITION).len();
+    let unknown = |node: &Node| node.replica.partitions().unknown(PARTITION).len();
     assert_eq!(unknown(&nodes[0]), 1);
     assert!(unknown(&nodes[1]) + unknown(&nodes[2]) >= 1, "nor does the other side trust its own");
     for node in &nodes {

@@ -22,7 +22,7 @@ pub(crate) mod showing;
 
 pub(crate) mod calls;
 pub mod coordinator;
-pub mod hash_trees;
+pub mod partitions;
 pub mod recovery;
 pub mod replica;
 

@@ -13,8 +13,8 @@
 //!
 //! What is lost is noted on disk before anything can take its place, so that a restart does not forget it.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use quorate_wire::codec::{self, Blob};
@@ -23,59 +23,42 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::partitions::Partitions;
 use crate::store::{Store, StoreError, Tree};
+use quorate_core::losses::{self, Losses, Note, Unserved};
+pub use quorate_core::losses::{Lost, Reading, Reason};
 use quorate_core::merkle::{LEAVES, Leaves};
-
-/// Why something is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Reason {
-    /// A record failed its checksum.
-    Corrupt,
-    /// The last stop was unclean, and writes had been acknowledged before they were synced.
-    Unclean,
-    /// A peer remembers this node further ahead than its disk is: the disk was rolled back or cloned, or is an old one.
-    RolledBack,
-    /// The layout names this node with another disk: this one was emptied or exchanged.
-    OtherDisk,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Corrupt => "a record was corrupt",
-            Self::OtherDisk => "the disk is not the one that the layout names",
-            Self::Unclean => "the last stop was unclean, with writes that were not synced",
-            Self::RolledBack => "a peer remembers this node further ahead than its disk is",
-        })
-    }
-}
-
-/// Which writes a read must not miss. R + W > N promises to a read of R every write that N - R + 1 or more owners have acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reading {
-    /// Those are at or above the layout's floor for writes.
-    AboveFloor,
-    /// Some of them may be below it.
-    BelowFloor,
-}
-
-impl Reading {
-    /// A read of `r` of `n` replicas, in a layout whose floor for writes is `w`.
-    pub fn of(n: u8, w: u8, r: u8) -> Self {
-        if u16::from(n) + 1 >= u16::from(w) + u16::from(r) { Self::AboveFloor } else { Self::BelowFloor }
-    }
-}
+use quorate_core::partition::PartitionState;
 
 /// What is lost on one node. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Recovery(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     store: Arc<dyn Store>,
-    state: Mutex<State>,
+    /// What is lost of each partition.
+    partitions: Partitions,
+    /// The [`Doubt`]s, a bit each.
+    doubts: AtomicU8,
+    /// Held while what is lost changes and is noted, so that the notes on the disk follow each other like the changes. It is taken
+    /// after a key's lock and before a partition's.
+    notes: Mutex<Notes>,
     /// Wakes whoever recovers.
     lost: Notify,
+}
+
+/// The recovery under way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Notes {
+    /// Its partitions, those that are done included.
+    total: u32,
+    since: Option<Instant>,
+}
+
+/// Whoever has it may change what is lost, and notes that.
+pub(crate) struct Noting<'a> {
+    recovery: &'a Recovery,
+    notes: MutexGuard<'a, Notes>,
 }
 
 /// What is not known yet, so that all is taken for lost.
@@ -104,41 +87,6 @@ pub struct Facts {
     pub interval: bool,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// The [`Doubt`]s, a bit each.
-    doubts: u8,
-    partitions: BTreeMap<Partition, Entry>,
-    /// Of what something was lost in this life, or still was at its start.
-    ever: BTreeSet<Partition>,
-    /// Counts losses: what was read before one and is answered after it may be wrong.
-    losses: u64,
-    /// The partitions of the recovery under way, those that are done included, and since when.
-    total: u32,
-    since: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    reason: Reason,
-    /// What no read is served of.
-    leaves: Leaves,
-    /// What reads [above the floor](Reading::AboveFloor) are served of, and no others.
-    partly: Leaves,
-    /// The number of the last loss in it: exchanges that began before it do not count.
-    loss: u64,
-    /// Per owner: the leaves that were exchanged completely with it, and those of them for which it could speak.
-    exchanged: BTreeMap<NodeId, (Leaves, Leaves)>,
-}
-
-/// What has to be exchanged of one partition; tells a later loss from this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lost {
-    /// The leaves, those that are partly recovered included.
-    pub leaves: Leaves,
-    loss: u64,
-}
-
 /// How a recovery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -152,9 +100,12 @@ pub struct Progress {
     pub since: Instant,
 }
 
-/// A look at what is lost, to be confirmed after what was looked at has been read.
+/// A look at what is lost of a partition, to be confirmed after what was looked at has been read.
 #[derive(Debug, Clone, Copy)]
-pub struct Look(u64);
+pub struct Look {
+    partition: Partition,
+    look: losses::Look,
+}
 
 /// As it is stored.
 #[derive(Debug, Serialize, Deserialize)]
@@ -170,7 +121,8 @@ impl Recovery {
     /// # Errors
     /// When it cannot be read, or is something else.
     pub fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
-        let mut state = State::default();
+        let partitions = Partitions::default();
+        let mut total = 0;
         let to = [PREFIX, &[u8::MAX; 3]].concat();
         for key in store.keys(Tree::Meta, PREFIX, Some(&to), usize::MAX)? {
             let number = key.strip_prefix(PREFIX).and_then(|number| number.try_into().ok());
@@ -183,30 +135,36 @@ impl Recovery {
             // A note that is damaged still says of which partition something is lost.
             let noted = value.as_ref().and_then(decode);
             let (reason, leaves, partly) = noted.unwrap_or((Reason::Corrupt, Leaves::ALL, Leaves::NONE));
-            state.losses += 1;
-            state.ever.insert(partition);
-            state
-                .partitions
-                .insert(partition, Entry { reason, leaves, partly, loss: state.losses, exchanged: BTreeMap::new() });
+            total += u32::from(!leaves.is_empty());
+            partitions.restore(partition, PartitionState::restored(Losses::restored(reason, leaves, partly)));
         }
-        state.total = state.partitions.values().filter(|entry| !entry.leaves.is_empty()).count() as u32;
-        state.since = (state.total > 0).then(Instant::now);
-        Ok(Self(Arc::new(Shared { store, state: Mutex::new(state), lost: Notify::new() })))
+        let notes = Mutex::new(Notes { total, since: (total > 0).then(Instant::now) });
+        Ok(Self(Arc::new(Shared { store, partitions, doubts: AtomicU8::new(0), notes, lost: Notify::new() })))
+    }
+
+    /// The states of the partitions that it is about.
+    pub fn states(&self) -> &Partitions {
+        &self.0.partitions
     }
 
     /// Nothing is served until this doubt is [settled](Self::settle).
     pub fn doubt(&self, doubt: Doubt) {
-        self.state().doubts |= doubt as u8;
+        self.0.doubts.fetch_or(doubt as u8, Ordering::SeqCst);
     }
 
     /// Whether it is still to be noted what this disk lacks, which only its state at the start tells.
     pub fn must_be_judged(&self) -> bool {
-        self.state().doubts & (Doubt::Layout as u8 | Doubt::SetBack as u8) != 0
+        self.0.doubts.load(Ordering::SeqCst) & (Doubt::Layout as u8 | Doubt::SetBack as u8) != 0
+    }
+
+    /// Whether it is not known what this disk lacks, or not yet.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.0.doubts.load(Ordering::SeqCst) != 0
     }
 
     /// What is lost, as far as this doubt goes, is noted now.
     pub fn settle(&self, doubt: Doubt) {
-        self.state().doubts &= !(doubt as u8);
+        self.0.doubts.fetch_and(!(doubt as u8), Ordering::SeqCst);
         self.0.lost.notify_one();
     }
 
@@ -262,37 +220,26 @@ impl Recovery {
     /// When the store does not take it. Then it is lost as long as this process lives: nothing of it is served, and what was found to be
     /// damaged must not be replaced, so that the next one finds it too.
     pub fn lose(&self, partition: Partition, leaves: &Leaves, reason: Reason) -> Result<(), StoreError> {
-        let mut state = self.state();
-        let before = state.partitions.get(&partition);
-        let served = before.is_none_or(|entry| entry.leaves.is_empty());
-        let all = before.map_or(*leaves, |entry| entry.leaves.or(leaves));
-        let partly = before.map_or(Leaves::NONE, |entry| entry.partly.without(leaves));
-        let reason = before.map_or(reason, |entry| entry.reason.max(reason));
-        let kept = self.keep(partition, reason, &all, &partly);
-        state.losses += 1;
-        state.ever.insert(partition);
-        let loss = state.losses;
-        if state.since.is_none() {
-            state.since = Some(Instant::now());
-        }
-        state.total += u32::from(served);
-        let entry = Entry { reason, leaves: all, partly, loss, exchanged: BTreeMap::new() };
-        state.partitions.insert(partition, entry);
-        drop(state);
-        self.0.lost.notify_one();
-        kept
+        let mut noting = self.noting();
+        let now = self.0.partitions.now();
+        let note = self.0.partitions.with(partition, |state, _| state.lost(leaves, reason, now));
+        noting.note(partition, &note)
+    }
+
+    /// For a loss that is more than that of some leaves.
+    pub(crate) fn noting(&self) -> Noting<'_> {
+        let notes = self.0.notes.lock().expect("nothing panics while it is locked");
+        Noting { recovery: self, notes }
     }
 
     /// Whether all of these leaves are known to be lost.
     pub fn is_lost(&self, partition: Partition, leaves: &Leaves) -> bool {
-        self.state().partitions.get(&partition).is_some_and(|entry| leaves.without(&entry.leaves).is_empty())
+        self.of_losses(partition, |losses| losses.is_lost(leaves))
     }
 
-    /// Whether anything of a partition was lost in this life or still is, as far as is known. What has come from others since need not
-    /// tell of all that this node has done there.
+    /// Whether anything of a partition was lost in this life or still is, as far as is known.
     pub fn has_lost(&self, partition: Partition) -> bool {
-        let state = self.state();
-        state.doubts > 0 || state.ever.contains(&partition)
+        self.is_in_doubt() || self.of_losses(partition, Losses::ever)
     }
 
     /// Whether these leaves may be served to such a read, to be asked before they are read.
@@ -300,64 +247,50 @@ impl Recovery {
     /// # Errors
     /// Why not.
     pub fn look(&self, partition: Partition, leaves: &Leaves, reading: Reading) -> Result<Look, String> {
-        let state = self.state();
-        if state.doubts > 0 {
+        if self.is_in_doubt() {
             return Err("it is not known yet whether its disk lacks something".into());
         }
-        let Some(entry) = state.partitions.get(&partition) else { return Ok(Look(state.losses)) };
-        if !entry.leaves.and(leaves).is_empty() {
-            return Err(format!("it is recovering partition {partition} ({})", entry.reason));
+        match self.of_losses(partition, |losses| losses.look(leaves, reading)) {
+            Ok(look) => Ok(Look { partition, look }),
+            Err(Unserved::Lost(reason)) => Err(format!("it is recovering partition {partition} ({reason})")),
+            Err(Unserved::Partly(reason)) => Err(format!(
+                "it is recovering partition {partition} ({reason}), and has yet to ask some owners for writes below the layout's floor"
+            )),
         }
-        if reading == Reading::BelowFloor && !entry.partly.and(leaves).is_empty() {
-            return Err(format!(
-                "it is recovering partition {partition} ({}), and has yet to ask some owners for writes below the layout's floor",
-                entry.reason
-            ));
-        }
-        Ok(Look(state.losses))
     }
 
-    /// Whether nothing was lost anywhere since that look: what was read in between may be served.
+    /// Whether nothing of the partition was lost since that look: what was read in between may be served.
     pub fn confirm(&self, look: Look) -> bool {
-        let state = self.state();
-        state.losses == look.0 && state.doubts == 0
+        self.of_losses(look.partition, |losses| losses.confirm(look.look)) && !self.is_in_doubt()
     }
 
     /// The leaves of a partition for which this replica cannot speak, not even of writes at or above the floor.
     pub fn recovering(&self, partition: Partition) -> Leaves {
-        let state = self.state();
-        if state.doubts > 0 {
-            return Leaves::ALL;
-        }
-        state.partitions.get(&partition).map_or(Leaves::NONE, |entry| entry.leaves)
+        if self.is_in_doubt() { Leaves::ALL } else { self.of_losses(partition, Losses::recovering) }
     }
 
     /// The partitions of which something is lost, or only partly recovered, in order.
     pub fn partitions(&self) -> Vec<Partition> {
-        let state = self.state();
-        if state.doubts > 0 { Vec::new() } else { state.partitions.keys().copied().collect() }
+        if self.is_in_doubt() {
+            return Vec::new();
+        }
+        let under_way = |partition, state: &PartitionState| state.losses().is_under_way().then_some(partition);
+        self.0.partitions.look_at_all(under_way).into_iter().flatten().collect()
     }
 
     /// What is to be exchanged of a partition.
     pub fn lost(&self, partition: Partition) -> Option<Lost> {
-        let state = self.state();
-        state.partitions.get(&partition).map(|entry| Lost { leaves: entry.leaves.or(&entry.partly), loss: entry.loss })
+        self.of_losses(partition, Losses::lost)
     }
 
     /// What is to be exchanged of it with one owner: what is partly recovered need not be exchanged with the same one again.
     pub fn to_ask(&self, partition: Partition, owner: NodeId) -> Option<Lost> {
-        let state = self.state();
-        let entry = state.partitions.get(&partition)?;
-        let complete = entry.exchanged.get(&owner).map_or(Leaves::NONE, |(complete, _)| *complete);
-        let leaves = entry.leaves.or(&entry.partly.without(&complete));
-        (!leaves.is_empty()).then_some(Lost { leaves, loss: entry.loss })
+        self.of_losses(partition, |losses| losses.to_ask(owner))
     }
 
     /// The reason why a leaf is lost, if it is.
     pub fn reason(&self, partition: Partition, leaf: u8) -> Option<Reason> {
-        let state = self.state();
-        let lost = |entry: &&Entry| entry.leaves.or(&entry.partly).contains(leaf);
-        state.partitions.get(&partition).filter(lost).map(|entry| entry.reason)
+        self.of_losses(partition, |losses| losses.reason(leaf))
     }
 
     /// The leaves of `lost` were exchanged completely with an owner that could not speak for `recovering` of them, and what
@@ -375,45 +308,26 @@ impl Recovery {
         need: usize,
         others: usize,
     ) -> Result<bool, StoreError> {
-        let mut state = self.state();
-        let Some(entry) = state.partitions.get_mut(&partition) else { return Ok(true) };
-        if entry.loss != lost.loss {
-            return Ok(entry.leaves.is_empty());
+        let mut noting = self.noting();
+        let exchanged = |state: &mut PartitionState, _| {
+            let note = state.losses_mut().exchanged(lost, with, recovering, need, others);
+            (note, state.losses().recovering().is_empty())
+        };
+        let (note, served) = self.0.partitions.with(partition, exchanged);
+        let Some(note) = note else { return Ok(served) };
+        noting.keep(partition, &note)?;
+        self.0.partitions.with(partition, |state, _| state.losses_mut().noted(&note));
+        if self.left().is_empty() {
+            *noting.notes = Notes::default();
         }
-        let (complete, serving) = entry.exchanged.entry(with).or_default();
-        *complete = complete.or(&lost.leaves);
-        *serving = serving.without(&lost.leaves).or(&lost.leaves.without(recovering));
-        let all = entry.leaves.or(&entry.partly);
-        let whole: Leaves = all.iter().filter(|leaf| entry.complete(*leaf) >= others).collect();
-        let served =
-            entry.leaves.iter().filter(|leaf| entry.serving(*leaf) >= need).collect::<Leaves>().without(&whole);
-        let leaves = entry.leaves.without(&whole).without(&served);
-        let partly = entry.partly.or(&served).without(&whole);
-        if (leaves, partly) == (entry.leaves, entry.partly) {
-            return Ok(leaves.is_empty());
-        }
-        let reason = entry.reason;
-        if leaves.or(&partly).is_empty() {
-            self.0.store.remove(Tree::Meta, &meta_key(partition))?;
-            state.partitions.remove(&partition);
-        } else {
-            self.keep(partition, reason, &leaves, &partly)?;
-            let entry = state.partitions.get_mut(&partition).expect("seen above");
-            (entry.leaves, entry.partly) = (leaves, partly);
-        }
-        if state.partitions.values().all(|entry| entry.leaves.is_empty()) {
-            (state.total, state.since) = (0, None);
-        }
-        Ok(leaves.is_empty())
+        Ok(note.leaves.is_empty())
     }
 
     /// How it stands; nothing if every partition is served, at least to reads [above the floor](Reading::AboveFloor).
     pub fn progress(&self) -> Option<Progress> {
-        let state = self.state();
-        let lost = state.partitions.values().filter(|entry| !entry.leaves.is_empty());
-        let reason = lost.clone().map(|entry| entry.reason).max()?;
-        let (left, total) = (lost.count() as u32, state.total);
-        Some(Progress { reason, left, total, since: state.since? })
+        let Notes { total, since } = *self.noting().notes;
+        let left = self.left();
+        Some(Progress { reason: left.iter().copied().max()?, left: left.len() as u32, total, since: since? })
     }
 
     /// Waits until something is lost, or what is lost is known.
@@ -421,26 +335,47 @@ impl Recovery {
         self.0.lost.notified().await;
     }
 
-    fn keep(&self, partition: Partition, reason: Reason, leaves: &Leaves, partly: &Leaves) -> Result<(), StoreError> {
-        let blob = |leaves: &Leaves| Blob::copy_from(&leaves.to_bytes());
-        let stored = Stored { reason, leaves: blob(leaves), partly: blob(partly) };
-        self.0.store.insert(Tree::Meta, &meta_key(partition), &codec::encode(&stored))
+    /// The reasons for which partitions are served to no read, at least in part.
+    fn left(&self) -> Vec<Reason> {
+        let left = |_, state: &PartitionState| {
+            let losses = state.losses();
+            losses.gravest().filter(|_| !losses.recovering().is_empty())
+        };
+        self.0.partitions.look_at_all(left).into_iter().flatten().collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().expect("nothing panics while it is locked")
+    fn of_losses<T>(&self, partition: Partition, look: impl FnOnce(&Losses) -> T) -> T {
+        self.0.partitions.look(partition, |state| look(state.losses()))
     }
 }
 
-impl Entry {
-    /// With how many owners a leaf was exchanged.
-    fn complete(&self, leaf: u8) -> usize {
-        self.exchanged.values().filter(|(complete, _)| complete.contains(leaf)).count()
+impl Noting<'_> {
+    /// Notes a loss that has just happened: on the disk, and for whoever recovers.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub(crate) fn note(&mut self, partition: Partition, note: &Note) -> Result<(), StoreError> {
+        let kept = self.keep(partition, note);
+        self.notes.total += u32::from(note.begins);
+        self.notes.since.get_or_insert_with(Instant::now);
+        self.recovery.0.lost.notify_one();
+        kept
     }
 
-    /// How many of them could speak for it.
-    fn serving(&self, leaf: u8) -> usize {
-        self.exchanged.values().filter(|(_, serving)| serving.contains(leaf)).count()
+    fn keep(&self, partition: Partition, note: &Note) -> Result<(), StoreError> {
+        let (store, key) = (&self.recovery.0.store, meta_key(partition));
+        if note.is_over() {
+            return store.remove(Tree::Meta, &key);
+        }
+        let blob = |leaves: &Leaves| Blob::copy_from(&leaves.to_bytes());
+        let stored = Stored { reason: note.reason, leaves: blob(&note.leaves), partly: blob(&note.partly) };
+        store.insert(Tree::Meta, &key, &codec::encode(&stored))
+    }
+}
+
+impl fmt::Debug for Recovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recovery({} in doubt, {} under way)", self.is_in_doubt(), self.partitions().len())
     }
 }
 
@@ -539,20 +474,6 @@ mod tests {
         assert!(!exchange(&again, 1) && !exchange(&again, 2) && !below(&again));
         assert!(exchange(&again, 3) && !below(&again));
         assert!(exchange(&again, 4) && below(&again));
-    }
-
-    #[test]
-    fn a_read_must_find_what_its_counterpart_may_have_written() {
-        for n in 1..=7u8 {
-            for w in n / 2 + 1..=n {
-                for r in 1..=n {
-                    // The smallest W with R + W > N is below the floor.
-                    let below = n - r + 1 < w;
-                    assert_eq!(Reading::of(n, w, r) == Reading::BelowFloor, below, "n={n} w={w} r={r}");
-                }
-            }
-        }
-        assert_eq!(Reading::of(255, 255, 255), Reading::BelowFloor);
     }
 
     #[test]

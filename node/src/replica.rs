@@ -5,16 +5,19 @@
 //! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
 //!
 //! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
-//! range, so that all keys of a leaf of a [hash tree](crate::hash_trees) lie under few locks; the same job changes the leaf
-//! once the insert has succeeded.
+//! range, so that all keys of a leaf of a [hash tree](quorate_core::merkle) lie under few locks.
+//!
+//! What is known of a partition beside its records, and every rule about that, is its [state](quorate_core::partition). A job looks
+//! a write up there, reads and inserts, and tells the state how that ended. Locks are taken in this order: the key's, the
+//! [recovery](crate::recovery)'s if something is lost, the partition's; the last one is never held while the store is asked.
 //!
 //! `healing` holds what anti-entropy asks of a replica: lists, whole records, and trees that are summed up anew.
 
 mod healing;
 mod hints;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -25,19 +28,18 @@ use quorate_wire::random::Random;
 use quorate_wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::hash_trees::HashTrees;
 use crate::metrics::Sample;
-use crate::recovery::{Reading, Reason, Recovery};
+use crate::partitions::Partitions;
+use crate::recovery::{Reading, Recovery};
 use crate::store::room::Level;
 use crate::store::{Committer, DiskRoom, Executor, Store, StoreError, Ticket, Tree};
 use quorate_core::context_keys::sealed_len;
-use quorate_core::merkle::{self, Leaves};
-use quorate_core::mint::{self, Minter};
-use quorate_core::record::{Dropped, Record, Sibling};
-use quorate_core::version::{Actor, Context, Dot};
+use quorate_core::merkle::{self, InTree, Leaves};
+use quorate_core::partition::{self, Asked, Change, Event, Found, Judgement, Merging, RecordAt, There};
+use quorate_core::record::{Dropped, Record};
+use quorate_core::version::{Context, Dot};
 
 use self::hints::Kept;
 #[doc(hidden)]
@@ -195,14 +197,9 @@ impl Replica {
             executor,
             committer,
             random,
-            partitions: AtomicU16::new(0),
             stripes: (0..STRIPES).map(|_| Arc::default()).collect(),
-            minters: Mutex::default(),
-            disputes: Mutex::default(),
-            operations: Mutex::new(Operations::new(Instant::now())),
-            corrupt: Mutex::default(),
+            partitions: recovery.states().clone(),
             counters: Counters::default(),
-            trees: HashTrees::default(),
             recovery,
             rebuild: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
@@ -217,9 +214,12 @@ impl Replica {
 
     /// Tells how many partitions there are; the layout knows, and the number never changes.
     pub fn set_partitions(&self, partitions: u16) {
-        let before = self.0.partitions.swap(partitions, Ordering::Relaxed);
-        assert!(before == 0 || before == partitions, "Q never changes, but went from {before} to {partitions}");
-        self.0.trees.set_partitions(partitions);
+        self.0.partitions.set_count(partitions);
+    }
+
+    /// The states of its partitions.
+    pub fn partitions(&self) -> &Partitions {
+        &self.0.partitions
     }
 
     /// Mints the dot of a write (rules V2, V4, V5, V6) and inserts the merged record. No value: a delete.
@@ -312,7 +312,7 @@ impl Replica {
 
     async fn read_anyhow(&self, key: &Blob) -> Result<Option<Record>, NotApplied> {
         let inner = &self.0;
-        match (inner.stored(key), inner.partitions.load(Ordering::Relaxed)) {
+        match (inner.stored(key), inner.partitions.count()) {
             (Ok(record), _) => {
                 tell!(act = "reads", key = %story::text(key), node = %inner.node,
                     holds = record.as_ref().map(names));
@@ -320,9 +320,9 @@ impl Replica {
             }
             (Err(Unreadable::Failed(why)), _) => Err(inner.failed(why)),
             // Whoever mints or merges knows the partition, looks again and gives up the actor.
-            (Err(Unreadable::Corrupt(why)), 0) => Err(inner.refused_corrupt(&why)),
+            (Err(Unreadable::Corrupt(why)), None) => Err(inner.refused_corrupt(&why)),
             // Under the lock, so that no merge is just replacing it.
-            (Err(Unreadable::Corrupt(_)), partitions) => {
+            (Err(Unreadable::Corrupt(_)), Some(partitions)) => {
                 let key_owned = key.clone();
                 let partition = Partition::of(key_hash(key), partitions);
                 self.locked(key, move |inner, _| inner.read_or_refuse(partition, &key_owned)).await
@@ -361,7 +361,7 @@ impl Replica {
         reading: Reading,
     ) -> Result<(Vec<(Blob, Record)>, bool), NotApplied> {
         let inner = &self.0;
-        let partitions = inner.partitions.load(Ordering::Relaxed);
+        let partitions = inner.partitions.count().unwrap_or(0);
         if partition.0 >= partitions {
             let why = match partitions {
                 0 => "there is no layout yet".to_owned(),
@@ -387,26 +387,32 @@ impl Replica {
         inner.unless_lost(partition, &Leaves::ALL, reading, page).await
     }
 
-    /// Rule V1, to be called *before* records of a partition are deleted or known to be lost in any way other than by `mint`
-    /// and `merge`: its actor mints no more, and what is remembered of its operations goes with the records.
+    /// Rule V1, to be called *before* records of a partition are deleted in any way other than by `mint` and `merge`: its actor mints
+    /// no more, and what is remembered of its operations goes with the records.
     pub fn give_up_actor(&self, partition: Partition) {
-        self.0.draw_new_actor(partition);
-        lock(&self.0.operations).forget_partition(partition, Instant::now());
+        let now = self.0.partitions.now();
+        self.0.partitions.with(partition, |state, _| state.removed(now));
+    }
+
+    /// Forgets the superseded operations whose time is over. To be called now and then.
+    pub(crate) fn trim_operations(&self) {
+        let evicted = self.0.partitions.trim_operations();
+        self.0.operations_evicted(evicted);
     }
 
     /// What it has done.
     pub fn stats(&self) -> ReplicaStats {
         let counters = &self.0.counters;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (operations, kept) = (lock(&self.0.operations), lock(&self.0.kept));
+        let kept = lock(&self.0.kept);
         ReplicaStats {
             minted: count(&counters.minted),
             repeated: count(&counters.repeated),
             merged: count(&counters.merged),
             unchanged: count(&counters.unchanged),
             actors: count(&counters.actors),
-            operations: operations.known.len() as u64,
-            operations_evicted: operations.evicted,
+            operations: self.0.partitions.operations(),
+            operations_evicted: count(&counters.operations_evicted),
             corrupt: count(&counters.corrupt),
             incidents: count(&counters.incidents),
             hints_kept: count(&counters.hints_kept),
@@ -422,14 +428,14 @@ impl Replica {
     async fn locked<T, F>(&self, key: &Blob, job: F) -> T
     where
         T: Send + 'static,
-        F: FnOnce(&Inner, Instant) -> T + Send + 'static,
+        F: FnOnce(&Inner, Duration) -> T + Send + 'static,
     {
         let stripe = stripe_of(key_hash(key));
         dawdle!("replica: a pause before a key is locked");
         let lock: OwnedMutexGuard<()> = self.0.stripes[stripe].clone().lock_owned().await;
         dawdle!("replica: a pause with a key locked");
         // A storage thread has no runtime, whose clock may be a simulation's.
-        let now = Instant::now();
+        let now = self.0.partitions.now();
         let inner = self.0.clone();
         self.0
             .executor
@@ -448,19 +454,11 @@ struct Inner {
     executor: Executor,
     committer: Committer,
     random: Random,
-    partitions: AtomicU16,
     stripes: Vec<Arc<tokio::sync::Mutex<()>>>,
-    /// The current actor of each partition that was written to; at most 65,536.
-    minters: Mutex<BTreeMap<Partition, Minter>>,
-    /// Actors that were given up because of a record that could not be written yet, by its key; see `disputed`.
-    disputes: Mutex<BTreeMap<(Partition, u128), Minter>>,
-    operations: Mutex<Operations>,
-    /// Corrupt records that were seen already, by where they lie: the actor is given up once for each, not at every look.
-    corrupt: Mutex<BTreeSet<(Partition, u128)>>,
+    partitions: Partitions,
     /// How much is kept for whom.
     kept: Mutex<Kept>,
     counters: Counters,
-    trees: HashTrees,
     recovery: Recovery,
     /// One partition is summed up at a time.
     rebuild: tokio::sync::Mutex<()>,
@@ -496,6 +494,24 @@ impl std::fmt::Debug for Inner {
     }
 }
 
+/// What the state of a partition knows a record by.
+struct Name {
+    key: u128,
+    place: u128,
+    data_key: Vec<u8>,
+    /// Once there is a layout.
+    leaf: Option<u8>,
+    own: bool,
+}
+
+impl Name {
+    fn at(&self) -> RecordAt<'_> {
+        let in_tree = self.leaf.map(|leaf| InTree { leaf, data_key: &self.data_key });
+        let copy = if self.own { partition::CopyKind::Own(in_tree) } else { partition::CopyKind::Hint };
+        RecordAt { key: self.key, place: self.place, copy }
+    }
+}
+
 struct Write {
     partition: Partition,
     key: Blob,
@@ -511,34 +527,37 @@ enum Unreadable {
 
 impl Inner {
     /// `held` is all that this node holds of the key: the mint is a record that has every dot that it ever minted for it.
-    fn mint(&self, write: Write, place: &Place, held: Record, now: Instant) -> Result<Minted, MintError> {
+    fn mint(&self, write: Write, place: &Place, held: Record, now: Duration) -> Result<Minted, MintError> {
         let Write { partition, key, operation: Operation { id: op_id, first_sent }, value, cause } = write;
         self.assert_partition(partition, &key);
         self.check_open()?;
-        let of_key = Operations::of_key(partition, &key);
-        let remembered = |op_id: &OpId| lock(&self.operations).dot_of(of_key, op_id, now);
-        if let Some(repeated) = mint::repeated(&held, &op_id, &cause, remembered) {
-            count(&self.counters.repeated, 1);
-            sometimes!("mint: a retry returned the first dot", held.siblings.contains_key(&repeated.dot));
-            sometimes!("mint: a retry found its operation superseded", !held.siblings.contains_key(&repeated.dot));
-            sometimes!("mint: a retry of another coordinator's write", repeated.dot.actor.node != self.node);
-            tell!(act = "repeats", key = %story::text(&key), node = %self.node, %op_id, dot = %repeated.dot,
-                holds = names(&held));
-            return Ok(Minted {
-                dot: repeated.dot,
-                record: held,
-                context: repeated.context,
-                replaced: 0,
-                repeated: true,
-                ticket: self.committer.ticket_unchanged(),
-            });
-        }
-        if let (Some(first_sent), true) = (first_sent, value.is_some())
-            && !lock(&self.operations).remembers_since(partition, first_sent, now)
-            && !self.shows_all_mints(partition, place, &held, &cause, first_sent, now)
-        {
-            sometimes!("mint: a retry of what this node would not remember");
-            return Err(MintError::Forgotten);
+        let name = self.name(place, &key);
+        let asked = Asked { op_id, first_sent, delete: value.is_none(), cause: &cause };
+        let in_doubt = self.recovery.is_in_doubt();
+        let judge =
+            |state: &partition::PartitionState| state.judge(self.node, &name.at(), &asked, &held, in_doubt, now);
+        match self.partitions.look(partition, judge) {
+            Judgement::New => {}
+            Judgement::Repeated(repeated) => {
+                count(&self.counters.repeated, 1);
+                sometimes!("mint: a retry returned the first dot", held.siblings.contains_key(&repeated.dot));
+                sometimes!("mint: a retry found its operation superseded", !held.siblings.contains_key(&repeated.dot));
+                sometimes!("mint: a retry of another coordinator's write", repeated.dot.actor.node != self.node);
+                tell!(act = "repeats", key = %story::text(&key), node = %self.node, %op_id, dot = %repeated.dot,
+                    holds = names(&held));
+                return Ok(Minted {
+                    dot: repeated.dot,
+                    record: held,
+                    context: repeated.context,
+                    replaced: 0,
+                    repeated: true,
+                    ticket: self.committer.ticket_unchanged(),
+                });
+            }
+            Judgement::Forgotten => {
+                sometimes!("mint: a retry of what this node would not remember");
+                return Err(MintError::Forgotten);
+            }
         }
         if value.is_some() {
             self.room_for_a_value()?;
@@ -548,10 +567,15 @@ impl Inner {
             Place::Data => held.context.clone(),
             Place::Hint { .. } => self.stored_at(place, &key).ok().flatten().unwrap_or_default().context,
         };
-        let data_key = data_key(&key);
         let old_digest = digest_of(&held, &key);
-        let dot = self.next_dot(partition, &held, &cause);
-        let fresh = mint::mint(held, dot, op_id, value, &cause);
+        let minting = self.partitions.with(partition, |state, _| {
+            if buggify!("replica: a new actor for no reason") {
+                state.give_up_actor();
+            }
+            state.mint(self.node, held, op_id, value, &cause, &mut || self.random.u64())
+        });
+        self.tell_of(partition, minting.events);
+        let (dot, fresh) = (minting.dot, minting.fresh);
         if fresh.record.value_count() > SIBLINGS_MAX.max(siblings) {
             let refused = NotApplied::TooManySiblings { got: siblings as u32, limit: SIBLINGS_MAX as u32 };
             return Err(refused.into());
@@ -562,24 +586,28 @@ impl Inner {
         check_len("record", record_len, RECORD_LEN_MAX.max(len))?;
 
         self.make_room(place, &key, record_len)?;
-        let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
-        match self.insert(place, &key, &fresh.record) {
-            Ok(()) => doubt.settled(old_digest, fresh.record.digest(&key)),
+        match self.insert(partition, &name, place, &key, &fresh.record) {
+            Ok(()) => {}
             Err(error @ (StoreError::NoRoom(_) | StoreError::Full(_))) if self.still_holds(place, &key, &before) => {
                 sometimes!("mint: the disk was full");
                 self.check_engine(&error);
+                self.insert_unknown(partition, &name, There::No, now);
                 return Err(self.failed(error.to_string()).into());
             }
             Err(error) => {
                 sometimes!("mint: an insert failed and nobody knows whether it is there");
                 self.check_engine(&error);
-                self.remember_if_there(of_key, place, &key, &fresh.record, fresh.dropped, now);
+                let there = self.is_there(place, &key, &fresh.record, fresh.dropped);
+                self.insert_unknown(partition, &name, there, now);
                 return Err(MintError::Unknown(error.to_string()));
             }
         }
         let replaced = fresh.dropped.writes.iter().map(|(_, op_id)| op_id).collect::<BTreeSet<_>>().len();
-        lock(&self.corrupt).remove(&at(partition, place, &key));
-        self.remember(of_key, fresh.dropped, now);
+        let change = Change::Replaced(old_digest, Some(fresh.record.digest(&key)));
+        let events = self
+            .partitions
+            .with(partition, |state, room| state.written(&name.at(), change, fresh.dropped, now, room.operations()));
+        self.tell_of(partition, events);
         count(&self.counters.minted, 1);
         tell!(act = "mints", key = %story::text(&key), node = %self.node, %op_id, %dot, replaced,
             kept_for = place.kept_for(), holds = names(&fresh.record));
@@ -593,163 +621,72 @@ impl Inner {
         })
     }
 
-    /// Rule V6, for a retry whose first attempt was sent before the memory of operations begins: whether the record alone proves that
-    /// no earlier attempt was minted here and superseded since. It does if this node has been up for the whole time, so that a mint
-    /// which was replicated and never synced cannot be missing from the record; if nothing of the partition was lost or dropped; and if
-    /// the record knows no dot of this node that the writer has not seen. Hints that were handed over are not there to tell.
-    ///
-    /// A retried delete needs no such proof: it leaves no value that could outlive what has replaced it.
-    fn shows_all_mints(
-        &self,
-        partition: Partition,
-        place: &Place,
-        held: &Record,
-        cause: &Context,
-        first_sent: Duration,
-        now: Instant,
-    ) -> bool {
-        *place == Place::Data
-            && lock(&self.operations).was_up_since(partition, first_sent, now)
-            && !self.recovery.has_lost(partition)
-            && !held.context.has_news_of(self.node, cause)
-    }
-
-    /// Rule V6: the operations of either record that this one knows to be superseded. A record that has not seen that itself (a hint,
-    /// one that takes the place of a corrupt one) must not say so: it would cover the write without holding what has replaced it,
-    /// and whoever merges it would lose the write.
-    fn superseded_in(&self, of_key: (Partition, u128), record: &Record, other: &Record, now: Instant) -> Vec<OpId> {
-        let operations = lock(&self.operations);
-        let seen = |op_id: &OpId| {
-            let dot = operations.dot_of(of_key, op_id, now);
-            dot.is_some_and(|dot| record.context.covers(&dot) && !record.siblings.contains_key(&dot))
-        };
-        let live = record.siblings.values().chain(other.siblings.values());
-        live.map(|sibling| sibling.op_id).filter(seen).collect()
-    }
-
     fn merge(
         &self,
         partition: Partition,
         place: &Place,
         key: &Blob,
         other: &Record,
-        now: Instant,
+        now: Duration,
     ) -> Result<Merged, NotApplied> {
         self.assert_partition(partition, key);
         self.check_open()?;
+        let name = self.name(place, key);
         let mut corrupt = false;
-        let mut record = match self.stored_at(place, key) {
+        let held = match self.stored_at(place, key) {
             Ok(record) => record.unwrap_or_default(),
             Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
             Err(Unreadable::Corrupt(why)) => {
-                let failed = |error: StoreError| self.failed(error.to_string());
-                // What takes its place may be older than what was acknowledged here, so that the loss is noted first: now, or at an
-                // earlier look, unless the recovery that began then is over and could not bring the record back.
-                self.note_corrupt(partition, place, key, &why).map_err(failed)?;
-                if *place == Place::Data && !self.recovery.is_lost(partition, &self.leaf_of(key).1) {
-                    self.lose(partition, key).map_err(failed)?;
-                }
-                // Also if it was corrupt before, and this node has minted in it since.
-                self.draw_new_actor(partition);
+                // Noted before anything takes its place, or the next process would not know of the loss.
+                let noted = self.note_corrupt(partition, &name, key, &why);
+                let noted = noted.and_then(|()| self.replace_corrupt(partition, &name));
+                noted.map_err(|error| self.failed(error.to_string()))?;
                 corrupt = true;
                 Record::default()
             }
         };
-        let of_key = Operations::of_key(partition, key);
-        let superseded = self.superseded_in(of_key, &record, other, now);
-        sometimes!(
-            "merge: kept a superseded operation out",
-            other
-                .siblings
-                .iter()
-                .any(|(dot, theirs)| !record.context.covers(dot) && superseded.contains(&theirs.op_id))
-        );
-        let siblings = record.value_count();
-        let mut held: Option<BTreeSet<Dot>> = self.is_tight().then(|| record.siblings.keys().copied().collect());
-        let old_digest = digest_of(&record, key);
-        let of_record = at(partition, place, key);
-        let (claimed, disputed) = self.disputed(partition, of_record, &record, other);
-        // What is disputed must be again when this merge fails and is repeated: the actor is given up already.
-        let mut dispute = Dispute { inner: self, of_record, claimed };
-        let (dropped, mut changed) = mint::merge(&mut record, other, &|op_id| superseded.contains(op_id));
-        for sibling in disputed {
-            // The disputed dot stays covered, so that every replica drops it and takes its operation for superseded; the value lives on
-            // under a dot and an operation that nobody can have named.
-            let dot = self.next_dot(partition, &record, &Context::new());
-            let op_id = OpId(self.random.u128());
-            record.keep(dot, Sibling { op_id, ..sibling });
-            changed = true;
-            if let Some(held) = &mut held {
-                held.insert(dot);
-            }
-        }
+        let siblings = held.value_count();
+        let dots: Option<BTreeSet<Dot>> = self.is_tight().then(|| held.siblings.keys().copied().collect());
+        let old_digest = digest_of(&held, key);
+        let merging = self.partitions.with(partition, |state, _| {
+            state.merge(self.node, &name.at(), held, other, now, &mut || self.random.u64())
+        });
+        let Merging { record, dropped, changed, renamed, disputed, kept_out, events } = merging;
+        self.tell_of(partition, events);
+        sometimes!("merge: kept a superseded operation out", kept_out);
         sometimes!("merge: dropped a superseded sibling", record.value_count() < siblings);
         sometimes!("merge: made siblings", record.value_count() > siblings.max(1));
         sometimes!("merge: one operation with two dots", record.siblings.len() > record.value_count());
-        let mut digest = old_digest.unwrap_or(0);
-        if changed || corrupt {
-            if held.is_some_and(|held| record.siblings.keys().any(|dot| !held.contains(dot))) {
+        let wrote = changed || corrupt;
+        let (mut digest, mut change) = (old_digest.unwrap_or(0), Change::Nothing);
+        if wrote {
+            let is_new = |dot: &Dot, dots: &BTreeSet<Dot>| !dots.contains(dot) && !renamed.contains(dot);
+            if dots.is_some_and(|dots| record.siblings.keys().any(|dot| is_new(dot, &dots))) {
                 self.room_for_a_value()?;
             }
             self.make_room(place, key, record.encoded_len())?;
-            let data_key = data_key(key);
-            let doubt = InDoubt { inner: self, partition, place, data_key: &data_key };
-            digest = record.digest(key);
-            match self.insert(place, key, &record) {
-                Ok(()) => {
-                    doubt.settled(old_digest, digest);
-                    if corrupt && *place == Place::Data {
-                        // Whether the leaf counted what is lost is not known.
-                        self.trees.doubt(partition, &data_key);
-                    }
-                }
-                Err(error) => {
-                    self.check_engine(&error);
-                    self.remember_if_there(of_key, place, key, &record, dropped, now);
-                    return Err(self.failed(format!("{error} (the merge can be repeated)")));
-                }
+            if let Err(error) = self.insert(partition, &name, place, key, &record) {
+                self.check_engine(&error);
+                let there = self.is_there(place, key, &record, dropped);
+                self.insert_unknown(partition, &name, there, now);
+                return Err(self.failed(format!("{error} (the merge can be repeated)")));
             }
+            digest = record.digest(key);
+            change = if corrupt { Change::ReplacedCorrupt } else { Change::Replaced(old_digest, Some(digest)) };
         }
         sometimes!("merge: replaced a corrupt record", corrupt);
-        dispute.settled();
-        let wrote = changed || corrupt;
-        if wrote {
-            lock(&self.corrupt).remove(&at(partition, place, key));
-        }
-        self.remember(of_key, dropped, now);
+        let events = self.partitions.with(partition, |state, room| {
+            if disputed {
+                state.settle_dispute(&name.at());
+            }
+            state.written(&name.at(), change, dropped, now, room.operations())
+        });
+        self.tell_of(partition, events);
         tell!(act = "merges", key = %story::text(key), node = %self.node, got = names(other), changed = wrote,
             kept_for = place.kept_for(), holds = names(&record));
         count(if wrote { &self.counters.merged } else { &self.counters.unchanged }, 1);
         let ticket = if wrote { self.committer.ticket() } else { self.committer.ticket_unchanged() };
         Ok(Merged { changed: wrote, was_corrupt: corrupt, digest, ticket })
-    }
-
-    /// Rule V5, for a merge: the values of this record whose dots the other record claims to know as replaced, when that claim cannot
-    /// be believed. The other record names dots that this node's actor has not minted yet, so that whoever made them up may have
-    /// named dots that were minted since. The actor is given up, and returned: until the record is written the dispute is not over.
-    fn disputed(
-        &self,
-        partition: Partition,
-        of_record: (Partition, u128),
-        record: &Record,
-        other: &Record,
-    ) -> (Option<Minter>, Vec<Sibling>) {
-        let before = lock(&self.disputes).get(&of_record).cloned();
-        if let Some(minter) = before
-            && let Some(disputed) = mint::disputed(&minter, record, other)
-        {
-            return (Some(minter), disputed);
-        }
-        let mut minters = lock(&self.minters);
-        let Some(minter) = minters.get(&partition) else { return (None, Vec::new()) };
-        let disputed = mint::disputed(minter, record, other);
-        let Some(disputed) = disputed else { return (None, Vec::new()) };
-        sometimes!("merge: a record was ahead of its actor");
-        count(&self.counters.incidents, 1);
-        tracing::error!(node = %self.node, %partition, actor = %minter.actor(), kept = disputed.len(),
-            "another replica's record knows writes of this actor that it never minted: a context was made up, or this process's memory \
-             was set back; the values in doubt are kept, and a new actor takes over");
-        (minters.remove(&partition), disputed)
     }
 
     fn page(
@@ -806,11 +743,37 @@ impl Inner {
         })
     }
 
-    fn insert(&self, place: &Place, key: &[u8], record: &Record) -> Result<(), StoreError> {
-        match place {
-            Place::Data => self.store.insert(Tree::Data, &data_key(key), &record.encode()),
+    fn insert(
+        &self,
+        partition: Partition,
+        name: &Name,
+        place: &Place,
+        key: &[u8],
+        record: &Record,
+    ) -> Result<(), StoreError> {
+        let doubt = InDoubt { inner: self, partition, name };
+        let inserted = match place {
+            Place::Data => self.store.insert(Tree::Data, &name.data_key, &record.encode()),
             Place::Hint { target, since_ms } => self.insert_hint(*target, *since_ms, key, record),
+        };
+        std::mem::forget(doubt);
+        inserted
+    }
+
+    /// Whether a record is there though its insert has failed, and dropped what it was to drop.
+    fn is_there(&self, place: &Place, key: &[u8], record: &Record, dropped: Dropped) -> There {
+        match self.stored_at(place, key) {
+            Ok(held) if held.as_ref() == Some(record) => There::Yes(dropped),
+            Ok(_) => There::No,
+            Err(_) => There::Unknown,
         }
+    }
+
+    fn insert_unknown(&self, partition: Partition, name: &Name, there: There, now: Duration) {
+        let events = self
+            .partitions
+            .with(partition, |state, room| state.insert_unknown(&name.at(), there, now, room.operations()));
+        self.tell_of(partition, events);
     }
 
     /// An engine that was not asked for want of room is well; any error of its own, a full disk as well, may be its end.
@@ -832,59 +795,63 @@ impl Inner {
         })
     }
 
-    /// A record is lost (rule V1): see [`note_corrupt`](Self::note_corrupt). If that cannot be noted now, it is at the next look, and
+    /// A record is lost: see [`note_corrupt`](Self::note_corrupt). If that cannot be noted now, it is at the next look, and
     /// until then nothing takes the record's place.
     fn found_corrupt(&self, partition: Partition, place: &Place, key: &[u8], why: &str) -> NotApplied {
-        if let Err(error) = self.note_corrupt(partition, place, key, why) {
+        if let Err(error) = self.note_corrupt(partition, &self.name(place, key), key, why) {
             tracing::error!(node = %self.node, %partition, %error, "that a record is corrupt cannot be noted");
         }
         self.refused_corrupt(why)
     }
 
-    /// Notes once for each corrupt record that it is lost: its actor mints no more, its operations are forgotten with it, its leaf
-    /// of the hash tree is in doubt, and the partition's recovery begins (anew, if it is under way: what other owners have told so
-    /// far need not cover this record).
-    fn note_corrupt(&self, partition: Partition, place: &Place, key: &[u8], why: &str) -> Result<(), StoreError> {
-        let at = at(partition, place, key);
-        let mut corrupt = lock(&self.corrupt);
-        if corrupt.contains(&at) {
+    /// Notes once for each corrupt record that it is lost, and with it what every loss takes with it: see
+    /// [`PartitionState::found_corrupt`](partition::PartitionState::found_corrupt).
+    fn note_corrupt(&self, partition: Partition, name: &Name, key: &[u8], why: &str) -> Result<(), StoreError> {
+        if self.partitions.look(partition, |state| state.is_corrupt(&name.at())) {
             return Ok(());
         }
+        let mut noting = self.recovery.noting();
+        let now = self.partitions.now();
+        let found = self.partitions.with(partition, |state, _| state.found_corrupt(&name.at(), now));
+        let Some(Found { note, again }) = found else { return Ok(()) };
         tell!(act = "finds its record corrupt", key = %story::text(key), node = %self.node);
         sometimes!("replica: found a corrupt record");
-        self.draw_new_actor(partition);
-        lock(&self.operations).forget_key(Operations::of_key(partition, key), Instant::now());
-        if *place == Place::Data {
-            self.trees.doubt(partition, &data_key(key));
-            sometimes!(
-                "recovery: a record was lost while others of its leaf were being recovered",
-                self.recovery.is_lost(partition, &self.leaf_of(key).1)
-            );
-            self.lose(partition, key)?;
+        sometimes!("recovery: a record was lost while others of its leaf were being recovered", again);
+        if let Some(note) = note {
+            noting.note(partition, &note)?;
         }
-        if corrupt.len() < CORRUPT_MAX {
-            corrupt.insert(at);
-        }
+        self.partitions.with(partition, |state, room| state.noted_corrupt(&name.at(), room.corrupt()));
+        drop(noting);
         count(&self.counters.corrupt, 1);
         tracing::error!(node = %self.node, %partition, why, "a record is corrupt; it is recovered from the other owners");
         Ok(())
     }
 
-    /// Notes that what was held of a key is lost.
-    fn lose(&self, partition: Partition, key: &[u8]) -> Result<(), StoreError> {
-        match self.leaf_of(key) {
-            (_, leaf) if leaf.is_empty() => Ok(()),
-            (_, leaf) => self.recovery.lose(partition, &leaf, Reason::Corrupt),
-        }
+    /// Another replica's copy is about to take the place of a corrupt record, whose loss was noted.
+    fn replace_corrupt(&self, partition: Partition, name: &Name) -> Result<(), StoreError> {
+        let mut noting = self.recovery.noting();
+        let now = self.partitions.now();
+        let note = self.partitions.with(partition, |state, _| state.replace_corrupt(&name.at(), now));
+        note.map_or(Ok(()), |note| noting.note(partition, &note))
+    }
+
+    /// What the state of its partition knows a record by.
+    fn name(&self, place: &Place, key: &[u8]) -> Name {
+        let of_key = xxh3_128(key);
+        let (at, own) = match place {
+            Place::Data => (of_key, true),
+            Place::Hint { target, .. } => (xxh3_128(&hints::hint_key(*target, key)), false),
+        };
+        let leaf = self.partitions.count().map(|partitions| merkle::leaf_of(key_hash(key), partitions));
+        Name { key: of_key, place: at, data_key: data_key(key), leaf, own }
     }
 
     /// Where a key is, as far as that is known: before there is a layout, nothing is lost but by a doubt, which is about all.
     fn leaf_of(&self, key: &[u8]) -> (Partition, Leaves) {
-        let (hash, partitions) = (key_hash(key), self.partitions.load(Ordering::Relaxed));
-        match partitions {
-            0 => (Partition(0), Leaves::NONE),
-            _ => (Partition::of(hash, partitions), [merkle::leaf_of(hash, partitions)].into_iter().collect()),
-        }
+        let hash = key_hash(key);
+        self.partitions.count().map_or((Partition(0), Leaves::NONE), |partitions| {
+            (Partition::of(hash, partitions), [merkle::leaf_of(hash, partitions)].into_iter().collect())
+        })
     }
 
     /// Reads, unless something of it is lost, or was lost while it was read.
@@ -915,8 +882,8 @@ impl Inner {
 
     /// Actors are given up by partition, so that both sides must mean the same one.
     fn assert_partition(&self, partition: Partition, key: &[u8]) {
-        let partitions = self.partitions.load(Ordering::Relaxed);
-        assert!(partitions == 0 || Partition::of(key_hash(key), partitions) == partition, "a key of another partition");
+        let is_of_it = |partitions| Partition::of(key_hash(key), partitions) == partition;
+        assert!(self.partitions.count().is_none_or(is_of_it), "a key of another partition");
     }
 
     fn is_tight(&self) -> bool {
@@ -945,229 +912,51 @@ impl Inner {
         NotApplied::Storage { node: self.node, why }
     }
 
-    fn draw_new_actor(&self, partition: Partition) {
-        lock(&self.minters).remove(&partition);
-    }
-
-    fn next_dot(&self, partition: Partition, held: &Record, cause: &Context) -> Dot {
-        let mut minters = lock(&self.minters);
-        if buggify!("replica: a new actor for no reason") {
-            minters.remove(&partition);
-        }
-        sometimes!(
-            "mint: an actor was drawn anew beside an earlier one",
-            !minters.contains_key(&partition) && held.context.actors().iter().any(|actor| actor.node == self.node)
-        );
-        let draw = || {
-            count(&self.counters.actors, 1);
-            Minter::new(Actor { node: self.node, incarnation: self.random.u64() })
-        };
-        let minter = minters.entry(partition).or_insert_with(draw);
-        if !minter.is_ahead_of(held, cause) {
-            sometimes!("mint: a context was ahead of its actor");
-            tracing::warn!(node = %self.node, %partition, actor = %minter.actor(),
-                "a context knows dots of this actor that it never minted; a new actor takes over");
-            *minter = draw();
-        }
-        minter.next_dot()
-    }
-
-    /// After an insert that failed: it may be there all the same, and then a retry of what it replaced must not be taken for
-    /// a new write. If it cannot be read back either, those operations are forgotten, as in a restart.
-    fn remember_if_there(
-        &self,
-        of_key: (Partition, u128),
-        place: &Place,
-        key: &[u8],
-        record: &Record,
-        dropped: Dropped,
-        now: Instant,
-    ) {
-        let Ok(Some(held)) = self.stored_at(place, key) else { return };
-        if held == *record {
-            self.remember(of_key, dropped, now);
-        }
-    }
-
-    /// Only after the data is written (rule V6).
-    fn remember(&self, of_key: (Partition, u128), dropped: Dropped, now: Instant) {
-        if !dropped.writes.is_empty() {
-            let mut operations = lock(&self.operations);
-            for (dot, op_id) in dropped.writes {
-                operations.remember(of_key, op_id, dot, now);
+    /// Counts and logs what happened in a transition.
+    fn tell_of(&self, partition: Partition, events: Vec<Event>) {
+        for event in events {
+            match event {
+                Event::ActorDrawn { beside_an_earlier_one } => {
+                    sometimes!("mint: an actor was drawn anew beside an earlier one", beside_an_earlier_one);
+                    count(&self.counters.actors, 1);
+                }
+                Event::ContextAhead(actor) => {
+                    sometimes!("mint: a context was ahead of its actor");
+                    tracing::warn!(node = %self.node, %partition, %actor,
+                        "a context knows dots of this actor that it never minted; a new actor takes over");
+                }
+                Event::ClaimDisputed { actor, kept } => {
+                    sometimes!("merge: a record was ahead of its actor");
+                    count(&self.counters.incidents, 1);
+                    tracing::error!(node = %self.node, %partition, %actor, kept,
+                        "another replica's record knows writes of this actor that it never minted: a context was made up, or this process's \
+                         memory was set back; the values in doubt are kept, and a new actor takes over");
+                }
+                Event::TwoValues(dots) => {
+                    count(&self.counters.incidents, dots.len() as u64);
+                    tracing::error!(node = %self.node, ?dots, "two values have the same dot; one of them is lost");
+                }
+                Event::OperationsEvicted(evicted) => self.operations_evicted(evicted),
             }
         }
-        if !dropped.incidents.is_empty() {
-            count(&self.counters.incidents, dropped.incidents.len() as u64);
-            tracing::error!(node = %self.node, dots = ?dropped.incidents, "two values have the same dot; one of them is lost");
-        }
+    }
+
+    fn operations_evicted(&self, evicted: u64) {
+        sometimes!("replica: forgot an operation before its time", evicted > 0);
+        count(&self.counters.operations_evicted, evicted);
     }
 }
 
-/// An insert that has begun: the actor is given up unless it is known how it ended, also when the engine panics.
+/// An insert that has begun: if the engine panics, nobody knows how it ended.
 struct InDoubt<'a> {
     inner: &'a Inner,
     partition: Partition,
-    place: &'a Place,
-    data_key: &'a [u8],
-}
-
-impl InDoubt<'_> {
-    /// It succeeded: the tree follows the data.
-    fn settled(self, old: Option<u128>, new: u128) {
-        if *self.place == Place::Data {
-            self.inner.trees.replaced(self.partition, self.data_key, old, Some(new));
-        }
-        std::mem::forget(self);
-    }
+    name: &'a Name,
 }
 
 impl Drop for InDoubt<'_> {
     fn drop(&mut self) {
-        self.inner.draw_new_actor(self.partition);
-        if *self.place == Place::Data {
-            self.inner.trees.doubt(self.partition, self.data_key);
-        }
-    }
-}
-
-/// What another record claims of an actor is disputed until the record that says so is written: see [`Inner::disputed`].
-struct Dispute<'a> {
-    inner: &'a Inner,
-    of_record: (Partition, u128),
-    /// The actor, if there is a dispute.
-    claimed: Option<Minter>,
-}
-
-impl Dispute<'_> {
-    /// It is written, or there is nothing to be written.
-    fn settled(&mut self) {
-        if self.claimed.take().is_some() {
-            lock(&self.inner.disputes).remove(&self.of_record);
-        }
-    }
-}
-
-impl Drop for Dispute<'_> {
-    fn drop(&mut self) {
-        let Some(claimed) = self.claimed.take() else { return };
-        let mut disputes = lock(&self.inner.disputes);
-        if disputes.len() >= DISPUTES_MAX {
-            disputes.pop_first();
-        }
-        disputes.insert(self.of_record, claimed);
-    }
-}
-
-/// More than there will ever be: each is an incident.
-const DISPUTES_MAX: usize = 1_024;
-
-/// Superseded operations and their dots (rule V6), for [`OPERATION_WINDOW`] each, oldest out first.
-#[derive(Debug)]
-struct Operations {
-    known: BTreeMap<(Partition, u128, OpId), Remembered>,
-    /// In the order in which they were remembered. What was forgotten in between is skipped by its number.
-    order: VecDeque<(u64, (Partition, u128, OpId))>,
-    next: u64,
-    evicted: u64,
-    /// When this node started: nothing is known of what it had minted before.
-    started: Instant,
-    /// Everything since then is known, but for what was [forgotten](Self::forget).
-    complete_since: Instant,
-    /// When something of a partition was forgotten; at most 65,536.
-    forgotten: BTreeMap<Partition, Instant>,
-}
-
-#[derive(Debug)]
-struct Remembered {
-    dot: Dot,
-    until: Instant,
-    number: u64,
-}
-
-impl Operations {
-    fn new(now: Instant) -> Self {
-        Self {
-            known: BTreeMap::new(),
-            order: VecDeque::new(),
-            next: 0,
-            evicted: 0,
-            started: now,
-            complete_since: now,
-            forgotten: BTreeMap::new(),
-        }
-    }
-
-    /// Whether an operation whose first attempt was sent so long ago would be known, had it been superseded here.
-    fn remembers_since(&self, partition: Partition, first_sent: Duration, now: Instant) -> bool {
-        let ago = first_sent.saturating_add(TRAVEL_MAX);
-        ago < OPERATION_WINDOW
-            && now.checked_sub(ago).is_some_and(|since| since >= self.complete_since)
-            && self.was_up_since(partition, first_sent, now)
-    }
-
-    /// Whether this node was up when the first attempt was sent, however long it took to arrive, and nothing of the partition was
-    /// forgotten since.
-    fn was_up_since(&self, partition: Partition, first_sent: Duration, now: Instant) -> bool {
-        let whole = |since| self.forgotten.get(&partition).is_none_or(|forgotten| since >= *forgotten);
-        let since = now.checked_sub(first_sent.saturating_add(TRAVEL_MAX));
-        since.is_some_and(|since| since >= self.started && whole(since))
-    }
-
-    fn of_key(partition: Partition, key: &[u8]) -> (Partition, u128) {
-        (partition, xxh3_128(key))
-    }
-
-    fn dot_of(&self, (partition, key): (Partition, u128), op_id: &OpId, now: Instant) -> Option<Dot> {
-        let remembered = self.known.get(&(partition, key, *op_id))?;
-        (now < remembered.until).then_some(remembered.dot)
-    }
-
-    fn remember(&mut self, (partition, key): (Partition, u128), op_id: OpId, dot: Dot, now: Instant) {
-        let entry = (partition, key, op_id);
-        if self.known.get(&entry).is_some_and(|known| now < known.until) {
-            return;
-        }
-        let number = self.next;
-        self.next += 1;
-        self.known.insert(entry, Remembered { dot, until: now + OPERATION_WINDOW, number });
-        self.order.push_back((number, entry));
-        let most = buggify!("replica: few superseded operations are remembered", OPERATIONS_MAX, 8);
-        while let Some((number, oldest)) = self.order.front() {
-            let current = self.known.get(oldest).filter(|known| known.number == *number);
-            let expired = current.is_none_or(|known| known.until <= now);
-            if !expired && self.order.len() <= most {
-                break;
-            }
-            if let Some(current) = current {
-                sometimes!("replica: forgot an operation before its time", !expired);
-                if !expired {
-                    self.evicted += 1;
-                    let remembered = current.until.checked_sub(OPERATION_WINDOW).unwrap_or(now);
-                    self.complete_since = self.complete_since.max(remembered);
-                }
-                self.known.remove(oldest);
-            }
-            self.order.pop_front();
-        }
-    }
-
-    /// The record of a key is gone, and with it what it held of operations.
-    fn forget_key(&mut self, (partition, key): (Partition, u128), now: Instant) {
-        self.forgotten.insert(partition, now);
-        self.forget((partition, key, OpId(0)), (partition, key, OpId(u128::MAX)));
-    }
-
-    fn forget_partition(&mut self, partition: Partition, now: Instant) {
-        self.forgotten.insert(partition, now);
-        self.forget((partition, 0, OpId(0)), (partition, u128::MAX, OpId(u128::MAX)));
-    }
-
-    fn forget(&mut self, from: (Partition, u128, OpId), to: (Partition, u128, OpId)) {
-        let entries: Vec<_> = self.known.range(from..=to).map(|(entry, _)| *entry).collect();
-        for entry in entries {
-            self.known.remove(&entry);
-        }
+        self.inner.insert_unknown(self.partition, self.name, There::Unknown, self.inner.partitions.now());
     }
 }
 
@@ -1178,6 +967,7 @@ struct Counters {
     merged: AtomicU64,
     unchanged: AtomicU64,
     actors: AtomicU64,
+    operations_evicted: AtomicU64,
     corrupt: AtomicU64,
     incidents: AtomicU64,
     hints_kept: AtomicU64,
@@ -1206,14 +996,6 @@ fn check_len(what: &str, got: usize, limit: usize) -> Result<(), NotApplied> {
         return Ok(());
     }
     Err(NotApplied::TooLarge { what: what.into(), limit: limit as u64, got: got as u64 })
-}
-
-/// What a record that lies somewhere is called in the set of corrupt ones.
-fn at(partition: Partition, place: &Place, key: &[u8]) -> (Partition, u128) {
-    match place {
-        Place::Data => Operations::of_key(partition, key),
-        Place::Hint { target, .. } => (partition, xxh3_128(&hints::hint_key(*target, key))),
-    }
 }
 
 /// The digest of a record, if there is one.
@@ -1247,22 +1029,11 @@ const STRIPES: usize = 1024;
 const RECORD_LEN_MAX: usize = 16 << 20;
 /// A page of a partition ends when it passes this; one record more still fits a peer's frame of 112 MiB.
 pub const PAGE_BYTES: usize = 4 << 20;
-/// How long a retry is on its way at most, after it was said how long ago the first attempt was sent: the longest silence that a
-/// connection outlives.
-pub(crate) const TRAVEL_MAX: Duration = Duration::from_secs(30);
-/// How long a superseded operation is remembered. Clients give up at half of it.
-const OPERATION_WINDOW: Duration = Duration::from_secs(600);
-/// How many superseded operations are remembered: about 60 MB. That is the whole window at 430 overwrites a second, and 26
-/// seconds at 10,000, when a client's retries end after about a second by default.
-const OPERATIONS_MAX: usize = 1 << 18;
 /// What the hints of a node may take, in bytes of keys and values: a million writes of 1 KiB, an hour at 300 a second for one
 /// node that is down. Past it a fallback refuses, and is not counted; nothing is dropped.
 pub const HINT_BYTES_MAX: u64 = 1 << 30;
 /// How often a read is repeated because something was lost, somewhere, while it was under way.
 const LOOKS_MAX: u32 = 4;
-/// How many corrupt records are known one by one, about 4 MB. Beyond it each look at another one counts as a loss of its own, so that
-/// a disk with more of them gives up its actors and begins its recovery again and again: it serves nothing wrong, and needs replacing.
-const CORRUPT_MAX: usize = 1 << 16;
 
 #[cfg(test)]
 #[path = "replica_test.rs"]

@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::*;
 use crate::by_hand::{data_key, record};
-use crate::recovery::Doubt;
+use crate::recovery::{Doubt, Reason};
 use crate::store::{Durability, MemoryStore, Stats, Writes};
+use quorate_core::version::Actor;
 
 const P: Partition = Partition(0);
 
@@ -275,7 +276,7 @@ async fn after_an_insert_that_failed_nobody_knows_the_sum_of_its_leaf() {
     one.replica.rebuild(P).await.expect("readable");
     *lock(&one.store.inserts) = Inserts::FailedAndThere;
     one.put("k", 1, &Context::new()).await.expect_err("failed");
-    assert_eq!(one.replica.trees().unknown(P), one.leaf("k"));
+    assert_eq!(one.replica.partitions().unknown(P), one.leaf("k"));
 }
 
 #[tokio::test]
@@ -333,14 +334,14 @@ async fn the_sum_of_a_leaf_is_in_doubt_when_a_corrupt_record_is_found_and_when_i
     one.replica.rebuild(P).await.expect("readable");
     one.rot("k");
     one.replica.read(&key("k")).await.expect_err("corrupt");
-    assert_eq!(one.replica.trees().unknown(P), one.leaf("k"));
+    assert_eq!(one.replica.partitions().unknown(P), one.leaf("k"));
     one.replica.rebuild(P).await.expect("readable");
-    assert!(one.replica.trees().unknown(P).is_empty());
+    assert!(one.replica.partitions().unknown(P).is_empty());
     one.merge("k", &record(1, "v")).await;
-    assert_eq!(one.replica.trees().unknown(P), one.leaf("k"));
+    assert_eq!(one.replica.partitions().unknown(P), one.leaf("k"));
     one.merge("k", &record(2, "w")).await;
     one.replica.rebuild(P).await.expect("readable");
-    assert!(one.replica.trees().unknown(P).is_empty());
+    assert!(one.replica.partitions().unknown(P).is_empty());
 }
 
 #[tokio::test]
@@ -467,47 +468,6 @@ async fn a_disk_that_was_set_back_has_lost_everything_durably() {
     assert_eq!(one.replica.recovery().reason(P, 9), Some(Reason::RolledBack));
 }
 
-#[test]
-fn an_operation_is_remembered_by_its_first_dot_for_its_window() {
-    let start = Instant::now();
-    let mut operations = Operations::new(start);
-    let dot = |counter| Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter };
-    operations.remember((P, 1), OpId(1), dot(1), start);
-    operations.remember((P, 1), OpId(1), dot(2), start + OPERATION_WINDOW / 2);
-    let last = start + OPERATION_WINDOW - Duration::from_nanos(1);
-    assert_eq!(operations.dot_of((P, 1), &OpId(1), last), Some(dot(1)));
-    let end = start + OPERATION_WINDOW;
-    assert_eq!(operations.dot_of((P, 1), &OpId(1), end), None);
-    operations.remember((P, 1), OpId(1), dot(3), end);
-    assert_eq!(operations.dot_of((P, 1), &OpId(1), end), Some(dot(3)));
-    // Whatever is over goes as soon as something else is remembered.
-    operations.remember((P, 1), OpId(2), dot(4), end + OPERATION_WINDOW);
-    assert_eq!((operations.known.len(), operations.order.len()), (1, 1));
-}
-
-#[test]
-fn what_is_forgotten_of_a_key_or_a_partition_is_all_of_it() {
-    let start = Instant::now();
-    let mut operations = Operations::new(start);
-    let dot = Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter: 1 };
-    let (one, two) = (Partition(1), Partition(2));
-    let least_and_most = [0, u128::MAX];
-    for (partition, key, op) in least_and_most.iter().flat_map(|key| least_and_most.map(|op| (one, *key, op))) {
-        operations.remember((partition, key), OpId(op), dot, start);
-        operations.remember((two, key), OpId(op), dot, start);
-    }
-    let now = start + TRAVEL_MAX + Duration::from_secs(100);
-    let remembers =
-        |operations: &Operations, partition| operations.remembers_since(partition, Duration::from_secs(90), now);
-    assert!(remembers(&operations, one) && remembers(&operations, two));
-    operations.forget_key((one, 0), start + Duration::from_secs(20));
-    assert_eq!(operations.known.len(), 6);
-    assert!(!remembers(&operations, one) && remembers(&operations, two));
-    operations.forget_partition(two, start + Duration::from_secs(20));
-    assert_eq!(operations.known.len(), 2);
-    assert!(!remembers(&operations, two));
-}
-
 #[tokio::test]
 async fn hints_are_counted_to_the_byte_and_bounded_by_it() {
     let one = setup(1);
@@ -626,13 +586,13 @@ async fn a_large_partition_is_summed_up_leaf_by_leaf_and_listed_to_its_end() {
     }
     let kept_in_step = setup(1);
     kept_in_step.replica.rebuild(P).await.expect("readable");
-    assert!(kept_in_step.replica.trees().unknown(P).is_empty());
+    assert!(kept_in_step.replica.partitions().unknown(P).is_empty());
     for number in 0..700 {
         kept_in_step.merge(&format!("key {number}"), &record(number, "v")).await;
     }
     one.replica.rebuild(P).await.expect("readable");
-    assert!(one.replica.trees().unknown(P).is_empty());
-    assert_eq!(one.replica.trees().root(P), kept_in_step.replica.trees().root(P));
+    assert!(one.replica.partitions().unknown(P).is_empty());
+    assert_eq!(one.replica.partitions().root(P), kept_in_step.replica.partitions().root(P));
     let (mut found, mut after) = (Vec::new(), None);
     loop {
         let (page, done) = one.replica.list(P, &Leaves::ALL, after.as_ref(), 64).await.expect("readable");

@@ -1,10 +1,13 @@
 //! The replica over a store in memory: mints, merges, limits, failures, and many writers at once.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::recovery::Doubt;
+use crate::recovery::{Doubt, Reason};
 use crate::store::{DiskReserve, Durability, MemoryStore, Space, Stats};
+use quorate_core::operations::{OPERATION_WINDOW, TRAVEL_MAX};
+use quorate_core::version::Actor;
 
 /// A map that fails when it is told to.
 #[derive(Debug, Default)]
@@ -516,26 +519,6 @@ async fn requests_that_are_given_up_do_not_break_the_lock() {
     assert_eq!(record.siblings.len() as u64, minted, "each mint that began is there exactly once");
 }
 
-#[test]
-fn remembered_operations_are_bounded_and_the_oldest_go_first() {
-    let (of_key, now) = ((P, 1), Instant::now());
-    let mut operations = Operations::new(now);
-    let dot = Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter: 1 };
-    for op in 0..OPERATIONS_MAX as u128 + 3 {
-        operations.remember(of_key, OpId(op), dot, now);
-    }
-    assert_eq!(
-        (operations.known.len(), operations.order.len(), operations.evicted),
-        (OPERATIONS_MAX, OPERATIONS_MAX, 3)
-    );
-    assert_eq!(operations.dot_of(of_key, &OpId(2), now), None);
-    assert_eq!(operations.dot_of(of_key, &OpId(3), now), Some(dot));
-    assert_eq!(operations.dot_of((P, 2), &OpId(3), now), None, "another key's");
-    operations.forget_key(of_key, now);
-    operations.remember(of_key, OpId(3), dot, now + OPERATION_WINDOW);
-    assert_eq!((operations.known.len(), operations.order.len(), operations.evicted), (1, 1, 3));
-}
-
 /// Found by life 390 of a swarm: a coordinator that had crashed minted a retry anew, and the first attempt, which had been
 /// replaced before the crash, stood beside its successor.
 #[tokio::test(start_paused = true)]
@@ -636,21 +619,6 @@ async fn a_retry_is_not_minted_over_a_lost_record_though_a_copy_of_it_has_no_new
     assert_eq!(retry().await.expect_err("it has news of this node"), MintError::Forgotten);
 }
 
-#[test]
-fn what_had_to_be_forgotten_for_want_of_room_is_not_taken_for_unknown() {
-    let start = Instant::now();
-    let mut operations = Operations::new(start);
-    let dot = Dot { actor: Actor { node: NodeId::new("n1").expect("legal"), incarnation: 1 }, counter: 1 };
-    let at = |seconds: u64| start + Duration::from_secs(seconds);
-    operations.remember((P, 1), OpId(1 << 64), dot, at(100));
-    for op in 0..OPERATIONS_MAX as u128 {
-        operations.remember((P, 1), OpId(op), dot, at(101));
-    }
-    let now = at(200);
-    let ago = |seconds: u64| now - TRAVEL_MAX - at(seconds);
-    assert!(operations.remembers_since(P, ago(100), now) && !operations.remembers_since(P, ago(99), now));
-}
-
 /// Found by the small world (`tests/small_world.rs`, seed 1119 of its first version).
 #[tokio::test]
 async fn what_a_failed_insert_replaced_is_remembered_if_it_was_replaced() {
@@ -706,7 +674,10 @@ async fn a_retry_whose_first_attempt_an_earlier_run_may_have_minted_is_unknown()
 async fn a_retry_that_only_the_memory_is_too_short_for_is_judged_by_the_record() {
     let one = over("a", &MemoryStore::new());
     tokio::time::advance(TRAVEL_MAX + Duration::from_secs(4)).await;
-    lock(&one.0.operations).complete_since = Instant::now();
+    let first = one.mint(P, &key("m"), OpId(8), Some(key("x")), Context::new()).await.expect("minted");
+    one.mint(P, &key("m"), OpId(9), Some(key("y")), first.context).await.expect("minted");
+    let evicted = one.partitions().with(P, |state, _| state.trim_operations(one.partitions().now(), 0));
+    assert_eq!((evicted, one.stats().operations), (1, 0));
     let late = |id| Operation { id: OpId(id), first_sent: Some(Duration::from_secs(3)) };
     let minted = one.mint(P, &key("k"), late(1), Some(key("x")), Context::new()).await.expect("nothing is missing");
     let blind = one.mint(P, &key("k"), late(2), Some(key("y")), Context::new()).await;

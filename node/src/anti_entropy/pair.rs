@@ -51,7 +51,7 @@ pub(super) struct Exchanged {
 impl Pair<'_> {
     /// Compares the trees down to the leaves.
     pub(super) async fn compare(&self) -> Result<Compared, String> {
-        let trees = self.desk.replica.trees();
+        let trees = self.desk.replica.partitions();
         let sums = |sums: Vec<Option<u128>>| sums.into_iter().map(|sum| sum.map(Sum)).collect();
         let request = HealRequest::Groups { partition: self.partition, groups: sums(trees.groups(self.partition)) };
         let HealReply::Groups { groups, recovering } = self.call(request).await? else { return Err(OTHER.into()) };
@@ -108,7 +108,7 @@ impl Pair<'_> {
     /// Tells the other one that the lists of some leaves are equal though the sums are not, and does the same here.
     pub(super) async fn recount(&self, leaves: &Leaves) -> Result<(), String> {
         sometimes!("anti-entropy: sums differed where lists were equal");
-        self.desk.replica.trees().forget(self.partition, leaves);
+        self.desk.replica.partitions().forget_sums(self.partition, leaves);
         let request = HealRequest::Recount { partition: self.partition, leaves: LeafSet(*leaves) };
         self.call(request).await.map(drop)
     }

@@ -40,7 +40,7 @@ impl Desk {
         timeout: Duration,
     ) -> Result<HealReply, NotApplied> {
         self.check(from, label, &request.partitions())?;
-        let trees = self.replica.trees();
+        let trees = self.replica.partitions();
         let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
         match request {
             HealRequest::Roots { roots } => {
@@ -78,7 +78,7 @@ impl Desk {
                 self.exchange(from, partition, offers, timeout).await
             }
             HealRequest::Recount { partition, leaves } => {
-                trees.forget(partition, &leaves.0);
+                trees.forget_sums(partition, &leaves.0);
                 Ok(HealReply::Recounting)
             }
         }

@@ -12,7 +12,7 @@ use quorate_wire::ids::{NodeId, OpId};
 use quorate_wire::sometimes;
 use tokio::time::Instant;
 
-use crate::replica::TRAVEL_MAX;
+use quorate_core::operations::TRAVEL_MAX;
 
 /// The newest errands of this node.
 #[derive(Debug)]

@@ -13,19 +13,13 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{HASH_LEN, Inner, PAGE_BYTES, Place, Replica, Unreadable, data_key, digest_of, stripe_of};
 use crate::beacons::Beacons;
-use crate::hash_trees::HashTrees;
 use crate::recovery::{Doubt, Facts, Lost, Reason, Recovery};
 use crate::store::{StoreError, Tree};
 use quorate_core::exchange::Listed;
-use quorate_core::merkle::{self, HashTree, LEAVES, Leaves};
+use quorate_core::merkle::{self, HashTree, LEAVES, Leaves, LiveTree};
 use quorate_core::record::Record;
 
 impl Replica {
-    /// The hash trees of its partitions.
-    pub fn trees(&self) -> &HashTrees {
-        &self.0.trees
-    }
-
     /// What it has lost.
     pub fn recovery(&self) -> &Recovery {
         &self.0.recovery
@@ -87,7 +81,7 @@ impl Replica {
     /// once the number of partitions is known and before anything is written.
     pub async fn load_trees(&self, boot: u64) -> usize {
         let inner = self.0.clone();
-        self.0.executor.run(move || inner.trees.load(&*inner.store, boot)).await
+        self.0.executor.run(move || inner.partitions.load_trees(&*inner.store, boot)).await
     }
 
     /// Refuses every write from here on, waits for those that have begun, and saves the trees for the next start.
@@ -100,7 +94,7 @@ impl Replica {
             drop(stripe.clone().lock_owned().await);
         }
         let inner = self.0.clone();
-        self.0.executor.run(move || inner.trees.save(&*inner.store, boot)).await
+        self.0.executor.run(move || inner.partitions.save_trees(&*inner.store, boot)).await
     }
 
     /// Sums up the unknown leaves of a partition from the data. Requests for its keys wait for one page at a time at most.
@@ -108,9 +102,9 @@ impl Replica {
     /// # Errors
     /// When the store cannot be read. A leaf that fell into doubt again and again is left unknown, which is no error.
     pub async fn rebuild(&self, partition: Partition) -> Result<(), NotApplied> {
-        let Some(partitions) = self.partitions() else { return Ok(()) };
+        let Some(partitions) = self.0.partitions.count() else { return Ok(()) };
         let _one = self.0.rebuild.lock().await;
-        let unknown = self.0.trees.unknown(partition);
+        let unknown = self.0.partitions.unknown(partition);
         if unknown.len() > WHOLE_FROM && self.rebuild_whole(partition, partitions).await? {
             sometimes!("hash trees: a partition was summed up at once");
             return Ok(());
@@ -139,7 +133,7 @@ impl Replica {
         limit: usize,
     ) -> Result<(Vec<Listed>, bool), NotApplied> {
         let inner = &self.0;
-        let partitions = self.partitions().ok_or_else(|| {
+        let partitions = inner.partitions.count().ok_or_else(|| {
             let why = "there is no layout yet".into();
             NotApplied::NotServing { node: inner.node, why }
         })?;
@@ -170,7 +164,7 @@ impl Replica {
     /// # Errors
     /// As [`list`](Self::list).
     pub(crate) async fn scrub(&self, partition: Partition, from: Option<Vec<u8>>) -> Result<Scrubbed, NotApplied> {
-        let Some(partitions) = self.partitions() else { return Ok(Scrubbed::default()) };
+        let Some(partitions) = self.0.partitions.count() else { return Ok(Scrubbed::default()) };
         let (first, to) = ranges(partition, &Leaves::ALL, partitions).remove(0);
         let (job, from) = (self.0.clone(), from.unwrap_or(first));
         let page = self.0.executor.run(move || job.digests(partition, &from, to.as_deref(), SCRUB_PAGE)).await?;
@@ -213,7 +207,7 @@ impl Replica {
             }
             let mut tree = HashTree::unknown();
             (0..=u8::MAX).zip(sums).for_each(|(leaf, sum)| tree.set(leaf, sum));
-            inner.trees.set_all(partition, tree);
+            inner.partitions.with(partition, |state, _| *state.tree_mut() = LiveTree::of(tree));
             Ok(true)
         };
         self.0.executor.run(job).await
@@ -229,11 +223,14 @@ impl Replica {
             let job = move || {
                 let _locks = locks;
                 let page = inner.digests(partition, &at, end.as_deref(), REBUILD_PAGE)?;
-                if begins {
-                    inner.trees.begin(partition, leaf, at);
-                }
                 let sum = page.entries.iter().fold(0u128, |sum, (_, digest)| sum.wrapping_add(*digest));
-                Ok((inner.trees.add_page(partition, leaf, sum, page.next.clone()), page.next))
+                let counted = inner.partitions.with(partition, |state, _| {
+                    if begins {
+                        state.tree_mut().begin(leaf, at);
+                    }
+                    state.tree_mut().add_page(leaf, sum, page.next.clone())
+                });
+                Ok((counted, page.next))
             };
             match self.0.executor.run(job).await? {
                 (true, Some(next)) => from = next,
@@ -252,10 +249,6 @@ impl Replica {
             locks.push(stripe.clone().lock_owned().await);
         }
         locks
-    }
-
-    fn partitions(&self) -> Option<u16> {
-        Some(self.0.partitions.load(Ordering::Relaxed)).filter(|partitions| *partitions > 0)
     }
 }
 
@@ -418,7 +411,7 @@ mod tests {
         for partition in (0..PARTITIONS).map(Partition) {
             replica.rebuild(partition).await.expect("readable");
         }
-        (0..PARTITIONS).map(|partition| replica.trees().root(Partition(partition))).collect()
+        (0..PARTITIONS).map(|partition| replica.partitions().root(Partition(partition))).collect()
     }
 
     /// What the data says, whatever the trees say.
@@ -434,7 +427,7 @@ mod tests {
         for i in 0..2000 {
             put(&one, i % 700, &i.to_string()).await;
         }
-        let kept: Vec<_> = (0..PARTITIONS).map(|partition| one.trees().root(Partition(partition))).collect();
+        let kept: Vec<_> = (0..PARTITIONS).map(|partition| one.partitions().root(Partition(partition))).collect();
         assert!(kept.iter().all(|root| root.is_some_and(|root| root != 0)));
         assert_eq!(kept, truth(&store).await);
     }
@@ -449,7 +442,7 @@ mod tests {
             put(&one, i, "first").await;
         }
         for partition in (0..PARTITIONS).map(Partition) {
-            one.trees().forget(partition, &Leaves::ALL);
+            one.partitions().forget_sums(partition, &Leaves::ALL);
         }
         let writer = one.clone();
         let writing = tokio::spawn(async move {
@@ -459,7 +452,7 @@ mod tests {
         });
         for _ in 0..3 {
             roots(&one).await;
-            one.trees().forget(Partition(3), &(0..40).collect());
+            one.partitions().forget_sums(Partition(3), &(0..40).collect());
         }
         writing.await.expect("no panic");
         assert_eq!(roots(&one).await, truth(&store).await);
@@ -508,7 +501,7 @@ mod tests {
         let record = one.held(partition, &key).await.expect("readable").expect("there");
         assert!(store.flip_bit(Tree::Data, &data_key(&key)));
         assert_eq!(one.held(partition, &key).await, Ok(None));
-        assert_eq!(one.trees().unknown(partition).len(), 1, "its leaf is in doubt");
+        assert_eq!(one.partitions().unknown(partition).len(), 1, "its leaf is in doubt");
         let without = roots(&one).await;
         let lost = whole[usize::from(partition.0)].map(|sum| sum.wrapping_sub(record.digest(&key)));
         assert_eq!(without[usize::from(partition.0)], lost);
@@ -578,7 +571,7 @@ mod tests {
         assert!(one.merge(partition(&key(1)), &key(1), record).await.is_err());
         let next = replica(&store, Executor::Inline);
         assert_eq!(next.load_trees(4).await, usize::from(PARTITIONS));
-        let taken: Vec<_> = (0..PARTITIONS).map(|partition| next.trees().root(Partition(partition))).collect();
+        let taken: Vec<_> = (0..PARTITIONS).map(|partition| next.partitions().root(Partition(partition))).collect();
         assert_eq!(taken, expected);
     }
 

@@ -13,20 +13,19 @@
 //! own record has all of it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, OpId, Partition, key_hash};
 use quorate_wire::{NotApplied, VALUE_LEN_MAX};
 use quorate_wire::{buggify, sometimes, story, tell};
-use tokio::time::Instant;
 
 use super::{
-    HASH_LEN, Inner, Merged, MintError, Minted, Operation, Operations, Place, Replica, Unreadable, Write, check_key,
-    check_len, count, lock,
+    HASH_LEN, Inner, Merged, MintError, Minted, Operation, Place, Replica, Unreadable, Write, check_key, check_len,
+    count, lock,
 };
 use crate::store::{StoreError, Tree};
+use quorate_core::partition::PartitionState;
 use quorate_core::record::Record;
 use quorate_core::version::Context;
 
@@ -158,8 +157,9 @@ impl Replica {
         if held.is_some_and(|record| !record.dots_of(&op_id).is_empty()) {
             return Ok(true);
         }
-        let of_key = Operations::of_key(partition, key);
-        Ok(lock(&self.0.operations).dot_of(of_key, &op_id, Instant::now()).is_some())
+        let (name, now) = (self.0.name(&Place::Data, key), self.0.partitions.now());
+        let superseded = |state: &PartitionState| state.operations().dot_of(name.key, &op_id, now);
+        Ok(self.0.partitions.look(partition, superseded).is_some())
     }
 
     /// A page of the hints for `target` after the key `after`: at most `limit` of them, ending with the one that passes
@@ -306,14 +306,8 @@ impl Inner {
         };
         sometimes!("hints: a damaged one was let go");
         self.tell_damaged(&why);
-        let partitions = self.partitions.load(Ordering::Relaxed);
-        if partitions > 0 {
-            // Rule V1: it may have been the only place of dots that were minted here.
-            let partition = Partition::of(key_hash(key), partitions);
-            self.draw_new_actor(partition);
-            let of_key = Operations::of_key(partition, key);
-            lock(&self.operations).forget_key(of_key, Instant::now());
-            lock(&self.corrupt).remove(&of_key);
+        if let Some(partitions) = self.partitions.count() {
+            self.hint_gone(Partition::of(key_hash(key), partitions), &place, key);
         }
         let stored = hint_key(target, key);
         self.store.remove(Tree::Hints, &stored).map_err(|error| {
@@ -322,6 +316,12 @@ impl Inner {
         })?;
         lock(&self.kept).remove(target, stored.len() as u64);
         Ok(())
+    }
+
+    /// Before a hint goes that may have been the only place of dots that were minted here (rule V1).
+    fn hint_gone(&self, partition: Partition, place: &Place, key: &[u8]) {
+        let (name, now) = (self.name(place, key), self.partitions.now());
+        self.partitions.with(partition, |state, _| state.hint_gone(&name.at(), now));
     }
 
     fn tell_damaged(&self, why: &str) {
@@ -380,9 +380,8 @@ impl Inner {
             return Ok(false);
         }
         if !owner {
-            sometimes!("hints: an actor went with one", lock(&self.minters).contains_key(&partition));
-            self.draw_new_actor(partition);
-            lock(&self.operations).forget_key(Operations::of_key(partition, key), Instant::now());
+            sometimes!("hints: an actor went with one", self.partitions.look(partition, |state| state.has_actor()));
+            self.hint_gone(partition, &place, key);
         }
         let bytes = self.raw(&place, key).ok().flatten().map_or(0, |value| value.len());
         let stored = hint_key(target, key);
