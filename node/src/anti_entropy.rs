@@ -41,7 +41,8 @@ use crate::peers::Peers;
 use crate::recovery::Reason;
 use crate::replica::Replica;
 use crate::supervise;
-use quorate_core::merkle::{self, Leaves};
+use quorate_core::merkle;
+use quorate_core::partition::{Differs, PartitionState};
 
 /// How a node compares itself with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,7 +288,6 @@ impl AntiEntropy {
 
 /// The background task of the passes.
 async fn run(desk: Arc<Desk>) {
-    let mut before: Differed = BTreeMap::new();
     loop {
         let began = Instant::now();
         let mut pace = desk.config.interval;
@@ -303,7 +303,7 @@ async fn run(desk: Arc<Desk>) {
                 run
             };
             if run {
-                desk.pass(&current, &mut before).await;
+                desk.pass(&current).await;
                 desk.state().running = false;
             }
         } else {
@@ -320,9 +320,6 @@ async fn run(desk: Arc<Desk>) {
         }
     }
 }
-
-/// The leaves that differed in the pass before.
-type Differed = BTreeMap<(NodeId, Partition), Leaves>;
 
 impl Desk {
     fn new(parts: Parts) -> Self {
@@ -356,7 +353,7 @@ impl Desk {
     }
 
     /// One pass over everything that this node initiates.
-    async fn pass(&self, current: &Arc<Current>, before: &mut Differed) {
+    async fn pass(&self, current: &Arc<Current>) {
         {
             let mut state = self.state();
             state.pass += 1;
@@ -379,7 +376,7 @@ impl Desk {
                     return;
                 }
                 let began = Instant::now();
-                if let Err(why) = self.compare(current, peer, partitions, before).await {
+                if let Err(why) = self.compare(current, peer, partitions).await {
                     whole = false;
                     self.counters.add(&self.counters.failed, 1);
                     tracing::debug!(%peer, "not compared: {why}");
@@ -394,13 +391,7 @@ impl Desk {
     }
 
     /// Compares some partitions with one peer, and exchanges what differs for the second time.
-    async fn compare(
-        &self,
-        current: &Arc<Current>,
-        peer: NodeId,
-        partitions: &[Partition],
-        before: &mut Differed,
-    ) -> Result<(), String> {
+    async fn compare(&self, current: &Arc<Current>, peer: NodeId, partitions: &[Partition]) -> Result<(), String> {
         let root = |partition: &Partition| (*partition, self.replica.partitions().root(*partition).map(Sum));
         let request = HealRequest::Roots { roots: partitions.iter().map(root).collect() };
         let version = current.layout.version;
@@ -421,12 +412,12 @@ impl Desk {
         let mut failed = Ok(());
         for partition in partitions {
             if !differ.contains(partition) {
-                before.remove(&(peer, *partition));
+                self.replica.partitions().with(*partition, |state, _| state.equals(peer));
                 continue;
             }
             let began = Instant::now();
             let pair = Pair { desk: self, current, peer, partition: *partition, paced: true };
-            if let Err(why) = self.repair(&pair, before).await {
+            if let Err(why) = self.repair(&pair).await {
                 failed = Err(format!("partition {partition}: {why}"));
             }
             pause(began).await;
@@ -435,12 +426,11 @@ impl Desk {
     }
 
     /// Looks closer at a partition that differs.
-    async fn repair(&self, pair: &Pair<'_>, before: &mut Differed) -> Result<(), String> {
+    async fn repair(&self, pair: &Pair<'_>) -> Result<(), String> {
         let compared = pair.compare().await?;
-        let at = (pair.peer, pair.partition);
-        let last = before.insert(at, compared.differ).unwrap_or(Leaves::NONE);
-        let lasting = compared.differ.and(&last);
-        sometimes!("anti-entropy: a difference did not last", !last.without(&compared.differ).is_empty());
+        let differs = |state: &mut PartitionState, _| state.differs(pair.peer, compared.differ);
+        let Differs { lasting, gone } = self.replica.partitions().with(pair.partition, differs);
+        sometimes!("anti-entropy: a difference did not last", !gone.is_empty());
         if lasting.is_empty() {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use quorate_wire::ids::Partition;
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, data_key, key_in, record};
 use crate::store::Tree;
-use quorate_core::merkle::InTree;
+use quorate_core::merkle::{InTree, Leaves};
 
 const PARTITION: Partition = Partition(1);
 
@@ -121,21 +121,21 @@ fn all_partitions(node: &Node) -> impl Iterator<Item = Partition> {
 }
 
 /// One pass of each node, by turns.
-async fn pass(nodes: &[Node], before: &mut [Differed]) {
-    for (node, before) in nodes.iter().zip(before) {
-        node.anti_entropy.desk.pass(&node.current, before).await;
+async fn pass(nodes: &[Node]) {
+    for node in nodes {
+        node.anti_entropy.desk.pass(&node.current).await;
     }
 }
 
-/// Three nodes whose trees are all known, and what each remembers of its pass before.
-async fn three() -> (Vec<Node>, [Differed; 3]) {
+/// Three nodes whose trees are all known.
+async fn three() -> Vec<Node> {
     let nodes = by_hand::start(Kind::of(3)).await;
     for node in &nodes {
         node.anti_entropy.desk.rebuild(&node.current).await;
         assert!(all_partitions(node).all(|partition| node.replica.partitions().unknown(partition).is_empty()));
         assert_eq!(node.anti_entropy.report().rebuild_left, 0);
     }
-    (nodes, Default::default())
+    nodes
 }
 
 fn sum(nodes: &[Node], of: fn(&RepairReport) -> u64) -> u64 {
@@ -144,19 +144,19 @@ fn sum(nodes: &[Node], of: fn(&RepairReport) -> u64) -> u64 {
 
 #[tokio::test]
 async fn a_difference_that_lasts_two_passes_is_gone_and_is_counted() {
-    let (nodes, mut before) = three().await;
+    let nodes = three().await;
     let (key, other) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], Partition(2), 0));
     let (one, two) = (record(1, "one"), record(2, "two"));
     nodes[0].hold(&key, &one).await;
     nodes[1].hold(&key, &two).await;
     nodes[2].hold(&other, &one).await;
-    pass(&nodes, &mut before).await;
+    pass(&nodes).await;
     assert_eq!(nodes[2].held(&key).await, None, "it may be on its way");
     // Each pair compares each of the four partitions once.
     assert_eq!((sum(&nodes, |report| report.compared), sum(&nodes, |report| report.unknown)), (12, 0));
     assert_eq!(sum(&nodes, |report| report.differing), 5, "three pairs in one partition, two in the other one");
     assert_eq!(sum(&nodes, |report| report.bytes_sent + report.bytes_received + report.bytes_listed), 0);
-    pass(&nodes, &mut before).await;
+    pass(&nodes).await;
     let mut both = one.clone();
     both.merge(&two, &|_| false);
     for node in &nodes {
@@ -171,9 +171,12 @@ async fn a_difference_that_lasts_two_passes_is_gone_and_is_counted() {
     assert!(sum(&nodes, |report| report.bytes_sent) > 0 && sum(&nodes, |report| report.bytes_received) > 0);
     let entry = (key.len() + 20) as u64;
     assert!(sum(&nodes, |report| report.bytes_listed) >= 2 * entry);
-    pass(&nodes, &mut before).await;
+    pass(&nodes).await;
     assert_eq!(sum(&nodes, |report| report.differing), 0);
-    assert!(before.iter().all(BTreeMap::is_empty), "what is equal again is forgotten");
+    let differing = |node: &Node| {
+        node.replica.partitions().look_at_all(|_, state| state.differing().count()).into_iter().sum::<usize>()
+    };
+    assert!(nodes.iter().all(|node| differing(node) == 0), "what is equal again is forgotten");
     for name in ["repair_failed", "recovering_partitions", "repair_differing"] {
         let samples = nodes[0].anti_entropy.samples();
         assert_eq!(samples.iter().find(|sample| sample.full_name() == name).expect("there").value, 0, "{name}");
@@ -182,14 +185,14 @@ async fn a_difference_that_lasts_two_passes_is_gone_and_is_counted() {
 
 #[tokio::test]
 async fn what_one_side_has_not_summed_up_is_no_difference_and_whom_one_cannot_ask_makes_the_pass_no_whole_one() {
-    let (nodes, mut before) = three().await;
+    let nodes = three().await;
     nodes[2].replica.partitions().forget_sums(PARTITION, &Leaves::ALL);
-    pass(&nodes, &mut before).await;
+    pass(&nodes).await;
     assert_eq!((sum(&nodes, |report| report.unknown), sum(&nodes, |report| report.differing)), (2, 0));
     nodes[2].is(Manner::Refuses);
-    for (node, before) in nodes.iter().zip(&mut before) {
+    for node in &nodes {
         node.anti_entropy.desk.state().last_pass = None;
-        node.anti_entropy.desk.pass(&node.current, before).await;
+        node.anti_entropy.desk.pass(&node.current).await;
     }
     let failed = |node: &Node| node.anti_entropy.desk.counters.failed.load(Ordering::Relaxed);
     assert_eq!([failed(&nodes[0]), failed(&nodes[1]), failed(&nodes[2])], [1, 1, 0]);
@@ -197,16 +200,16 @@ async fn what_one_side_has_not_summed_up_is_no_difference_and_whom_one_cannot_as
     assert_eq!([whole(&nodes[0]), whole(&nodes[1]), whole(&nodes[2])], [false, false, true]);
     // Whoever is believed down is not asked at all.
     nodes[0].believes_down(&[nodes[2].id]);
-    nodes[0].anti_entropy.desk.pass(&nodes[0].current, &mut before[0]).await;
+    nodes[0].anti_entropy.desk.pass(&nodes[0].current).await;
     assert_eq!((failed(&nodes[0]), whole(&nodes[0])), (1, false));
 }
 
 #[tokio::test]
 async fn a_paused_pass_asks_nobody() {
-    let (nodes, mut before) = three().await;
+    let nodes = three().await;
     let status = nodes[0].anti_entropy.command(RepairCommand::Pause);
     assert!(status.paused && status.enabled);
-    nodes[0].anti_entropy.desk.pass(&nodes[0].current, &mut before[0]).await;
+    nodes[0].anti_entropy.desk.pass(&nodes[0].current).await;
     assert_eq!(nodes[0].anti_entropy.report().compared, 0);
     assert!(!nodes[1].asked().iter().any(|(_, body)| matches!(body, PeerBody::Heal { .. })));
     assert!(!nodes[0].anti_entropy.command(RepairCommand::Resume).paused);
@@ -219,7 +222,7 @@ async fn a_paused_pass_asks_nobody() {
 
 #[tokio::test]
 async fn sums_that_differ_over_equal_lists_are_made_anew() {
-    let (nodes, mut before) = three().await;
+    let nodes = three().await;
     let key = key_in(&nodes[0], PARTITION, 0);
     for node in &nodes {
         node.hold(&key, &record(1, "one")).await;
@@ -229,7 +232,7 @@ async fn sums_that_differ_over_equal_lists_are_made_anew() {
         state.tree_mut().replaced(InTree { leaf, data_key: &at }, None, Some(5));
     });
     for _ in 0..2 {
-        pass(&nodes, &mut before).await;
+        pass(&nodes).await;
     }
     let unknown = |node: &Node| node.replica.partitions().unknown(PARTITION).len();
     assert_eq!(unknown(&nodes[0]), 1);
@@ -237,13 +240,13 @@ async fn sums_that_differ_over_equal_lists_are_made_anew() {
     for node in &nodes {
         node.anti_entropy.desk.rebuild(&node.current).await;
     }
-    pass(&nodes, &mut before).await;
+    pass(&nodes).await;
     assert_eq!((sum(&nodes, |report| report.differing), sum(&nodes, |report| report.unknown)), (0, 0));
 }
 
 #[tokio::test]
 async fn many_and_large_records_are_exchanged_in_parts() {
-    let (nodes, _) = three().await;
+    let nodes = three().await;
     for number in 0..600 {
         let value = "v".repeat(if number < 40 { 100_000 } else { 10 });
         let held = record(number, &value);
@@ -264,7 +267,7 @@ async fn many_and_large_records_are_exchanged_in_parts() {
 
 #[tokio::test]
 async fn a_recovering_node_takes_what_comes_for_wiped_and_a_corrupt_record_for_corrupt() {
-    let (nodes, _) = three().await;
+    let nodes = three().await;
     let (key, held) = (key_in(&nodes[0], PARTITION, 0), record(1, "one"));
     nodes[1].hold(&key, &held).await;
     lose_all(&nodes[0]);

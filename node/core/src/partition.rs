@@ -6,6 +6,7 @@
 //!   operations   which operations were superseded, for ten minutes                rule  V6
 //!   corrupt      records that are known to be corrupt and were not replaced yet
 //!   tree         the sums that owners compare, as far as they are known
+//!   differed     the leaves in which an owner differed when it was last compared with
 //!   losses       the leaves that are lost, and who has made up for them           see core::losses
 //! ```
 //!
@@ -51,6 +52,8 @@ pub struct PartitionState {
     /// By place: a loss is noted once for each corrupt record, not at every look.
     corrupt: BTreeSet<u128>,
     tree: LiveTree,
+    /// By owner: the leaves in which it differed when it was last compared with.
+    differed: BTreeMap<NodeId, Leaves>,
     losses: Losses,
 }
 
@@ -157,6 +160,15 @@ pub struct Found {
     pub note: Option<Note>,
     /// Its leaf was being recovered already: that begins anew.
     pub again: bool,
+}
+
+/// What a comparison with another owner says beside the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Differs {
+    /// The leaves that differed then, too: no write that is on its way.
+    pub lasting: Leaves,
+    /// Those that differ no more.
+    pub gone: Leaves,
 }
 
 /// What happened in a transition, for metrics and the log. The data does not depend on it.
@@ -417,6 +429,24 @@ impl PartitionState {
                 None
             }
         }
+    }
+
+    // Comparisons with other owners.
+
+    /// An owner was found to hold the same.
+    pub fn equals(&mut self, owner: NodeId) {
+        self.differed.remove(&owner);
+    }
+
+    /// An owner was found to differ in these leaves.
+    pub fn differs(&mut self, owner: NodeId, leaves: Leaves) -> Differs {
+        let before = self.differed.insert(owner, leaves).unwrap_or(Leaves::NONE);
+        Differs { lasting: leaves.and(&before), gone: before.without(&leaves) }
+    }
+
+    /// The owners that differed when they were last compared with.
+    pub fn differing(&self) -> impl Iterator<Item = NodeId> {
+        self.differed.keys().copied()
     }
 
     // The parts.

@@ -582,6 +582,20 @@ fn a_disputed_claim_stays_disputed_until_its_merge_is_written() {
 }
 
 #[test]
+fn a_difference_lasts_when_it_was_there_the_last_time() {
+    let mut state = PartitionState::default();
+    let (one, other) = (me(), NodeId::new("n2").expect("legal"));
+    let leaves = |some: &[u8]| some.iter().copied().collect::<Leaves>();
+    let differs = |lasting: &[u8], gone: &[u8]| Differs { lasting: leaves(lasting), gone: leaves(gone) };
+    assert_eq!(state.differs(one, leaves(&[1, 2])), differs(&[], &[]));
+    assert_eq!(state.differs(other, leaves(&[2])), differs(&[], &[]), "another owner's");
+    assert_eq!(state.differs(one, leaves(&[2, 3])), differs(&[2], &[1]));
+    assert_eq!(state.differing().collect::<Vec<_>>(), [one, other]);
+    state.equals(one);
+    assert_eq!(state.differs(one, leaves(&[2, 3])), differs(&[], &[]));
+}
+
+#[test]
 fn an_actor_that_a_context_is_ahead_of_mints_no_more() {
     let (mut state, record) = with_everything();
     let actor = record.siblings.keys().next().expect("one").actor;
