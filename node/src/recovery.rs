@@ -325,8 +325,8 @@ impl Recovery {
 
     /// How it stands; nothing if every partition is served, at least to reads [above the floor](Reading::AboveFloor).
     pub fn progress(&self) -> Option<Progress> {
-        let Notes { total, since } = *self.noting().notes;
-        let left = self.left();
+        let noting = self.noting();
+        let (left, Notes { total, since }) = (self.left(), *noting.notes);
         Some(Progress { reason: left.iter().copied().max()?, left: left.len() as u32, total, since: since? })
     }
 
