@@ -1,4 +1,5 @@
-//! Every short history of one key, played on the real records, contexts and mint rules, beside a plain causal model.
+//! Every short history of one key, played on the real records, contexts, mint rules and memory of operations, beside a plain causal
+//! model.
 //!
 //! The model knows writes and who had seen what when writing: a set of operations for each replica and, for each operation,
 //! the set of those before it. What a replica has to show is then a one-liner: the operations that it has heard of, without
@@ -23,17 +24,20 @@
 //!
 //! For each rule there is a world that leaves it out, in which the explorer must find a violation.
 //!
-//! Out of scope: memory that is full or older than the window (`replica` evicts it: that is a restart's loss of memory), an
-//! operation id that is used again for another write, and dots given to two values (a record's test).
+//! Out of scope: memory that is full or older than the window (`core::operations` evicts it: that is a restart's loss of memory), an
+//! operation id that is used again for another write, and dots given to two values (a record's test). A step takes longer than a
+//! retry may travel, and all steps together less than the window.
 //!
 //! `QUORATE_MODEL_DEPTH=8 cargo test --release -p quorate-core --test record_model` looks further, as do
 //! `QUORATE_MODEL_FAULTS` and `QUORATE_MODEL_WRITES`.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quorate_core::mint::{self, Minter};
+use quorate_core::operations::{OPERATION_WINDOW, Operations, TRAVEL_MAX};
 use quorate_core::record::Record;
 use quorate_core::version::{Actor, Context, Dot};
 use quorate_wire::codec::Blob;
@@ -141,19 +145,30 @@ struct Replica {
     synced: Arc<Copy>,
     minter: Option<Minter>,
     drawn: u64,
-    remembered: BTreeMap<OpId, Dot>,
+    operations: Operations,
+    /// When it started last.
+    started: Duration,
     /// What it has minted since it last lost its memory.
     minted: Ops,
-    /// What was asked for before it last lost its memory.
-    forgotten: Ops,
+}
+
+/// A write whose reply was lost, and which is retried.
+#[derive(Clone, Debug)]
+struct Pending {
+    op: u8,
+    delete: bool,
+    cause: Arc<Seen>,
+    /// Who was asked first, and when.
+    asked: usize,
+    at: Duration,
 }
 
 #[derive(Clone, Debug)]
 struct State {
     replicas: Vec<Replica>,
     session: Arc<Seen>,
-    /// A write whose reply was lost: its operation, whether it is a delete, its cause, and who was asked.
-    pending: Option<(u8, bool, Arc<Seen>, usize)>,
+    now: Duration,
+    pending: Option<Pending>,
     messages: Vec<Arc<Copy>>,
     /// For each operation, those before it.
     before: Vec<Ops>,
@@ -179,8 +194,29 @@ impl Seen {
 }
 
 impl Replica {
-    fn remembered_ops(&self) -> Ops {
-        self.remembered.keys().fold(0, |ops, op_id| ops | 1 << op_id.0)
+    /// What it takes for the time: since its start.
+    fn clock(&self, now: Duration) -> Duration {
+        now - self.started
+    }
+
+    fn remembers(&self, op_id: &OpId, now: Duration) -> Option<Dot> {
+        self.operations.dot_of(KEY_HASH, op_id, self.clock(now))
+    }
+
+    fn remember(&mut self, dropped: &[(Dot, OpId)], now: Duration) {
+        let now = self.clock(now);
+        for (dot, op_id) in dropped {
+            self.operations.remember(KEY_HASH, *op_id, *dot, now, Ops::BITS as usize);
+        }
+    }
+
+    /// Those of the operations so far that it remembers as superseded.
+    fn remembered_ops(&self, now: Duration) -> Ops {
+        if self.operations.is_empty() {
+            return 0;
+        }
+        let known = |op: &usize| self.remembers(&OpId(*op as u128), now).is_some();
+        (0..Ops::BITS as usize).filter(known).fold(0, |ops, op| ops | 1 << op)
     }
 }
 
@@ -192,13 +228,14 @@ impl State {
             synced: nothing,
             minter: None,
             drawn: 0,
-            remembered: BTreeMap::new(),
+            operations: Operations::default(),
+            started: Duration::ZERO,
             minted: 0,
-            forgotten: 0,
         };
         Self {
             replicas: vec![replica; replicas],
             session: Seen::new(Context::new(), 0),
+            now: STEP,
             pending: None,
             messages: Vec::new(),
             before: Vec::new(),
@@ -214,6 +251,11 @@ impl State {
     fn live(&self, heard_of: Ops) -> Ops {
         let superseded = bits(heard_of).fold(0, |all, op| all | self.before[op]);
         heard_of & !superseded & !self.deletes
+    }
+
+    /// Whether a replica may have lost the memory of a write since it was first asked for.
+    fn may_have_forgotten(&self, replica: &Replica, pending: &Pending) -> bool {
+        !replica.operations.remembers_since(self.now - pending.at, replica.clock(self.now))
     }
 
     /// Operations that have more than one dot.
@@ -235,12 +277,11 @@ impl State {
                 self.pending = None;
             }
         }
-        let pending: Ops = self.pending.as_ref().map_or(0, |(op, ..)| 1 << op);
+        let pending: Ops = self.pending.as_ref().map_or(0, |pending| 1 << pending.op);
         let faults_over = self.faults == scope.faults;
         for replica in &mut self.replicas {
             if writes_over {
                 replica.minted &= pending;
-                replica.forgotten &= pending;
             }
             if faults_over {
                 replica.synced = replica.copy.clone();
@@ -258,19 +299,23 @@ impl State {
         for replica in &self.replicas {
             put(&replica.copy.hash.to_be_bytes());
             put(&replica.synced.hash.to_be_bytes());
-            put(&[replica.drawn as u8, replica.minter.is_some().into(), replica.remembered.len() as u8]);
+            let remembered: Vec<_> = (0..self.before.len() as u8)
+                .filter_map(|op| replica.remembers(&OpId(op.into()), self.now).map(|of| (op, of)))
+                .collect();
+            put(&[replica.drawn as u8, replica.minter.is_some().into(), remembered.len() as u8]);
             if let Some(minter) = &replica.minter {
                 put(&dot(&minter.clone().next_dot()));
             }
-            for (op_id, of) in &replica.remembered {
-                put(&[op_id.0 as u8]);
+            for (op, of) in &remembered {
+                put(&[*op]);
                 put(&dot(of));
             }
             put(&replica.minted.to_be_bytes());
-            put(&replica.forgotten.to_be_bytes());
+            // Of all times only this makes a difference: whatever is asked for from now on is asked for after all that was forgotten.
+            put(&[self.pending.as_ref().is_some_and(|pending| self.may_have_forgotten(replica, pending)).into()]);
         }
         put(&self.session.hash.to_be_bytes());
-        if let Some((op, delete, cause, asked)) = &self.pending {
+        if let Some(Pending { op, delete, cause, asked, .. }) = &self.pending {
             put(&[*op, u8::from(*delete), *asked as u8]);
             put(&cause.hash.to_be_bytes());
         }
@@ -319,7 +364,7 @@ impl World {
             if state.before.len() < scope.writes {
                 self.writes(state, at, &mut steps);
             }
-            if state.pending.as_ref().is_some_and(|(.., asked)| scope.retries_anywhere || *asked == at) {
+            if state.pending.as_ref().is_some_and(|pending| scope.retries_anywhere || pending.asked == at) {
                 steps.push(Step::Retry { at, session: false });
                 if state.before.len() < scope.writes {
                     steps.push(Step::Retry { at, session: true });
@@ -392,6 +437,8 @@ impl World {
     /// Takes a step. `Err`: the model is violated.
     fn take(&self, state: &State, step: Step) -> Result<State, String> {
         let mut next = state.clone();
+        next.now += STEP;
+        let now = next.now;
         let changed = match step {
             Step::Write { at, cause, delete, reply } => {
                 let Some(cause) = self.cause(&next, at, cause) else { return Ok(next) };
@@ -400,17 +447,18 @@ impl World {
                 next.deletes |= Ops::from(delete) << op;
                 if reply == Reply::Lost {
                     next.lost_replies += 1;
-                    next.pending = Some((op as u8, delete, cause.clone(), at));
+                    next.pending = Some(Pending { op: op as u8, delete, cause: cause.clone(), asked: at, at: now });
                 }
                 self.coordinate(&mut next, at, op, delete, &cause, reply)?;
                 at
             }
             Step::Retry { at, session } => {
-                let (op, delete, cause, _) = next.pending.clone().expect("only then is it a step");
+                let pending = next.pending.clone().expect("only then is it a step");
                 let reply = if session { Reply::ToSession } else { Reply::ToOther };
-                if self.is_refused(&next.replicas[at], op, delete) {
+                if self.is_refused(&next, &next.replicas[at], &pending) {
                     return Ok(next);
                 }
+                let Pending { op, delete, cause, .. } = pending;
                 self.coordinate(&mut next, at, usize::from(op), delete, &cause, reply)?;
                 at
             }
@@ -421,17 +469,17 @@ impl World {
             }
             Step::Deliver { message, to } => {
                 let message = next.messages[message].clone();
-                self.merge(&mut next.replicas[to], &message);
+                self.merge(&mut next.replicas[to], &message, now);
                 to
             }
             Step::Exchange { from, to } => {
                 let copy = next.replicas[from].copy.clone();
-                self.merge(&mut next.replicas[to], &copy);
+                self.merge(&mut next.replicas[to], &copy, now);
                 to
             }
             Step::HandOff { from, to } => {
                 let copy = next.replicas[from].copy.clone();
-                self.merge(&mut next.replicas[to], &copy);
+                self.merge(&mut next.replicas[to], &copy, now);
                 self.lose(&mut next, from, self.without != Without::V1NewActorAfterHandOff);
                 to
             }
@@ -441,11 +489,10 @@ impl World {
             }
             Step::Restart { at } => {
                 next.faults += 1;
-                let asked_for = (1 << next.before.len()) - 1;
                 let replica = &mut next.replicas[at];
-                replica.forgotten = asked_for;
                 replica.copy = replica.synced.clone();
-                replica.remembered.clear();
+                replica.operations = Operations::default();
+                replica.started = now;
                 replica.minted = 0;
                 replica.minter = None;
                 if self.without == Without::V1NewActorAfterRestart {
@@ -458,7 +505,8 @@ impl World {
                 let cause = if session { &next.session.context } else { &replica.copy.record.context };
                 if self.without == Without::V6RememberAfterTheWrite {
                     let covered = replica.copy.record.siblings.iter().filter(|(dot, _)| cause.covers(dot));
-                    replica.remembered.extend(covered.map(|(dot, sibling)| (sibling.op_id, *dot)));
+                    let covered: Vec<_> = covered.map(|(dot, sibling)| (*dot, sibling.op_id)).collect();
+                    replica.remember(&covered, now);
                 }
                 at
             }
@@ -478,10 +526,10 @@ impl World {
             _ => return false,
         };
         let replica = &state.replicas[to];
-        let merged = self.merged(replica, from);
+        let merged = self.merged(replica, from, state.now);
         merged.copy.hash == replica.copy.hash
             && replica.synced.hash == replica.copy.hash
-            && merged.dropped.iter().all(|(_, op_id)| replica.remembered.contains_key(op_id))
+            && merged.dropped.iter().all(|(_, op_id)| replica.remembers(op_id, state.now).is_some())
     }
 
     /// The step was a merge that changed nothing, or the like: there is nothing new to check.
@@ -489,7 +537,7 @@ impl World {
         let mut pairs = before.replicas.iter().zip(&after.replicas);
         before.dots.len() == after.dots.len()
             && before.before.len() == after.before.len()
-            && pairs.all(|(a, b)| a.copy.hash == b.copy.hash && a.remembered.len() == b.remembered.len())
+            && pairs.all(|(a, b)| a.copy.hash == b.copy.hash && a.operations.len() == b.operations.len())
     }
 
     fn cause(&self, state: &State, at: usize, cause: Cause) -> Option<Arc<Seen>> {
@@ -523,10 +571,11 @@ impl World {
 
     /// Whether the answer to a retry is "unknown", and nothing is done: it is not known here, and may have been before the memory of
     /// the replica was lost. A retried delete leaves nothing that could come back.
-    fn is_refused(&self, replica: &Replica, op: u8, delete: bool) -> bool {
-        let op_id = OpId(op.into());
-        let known = !replica.copy.record.dots_of(&op_id).is_empty() || replica.remembered.contains_key(&op_id);
-        !known && !delete && replica.forgotten & (1 << op) != 0 && self.without != Without::V6UnknownIfForgotten
+    fn is_refused(&self, state: &State, replica: &Replica, pending: &Pending) -> bool {
+        let op_id = OpId(pending.op.into());
+        let known = !replica.copy.record.dots_of(&op_id).is_empty() || replica.remembers(&op_id, state.now).is_some();
+        let forgotten = || state.may_have_forgotten(replica, pending);
+        !known && !pending.delete && forgotten() && self.without != Without::V6UnknownIfForgotten
     }
 
     /// What `replica` does under the key's lock, with the same pure functions.
@@ -540,14 +589,14 @@ impl World {
         reply: Reply,
     ) -> Result<(), String> {
         let op_id = OpId(op as u128);
-        let replica = &mut state.replicas[at];
+        let replica = &state.replicas[at];
         let mut looked_in = replica.copy.record.clone();
         if self.without == Without::V6LookAmongSiblings {
             looked_in.siblings.clear();
         }
         let remembered = |op_id: &OpId| match self.without {
             Without::V6LookAmongSuperseded => None,
-            _ => replica.remembered.get(op_id).copied(),
+            _ => replica.remembers(op_id, state.now),
         };
         let mut context = match mint::repeated(&looked_in, &op_id, &cause.context, remembered) {
             Some(repeated) => repeated.context,
@@ -611,7 +660,7 @@ impl World {
         let heard_of = replica.copy.heard_of | cause.ops | 1 << op;
         let heard_alone = cause.ops | 1 << op;
         replica.copy = Copy::new(record, heard_of);
-        replica.remembered.extend(dropped.iter().map(|(dot, op_id)| (*op_id, *dot)));
+        replica.remember(&dropped, state.now);
         let mut sent = replica.copy.clone();
         match self.without {
             // A mint at a node that does not hold the record: it sends the value and the writer's context only, with the
@@ -646,21 +695,22 @@ impl World {
         Ok(context)
     }
 
-    fn merge(&self, replica: &mut Replica, other: &Copy) {
-        let merged = self.merged(replica, other);
+    fn merge(&self, replica: &mut Replica, other: &Copy, now: Duration) {
+        let merged = self.merged(replica, other, now);
         replica.copy = merged.copy.clone();
         replica.synced = merged.copy.clone();
-        replica.remembered.extend(merged.dropped.iter().map(|(dot, op_id)| (*op_id, *dot)));
+        replica.remember(&merged.dropped, now);
     }
 
-    fn merged(&self, replica: &Replica, other: &Copy) -> Arc<MergedCopy> {
-        let both = (replica.copy.hash, other.hash, replica.remembered_ops());
+    fn merged(&self, replica: &Replica, other: &Copy, now: Duration) -> Arc<MergedCopy> {
+        let superseded = replica.remembered_ops(now);
+        let both = (replica.copy.hash, other.hash, superseded);
         if let Some(known) = self.merges.borrow().get(&both) {
             return known.clone();
         }
         let mut record = replica.copy.record.clone();
         let remembered =
-            |op_id: &OpId| self.without != Without::V6MergeDropsSuperseded && replica.remembered.contains_key(op_id);
+            |op_id: &OpId| self.without != Without::V6MergeDropsSuperseded && superseded & (1 << op_id.0) != 0;
         let dropped = match self.without {
             Without::V3CoveredDotsGo => {
                 record.siblings.extend(other.record.siblings.clone());
@@ -688,9 +738,7 @@ impl World {
     fn lose(&self, state: &mut State, at: usize, give_up: bool) {
         state.faults += 1;
         let nothing = Copy::new(Record::default(), 0);
-        let asked_for = (1 << state.before.len()) - 1;
         let replica = &mut state.replicas[at];
-        replica.forgotten = asked_for;
         replica.synced = nothing.clone();
         replica.copy = nothing;
         replica.minted = 0;
@@ -698,7 +746,7 @@ impl World {
             replica.minter = None;
         }
         if self.without != Without::V6MemoryGoesWithTheCopy {
-            replica.remembered.clear();
+            replica.operations.forget_key(KEY_HASH, replica.clock(state.now));
         }
     }
 
@@ -709,7 +757,7 @@ impl World {
                 continue;
             }
             let extra = self.compare(state, &replica.copy, &replica.copy, || format!("n{at}"))?;
-            if extra & replica.remembered_ops() != 0 {
+            if extra & replica.remembered_ops(state.now) != 0 {
                 return Err(format!("n{at} remembers that {extra:b} is superseded, and shows it"));
             }
         }
@@ -767,7 +815,7 @@ impl World {
             for from in 0..replicas.len() {
                 for to in (0..replicas.len()).filter(|to| *to != from) {
                     let copy = replicas[from].copy.clone();
-                    self.merge(&mut replicas[to], &copy);
+                    self.merge(&mut replicas[to], &copy, state.now);
                 }
             }
             if replicas.iter().map(|replica| replica.copy.hash).eq(before) {
@@ -785,6 +833,8 @@ impl World {
 
 /// Takes every step from every state. Returns how many states there are, or the story of a violation.
 fn explore(world: &World) -> Result<usize, String> {
+    let ends = STEP * (world.scope.depth as u32 + 1) + TRAVEL_MAX;
+    assert!(ends < OPERATION_WINDOW, "a history of {} steps outlasts the memory of operations", world.scope.depth);
     let mut bytes = Vec::new();
     let mut visited = HashSet::new();
     // How each state of the frontier was reached: an index into `paths`, whose entries name the one before.
@@ -830,6 +880,10 @@ fn bits(ops: Ops) -> impl Iterator<Item = usize> {
 
 const CLUSTER: ClusterId = ClusterId(1);
 const KEY: &[u8] = b"key";
+/// What operations are remembered by.
+const KEY_HASH: u128 = 1;
+/// How long a step takes: a retry that was sent before it has arrived when it is over.
+const STEP: Duration = TRAVEL_MAX.saturating_add(Duration::from_secs(1));
 
 /// A number from the environment, to look further than a test run has time for.
 fn or(variable: &str, default: usize) -> usize {

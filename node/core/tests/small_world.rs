@@ -1,4 +1,4 @@
-//! A small world: the pure core alone - records, mint rules, `Put`, `Get`, the ring - with coordinators, replicas and clients
+//! A small world: the pure core alone - records, partitions, `Put`, `Get`, the ring - with coordinators, replicas and clients
 //! around it that are values in one event queue on virtual time. No network, no tasks, no clock: thousands of lives a second.
 //!
 //! A life is a function of its seed: how many nodes, R and W, how bad the network is (delay, loss, duplication, reordering,
@@ -8,7 +8,8 @@
 //!
 //! What is checked, each with the moment in which it is:
 //! - a request has one reply, and ends (always);
-//! - no dot names two operations; a coordinator that remembers mints an operation once (at each mint);
+//! - no dot names two operations; no coordinator mints an operation for a retry when it has minted it before, whatever it has forgotten
+//!   (at each mint; a first attempt that comes after its own retry says nothing of that);
 //! - a read shows each operation once, and none beside a successor; with R + W > N it has seen every write that was
 //!   acknowledged before it began (at each read);
 //! - an operation that was refused is never seen; an acknowledged one is there at the end or was replaced by one that is; no
@@ -22,14 +23,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use quorate_core::get::{Get, GetAction};
-use quorate_core::mint::{self, Minter};
+use quorate_core::partition::{Asked, Change, CopyKind, Judgement, PartitionState, RecordAt, There};
 use quorate_core::put::{Put, PutAction, StandIns};
 use quorate_core::quorum::Said;
-use quorate_core::record::{Dropped, Record};
+use quorate_core::record::Record;
 use quorate_core::ring::{Ring, RingMember};
-use quorate_core::version::{Actor, Context, Dot};
+use quorate_core::version::{Context, Dot};
 use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, OpId, Partition};
@@ -39,7 +41,7 @@ use quorate_wire::{Failure, NotApplied};
 #[test]
 fn nothing_goes_wrong_in_any_life() {
     let mut sum = Tally::default();
-    for seed in seeds(if cfg!(debug_assertions) { 400 } else { 10_000 }) {
+    for seed in seeds(if cfg!(debug_assertions) { 4_000 } else { 10_000 }) {
         match live(seed, Bug::None) {
             Ok(tally) => sum.add(&tally),
             Err(why) => {
@@ -62,7 +64,7 @@ fn the_same_seed_is_the_same_life() {
 #[test]
 fn a_bug_in_the_world_is_noticed() {
     for bug in Bug::ALL {
-        let noticed = (0..3000).find(|seed| live(*seed, bug).is_err());
+        let noticed = (0..20_000).find(|seed| live(*seed, bug).is_err());
         assert!(noticed.is_some(), "{bug:?} was not noticed");
     }
 }
@@ -107,7 +109,7 @@ impl Bug {
 struct Tally(BTreeMap<&'static str, u64>);
 
 impl Tally {
-    const ALL: [&str; 15] = [
+    const ALL: [&str; 17] = [
         "write acknowledged",
         "write refused",
         "write unknown",
@@ -117,6 +119,8 @@ impl Tally {
         "retry acknowledged",
         "retry found the first dot",
         "retry took a second dot",
+        "retry of what may be forgotten",
+        "a first attempt came after its retry",
         "crash",
         "crash lost data",
         "insert unknown",
@@ -219,9 +223,10 @@ struct Node {
     /// What the running sync brings to the disk, and how many inserts that are.
     syncing: Option<(u64, BTreeMap<Key, Record>)>,
     waiters: Vec<(u64, Waiter)>,
-    minters: BTreeMap<Partition, Minter>,
-    remembered: BTreeMap<(Key, OpId), Dot>,
-    /// Puts that it has minted and has not lost the memory of.
+    partitions: BTreeMap<Partition, PartitionState>,
+    /// When it started last.
+    started: Time,
+    /// Puts that it has minted in any of its lives.
     minted: BTreeSet<OpId>,
     running: BTreeMap<u64, Running>,
 }
@@ -244,6 +249,8 @@ struct Write {
     op_id: OpId,
     delete: bool,
     cause: Context,
+    /// In a retry: how long ago the first attempt was sent.
+    first_sent: Option<Duration>,
 }
 
 /// Whom to answer.
@@ -337,7 +344,7 @@ impl World {
             random: random.clone(),
             plan,
             ring: ring(count),
-            now: 0,
+            now: BEGINNING,
             queue: BTreeMap::new(),
             submitted: 0,
             requests: 0,
@@ -414,9 +421,12 @@ impl World {
             if lucky && let Some((_, snapshot)) = node.syncing.take() {
                 node.disk = snapshot;
             }
-            let minters = if keeps_actor { std::mem::take(&mut node.minters) } else { BTreeMap::new() };
+            let partitions = if keeps_actor { std::mem::take(&mut node.partitions) } else { BTreeMap::new() };
+            let started = if keeps_actor { node.started } else { self.now };
             let (id, life, disk) = (node.id, node.life + 1, std::mem::take(&mut node.disk));
-            *node = Node { up: false, life, store: disk.clone(), disk, minters, ..Node::new(id) };
+            let minted = std::mem::take(&mut node.minted);
+            let store = disk.clone();
+            *node = Node { up: false, life, store, disk, partitions, started, minted, ..Node::new(id) };
             self.after_about(20_000, Event::Restart { node: at });
         }
         if self.clients_at_work() {
@@ -439,7 +449,7 @@ impl World {
             let op_id = OpId(self.random.u128());
             let op = Op { key, delete, cause: cause.clone(), dots: Vec::new(), acknowledged: None, refused: false };
             self.ops.insert(op_id, op);
-            Write { key, op_id, delete, cause }
+            Write { key, op_id, delete, cause, first_sent: None }
         });
         let begun = self.now;
         let at = self.primary(key);
@@ -454,8 +464,9 @@ impl World {
         current.attempt = attempt;
         current.tries += 1;
         let (to, key, asker) = (current.at, current.key, Asker { client, attempt });
+        let first_sent = (current.tries > 1).then(|| Duration::from_micros(self.now - current.begun));
         let message = match current.write.clone() {
-            Some(write) => Message::Write { asker, write },
+            Some(write) => Message::Write { asker, write: Write { first_sent, ..write } },
             None => Message::Read { asker, key },
         };
         // A stream delivers once or not at all: a request that comes twice is made twice.
@@ -540,8 +551,10 @@ impl World {
 
     fn handle(&mut self, at: usize, message: Message) -> Result<(), String> {
         if self.chance(self.plan.forgets) {
-            self.nodes[at].remembered.clear();
-            self.nodes[at].minted.clear();
+            let now = self.clock(at);
+            for state in self.nodes[at].partitions.values_mut() {
+                state.trim_operations(now, 0);
+            }
         }
         match message {
             Message::Write { asker, write } => {
@@ -674,26 +687,28 @@ impl World {
         let Some(Running::Put { write, .. }) = self.nodes[at].running.get(&request) else {
             return Err(format!("the put {request} ended before its mint"));
         };
-        let Write { key, op_id, delete, cause } = write.clone();
+        let Write { key, op_id, delete, cause, first_sent } = write.clone();
         let (full, unknown) = (self.chance(self.plan.full), self.chance(self.plan.unknown));
-        let (bug, partition) = (self.bug, self.partition(key));
+        let (bug, partition, clock) = (self.bug, self.partition(key), self.clock(at));
         let (there, incarnation) = (self.chance(500), self.random.u64());
         let node = &mut self.nodes[at];
         let held = node.store.get(&key).cloned().unwrap_or_default();
-        let remembered = |op_id: &OpId| node.remembered.get(&(key, *op_id)).copied();
-        let first = mint::repeated(&held, &op_id, &cause, remembered).filter(|_| bug != Bug::RetryIsANewWrite);
-        let (record, context, changed) = match first {
-            Some(first) => {
+        let state = node.partitions.entry(partition).or_default();
+        let asked = Asked { op_id, first_sent, delete, cause: &cause };
+        let judged = match bug {
+            Bug::RetryIsANewWrite => Judgement::New,
+            _ => state.judge(node.id, &record_at(key), &asked, &held, false, clock),
+        };
+        let (record, context, changed) = match judged {
+            Judgement::Repeated(first) => {
                 self.tally.note("retry found the first dot");
                 (held, first.context, false)
             }
-            None => {
-                let draw = || Minter::new(Actor { node: node.id, incarnation });
-                let minter = node.minters.entry(partition).or_insert_with(draw);
-                if !minter.is_ahead_of(&held, &cause) && bug != Bug::ActorKeptOverARestart {
-                    *minter = draw();
-                }
-                let dot = minter.next_dot();
+            Judgement::Forgotten => {
+                self.tally.note("retry of what may be forgotten");
+                return self.mint_unknown(at, request, "it may be forgotten");
+            }
+            Judgement::New => {
                 let cause = match bug {
                     Bug::ContextDroppedByThePut if !delete => Context::new(),
                     Bug::DeleteForgetsTheContext if delete => Context::new(),
@@ -701,7 +716,8 @@ impl World {
                     _ => cause,
                 };
                 let value = (!delete).then(|| Blob::copy_from(&op_id.0.to_be_bytes()));
-                let fresh = mint::mint(held, dot, op_id, value, &cause);
+                let minting = state.mint(node.id, held, op_id, value, &cause, &mut || incarnation);
+                let (dot, fresh) = (minting.dot, minting.fresh);
                 if full && bug != Bug::DiskFullAfterTheInsert {
                     return self.mint_refused(at, request);
                 }
@@ -715,7 +731,10 @@ impl World {
                         return Err(format!("{dot} is the name of {op_id} and of {other}"));
                     }
                     if !delete && !node.minted.insert(op_id) {
-                        return Err(format!("{} has minted {op_id} before, and remembers", node.id));
+                        if first_sent.is_some() {
+                            return Err(format!("{} has minted {op_id} before", node.id));
+                        }
+                        self.tally.note("a first attempt came after its retry");
                     }
                     let op = self.ops.get_mut(&op_id).expect("every write is known");
                     op.dots.push(dot);
@@ -727,20 +746,15 @@ impl World {
                     return self.mint_refused(at, request);
                 }
                 if unknown {
-                    // Nobody knows what this actor has minted: it is given up. What was replaced is remembered if the
-                    // record shows that it was; memory must be neither ahead of the data nor behind.
-                    node.minters.remove(&partition);
-                    if is_there && bug != Bug::FailedInsertNotLookedAt {
-                        node.remember(key, fresh.dropped);
-                    }
-                    self.tally.note("insert unknown");
-                    let Some(Running::Put { put, .. }) = self.nodes[at].running.get_mut(&request) else {
-                        return Ok(());
+                    let there = match is_there && bug != Bug::FailedInsertNotLookedAt {
+                        true => There::Yes(fresh.dropped),
+                        false => There::No,
                     };
-                    let actions = put.on_mint_unknown("the insert failed".into());
-                    return self.perform_put(at, request, actions);
+                    state.insert_unknown(&record_at(key), there, clock, OPERATIONS);
+                    self.tally.note("insert unknown");
+                    return self.mint_unknown(at, request, "the insert failed");
                 }
-                node.remember(key, fresh.dropped);
+                state.written(&record_at(key), Change::Replaced(None, None), fresh.dropped, clock, OPERATIONS);
                 (fresh.record, fresh.context, true)
             }
         };
@@ -751,6 +765,12 @@ impl World {
             actions.remove(own);
             self.wait(at, Waiter::Own { request, changed });
         }
+        self.perform_put(at, request, actions)
+    }
+
+    fn mint_unknown(&mut self, at: usize, request: u64, why: &str) -> Result<(), String> {
+        let Some(Running::Put { put, .. }) = self.nodes[at].running.get_mut(&request) else { return Ok(()) };
+        let actions = put.on_mint_unknown(why.into());
         self.perform_put(at, request, actions)
     }
 
@@ -765,22 +785,25 @@ impl World {
         if self.chance(self.plan.full) {
             return Err("the disk is full".into());
         }
-        let bug = self.bug;
+        let (bug, partition, clock, random) = (self.bug, self.partition(key), self.clock(at), self.random.clone());
         let node = &mut self.nodes[at];
-        let mut record = node.store.get(&key).cloned().unwrap_or_default();
-        let (dropped, changed) = mint::merge(&mut record, other, &|op_id| node.remembered.contains_key(&(key, *op_id)));
-        if let Some(dot) = dropped.incidents.first() {
+        let held = node.store.get(&key).cloned().unwrap_or_default();
+        let state = node.partitions.entry(partition).or_default();
+        let merging = state.merge(node.id, &record_at(key), held, other, clock, &mut || random.u64());
+        if let Some(dot) = merging.dropped.incidents.first() {
             return Err(format!("two values have the dot {dot}"));
         }
-        if bug == Bug::ReplicaOverwrites {
-            record = other.clone();
+        if merging.disputed {
+            return Err("a record knows dots that its actor has not minted".into());
         }
-        if changed {
+        let record = if bug == Bug::ReplicaOverwrites { other.clone() } else { merging.record };
+        if merging.changed {
             node.store.insert(key, record);
             node.written += 1;
         }
-        node.remember(key, dropped);
-        Ok(changed)
+        let change = if merging.changed { Change::Replaced(None, None) } else { Change::Nothing };
+        state.written(&record_at(key), change, merging.dropped, clock, OPERATIONS);
+        Ok(merging.changed)
     }
 
     /// Waits for a sync that covers everything that is written now.
@@ -1122,6 +1145,11 @@ impl World {
         }
     }
 
+    /// What a node takes for the time: since its start.
+    fn clock(&self, at: usize) -> Duration {
+        Duration::from_micros(self.now - self.nodes[at].started)
+    }
+
     fn clients_at_work(&self) -> bool {
         self.clients.iter().any(|client| client.left > 0 || client.current.is_some())
     }
@@ -1142,16 +1170,10 @@ impl Node {
             written: 0,
             syncing: None,
             waiters: Vec::new(),
-            minters: BTreeMap::new(),
-            remembered: BTreeMap::new(),
+            partitions: BTreeMap::new(),
+            started: 0,
             minted: BTreeSet::new(),
             running: BTreeMap::new(),
-        }
-    }
-
-    fn remember(&mut self, key: Key, dropped: Dropped) {
-        for (dot, op_id) in dropped.writes {
-            self.remembered.entry((key, op_id)).or_insert(dot);
         }
     }
 }
@@ -1162,6 +1184,11 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
         (Some(seed), _) => seed..seed + 1,
         (None, lives) => 0..lives.unwrap_or(count),
     }
+}
+
+/// Nobody asks for hash trees here.
+fn record_at(key: Key) -> RecordAt<'static> {
+    RecordAt { key: key.into(), place: key.into(), copy: CopyKind::Own(None) }
 }
 
 fn op_of(value: &Blob) -> OpId {
@@ -1185,6 +1212,10 @@ fn ring(count: usize) -> &'static Ring {
 const SEED: &str = "QUORATE_WORLD_SEED";
 const LIVES: &str = "QUORATE_WORLD_LIVES";
 
+/// Nodes have been up for some time when a life begins: longer than a retry may travel.
+const BEGINNING: Time = 60_000_000;
+/// Room for all superseded operations of a life.
+const OPERATIONS: usize = 1_000;
 /// A coordinator answers after this, whatever it has.
 const REQUEST_TIME: Time = 12_000;
 /// A replica's answer is waited for so long, and up to twice as long: past the request's end.
