@@ -277,6 +277,9 @@ async fn superseded_operations_are_forgotten_after_the_window() {
     tokio::time::advance(OPERATION_WINDOW - Duration::from_secs(1)).await;
     assert!(one.put(1, "a", &Context::new()).await.expect("known").repeated);
     tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(one.replica.stats().operations, 1);
+    one.replica.trim_operations();
+    assert_eq!((one.replica.stats().operations, one.replica.stats().operations_evicted), (0, 0));
     assert!(!one.put(1, "a", &Context::new()).await.expect("minted anew").repeated);
 }
 
