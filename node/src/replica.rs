@@ -37,6 +37,7 @@ use crate::store::room::Level;
 use crate::store::{Committer, DiskRoom, Executor, Store, StoreError, Ticket, Tree};
 use quorate_core::context_keys::sealed_len;
 use quorate_core::merkle::{self, InTree, Leaves};
+use quorate_core::mint::Repeated;
 use quorate_core::partition::{self, Asked, Change, Event, Found, Judgement, Merging, RecordAt, There};
 use quorate_core::record::{Dropped, Record};
 use quorate_core::version::{Context, Dot};
@@ -538,22 +539,7 @@ impl Inner {
             |state: &partition::PartitionState| state.judge(self.node, &name.at(), &asked, &held, in_doubt, now);
         match self.partitions.look(partition, judge) {
             Judgement::New => {}
-            Judgement::Repeated(repeated) => {
-                count(&self.counters.repeated, 1);
-                sometimes!("mint: a retry returned the first dot", held.siblings.contains_key(&repeated.dot));
-                sometimes!("mint: a retry found its operation superseded", !held.siblings.contains_key(&repeated.dot));
-                sometimes!("mint: a retry of another coordinator's write", repeated.dot.actor.node != self.node);
-                tell!(act = "repeats", key = %story::text(&key), node = %self.node, %op_id, dot = %repeated.dot,
-                    holds = names(&held));
-                return Ok(Minted {
-                    dot: repeated.dot,
-                    record: held,
-                    context: repeated.context,
-                    replaced: 0,
-                    repeated: true,
-                    ticket: self.committer.ticket_unchanged(),
-                });
-            }
+            Judgement::Repeated(repeated) => return Ok(self.repeated(&key, op_id, held, repeated)),
             Judgement::Forgotten => {
                 sometimes!("mint: a retry of what this node would not remember");
                 return Err(MintError::Forgotten);
@@ -619,6 +605,17 @@ impl Inner {
             repeated: false,
             ticket: self.committer.ticket(),
         })
+    }
+
+    fn repeated(&self, key: &[u8], op_id: OpId, held: Record, repeated: Repeated) -> Minted {
+        let Repeated { dot, context } = repeated;
+        count(&self.counters.repeated, 1);
+        sometimes!("mint: a retry returned the first dot", held.siblings.contains_key(&dot));
+        sometimes!("mint: a retry found its operation superseded", !held.siblings.contains_key(&dot));
+        sometimes!("mint: a retry of another coordinator's write", dot.actor.node != self.node);
+        tell!(act = "repeats", key = %story::text(key), node = %self.node, %op_id, %dot, holds = names(&held));
+        let ticket = self.committer.ticket_unchanged();
+        Minted { dot, record: held, context, replaced: 0, repeated: true, ticket }
     }
 
     fn merge(
