@@ -88,7 +88,7 @@ impl Partitions {
         Some(self.0.count.load(Ordering::Relaxed)).filter(|count| *count > 0)
     }
 
-    /// How long ago the states began: what they take for the time.
+    /// The time as the states count it: since they began.
     pub fn now(&self) -> Duration {
         self.0.started.elapsed()
     }
@@ -266,10 +266,10 @@ const FORMAT: u8 = 1;
 /// Partitions whose states are found by one look-up, and how many such look-ups there are: 65,536 partitions in all.
 const CHUNK: usize = 256;
 const CHUNKS: usize = 256;
-/// How many superseded operations are remembered on a node: about 60 MB. That is the whole window at 430 overwrites a second, and 26
-/// seconds at 10,000, when a client's retries end after about a second by default.
+/// How many superseded operations are remembered on a node: about 60 MB. That is the whole window at 430 overwrites a second, and 13 to
+/// 26 seconds at 10,000, when a client's retries end after about a second by default.
 const OPERATIONS_MAX: usize = 1 << 18;
-/// How many of them are shared out to all partitions evenly, when others have taken all the room: 15 MB more at most.
+/// How many more are shared out evenly, so that each partition may remember some when others have taken all the room: 15 MB at most.
 const OPERATIONS_SHARED_OUT: usize = 1 << 16;
 /// How many corrupt records are known one by one, about 4 MB. Beyond it each look at another one counts as a loss of its own, so that
 /// a disk with more of them gives up its actors and begins its recovery again and again: it serves nothing wrong, and needs replacing.

@@ -16,15 +16,16 @@
 //! which the shell holds around all of them.
 //!
 //! ```text
-//!   a mint    judge ─ New ─> mint ─> the insert ─┬─ succeeded ──> written
-//!   a merge                  merge ─> the insert ─┴─ who knows ──> insert_unknown
+//!   a mint    judge ── New ──> mint  ─┬─> the store's insert ─┬─ succeeded ──> written
+//!   a merge                    merge ─┘                       └─ failed ─────> insert_unknown
 //!   a loss    found_corrupt, replace_corrupt, hint_gone, lost, removed: each of them is `lose`
 //! ```
 //!
-//! Laws, which the property test below plays against arbitrary sequences of transitions:
+//! Laws, which a property test checks over arbitrary sequences of transitions:
 //! - an actor that has minted before a loss never mints after it (rule V1);
-//! - an operation that is remembered, or may have been forgotten, is never minted anew (rule V6);
-//! - a leaf of the tree that claims to be known is the sum of the records that lie there.
+//! - an operation that is remembered, or may have been forgotten, is not minted anew for a retry (rule V6; a delete may be, as it leaves
+//!   no value);
+//! - a known leaf of the tree is the sum of the records that lie there.
 //!
 //! Layout changes will add what belongs here and nowhere else: a fence against writes of older layouts, whether the partition is
 //! complete, what is being pushed to its next owners, and a clock of the partition.
@@ -64,11 +65,11 @@ pub struct RecordAt<'a> {
     pub key: u128,
     /// A hash of where the record lies: one for the node's own copy, another one for each hint of the key.
     pub place: u128,
-    /// What it is.
+    /// Whose copy it is.
     pub copy: CopyKind<'a>,
 }
 
-/// Whose copy of a record lies there.
+/// Whose copy a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyKind<'a> {
     /// This node's own. Where it is in the hash tree is known once there is a layout.
@@ -93,7 +94,7 @@ pub struct Asked<'a> {
 /// What a coordinator does about a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
-    /// It was minted already: nothing is.
+    /// It was minted already, and is not minted again.
     Repeated(Repeated),
     /// It may have been minted and replaced, and that may have been forgotten: nothing is minted, and the answer is "unknown".
     Forgotten,
@@ -119,7 +120,7 @@ pub struct Merging {
     pub record: Record,
     /// What is to be remembered once the record is written.
     pub dropped: Dropped,
-    /// The record is another one now.
+    /// The record differs from the one that was held.
     pub changed: bool,
     /// Values that live on under new dots, because the other record's claim to have replaced them is disputed.
     pub renamed: Vec<Dot>,
@@ -138,7 +139,7 @@ pub enum Change {
     Replaced(Option<u128>, Option<u128>),
     /// A record took the place of one that could not be read.
     ReplacedCorrupt,
-    /// The record was what it had to be.
+    /// There was nothing to insert.
     Nothing,
 }
 
@@ -165,7 +166,7 @@ pub struct Found {
 /// What a comparison with another owner says beside the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Differs {
-    /// The leaves that differed then, too: no write that is on its way.
+    /// The leaves that differed the last time, too: it is not a write that is on its way.
     pub lasting: Leaves,
     /// Those that differ no more.
     pub gone: Leaves,
@@ -194,7 +195,7 @@ pub enum Event {
     OperationsEvicted(u64),
 }
 
-/// What is lost or goes.
+/// What a loss is about.
 enum Gone<'a> {
     /// A record that cannot be read, or a hint.
     Record(&'a RecordAt<'a>),
@@ -313,8 +314,8 @@ impl PartitionState {
         merging
     }
 
-    /// The record of a mint or a merge is written, or was what it had to be: the tree follows the data, and what was dropped is
-    /// remembered (rule V6: only now). `most` operations are remembered.
+    /// The record of a mint or a merge is written, or there was nothing to write: the tree follows the data, and what was dropped is
+    /// remembered (rule V6: only now), up to `most` operations in all.
     pub fn written(
         &mut self,
         at: &RecordAt<'_>,
@@ -337,7 +338,7 @@ impl PartitionState {
 
     /// An insert has failed, and the record may be there all the same: the actor is given up (rule V1), and the leaf's sum is not
     /// known. What the record dropped is remembered if it is there, so that a retry of what it replaced is not taken for a new write
-    /// (rule V6); if nobody can tell, it may have been forgotten.
+    /// (rule V6); if that cannot be told, those operations may be forgotten.
     pub fn insert_unknown(&mut self, at: &RecordAt<'_>, there: There, now: Duration, most: usize) -> Vec<Event> {
         self.minter = None;
         if let Some(in_tree) = at.in_tree() {
@@ -356,7 +357,7 @@ impl PartitionState {
         self.disputes.remove(&at.place);
     }
 
-    /// The actor mints no more, for no reason. A new one may take over at any time.
+    /// The actor mints no more. A new one may take over at any time, also without a loss.
     pub fn give_up_actor(&mut self) {
         self.minter = None;
     }
@@ -408,8 +409,8 @@ impl PartitionState {
         self.lose(Gone::All, now);
     }
 
-    /// What every loss takes with it, before anything else happens. Rule V1: the actor goes first, and with it all that claims to be
-    /// complete; what is left says that it is not.
+    /// What every loss takes with it. Rule V1: the actor is given up; the operations of what is lost are forgotten, which retries are
+    /// told; the sum of a record that cannot be read is not known; and what other owners have to make up for is to be noted.
     fn lose(&mut self, gone: Gone<'_>, now: Duration) -> Option<Note> {
         self.minter = None;
         match gone {
@@ -456,7 +457,7 @@ impl PartitionState {
         &self.losses
     }
 
-    /// What is lost, for what owners make up for. Losses come by the transitions only.
+    /// What is lost, to note what other owners have made up for. A loss itself is always one of the transitions above.
     pub fn losses_mut(&mut self) -> &mut Losses {
         &mut self.losses
     }
