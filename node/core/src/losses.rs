@@ -1,4 +1,4 @@
-//! What a replica has lost of one partition, and which owners have made up for it: the arithmetic of [recovery](crate::recovery).
+//! What a replica has lost of one partition, and which owners have made up for it: the arithmetic of recovery.
 //!
 //! A leaf of the hash tree that was lost is served again when it was exchanged completely with enough owners:
 //!

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A transition changes this state and returns what follows from it: the record to be written, a [`Note`] to be put on the disk, and
-//! [`Event`]s for metrics and the log. The shell around it ([`crate::replica`]) holds a lock of the partition for each transition
+//! [`Event`]s for metrics and the log. The shell around it (`replica`) holds a lock of the partition for each transition
 //! and for nothing else: it reads and writes the store in between. What makes the steps of one write one thing is the key's lock,
 //! which the shell holds around all of them.
 //!
