@@ -439,7 +439,7 @@ impl Desk {
         if exchanged.differences == 0 {
             pair.recount(&lasting).await?;
         }
-        Ok(())
+        exchanged.unsettled()
     }
 
     /// Those of some nodes that are up, as far as is known.

@@ -3,7 +3,7 @@
 use quorate_wire::ids::Partition;
 
 use super::*;
-use crate::by_hand::{self, Kind, Manner, Node, data_key, key_in, record};
+use crate::by_hand::{self, Kind, Manner, Node, data_key, deletion, key_in, record};
 use crate::store::Tree;
 use quorate_core::merkle::{InTree, Leaves};
 
@@ -386,8 +386,57 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
         assert!(told.contains(why), "{told}");
     }
     let answer = ask(&nodes[0], &nodes[1], now, exchange(vec![offer(&key, None); most])).await;
-    let PeerReply::Healed(HealReply::Exchanged { processed, records }) = answer else { panic!("{answer:?}") };
-    assert_eq!((processed as usize, records), (most, vec![(key, None); most]));
+    let PeerReply::Healed(HealReply::Exchanged { processed, records, refused }) = answer else { panic!("{answer:?}") };
+    assert_eq!((processed as usize, records, refused.keys), (most, vec![(key, None); most], vec![]));
+}
+
+#[tokio::test]
+async fn an_exchange_goes_on_with_the_rest_when_one_end_has_no_room_for_values() {
+    for (asks, other) in [(0, 1), (1, 0)] {
+        let nodes = by_hand::start(Kind::of(3)).await;
+        let [value, deleted, elsewhere] = [0, 1, 2].map(|number| key_in(&nodes[0], PARTITION, number));
+        nodes[0].hold(&value, &record(1, "new to the other one")).await;
+        nodes[0].hold(&deleted, &deletion(2)).await;
+        let held = record(3, "held by the one without room");
+        nodes[1].hold(&elsewhere, &held).await;
+        let (left, room) = nodes[1].has_room(500);
+        let pair = pair(&nodes[asks], &nodes[other]);
+        let told = pair.exchange(&Leaves::ALL).await.and_then(|exchanged| exchanged.unsettled());
+        let why = told.expect_err("one value has no place");
+        assert!(why.contains("1 records") && why.contains("disk_reserve"), "{why}");
+        assert_eq!((nodes[1].held(&value).await, nodes[1].held(&deleted).await), (None, Some(deletion(2))));
+        assert_eq!(nodes[0].held(&elsewhere).await, Some(held));
+        left.store(1000, std::sync::atomic::Ordering::Relaxed);
+        room.look();
+        let exchanged = pair.exchange(&Leaves::ALL).await.expect("there is room");
+        assert_eq!((exchanged.differences, exchanged.unsettled()), (1, Ok(())));
+        assert_eq!(nodes[1].held(&value).await, nodes[0].held(&value).await);
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_has_refused_much_is_sent_deletes_and_asked_for_what_it_holds() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let keys: Vec<Blob> = (0..1500).map(|number| key_in(&nodes[0], PARTITION, number)).collect();
+    for key in &keys[..1200] {
+        nodes[0].hold(key, &record(1, "new to the other one")).await;
+    }
+    for key in &keys[1200..1400] {
+        nodes[0].hold(key, &deletion(2)).await;
+    }
+    for key in &keys[1400..] {
+        nodes[1].hold(key, &record(3, "held by the one without room")).await;
+    }
+    nodes[1].has_room(500);
+    let exchanged = pair(&nodes[0], &nodes[1]).exchange(&Leaves::ALL).await.expect("it goes on");
+    let refused = exchanged.refused.0;
+    assert!((256..=1024).contains(&refused), "{refused}");
+    for key in &keys[1200..1400] {
+        assert_eq!(nodes[1].held(key).await, Some(deletion(2)));
+    }
+    for key in &keys[1400..] {
+        assert!(nodes[0].held(key).await.is_some());
+    }
 }
 
 #[test]

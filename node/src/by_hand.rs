@@ -3,6 +3,7 @@
 //! Nobody gossips, compares, recovers or hands over unless the test has it done, so that a test sees what one step does. Every node is
 //! an owner of every partition when there are as many nodes as replicas.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ use crate::peers::tests::{CLUSTER, Node as Bare, id};
 use crate::recovery::Recovery;
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
-use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
+use crate::store::room::{DiskRoom, Space};
+use crate::store::{Committer, DiskReserve, Durability, Executor, MemoryStore, Store};
 use quorate_core::mint;
 use quorate_core::record::Record;
 use quorate_core::staging::{Staged, StagedMember};
@@ -228,6 +230,16 @@ impl Node {
         self.replica.held(self.partition_of(key), key).await.expect("readable")
     }
 
+    /// Lets its disk, of 1,000 bytes of which 800 are kept free, have so much room; the number can be changed.
+    pub(crate) fn has_room(&self, free: u64) -> (Arc<AtomicU64>, DiskRoom) {
+        let left = Arc::new(AtomicU64::new(free));
+        let asked = left.clone();
+        let ask = Arc::new(move || Ok(Space { free: asked.load(Ordering::Relaxed), total: 1000 }));
+        let room = DiskRoom::new(Some(ask), DiskReserve::Bytes(800));
+        self.replica.set_room(room.clone());
+        (left, room)
+    }
+
     pub(crate) fn partition_of(&self, key: &[u8]) -> Partition {
         self.current.ring.partition_of(key)
     }
@@ -245,6 +257,12 @@ pub(crate) fn record(by: u32, value: &str) -> Record {
     let actor = Actor { node: id(&format!("writer{by}")), incarnation: 1 };
     let (dot, value) = (Dot { actor, counter: 1 }, Some(Blob::copy_from(value.as_bytes())));
     mint::mint(Record::default(), dot, OpId(by.into()), value, &Context::new()).record
+}
+
+/// A record of a key that writer number `by` has deleted without having seen anything.
+pub(crate) fn deletion(by: u32) -> Record {
+    let actor = Actor { node: id(&format!("writer{by}")), incarnation: 1 };
+    mint::mint(Record::default(), Dot { actor, counter: 1 }, OpId(by.into()), None, &Context::new()).record
 }
 
 /// Where a record lies in the data.

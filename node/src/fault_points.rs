@@ -128,6 +128,7 @@ pub const MARKS: &[&str] = &[
     "exchange: an answer had no room for all",
     "exchange: a record went back",
     "exchange: records went both ways",
+    "exchange: some records were refused",
     "anti-entropy: a whole pass",
     "anti-entropy: a difference lasted",
     "anti-entropy: a difference did not last",
@@ -171,6 +172,7 @@ pub const MARKS: &[&str] = &[
     "hints: an actor went with one",
     "handoff: a page was delivered",
     "handoff: a target failed in the middle",
+    "handoff: a part of a page was refused",
     "repair: a stale replica was mended",
     "repair: a key was being mended already",
     // Who is up, and who owns what.

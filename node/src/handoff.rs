@@ -2,10 +2,11 @@
 //!
 //! One page of hints for a target is under way at a time. The target merges all of it and syncs before it answers; each hint that
 //! is still what was sent is then let go ([`Replica::hint_delivered`]). Whatever fails in between is sent again: merges may be
-//! repeated. The hints themselves lie in the store, so that a restart of either end only delays them. (DeCandia et al., "Dynamo",
+//! repeated. What a target refuses, because its disk has no room for it, stays and is tried again in a later pass; a pass that has met
+//! enough of that ends, and the next one goes on where it ended. The hints themselves lie in the store, so that a restart of either end only delays them. (DeCandia et al., "Dynamo",
 //! 2007, section 4.6.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -56,6 +57,8 @@ struct Progress {
     failures: u32,
     next_try: Option<Instant>,
     running: bool,
+    /// The last hint of a pass that ended early because the target had refused too many: the next one begins after it.
+    after: Option<Blob>,
 }
 
 impl Handoff {
@@ -165,12 +168,17 @@ impl Courier {
     /// Hands over all that is kept for one target, a page after the other. Returns how many hints went.
     async fn deliver(&self, target: NodeId) -> Result<u64, String> {
         let Parts { replica, peers, .. } = &self.parts;
-        let (begun, mut delivered, mut oldest_ms, mut after) = (Instant::now(), 0u64, None::<u64>, None);
-        loop {
+        let (begun, mut delivered, mut oldest_ms) = (Instant::now(), 0u64, None::<u64>);
+        let (mut refused, mut refused_why) = (0, String::new());
+        let mut after = lock(&self.progress).entry(target).or_default().after.take();
+        let from_the_first = after.is_none();
+        while refused < REFUSED_MAX {
             let page = replica.hint_page(target, after.as_ref(), PAGE_LIMIT, PAGE_BYTES).await;
             let HintPage { hints, next } = page.map_err(|refusal| refusal.to_string())?;
-            let Some(next) = next else { break };
-            after = Some(next);
+            after = next;
+            if after.is_none() {
+                break;
+            }
             let Some(current) = self.parts.layouts.current() else { return Err("there is no layout".into()) };
             let version = current.layout.version;
             dawdle!("handoff: a pause before a page is sent");
@@ -180,8 +188,10 @@ impl Courier {
                 // As if the acknowledgement had been lost.
                 let _ = peers.call(target, class::HANDOFF, 0, body.clone(), PAGE_TIMEOUT).await;
             }
-            let pause = match peers.call(target, class::HANDOFF, 0, body, PAGE_TIMEOUT).await {
-                Ok(PeerReply::HandedOff { pause_ms }) => Duration::from_millis(pause_ms.into()).min(PAUSE_MAX),
+            let (pause, refusals) = match peers.call(target, class::HANDOFF, 0, body, PAGE_TIMEOUT).await {
+                Ok(PeerReply::HandedOff { pause_ms, refused }) => {
+                    (Duration::from_millis(pause_ms.into()).min(PAUSE_MAX), refused)
+                }
                 other => {
                     sometimes!("handoff: a target failed in the middle", delivered > 0);
                     return Err(match other {
@@ -192,7 +202,17 @@ impl Courier {
                 }
             };
             sometimes!("handoff: a page was delivered");
+            sometimes!("handoff: a part of a page was refused", !refusals.keys.is_empty());
+            refused += refusals.keys.len();
+            if refused_why.is_empty() {
+                refused_why = refusals.why;
+            }
+            let refusals: BTreeSet<Blob> = refusals.keys.into_iter().collect();
             for hint in hints {
+                if refusals.contains(&hint.key) {
+                    oldest_ms = Some(oldest_ms.map_or(hint.since_ms, |oldest| oldest.min(hint.since_ms)));
+                    continue;
+                }
                 let partition = current.ring.partition_of(&hint.key);
                 let owner = current.ring.primaries(partition).contains(&self.parts.me);
                 let gone = replica.hint_delivered(partition, &hint.key, target, hint.digest, owner).await;
@@ -208,13 +228,17 @@ impl Courier {
                 sleep(pause).await;
             }
         }
-        if let Some(oldest_ms) = oldest_ms {
+        if let Some(oldest_ms) = oldest_ms.filter(|_| from_the_first && after.is_none()) {
             replica.note_oldest_hint(target, oldest_ms);
         }
         if delivered > 0 {
-            tracing::info!(%target, delivered, took = ?begun.elapsed(), "hints were handed over");
+            tracing::info!(%target, delivered, refused, took = ?begun.elapsed(), "hints were handed over");
         }
-        Ok(delivered)
+        lock(&self.progress).entry(target).or_default().after = after;
+        match refused {
+            0 => Ok(delivered),
+            _ => Err(format!("it refused {refused} hints and took {delivered}: {refused_why}")),
+        }
     }
 }
 
@@ -231,6 +255,9 @@ const TARGETS_AT_ONCE: usize = 4;
 /// A page: a few milliseconds of work for the target, so that it can set its pace.
 const PAGE_LIMIT: usize = 128;
 const PAGE_BYTES: usize = 512 << 10;
+
+/// A pass ends when its target has refused so many: until there is room again at its end they would be sent for nothing.
+const REFUSED_MAX: usize = 2 * PAGE_LIMIT;
 
 /// A page takes the target milliseconds; after so long it is stuck.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);

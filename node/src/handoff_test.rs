@@ -3,7 +3,7 @@
 use quorate_wire::ids::Partition;
 
 use super::*;
-use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
+use crate::by_hand::{self, Kind, Manner, Node, data_key, key_in, record};
 
 const PARTITION: Partition = Partition(2);
 
@@ -176,4 +176,50 @@ async fn a_fallback_gives_up_its_actor_with_a_hint_and_an_owner_does_not() {
     assert_eq!(mint(2).await, before);
     assert_eq!(courier.deliver(nodes[0].id).await, Ok(3));
     assert_ne!(mint(3).await, before, "dots that it has minted may have gone");
+}
+
+#[tokio::test]
+async fn what_a_target_has_no_room_for_stays_and_the_rest_goes() {
+    let (nodes, courier) = kept().await;
+    let (target, keys) = (&nodes[0], [0, 1, 2].map(|number| key_in(&nodes[0], PARTITION, number)));
+    // This one's value it holds already.
+    target.hold(&keys[1], &record(1, "v")).await;
+    let (left, room) = target.has_room(500);
+    let why = courier.deliver(target.id).await.expect_err("its disk is nearly full");
+    assert!(why.contains("refused 2 hints and took 1") && why.contains("disk_reserve"), "{why}");
+    assert_eq!(nodes[3].replica.hint_totals()[&target.id].count, 2);
+    assert_eq!((target.held(&keys[0]).await, target.held(&keys[2]).await), (None, None));
+    left.store(1000, std::sync::atomic::Ordering::Relaxed);
+    room.look();
+    assert_eq!(courier.deliver(target.id).await, Ok(2));
+    assert_eq!(target.held(&keys[0]).await, Some(record(0, "v")));
+}
+
+#[tokio::test]
+async fn a_pass_ends_when_much_is_refused_and_the_next_one_goes_on_there() {
+    let (nodes, courier) = kept().await;
+    let (target, keeper) = (&nodes[0], &nodes[3]);
+    let mut keys: Vec<Blob> = (0..300).map(|number| key_in(target, PARTITION, number)).collect();
+    for (key, by) in keys.iter().zip(0..) {
+        keeper.replica.keep_hint(PARTITION, key, target.id, record(by, "v"), 5).await.expect("room");
+    }
+    keys.sort_by_key(|key| data_key(key));
+    let last = keys.last().expect("there are some");
+    let held = keeper.replica.hint_page(target.id, keys.get(298), 1, 1 << 20).await.expect("readable").hints;
+    target.hold(last, &held[0].record).await;
+    target.has_room(500);
+    let handed = |node: &Node| {
+        let pages = node.asked().into_iter().filter_map(|(_, body)| match body {
+            PeerBody::Handoff { entries, .. } => Some(entries.into_iter().map(|(key, _)| key)),
+            _ => None,
+        });
+        pages.flatten().collect::<Vec<_>>()
+    };
+    courier.deliver(target.id).await.expect_err("its disk is nearly full");
+    assert_eq!(handed(target), keys[..REFUSED_MAX]);
+    let why = courier.deliver(target.id).await.expect_err("its disk is nearly full");
+    assert!(why.contains("took 1"), "{why}");
+    assert_eq!(handed(target), keys[REFUSED_MAX..]);
+    courier.deliver(target.id).await.expect_err("its disk is nearly full");
+    assert_eq!(handed(target), keys[..REFUSED_MAX], "from the first again");
 }

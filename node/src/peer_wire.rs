@@ -118,7 +118,7 @@ pub enum PeerBody {
         /// The record.
         record: Blob,
     },
-    /// Hints that the receiver is the target of: to merge all of them, and to acknowledge when they are durable.
+    /// Hints that the receiver is the target of: to merge them, and to acknowledge when they are durable.
     Handoff {
         /// See [`Label`].
         label: Label,
@@ -232,6 +232,30 @@ impl PeerBody {
     }
 }
 
+/// Those of several records that a store did not take. Nothing is said of them; they may be sent again at any time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Whose.
+    pub keys: Vec<Blob>,
+    /// Why the first one was refused, for people; empty if none was.
+    pub why: String,
+}
+
+impl Refused {
+    /// Takes note of a record that was not merged, if it is the store that refused that one: others may be taken all the same.
+    ///
+    /// # Errors
+    /// What was said, if it is about the node or the request.
+    pub(crate) fn note(&mut self, key: &Blob, refusal: wire::NotApplied) -> Result<(), wire::NotApplied> {
+        let wire::NotApplied::Storage { .. } = refusal else { return Err(refusal) };
+        if self.keys.is_empty() {
+            self.why = refusal.to_string();
+        }
+        self.keys.push(key.clone());
+        Ok(())
+    }
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerReply {
@@ -251,10 +275,12 @@ pub enum PeerReply {
     },
     /// To [`PeerBody::Fetch`]: the record is the one that the asker holds.
     FetchedSame,
-    /// To [`PeerBody::Handoff`]: all of it is merged and durable.
+    /// To [`PeerBody::Handoff`]: all of it is merged and durable, but for what was refused.
     HandedOff {
         /// The next page is welcome after so many milliseconds: the receiver grants the rate.
         pause_ms: u32,
+        /// What its disk did not take: above all values, while there is little room.
+        refused: Refused,
     },
     /// To [`PeerBody::FetchRange`].
     Range {
@@ -303,7 +329,8 @@ impl PeerReply {
             Self::FetchedSame => "the same record".to_owned(),
             Self::Forwarded(response) => quorate_wire::story::said(&response.body),
             Self::Refused(refusal) => format!("refused: {refusal}"),
-            Self::HandedOff { .. } => "merged all of it".to_owned(),
+            Self::HandedOff { refused, .. } if refused.keys.is_empty() => "merged all of it".to_owned(),
+            Self::HandedOff { refused, .. } => format!("merged all but {}: {}", refused.keys.len(), refused.why),
             Self::Hello(_)
             | Self::Range { .. }
             | Self::Healed(_)

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key, entries_len};
 use crate::layouts::{Current, Layouts};
-use crate::peer_wire::{Label, PeerBody, PeerReply};
+use crate::peer_wire::{Label, PeerBody, PeerReply, Refused};
 use crate::recovery::Reading;
 use crate::replica::{Merged, Replica};
 use crate::request_memory::read_within;
@@ -108,21 +108,23 @@ impl ReplicaService {
     }
 
     /// Merges what others have kept for this node. All of it is durable before any of it is acknowledged, in every durability
-    /// mode: whoever kept it lets it go then.
+    /// mode: whoever kept it lets it go then. What the store refuses is named, and stays where it is.
     async fn handoff(&self, label: Label, entries: Vec<(Blob, Blob)>) -> Result<PeerReply, NotApplied> {
-        let begun = Instant::now();
+        let (begun, mut refused) = (Instant::now(), Refused::default());
         for (key, record) in entries {
             let partition = self.owned(label, |current| {
                 check_key(&key)?;
                 Ok(current.ring.partition_of(&key))
             })?;
-            self.replica.merge(partition, &key, decoded(&record)?).await?;
+            if let Err(refusal) = self.replica.merge(partition, &key, decoded(&record)?).await {
+                refused.note(&key, refusal)?;
+            }
         }
         self.replica.sync().await?;
         // While clients are served handoff gets a third of the time, so that they hardly feel it.
         let busy = self.coordinator.is_busy();
         let pause = if busy { (begun.elapsed() * 2).min(HANDOFF_PAUSE_MAX) } else { Duration::ZERO };
-        Ok(PeerReply::HandedOff { pause_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX) })
+        Ok(PeerReply::HandedOff { pause_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX), refused })
     }
 
     async fn fetch(

@@ -131,7 +131,10 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
     while nodes[2].coordinator.is_busy() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(ask(&nodes[0], &nodes[2], handoff).await, PeerReply::HandedOff { pause_ms: 0 });
+    assert_eq!(
+        ask(&nodes[0], &nodes[2], handoff).await,
+        PeerReply::HandedOff { pause_ms: 0, refused: Refused::default() }
+    );
     let range = PeerBody::FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10, r: 1 };
     let PeerReply::Range { entries, done: true } = ask(&nodes[0], &nodes[1], range).await else { panic!("one page") };
     assert_eq!((entries.len(), &entries[0].0), (1, &one));

@@ -1,6 +1,6 @@
 //! One partition, compared and exchanged with one other owner: the asking side.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Cause, Desk};
 use crate::layouts::Current;
 use crate::peer_wire::heal::{HealReply, HealRequest, LISTED_MAX, LeafSet, OFFERS_MAX, Offer, Sum};
-use crate::peer_wire::{Label, PeerBody, PeerReply, class};
+use crate::peer_wire::{Label, PeerBody, PeerReply, Refused, class};
 use crate::store::Ticket;
 use quorate_core::exchange::{self, Difference, Page};
 use quorate_core::merkle::{self, LEAVES_PER_GROUP, Leaves};
@@ -46,6 +46,20 @@ pub(super) struct Exchanged {
     pub(super) differences: u64,
     /// The leaves for which the other one cannot speak.
     pub(super) recovering: Leaves,
+    /// What the disk at the other end has refused: how much, and why.
+    pub(super) refused: (usize, String),
+    /// What the disk at this end has refused.
+    refused_here: Refused,
+}
+
+impl Exchanged {
+    /// What did not get where it was missing, if anything.
+    pub(super) fn unsettled(&self) -> Result<(), String> {
+        match &self.refused {
+            (0, _) => Ok(()),
+            (count, why) => Err(format!("it did not take {count} records: {why}")),
+        }
+    }
 }
 
 impl Pair<'_> {
@@ -71,7 +85,10 @@ impl Pair<'_> {
     }
 
     /// Lists some leaves on both sides and exchanges what differs. When it is done both hold, durably, what either held when
-    /// it began.
+    /// it began, but for what the disk of the other one has [refused](Exchanged::unsettled).
+    ///
+    /// # Errors
+    /// When it came not to its end, or this end's disk has refused something of what the other one holds. The rest is exchanged even so.
     pub(super) async fn exchange(&self, leaves: &Leaves) -> Result<Exchanged, String> {
         let mut found = Exchanged::default();
         let mut after: Option<Blob> = None;
@@ -96,11 +113,15 @@ impl Pair<'_> {
                 return Err("it lists keys of another partition".into());
             }
             found.differences += differences.len() as u64;
-            self.ship(differences).await?;
+            self.ship(differences, &mut found).await?;
             self.pause(began).await;
+            let here = &found.refused_here;
             match next {
-                Some(next) => after = Some(next),
-                None => return Ok(found),
+                Some(next) if here.keys.len() < REFUSED_MAX => after = Some(next),
+                None if here.keys.is_empty() => return Ok(found),
+                _ => {
+                    return Err(format!("{} records that it holds were not taken here: {}", here.keys.len(), here.why));
+                }
             }
         }
     }
@@ -115,7 +136,10 @@ impl Pair<'_> {
 
     /// Sends what the other one lacks, fetches what this one lacks. A key that both change is sent again, as the merge of a
     /// merge can drop what one side alone knows to be superseded.
-    async fn ship(&self, differences: Vec<Difference>) -> Result<(), String> {
+    ///
+    /// What one end's disk refuses does not hold up the rest: deletes and records of values that are held already go on, while there
+    /// is little room. An end that has refused much is sent no more values.
+    async fn ship(&self, differences: Vec<Difference>, found: &mut Exchanged) -> Result<(), String> {
         let mut queue: VecDeque<(Difference, u32)> =
             differences.into_iter().map(|difference| (difference, 0)).collect();
         while !queue.is_empty() {
@@ -137,6 +161,13 @@ impl Pair<'_> {
                 if digest.is_some() && digest == theirs {
                     continue;
                 }
+                let full = found.refused.0 >= REFUSED_MAX;
+                let held = held.filter(|record| !full || record.siblings.is_empty());
+                if held.is_none() && theirs.is_none() {
+                    // Neither has anything to give.
+                    continue;
+                }
+                let digest = held.as_ref().and(digest);
                 let record = held.map(|record| Blob(record.encode()));
                 bytes += key.len() + record.as_ref().map_or(0, |record| record.len());
                 tries.push((tried, theirs));
@@ -147,7 +178,7 @@ impl Pair<'_> {
             }
             self.desk.counters.add(&self.desk.counters.bytes_sent, bytes as u64);
             let request = HealRequest::Exchange { partition: self.partition, offers: offers.clone() };
-            let HealReply::Exchanged { processed, records } = self.call(request).await? else {
+            let HealReply::Exchanged { processed, records, refused } = self.call(request).await? else {
                 return Err(OTHER.into());
             };
             let processed = processed as usize;
@@ -164,6 +195,12 @@ impl Pair<'_> {
                 let at = offers.iter().position(|offer| offer.key == *key);
                 at.map(|at| tries[at].0)
             };
+            sometimes!("exchange: some records were refused", !refused.keys.is_empty());
+            if found.refused.0 == 0 {
+                found.refused.1 = refused.why;
+            }
+            found.refused.0 += refused.keys.len();
+            let refused: BTreeSet<Blob> = refused.keys.into_iter().collect();
             let mut ticket: Option<Ticket> = None;
             for (key, record) in records {
                 let Some(tried) = tried(&key) else { return Err("it answers for a key that was not asked for".into()) };
@@ -172,9 +209,14 @@ impl Pair<'_> {
                 self.desk.counters.add(&self.desk.counters.bytes_received, bytes as u64);
                 let record = Record::decode(&record).map_err(|why| format!("its record cannot be decoded: {why}"))?;
                 let theirs = record.digest(&key);
-                let merged = self.desk.merge(self.partition, &key, record, self.peer).await;
-                let merged = merged.map_err(|refusal| refusal.to_string())?;
-                if merged.digest != theirs && tried < TRIES_MAX {
+                let merged = match self.desk.merge(self.partition, &key, record, self.peer).await {
+                    Ok(merged) => merged,
+                    Err(refusal) => {
+                        found.refused_here.note(&key, refusal).map_err(|refusal| refusal.to_string())?;
+                        continue;
+                    }
+                };
+                if merged.digest != theirs && tried < TRIES_MAX && !refused.contains(&key) {
                     sometimes!("exchange: a record went back");
                     let difference = Difference { key, ours: Some(merged.digest), theirs: Some(theirs) };
                     queue.push_back((difference, tried + 1));
@@ -233,6 +275,8 @@ impl Desk {
 const OTHER: &str = "an answer to another question";
 /// Records that are on their way to one peer at a time: eight of the largest values.
 const BYTES_IN_FLIGHT: usize = 1 << 20;
+/// Of one that has refused so many records nothing is hoped for until the next exchange: see [`Pair::ship`].
+const REFUSED_MAX: usize = 256;
 /// How often one key goes back and forth before it is left to the next pass.
 const TRIES_MAX: u32 = 3;
 /// Reading a page of a list, or merging a thousand records, on a slow disk.

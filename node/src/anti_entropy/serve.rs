@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Desk;
 use crate::peer_wire::heal::{HealReply, HealRequest, LISTED_MAX, LeafSet, OFFERS_MAX, Offer, ROOTS_MAX, Sum};
-use crate::peer_wire::{Label, PeerReply};
+use crate::peer_wire::{Label, PeerReply, Refused};
 use quorate_core::merkle;
 use quorate_core::record::Record;
 
@@ -84,7 +84,8 @@ impl Desk {
         }
     }
 
-    /// Merges what is offered, in order, until the answer is full or half of the time is over.
+    /// Merges what is offered, in order, until the answer is full or half of the time is over. What the store refuses is named; what is
+    /// held of it is given back all the same.
     async fn exchange(
         &self,
         from: NodeId,
@@ -95,6 +96,7 @@ impl Desk {
         let began = Instant::now();
         let bytes_max = buggify!("exchange: an answer of few bytes", ANSWER_BYTES, 1);
         let (mut processed, mut records, mut bytes, mut ticket) = (0, Vec::new(), 0, None);
+        let mut refused = Refused::default();
         for Offer { key, digest, record } in offers {
             crate::coordinator::check_key(&key)?;
             if self.partition_of(&key)? != partition {
@@ -104,9 +106,16 @@ impl Desk {
                 Some(record) => {
                     let record = Record::decode(&record)
                         .map_err(|why| unsupported(format!("the record cannot be decoded: {why}")))?;
-                    let merged = self.merge(partition, &key, record, from).await?;
-                    ticket = Some(merged.ticket);
-                    Some(merged.digest)
+                    match self.merge(partition, &key, record, from).await {
+                        Ok(merged) => {
+                            ticket = Some(merged.ticket);
+                            Some(merged.digest)
+                        }
+                        Err(refusal) => {
+                            refused.note(&key, refusal)?;
+                            None
+                        }
+                    }
                 }
                 None => None,
             };
@@ -127,7 +136,7 @@ impl Desk {
             ticket.durable().await.map_err(storage)?;
         }
         sometimes!("exchange: records went both ways", records.iter().any(|(_, record)| record.is_some()));
-        Ok(HealReply::Exchanged { processed, records })
+        Ok(HealReply::Exchanged { processed, records, refused })
     }
 
     /// That both are owners of all these partitions, in a layout that is not too old.

@@ -16,6 +16,7 @@ use quorate_wire::ids::Partition;
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::Refused;
 use quorate_core::merkle::Leaves;
 
 /// A digest, or a sum of some, in 16 bytes.
@@ -99,12 +100,14 @@ pub enum HealReply {
         /// As in [`HealReply::Groups`].
         recovering: LeafSet,
     },
-    /// To [`HealRequest::Exchange`]. What was offered is merged and durable here.
+    /// To [`HealRequest::Exchange`]. What was offered is merged and durable here, but for what was refused.
     Exchanged {
         /// How many of the offers were looked at, the first ones: at least one.
         processed: u32,
         /// Of these the records that differ from what was offered. Of what was only asked for: nothing if there is none.
         records: Vec<(Blob, Option<Blob>)>,
+        /// What its disk did not take of what was offered: above all values, while there is little room.
+        refused: Refused,
     },
     /// To [`HealRequest::Recount`].
     Recounting,
