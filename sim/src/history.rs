@@ -44,6 +44,9 @@ pub struct Operation {
     /// It was sent with a context that no node has issued for this key.
     #[serde(default)]
     pub forged: bool,
+    /// How long it might take, in microseconds; nothing if it had not all of its time to itself, or was refused for what it asked.
+    #[serde(default)]
+    pub time_us: Option<u64>,
 }
 
 /// What an operation does. `cause` is the operation whose reply gave the context that is sent along.
@@ -168,6 +171,25 @@ pub struct History {
     pub risen: Vec<Risen>,
     /// What clients have cost nodes, where it was too much.
     pub costs: Vec<Cost>,
+    /// Who could reach whom, each time that it changed, in the order of time.
+    pub reach: Vec<Reach>,
+}
+
+/// Who can reach whom, from a moment on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// Since when, in microseconds of simulated time.
+    pub from_us: u64,
+    /// The nodes that run and serve, and have nothing wrong with themselves.
+    pub sound: BTreeSet<String>,
+    /// The nodes that do not run, or do not serve yet.
+    pub away: BTreeSet<String>,
+    /// The pairs of nodes of which at least one does not hear the other, the smaller name first.
+    pub parted: BTreeSet<(String, String)>,
+    /// The nodes that do not hear clients, or are not heard by them.
+    pub unreached: BTreeSet<String>,
+    /// Some node answers late, or only some of what it is asked.
+    pub slow: bool,
 }
 
 /// A node had a write's value, then a record that had replaced it, and now the value again.
@@ -302,6 +324,7 @@ enum Line {
     Replaced(Replaced),
     Risen(Risen),
     Cost(Cost),
+    Reach(Reach),
 }
 
 impl History {
@@ -344,7 +367,9 @@ impl History {
         let replaced = self.replaced.iter().cloned().map(Line::Replaced);
         let risen = self.risen.iter().cloned().map(Line::Risen);
         let costs = self.costs.iter().cloned().map(Line::Cost);
-        let seen = held.chain(let_go).chain(minters).chain(reused).chain(replaced).chain(risen).chain(costs);
+        let reach = self.reach.iter().cloned().map(Line::Reach);
+        let seen =
+            held.chain(let_go).chain(minters).chain(reused).chain(replaced).chain(risen).chain(costs).chain(reach);
         for line in operations.chain(replicas).chain(merged).chain(seen) {
             serde_json::to_writer(&mut to, &line)?;
             to.write_all(b"\n")?;
@@ -376,6 +401,7 @@ impl History {
                 Line::Replaced(replaced) => history.replaced.push(replaced),
                 Line::Risen(risen) => history.risen.push(risen),
                 Line::Cost(cost) => history.costs.push(cost),
+                Line::Reach(reach) => history.reach.push(reach),
             }
         }
         Ok(history)
@@ -511,6 +537,14 @@ mod tests {
         story.risen("n1", one);
         let mut history = story.history();
         history.costs.push(Cost { node: "n1".into(), what: "bytes".into() });
+        history.reach.push(Reach {
+            from_us: 7,
+            sound: ["n1".into()].into(),
+            away: ["n2".into()].into(),
+            parted: [("n1".into(), "n3".into())].into(),
+            unreached: ["n3".into()].into(),
+            slow: true,
+        });
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");
         assert_eq!(History::read_lines(&lines[..]).expect("it is one"), history);

@@ -31,6 +31,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bad_clients;
 use crate::checker::keys::Retries;
+use crate::checker::served::{self, Judged};
 use crate::checker::{self, Expectations, Violation, Window};
 use crate::cluster::{Cluster, random_of};
 use crate::disk::{DiskCounts, SimDisk};
@@ -75,6 +76,8 @@ pub struct Report {
     pub points: fault_points::Report,
     /// All that the clients did.
     pub history: History,
+    /// How much was held against "served if any coordinator in reach can".
+    pub served: Judged,
 }
 
 /// How many operations ended in which way.
@@ -173,6 +176,11 @@ impl fmt::Display for Report {
         if let Some(failure) = &self.failure {
             writeln!(f, "FAILURE {failure}")?;
         }
+        let Judged { operations, broken, .. } = self.served;
+        writeln!(
+            f,
+            "reach: {operations} operations had a coordinator that could serve them, {broken} of them while something was broken"
+        )?;
         let (keys, operations) = (self.history.by_key().len(), self.history.operations.len());
         let keys = if keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") };
         match (&self.failure, self.violations.len()) {
@@ -230,6 +238,7 @@ fn alone(plan: Plan, trace: Trace) -> Report {
         disks: DiskCounts::default(),
         points: fault_points::Report::default(),
         history: History::default(),
+        served: Judged::default(),
     };
     let ended = {
         let _guard = interpose::enter(plan.seed);
@@ -404,8 +413,20 @@ fn through(
             violations.push(violation);
         }
     }
+    let (unserved, judged) = served::check(&report.history, &expectations.owners, &served_terms(plan));
+    violations.extend(unserved);
+    report.served = judged;
     report.violations = violations;
     Ok(())
+}
+
+/// What may be held against a life whose requests were not served.
+fn served_terms(plan: &Plan) -> served::Terms {
+    served::Terms {
+        means_it: !plan.has_point(Effect::Refuses) && !plan.has_point(Effect::Forgets),
+        fallbacks: plan.mechanisms.fallbacks && plan.mechanisms.hints,
+        time_us: u64::from(plan.network.latency_max_ms) * 1000 * served::LATENCIES + served::TIME_LEAST_US,
+    }
 }
 
 /// Whether only reads bring together what hints have not: replicas do not compare themselves.
@@ -417,6 +438,7 @@ fn reads_must_mend(plan: &Plan) -> bool {
 fn step(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil) -> Result<(), String> {
     nemesis.tick(cluster);
     cluster.step().map_err(|error| error.to_string())?;
+    vigil.look_at_reach(nemesis.reach(cluster));
     vigil.look(cluster, nemesis.ever_destroyed())
 }
 

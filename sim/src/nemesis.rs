@@ -21,6 +21,7 @@ use quorate_wire::random::Random;
 
 use crate::cluster::{CLIENTS, Cluster, DISK_RESERVE, Process, name, random_of};
 use crate::disk::{Crash, Durable, Image, SimDisk};
+use crate::history::Reach;
 use crate::plan::{Aftermath, Broken, Fault, FaultClass, FaultKind, Hearing, Plan};
 use crate::socket::PacketFaults;
 use crate::trace::Trace;
@@ -142,6 +143,39 @@ impl Nemesis {
     /// The nodes whose disks have lost something that was synced.
     pub fn ever_destroyed(&self) -> &BTreeSet<u8> {
         &self.ever_destroyed
+    }
+
+    /// Who can reach whom now.
+    pub fn reach(&self, cluster: &Cluster<'_>) -> Reach {
+        let nodes = self.plan.nodes();
+        let active: Vec<&FaultKind> = self.active_faults().collect();
+        let parts = |one: u8, other: u8| {
+            let held = |fault: &FaultKind| matches!(fault, FaultKind::Pause(node) if *node == one || *node == other);
+            let cut = |fault: &FaultKind| cuts(fault, one, other, nodes) || cuts(fault, other, one, nodes);
+            active.iter().copied().any(|fault| held(fault) || cut(fault))
+        };
+        let mut reach = Reach { from_us: micros(cluster.elapsed()), ..Reach::default() };
+        for node in 0..nodes {
+            // A disk that has lost something has not got it back as soon as it is whole.
+            let ails = self.ever_destroyed.contains(&node) || active.iter().copied().any(|fault| ails(fault, node));
+            if cluster.machines()[usize::from(node)].requests().is_none() {
+                reach.away.insert(name(node));
+            } else if !ails {
+                reach.sound.insert(name(node));
+            }
+            if parts(node, nodes) {
+                reach.unreached.insert(name(node));
+            }
+            let parted = (node + 1..nodes).filter(|other| parts(node, *other));
+            reach.parted.extend(parted.map(|other| (name(node), name(other))));
+        }
+        reach.slow = active.iter().any(|fault| fault.class().slows());
+        reach
+    }
+
+    /// The faults that last at the moment.
+    fn active_faults(&self) -> impl Iterator<Item = &FaultKind> {
+        self.active.iter().map(|i| &self.plan.faults[*i].kind).chain(&self.lasting)
     }
 
     /// Does what is due by now, and starts processes again that ended of their own accord.
@@ -436,8 +470,7 @@ impl Nemesis {
     /// Makes network, disks and clocks what all faults that last make of them.
     fn apply(&self, cluster: &Cluster<'_>) {
         let nodes = self.plan.nodes();
-        let planned = self.active.iter().map(|i| &self.plan.faults[*i].kind);
-        let active: Vec<&FaultKind> = planned.chain(&self.lasting).collect();
+        let active: Vec<&FaultKind> = self.active_faults().collect();
         // Clients are the host after the last node.
         let hosts = 0..=nodes;
         let ip = |host: u8| -> IpAddr { cluster.network().lookup(host_name(host, nodes)) };
@@ -622,6 +655,19 @@ fn cuts(fault: &FaultKind, from: u8, to: u8, nodes: u8) -> bool {
     }
 }
 
+/// Whether a node that a fault is about may refuse what it is asked, and does so at once.
+fn ails(fault: &FaultKind, node: u8) -> bool {
+    match fault {
+        FaultKind::FullDisk(whose)
+        | FaultKind::FailedSync(whose)
+        | FaultKind::FailedInsert(whose)
+        | FaultKind::CorruptRecord(whose)
+        | FaultKind::CorruptLeaf(whose)
+        | FaultKind::LyingDisk(whose) => *whose == node,
+        _ => false,
+    }
+}
+
 /// The host after the last node is the clients'.
 fn host_name(host: u8, nodes: u8) -> String {
     if host < nodes { name(host) } else { CLIENTS.to_owned() }
@@ -643,6 +689,10 @@ fn worst(one: PacketFaults, other: PacketFaults) -> PacketFaults {
         reordering: one.reordering.max(other.reordering),
         delay_max_ms: one.delay_max_ms.max(other.delay_max_ms),
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn millis(ms: u32) -> Duration {

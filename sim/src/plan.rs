@@ -436,6 +436,11 @@ impl FaultClass {
         Self::LATER.contains(&self) || self.is_of_a_client() || matches!(self, Self::CutFromPeers | Self::Moves)
     }
 
+    /// Whether something takes longer by it than anybody can tell, or is done only in part.
+    pub fn slows(self) -> bool {
+        self.is_of_a_client() || matches!(self, Self::SlowDisk | Self::Packets | Self::Latency)
+    }
+
     /// Whether it destroys what was synced, so that a node has to be healed by its peers.
     pub fn destroys(self) -> bool {
         matches!(
@@ -600,6 +605,7 @@ impl Plan {
         plan.faults.extend(plan.draw_bad_clients(allowed));
         plan.cut_from_peers(allowed);
         plan.faults.extend(plan.draw_moves(allowed));
+        plan.part_for_long(allowed);
         plan.faults.sort_by_key(|fault| fault.at_ms);
         let last = plan.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max();
         plan.active_ms = plan.active_ms.max(last.unwrap_or(0));
@@ -1028,6 +1034,30 @@ impl Plan {
         // A node that has just been cut off does not know yet that it can do nothing.
         if let Some(aftermath) = self.aftermath.as_mut().filter(|_| rng.random_bool(0.4)) {
             (aftermath.how, aftermath.sudden) = (Broken::FromPeers(hearing(rng)), false);
+        }
+    }
+
+    /// In part of all lives the code does what it can, nobody is slow, and nodes are parted for so long that everybody has noticed: then
+    /// whoever can serve a request has to. See [`crate::checker::served`].
+    fn part_for_long(&mut self, allowed: &BTreeSet<FaultClass>) {
+        let ways = [FaultClass::Partition, FaultClass::Bridge, FaultClass::OneWay, FaultClass::CutFromPeers];
+        let rng = &mut rng(self.seed, "parted for long");
+        let spoils = |fault: &Fault| fault.kind.class().destroys();
+        let other_kind = self.repeats_elsewhere() || self.faults.iter().any(spoils);
+        if !rng.random_bool(0.2) || other_kind || !ways.iter().all(|way| allowed.contains(way)) {
+            return;
+        }
+        let means_it = |name: &str| points().any(|point| point.name == name && point.effect == Effect::Slows);
+        self.points.on.retain(|name| means_it(name));
+        self.faults.retain(|fault| !fault.kind.class().slows());
+        self.network.latency_max_ms = self.network.latency_max_ms.min(10);
+        self.request_memory_kib = plenty_kib();
+        self.workload.timeout_ms = self.workload.timeout_ms.max(1000);
+        for _ in 0..rng.random_range(1..=2) {
+            let way = ways[rng.random_range(0..ways.len())];
+            let kind = self.draw_kind(rng, way, &BTreeSet::new());
+            let (at_ms, for_ms) = (rng.random_range(3_000..6_000), rng.random_range(12_000..20_000));
+            self.faults.push(Fault { at_ms, for_ms, kind });
         }
     }
 
@@ -1493,6 +1523,21 @@ mod tests {
         }
         assert!(old > 8, "an old disk comes back in {old} lives");
         assert!(turns > 40 && several > 10 && leaves > 10, "{turns} lives, {several} with victims, {leaves} leaves");
+    }
+
+    #[test]
+    fn in_some_lives_nodes_are_parted_for_long_and_nothing_is_slow() {
+        let parted = |plan: &Plan| {
+            let long = |fault: &Fault| {
+                let class = fault.kind.class();
+                fault.for_ms >= 12_000
+                    && matches!(class, FaultClass::Partition | FaultClass::Bridge | FaultClass::CutFromPeers)
+            };
+            let means_it = !plan.has_point(Effect::Refuses) && !plan.has_point(Effect::Forgets);
+            means_it && plan.faults.iter().any(long) && !plan.classes().into_iter().any(FaultClass::slows)
+        };
+        let lives = (0..SEEDS).filter(|seed| parted(&Plan::draw(*seed, &all()))).count();
+        assert!((25..100).contains(&lives), "{lives}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Looks at the disks at the moments that matter, and writes down who held what: for [`crate::checker::held`],
 //! [`crate::checker::handed_over`], [`crate::checker::minters`], [`crate::checker::dots`], [`crate::checker::replaced`] and
-//! [`crate::checker::risen`].
+//! [`crate::checker::risen`]. And at who can reach whom, for [`crate::checker::served`].
 //!
 //! What a client is told must be true on the disks when it is told, not only as long as nothing else goes wrong: a broken promise is seen
 //! here in the first life that breaks it, not in the one whose faults happen to show it. Looking changes nothing.
@@ -16,7 +16,7 @@ use quorate_node::store::Tree;
 
 use crate::cluster::{CLUSTER, Cluster, Machine, name};
 use crate::disk::Durable;
-use crate::history::{Held, LetGo, Minters, OpNo, Replaced, Reused, Risen};
+use crate::history::{Held, LetGo, Minters, OpNo, Reach, Replaced, Reused, Risen};
 use crate::workload::{Answer, Notebook, number};
 
 /// Looks on.
@@ -29,6 +29,8 @@ pub struct Vigil {
     keys: BTreeMap<String, OfKey>,
     /// What each node was seen to hold of each key, and to have replaced; nothing in lives in which nodes forget that.
     superseded: Option<BTreeMap<(String, String), Superseded>>,
+    /// Who could reach whom when that was looked at last.
+    reach: Reach,
 }
 
 /// The dots that values of one key were seen with.
@@ -69,7 +71,8 @@ impl Vigil {
             machine.disk.watch_hints();
         }
         let superseded = nobody_forgets.then(BTreeMap::new);
-        Self { notebook: notebook.clone(), dots: BTreeMap::new(), keys: BTreeMap::new(), superseded }
+        let (dots, keys, reach) = (BTreeMap::new(), BTreeMap::new(), Reach::default());
+        Self { notebook: notebook.clone(), dots, keys, superseded, reach }
     }
 
     /// Looks at all that clients were told since the last time, and at the hints that were let go. `destroyed` are the nodes whose
@@ -102,6 +105,15 @@ impl Vigil {
             }
         }
         Ok(())
+    }
+
+    /// Notes who can reach whom, if that has changed.
+    pub fn look_at_reach(&mut self, reach: Reach) {
+        let from_us = self.reach.from_us;
+        if (Reach { from_us, ..reach.clone() }) != self.reach {
+            self.reach = reach.clone();
+            self.notebook.saw_reach(reach);
+        }
     }
 
     fn look_at_dots(&mut self, holdings: &[Holding], key: &str, at_us: u64) {

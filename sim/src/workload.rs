@@ -83,6 +83,7 @@ impl Notebook {
             dot: None,
             elsewhere: false,
             forged: false,
+            time_us: None,
         });
         no
     }
@@ -92,10 +93,20 @@ impl Notebook {
         self.lock().operations.get_mut(&no).expect("it has begun").forged = true;
     }
 
+    /// An operation that has just begun has so much time, and all of it.
+    fn has_time(&self, no: OpNo, time_ms: u32) {
+        let time_us = Some(u64::from(time_ms) * 1000);
+        self.lock().operations.get_mut(&no).expect("it has begun").time_us = time_us;
+    }
+
     /// A write whose outcome is unknown is sent again; by a client that does not know to whom it went, perhaps.
     fn begin_again(&self, who: Who, no: OpNo, elsewhere: bool) {
         story::begins(who.client, no);
-        self.lock().operations.get_mut(&no).expect("it has begun").elsewhere |= elsewhere;
+        let mut history = self.lock();
+        let operation = history.operations.get_mut(&no).expect("it has begun");
+        operation.elsewhere |= elsewhere;
+        // What became of it is decided by what happened between its attempts as well.
+        operation.time_us = None;
     }
 
     fn minted(&self, no: OpNo, dot: Option<String>) {
@@ -120,6 +131,15 @@ impl Notebook {
         let what = format_args!("operation {no} {:?} of {}: {outcome:?}", operation.action, operation.key);
         self.0.trace.event(at, &format!("client {}", operation.client), what);
         operation.outcome = outcome;
+    }
+
+    /// It ends without success.
+    fn fails(&self, no: OpNo, error: &Error) {
+        if !error.is_retryable() {
+            // It was refused for what it asked, wherever it had been sent.
+            self.lock().operations.get_mut(&no).expect("it has begun").time_us = None;
+        }
+        self.end(no, failed(error), None);
     }
 
     /// Notes a put that was acknowledged or a monotonic read that was answered, for whoever looks at the disks.
@@ -174,6 +194,11 @@ impl Notebook {
 
     pub(crate) fn saw_cost(&self, cost: history::Cost) {
         self.lock().costs.push(cost);
+    }
+
+    /// Who can reach whom from now on.
+    pub(crate) fn saw_reach(&self, reach: history::Reach) {
+        self.lock().reach.push(reach);
     }
 
     pub(crate) fn saw_let_go(&self, let_go: history::LetGo) {
@@ -878,8 +903,8 @@ impl Worker {
                 self.written(key, put, &Ok(written));
             }
             (Ok(_), _) => unreachable!("the function always gives a value"),
-            (Err(error), Some(last)) => self.notebook.end(last.put, failed(&error), None),
-            (Err(error), None) => self.notebook.end(first, failed(&error), None),
+            (Err(error), Some(last)) => self.notebook.fails(last.put, &error),
+            (Err(error), None) => self.notebook.fails(first, &error),
         }
     }
 
@@ -891,7 +916,9 @@ impl Worker {
     }
 
     fn begin(&self, key: &str, asked: Asked, action: Action) -> OpNo {
-        self.notebook.begin(self.who, key, asked, action, now_us())
+        let no = self.notebook.begin(self.who, key, asked, action, now_us());
+        self.notebook.has_time(no, self.plan.workload.timeout_ms);
+        no
     }
 
     fn value_len(&self) -> u32 {
@@ -907,7 +934,7 @@ fn written_down(notebook: &Notebook, no: OpNo, written: &Result<Written, Error>)
             notebook.end(no, Outcome::Written, Some(written.quorum()));
             notebook.told(no, written.context());
         }
-        Err(error) => notebook.end(no, failed(error), None),
+        Err(error) => notebook.fails(no, error),
     }
 }
 
@@ -917,7 +944,7 @@ fn read_down(notebook: &Notebook, no: OpNo, read: &Result<Read, Error>) {
             notebook.end(no, Outcome::Found(numbers(read.siblings())), Some(read.quorum()));
             notebook.told(no, read.context());
         }
-        Err(error) => notebook.end(no, failed(error), None),
+        Err(error) => notebook.fails(no, error),
     }
 }
 

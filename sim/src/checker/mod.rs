@@ -33,6 +33,7 @@ pub mod placement;
 
 pub mod availability;
 pub mod bounded;
+pub mod served;
 
 #[cfg(test)]
 pub(crate) mod story;
@@ -85,6 +86,8 @@ pub enum Property {
     OneMinter,
     /// See [`availability`].
     Availability,
+    /// See [`served`].
+    Served,
     /// See [`bounded`].
     BoundedCost,
     /// See [`drained`].

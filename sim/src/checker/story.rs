@@ -140,6 +140,7 @@ impl Story {
             dot: None,
             elsewhere: false,
             forged: false,
+            time_us: None,
         });
         self.now_us += 20;
         no

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use quorate_sim::checker::served::Judged;
 use quorate_sim::life::{self, Outcomes, Report};
 use quorate_sim::plan::FaultClass;
 use quorate_sim::trace::Trace;
@@ -120,6 +121,7 @@ struct Sums {
     hashes: BTreeMap<u64, String>,
     simulated: Duration,
     outcomes: Outcomes,
+    served: Judged,
     injected: BTreeMap<FaultClass, u32>,
     packets: u64,
     points: fault_points::Report,
@@ -135,6 +137,7 @@ impl Sums {
         self.simulated += report.simulated;
         self.packets += report.counts.packets;
         self.points.add(&report.points);
+        self.served.add(report.served);
         let more = report.outcomes();
         let Outcomes { written, found, not_applied, unknown } = &mut self.outcomes;
         *written += more.written;
@@ -158,6 +161,12 @@ impl Sums {
             writeln!(out, "  never: {name}")?;
         }
         writeln!(out, "operations: {written} written, {found} read, {not_applied} not applied, {unknown} unknown")?;
+        let Judged { operations, broken, lives } = self.served;
+        writeln!(
+            out,
+            "served if a coordinator in reach can: {operations} operations of {lives} lives were judged, {broken} of them while \
+             something was broken"
+        )?;
         writeln!(
             out,
             "{} lives, {} failed {:?}; {} s simulated in {:.1} s ({:.1} lives/s, {} packets)",
