@@ -7,6 +7,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quorate_client::{Blind, Client, Error};
@@ -240,6 +242,95 @@ fn garbage_and_half_open_handshakes_leave_room_for_good_clients() {
     });
     cluster.run(&["get", "k"]).expect(0, &["w"]);
 }
+
+/// First packets of connections that were made, sent again and again from several addresses, are what anybody can send who has seen
+/// them pass.
+#[test]
+fn first_packets_that_are_sent_again_keep_no_new_client_out() {
+    let cluster = Cluster::start(1);
+    cluster.run(&["put", "k", "v"]).expect(0, &[]);
+    let node = cluster.addr(1);
+    let stop = Arc::new(AtomicBool::new(false));
+    let relay = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let through = relay.local_addr().expect("bound");
+    let relayed = std::thread::spawn({
+        let stop = stop.clone();
+        move || record_first_packets(&relay, node, &stop)
+    });
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let stranger = Stranger(issued(&cluster, "admin"));
+    runtime.block_on(async {
+        let (endpoint, config) = stranger.endpoint(ALPN_CLIENT);
+        for _ in 0..OLD_FLIGHTS {
+            let dial = endpoint.connect_with(config.clone(), through, tls::ANY_NODE).expect("dials");
+            dial.await.expect("a connection through the relay").close(0u32.into(), b"done");
+        }
+    });
+    stop.store(true, Ordering::SeqCst);
+    let first_packets = relayed.join().expect("no panic");
+    assert!(first_packets.len() >= OLD_FLIGHTS, "{} were recorded", first_packets.len());
+
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let crowd = std::thread::spawn({
+        let (stop, sent) = (stop.clone(), sent.clone());
+        move || {
+            let sockets: Vec<_> = (0..8).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a socket")).collect();
+            for (number, packet) in first_packets.iter().cycle().enumerate() {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                // Each of them comes from another address each time.
+                sockets[(number + number / first_packets.len()) % sockets.len()].send_to(packet, node).expect("sent");
+                sent.fetch_add(1, Ordering::SeqCst);
+                pace(number);
+            }
+        }
+    });
+    let retried = || cluster.metric(1, "quorate_handshakes_total{outcome=\"retried\"}");
+    eventually("the crowd is felt", || (retried() > 0).then_some(()));
+    let (mut clients, mut half_open) = (0, Vec::new());
+    // Each command is a client of its own, with the time that it has always.
+    while clients < 10 || sent.load(Ordering::SeqCst) < 2_000 {
+        cluster.run(&["put", "k", &format!("v{clients}"), "--replace-all"]).expect(0, &[]);
+        cluster.run(&["get", "k"]).expect(0, &[&format!("v{clients}")]);
+        half_open.push(cluster.metric(1, "quorate_handshakes_under_way"));
+        clients += 1;
+    }
+    stop.store(true, Ordering::SeqCst);
+    crowd.join().expect("no panic");
+    let most = half_open.iter().max().expect("it was asked");
+    // As many as may begin without a proof of their address, and a few with one.
+    assert!((1..=72).contains(most), "{half_open:?}");
+    eventually("the last ones are given up", || (cluster.metric(1, "quorate_handshakes_under_way") == 0).then_some(()));
+}
+
+/// Passes packets on between a client's socket and a node, and returns the first one of each connection.
+fn record_first_packets(client: &UdpSocket, node: SocketAddr, stop: &AtomicBool) -> Vec<Vec<u8>> {
+    let upstream = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    upstream.connect(node).expect("an address");
+    for socket in [client, &upstream] {
+        socket.set_read_timeout(Some(Duration::from_millis(1))).expect("possible");
+    }
+    let (mut first_packets, mut client_addr, mut packet) = (BTreeMap::new(), None, [0; 2_048]);
+    while !stop.load(Ordering::SeqCst) {
+        if let Ok((len, from)) = client.recv_from(&mut packet) {
+            client_addr = Some(from);
+            let id_len = usize::from(packet[5]);
+            // A long header of the kind that begins a connection, with the id that the client has drawn for the node.
+            if packet[0] & 0xf0 == 0xc0 && id_len == 20 {
+                first_packets.entry(packet[6..26].to_vec()).or_insert(packet[..len].to_vec());
+            }
+            upstream.send(&packet[..len]).expect("sent");
+        }
+        if let (Ok(len), Some(client_addr)) = (upstream.recv(&mut packet), client_addr) {
+            client.send_to(&packet[..len], client_addr).expect("sent");
+        }
+    }
+    first_packets.into_values().collect()
+}
+
+/// More than a node begins without a proof of the address.
+const OLD_FLIGHTS: usize = 200;
 
 /// Far more than a node begins without a proof of the address.
 const HALF_OPEN: usize = 600;

@@ -285,6 +285,7 @@ impl Admission {
             handshakes(gate.retried).of("outcome", "retried"),
             handshakes(gate.displaced).of("outcome", "displaced"),
             handshakes(load(&self.handshakes_failed)).of("outcome", "failed"),
+            Sample::gauge("handshakes_under_way", "Handshakes that have begun and are not over", gate.under_way),
         ]);
         samples
     }

@@ -41,6 +41,8 @@ pub struct GateCounts {
     pub retried: u64,
     /// Handshakes that were given up for newer ones.
     pub displaced: u64,
+    /// Handshakes that are under way now.
+    pub under_way: u64,
 }
 
 /// Those who share a source share its places: an IPv4 address, or an IPv6 network of 64 bits, which is what one machine has.
@@ -81,7 +83,9 @@ impl Gate {
 
     /// What it has done against crowds so far.
     pub fn counts(&self) -> GateCounts {
-        self.lock().counts
+        let handshakes = self.lock();
+        let under_way = (handshakes.strangers_count + handshakes.known_count) as u64;
+        GateCounts { under_way, ..handshakes.counts }
     }
 
     fn lock(&self) -> MutexGuard<'_, Handshakes> {
