@@ -246,6 +246,16 @@ fn import_and_bench_say_how_far_they_are_when_a_signal_ends_them() {
     }
 }
 
+/// Each client of this open loop has one request in sixteen seconds: what they wait for beyond the measurement is no part of it.
+#[test]
+fn an_open_loop_is_measured_over_the_time_of_its_requests() {
+    let cluster = Cluster::start(1);
+    let bench = ["bench", "--mode", "open", "--rate", "1", "--clients", "16", "--keys", "16", "--duration", "1s"];
+    let said = cluster.run(&[&bench[..], &["-o", "json"]].concat()).expect(0, &[]);
+    let seconds = said.json()["seconds"].as_f64().expect("a number");
+    assert!((1.0..4.0).contains(&seconds), "{said}");
+}
+
 /// A part of the disk is kept free. Here the part is so large that it is not: values are refused, and everything else goes on.
 #[test]
 fn a_node_whose_disk_is_full_reads_and_others_write() {

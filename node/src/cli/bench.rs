@@ -95,13 +95,14 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
         running.spawn(worker.run(started, end, stop.subscribe()));
     }
     let mut total = Figures::new();
-    let mut ended = None;
+    let (mut ended, mut until) = (None, end);
     loop {
         let part = tokio::select! {
             biased;
             // What was measured so far is worth having.
             name = ends.wait(), if ended.is_none() => {
                 ended = Some(name);
+                until = Instant::now().min(end);
                 stop.send_replace(true);
                 continue;
             }
@@ -110,7 +111,7 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
         let Some(part) = part else { break };
         total.add(&part.expect("workers do not panic"));
     }
-    let took = started.elapsed();
+    let took = total.measured(started, until);
     bar.finish_and_clear();
     let cpu = cpu_time().zip(cpu_before).map(|(after, before)| after - before);
 
@@ -221,14 +222,13 @@ impl Worker {
         // The clients' timetables are spread over one pace, so that they do not beat in step.
         let mut due = started + self.load.pace.unwrap_or_default().mul_f64(self.fraction());
         loop {
-            if self.load.pace.is_some() {
-                sleep_until(due).await;
-            } else {
+            if self.load.pace.is_none() {
                 due = Instant::now();
             }
             if due >= end {
                 return;
             }
+            sleep_until(due).await;
             // Requests that are due before the end but cannot be sent until long after it are not waited for.
             let Ok(()) = timeout(end + GRACE - Instant::now(), self.request(due, figures)).await else {
                 figures.failure(
@@ -252,6 +252,7 @@ impl Worker {
             match get.await {
                 Ok(read) => {
                     figures.gets.note(due.elapsed());
+                    figures.last_answer = Some(Instant::now());
                     figures.siblings += u64::from(read.siblings().len() > 1);
                     self.contexts[index] = Some(read.context().clone());
                 }
@@ -266,6 +267,7 @@ impl Worker {
             match put.await {
                 Ok(written) => {
                     figures.puts.note(due.elapsed());
+                    figures.last_answer = Some(Instant::now());
                     self.contexts[index] = Some(written.context().clone());
                 }
                 Err(error) => figures.failure(&error),
@@ -295,11 +297,19 @@ struct Figures {
     failed: u64,
     siblings: u64,
     first_failure: Option<String>,
+    last_answer: Option<Instant>,
 }
 
 impl Figures {
     fn new() -> Self {
-        Self { puts: Latencies::new(), gets: Latencies::new(), failed: 0, siblings: 0, first_failure: None }
+        let (puts, gets) = (Latencies::new(), Latencies::new());
+        Self { puts, gets, failed: 0, siblings: 0, first_failure: None, last_answer: None }
+    }
+
+    /// The time in which requests were issued and answered: that of the measurement, and what the last answer came later. What is waited
+    /// for beyond that belongs to requests that got no answer, which are no part of a rate.
+    fn measured(&self, started: Instant, until: Instant) -> Duration {
+        self.last_answer.map_or(until, |last| last.max(until)).saturating_duration_since(started)
     }
 
     fn failure(&mut self, error: &(impl ToString + ?Sized)) {
@@ -316,6 +326,7 @@ impl Figures {
         self.gets.0.add(&other.gets.0).expect("the same bounds");
         self.failed += other.failed;
         self.siblings += other.siblings;
+        self.last_answer = self.last_answer.max(other.last_answer);
         if self.first_failure.is_none() {
             self.first_failure.clone_from(&other.first_failure);
         }
