@@ -33,7 +33,7 @@ use quorate_wire::ids::{LayoutVersion, NodeId};
 use quorate_wire::random::Random;
 use tokio::time::{Instant, sleep};
 
-use self::control::{Answer, Request};
+use self::control::{Answer, Call, Request};
 use self::home::{Home, Persisted};
 use self::nodes::Nodes;
 use super::args::{DevArgs, DevCommand, OutputFormat};
@@ -110,27 +110,57 @@ fn foreground(args: &DevArgs, output: &Output) -> Outcome {
     log::start(&LogConfig { format: LogFormat::Pretty, level, file: None })?;
     server::end_on_panic(output);
     home.write_client(&plan.client, &plan.seeds())?;
-    let (nodes, outcome) = block_on(serve(&plan, &home, output))?;
+    let Ended { nodes, outcome, stopped_by } = block_on(serve(&plan, &home, output))?;
     // The runtimes block while they end, which nothing asynchronous may do.
     nodes.end();
     drop(home);
+    // Whoever has asked for it goes on only now: ports and files are free.
+    drop(stopped_by);
     outcome
 }
 
-/// The nodes are handed back, whatever happens, because only blocking code may end their runtimes.
-async fn serve(plan: &Plan, home: &Home, output: &Output) -> (Nodes, Outcome) {
-    let mut nodes = Nodes::new(plan.launches());
-    let outcome = drive(plan, home, &mut nodes, output).await;
-    nodes.shutdown().await;
-    (nodes, outcome)
+/// What is left of a cluster that ends.
+struct Ended {
+    /// Handed back, whatever happens, because only blocking code may end their runtimes.
+    nodes: Nodes,
+    outcome: Outcome,
+    /// Who has asked for it, if that was a command.
+    stopped_by: Option<Call>,
 }
 
-async fn drive(plan: &Plan, home: &Home, nodes: &mut Nodes, output: &Output) -> Outcome {
+async fn serve(plan: &Plan, home: &Home, output: &Output) -> Ended {
+    let mut nodes = Nodes::new(plan.launches());
+    let driven = drive(plan, home, &mut nodes, output).await;
+    let left = nodes.shutdown().await;
+    let (mut stopped_by, mut outcome) = match driven {
+        Ok(stopped_by) => (stopped_by, Ok(Exit::Done)),
+        Err(failure) => (None, Err(failure)),
+    };
+    let why: Vec<String> = left.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+    let answer = match why.is_empty() {
+        true => Answer::Done { said: "the cluster has ended".into() },
+        false => {
+            let error = format!("not every node has ended in good order: {}", why.join("; "));
+            let hint = "what they had acknowledged as synced is safe; the process ends all the same";
+            if outcome.is_ok() {
+                outcome = Err(Failure::new(&error, hint));
+            }
+            Answer::Failed { error, hint: hint.into() }
+        }
+    };
+    if let Some(call) = &mut stopped_by {
+        call.answer(&answer).await;
+    }
+    Ended { nodes, outcome, stopped_by }
+}
+
+/// Runs until something ends the cluster; the command that did, if one did.
+async fn drive(plan: &Plan, home: &Home, nodes: &mut Nodes, output: &Output) -> Outcome<Option<Call>> {
     let mut ends = Ends::new()?;
     let control = home.listen()?;
     tokio::select! {
         biased;
-        _ = ends.wait() => return Ok(Exit::Done),
+        _ = ends.wait() => return Ok(None),
         started = start(plan, nodes) => started?,
     }
     // A reader of stdout that goes away must not take the cluster with it.
@@ -138,17 +168,16 @@ async fn drive(plan: &Plan, home: &Home, nodes: &mut Nodes, output: &Output) -> 
     loop {
         tokio::select! {
             biased;
-            _ = ends.wait() => return Ok(Exit::Done),
+            _ = ends.wait() => return Ok(None),
             (node, why) = nodes.next_stopped() => {
                 output.say(&format!("{node} has stopped: {why}\nhint: quorate dev start {node}"));
             }
-            call = control.next() => {
-                let answer = nodes.carry_out(call.request()).await;
-                let is_stop = matches!(call.request(), Request::Stop);
-                call.answer(&answer).await;
-                if is_stop {
-                    return Ok(Exit::Done);
+            mut call = control.next() => {
+                if *call.request() == Request::Stop {
+                    return Ok(Some(call));
                 }
+                let answer = nodes.carry_out(call.request()).await;
+                call.answer(&answer).await;
             }
         }
     }

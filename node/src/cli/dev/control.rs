@@ -24,7 +24,7 @@ pub(super) enum Request {
     Start { node: NodeId },
     /// List all.
     Status,
-    /// End the cluster.
+    /// End the cluster; answered when it has ended, and hung up on when its files are let go as well.
     Stop,
 }
 
@@ -77,7 +77,18 @@ fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Answer
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut answer = String::new();
-    io::Read::take(BufReader::new(stream), LINE_MAX).read_line(&mut answer)?;
+    let mut reader = io::Read::take(BufReader::new(stream), LINE_MAX);
+    reader.read_line(&mut answer)?;
+    if *request == Request::Stop {
+        // The end of the line is the end of the process, as far as others can meet it. Whether it says more is of no interest, nor how
+        // it hangs up; that it does not is bounded by the time-out.
+        match reader.read_line(&mut String::new()) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return Err(io::Error::new(error.kind(), "its nodes have ended, and it has not"));
+            }
+            _ => {}
+        }
+    }
     Ok(serde_json::from_str(&answer)?)
 }
 
@@ -150,8 +161,8 @@ impl Call {
         &self.request
     }
 
-    /// Answers; whoever has gone away meanwhile does without.
-    pub(super) async fn answer(mut self, answer: &Answer) {
+    /// Answers; whoever has gone away meanwhile does without. Dropping it hangs up.
+    pub(super) async fn answer(&mut self, answer: &Answer) {
         let mut line = serde_json::to_vec(answer).expect("an answer is plain data");
         line.push(b'\n');
         let _ = timeout(REQUEST_TIME, self.stream.write_all(&line)).await;
@@ -195,7 +206,7 @@ mod tests {
             ask(&path, &sent)
         });
         // The probe of `is_alive` above came first.
-        let call = control.next().await;
+        let mut call = control.next().await;
         assert_eq!(call.request(), &request);
         let answer = Answer::Done { said: "n2 is dead".into() };
         call.answer(&answer).await;

@@ -59,7 +59,7 @@ impl Nodes {
     pub(super) async fn carry_out(&mut self, request: &Request) -> Answer {
         let done = match request {
             Request::Status => return Answer::Nodes { nodes: self.views() },
-            Request::Stop => Ok("the cluster ends".to_owned()),
+            Request::Stop => unreachable!("the caller ends the cluster"),
             Request::Kill { node } => self.kill(*node),
             Request::Start { node } => self.start(*node, RESTART_TIME).await.map(|()| format!("{node} is back")),
         };
@@ -118,15 +118,28 @@ impl Nodes {
         (node, why)
     }
 
-    /// Ends all nodes in an orderly way, at once and within a bounded time.
-    pub(super) async fn shutdown(&self) {
-        let mut ending = tokio::task::JoinSet::new();
-        for running in self.nodes.values().filter_map(|slot| slot.running.as_ref()) {
-            let node = Arc::clone(&running.node);
-            ending.spawn_on(async move { node.shutdown(SHUTDOWN_TIME).await }, running.runtime.get().handle());
+    /// Ends all nodes in an orderly way, at once and within a bounded time. Returns those that have not ended, and why.
+    pub(super) async fn shutdown(&self) -> BTreeMap<NodeId, String> {
+        let (mut ending, mut left) = (tokio::task::JoinSet::new(), BTreeMap::new());
+        for (name, slot) in &self.nodes {
+            let Some(running) = &slot.running else { continue };
+            left.insert(*name, format!("it has not ended within {} s", SHUTDOWN_TIME.as_secs() * 2));
+            let (name, node) = (*name, Arc::clone(&running.node));
+            ending.spawn_on(async move { (name, node.shutdown(SHUTDOWN_TIME).await) }, running.runtime.get().handle());
         }
+        let all = async {
+            while let Some(ended) = ending.join_next().await {
+                match ended {
+                    Ok((node, Ok(()))) => _ = left.remove(&node),
+                    Ok((node, Err(error))) => _ = left.insert(node, format!("its last sync failed: {error}")),
+                    // It keeps its place among those that have not ended.
+                    Err(_) => {}
+                }
+            }
+        };
         // The nodes bound their own time; this is for a runtime that is stuck.
-        let _ = timeout(2 * SHUTDOWN_TIME, ending.join_all()).await;
+        let _ = timeout(2 * SHUTDOWN_TIME, all).await;
+        left
     }
 
     /// Ends the runtimes. Blocks for a short time, and so must not be called from asynchronous code.
