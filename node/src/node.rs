@@ -367,7 +367,7 @@ impl Node {
         let watching = supervise::spawn("set-backs followed", following);
         let remembering = addresses::remember(me, Arc::clone(&store), env.executor.clone(), membership.liveness());
         let remembering = supervise::spawn("addresses remembered", remembering);
-        let looking = supervise::spawn("room on the disk", room.watch());
+        let looking = supervise::spawn("room on the disk", room.watch(env.executor.clone(), committer.clone()));
         let warning = supervise::spawn("certificate", certificate.clone().watch());
         let tasks =
             [accept, learning, greeting, watching, remembering, looking, warning].map(|task| task.abort_handle());

@@ -111,7 +111,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Sets a key. Later reads see it at once; it survives a crash once a [`sync`](Self::sync) that began afterwards is done.
     ///
     /// # Errors
-    /// After any error the value may or may not be there, and may or may not survive.
+    /// After any error the value may or may not be there, and may or may not survive; but for [`StoreError::Full`] a read tells: if
+    /// what was there before is there after it, nothing of the value is on the disk, and it will never be there.
     fn insert(&self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), StoreError>;
 
     /// Takes a key away; no error when there is none.

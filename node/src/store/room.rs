@@ -20,14 +20,14 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_wire::sometimes;
 use tokio::time::sleep;
 
-use super::{Stats, Store, StoreError, Tree, Writes};
+use super::{Committer, Executor, Stats, Store, StoreError, Tree, Writes};
 use crate::metrics::Sample;
 
 /// How full a disk is.
@@ -73,6 +73,17 @@ impl DiskReserve {
             Self::Percent(percent) => total / 100 * u64::from(percent),
         }
     }
+
+    /// What is odd about it on a disk of this size, if anything.
+    pub fn warning(self, total: u64) -> Option<String> {
+        let reserve = self.of(total);
+        (reserve > total / 2).then(|| {
+            format!(
+                "disk_reserve keeps {reserve} bytes free of a disk of {total}, which is more than half of it: the node takes no values \
+                 as soon as less is free"
+            )
+        })
+    }
 }
 
 impl FromStr for DiskReserve {
@@ -112,6 +123,8 @@ struct Inner {
     /// Bytes that were written since it was asked.
     written: AtomicU64,
     refused: AtomicU64,
+    /// The engine has failed a write, and nobody has asked since whether it can go on.
+    failed: AtomicBool,
 }
 
 /// What may be written.
@@ -136,8 +149,14 @@ impl DiskRoom {
             reserved: AtomicU64::new(0),
             written: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
         }));
         room.look();
+        if let Some(Ok(space)) = room.0.ask.as_ref().map(|ask| ask())
+            && let Some(why) = reserve.warning(space.total)
+        {
+            tracing::warn!("{why}");
+        }
         room
     }
 
@@ -212,11 +231,16 @@ impl DiskRoom {
         }
     }
 
-    /// Looks again now and then, for as long as it is polled.
-    pub(crate) async fn watch(self) {
+    /// Looks again now and then, for as long as it is polled. When the engine has failed a write it is asked whether it can go on: what
+    /// clients write asks at once, but a note that nobody waits for would leave a node that says it is ready until somebody syncs.
+    pub(crate) async fn watch(self, executor: Executor, committer: Committer) {
         loop {
             sleep(LOOK_PAUSE).await;
             self.look();
+            if self.0.failed.swap(false, Ordering::SeqCst) {
+                let committer = committer.clone();
+                executor.run(move || committer.check()).await;
+            }
         }
     }
 
@@ -293,8 +317,11 @@ impl Reserved {
     fn write(&self, bytes: usize, write: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
         self.room.admit(bytes as u64)?;
         let written = write();
-        if let Err(StoreError::Full(_)) = written {
-            self.room.met_the_end();
+        if let Err(error) = &written {
+            self.room.0.failed.store(true, Ordering::SeqCst);
+            if let StoreError::Full(_) = error {
+                self.room.met_the_end();
+            }
         }
         written
     }
@@ -405,6 +432,63 @@ mod tests {
         store.insert(Tree::Data, b"c", b"3").expect("there is room again");
     }
 
+    /// An engine that has met the end of its disk.
+    #[derive(Debug)]
+    struct Broken(MemoryStore);
+
+    impl Store for Broken {
+        fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            self.0.get(tree, key)
+        }
+        fn insert(&self, _: Tree, _: &[u8], _: &[u8]) -> Result<(), StoreError> {
+            Err(StoreError::Full("no space left".into()))
+        }
+        fn remove(&self, _: Tree, _: &[u8]) -> Result<(), StoreError> {
+            Err(StoreError::Full("no space left".into()))
+        }
+        fn scan(
+            &self,
+            tree: Tree,
+            from: &[u8],
+            to: Option<&[u8]>,
+            limit: usize,
+            bytes_max: usize,
+        ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+            self.0.scan(tree, from, to, limit, bytes_max)
+        }
+        fn keys(&self, tree: Tree, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+            self.0.keys(tree, from, to, limit)
+        }
+        fn sync(&self) -> Result<(), StoreError> {
+            Err(StoreError::Full("no space left".into()))
+        }
+        fn stats(&self) -> Stats {
+            Stats::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_fails_a_write_that_nobody_waits_for_is_asked_whether_it_can_go_on() {
+        let free = Arc::new(Mutex::new(1000));
+        let room = room(&free, 800);
+        let store: Arc<dyn Store> = Arc::new(Reserved::new(Arc::new(Broken(MemoryStore::new())), room.clone()));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let fatal = {
+            let told = Arc::clone(&told);
+            Arc::new(move |why| told.lock().expect("no panic").push(why))
+        };
+        let (seldom, executor) = (Duration::from_secs(3600), Executor::Inline);
+        let durability = crate::store::Durability::Interval;
+        let committer = Committer::start(Arc::clone(&store), executor.clone(), durability, seldom, fatal);
+        let watching = tokio::spawn(room.watch(executor, committer));
+        sleep(10 * LOOK_PAUSE).await;
+        assert!(told.lock().expect("no panic").is_empty(), "nothing has failed");
+        store.insert(Tree::Meta, b"a", b"1").expect_err("it has met the end");
+        sleep(2 * LOOK_PAUSE).await;
+        assert_eq!(told.lock().expect("no panic").len(), 1);
+        watching.abort();
+    }
+
     #[test]
     fn much_that_is_written_between_two_looks_makes_it_look() {
         let free = Arc::new(Mutex::new(1000));
@@ -430,5 +514,7 @@ mod tests {
         assert_eq!((auto(64 << 20), auto(1 << 30)), (16 << 20, 64 << 20));
         assert_eq!(auto(16 << 20), 4 << 20);
         assert_eq!(DiskReserve::Percent(10).of(1000), 100);
+        assert_eq!((DiskReserve::Percent(50).warning(1000), DiskReserve::Bytes(500).warning(1000)), (None, None));
+        assert!(DiskReserve::Bytes(501).warning(1000).is_some_and(|why| why.contains("501") && why.contains("1000")));
     }
 }

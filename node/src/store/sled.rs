@@ -14,6 +14,10 @@
 //! - Transactions and batches take one lock for the whole process and cost 45 times the bytes: never used here.
 //! - When the write of a blob fails, sled leaves a writer counted for ever, and the next `flush()`, and the one in its `Drop`,
 //!   hang: the store over it (`on_disk.rs`) waits with a bound.
+//! - An insert that fails is in the log or not by the time it returns, and what is read afterwards says which: sled (`PageCache::link`) claims
+//!   its place in a log buffer, which is where a full disk is met; links the page in memory; and only then completes the entry in the
+//!   buffer. An entry that was never completed fails its checksum at the next start. Whoever still reads the old value therefore knows
+//!   that the new one will not appear; whoever reads the new one knows nothing of what the disk has.
 //! - A damaged log may open with fewer records, or none; or `open` panics. See [`sidecar`] for how that is noticed.
 //! - `len()` is O(n): records are counted outside.
 //!
