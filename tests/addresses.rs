@@ -40,7 +40,11 @@ fn a_name_that_cannot_be_resolved_and_seeds_that_are_gone_are_left_out() {
     let own = format!("listen = \"{}\"", cluster.addr(2));
     assert!(config.contains(&own), "{config}");
     let named = format!("listen = \"localhost:{}\"", cluster.addr(2).port());
-    cluster.write("n2.toml", &config.replace(line, &join).replace(&own, &named));
+    let http = format!("http = \"{}\"", cluster.http_addr(2));
+    assert!(config.contains(&http), "{config}");
+    let http_named = format!("http = \"localhost:{}\"", cluster.http_addr(2).port());
+    let config = config.replace(line, &join).replace(&own, &named).replace(&http, &http_named);
+    cluster.write("n2.toml", &config);
     cluster.start_node(2);
     cluster.await_ready(2);
     cluster.await_healthy();

@@ -268,7 +268,7 @@ fn an_export_writes_to_what_it_is_told() {
     assert_eq!(std::fs::metadata(path("disk/backup")).expect("there").permissions().mode() & 0o777, 0o640);
     assert_eq!(std::fs::read_dir(path("disk")).expect("listed").count(), 1, "no temporary file stays");
     cluster.run(&["export", &name("disk")]).expect(2, &["is a directory"]);
-    cluster.run(&["export", &name("absent/file")]).expect(1, &["absent/file", "check the path"]);
+    cluster.run(&["export", &name("absent/file")]).expect(2, &["absent/file", "check the path"]);
     cluster.run(&["export", "/dev/full"]).expect(1, &["/dev/full", "make room"]);
 }
 
@@ -288,13 +288,13 @@ fn settings_come_from_where_they_are_said_to_come_from() {
     let said =
         server(&["--check"], &[("QUORATE_SERVER_CERT", "certs/admin.pem"), ("QUORATE_SERVER_KEY", "certs/admin.key")]);
     said.expect(2, &["certificate of client admin", "from QUORATE_SERVER_CERT"]);
-    server(&["--check", "--ca", "absent.pem"], &[]).expect(1, &["absent.pem", "the CA is from --ca"]);
+    server(&["--check", "--ca", "absent.pem"], &[]).expect(2, &["absent.pem", "the CA is from --ca"]);
     server(&["--check"], &[("QUORATE_SERVER_SYNC_INTERVAL", "5")])
         .expect(2, &["QUORATE_SERVER_SYNC_INTERVAL", "5ms or 5s"]);
     server(&["--check"], &[("QUORATE_LISTEN", "x")])
         .expect(0, &["nothing reads the variable QUORATE_LISTEN", "QUORATE_SERVER_LISTEN"]);
     cluster.write("n1.bad.toml", "node = \"n1\"\ndata_dir = \"d\"\n[tls]\nca = \"certs/ca.pem\"\ncert = \"absent.pem\"\nkey = \"certs/n1.key\"\n");
-    cluster.run(&["server", "--check", "--config", "n1.bad.toml"]).expect(1, &["absent.pem", "n1.bad.toml:5"]);
+    cluster.run(&["server", "--check", "--config", "n1.bad.toml"]).expect(2, &["absent.pem", "n1.bad.toml:5"]);
     assert!(!cluster.dir().join("data-n1").exists(), "a check makes nothing");
     let shown = cluster.run(&["config", "show", "--server", "--config", "n1.toml", "--origin"]);
     shown.expect(0, &["certs/n1.pem", "n1.toml:8", "durability", "group", "default"]);
@@ -316,7 +316,7 @@ fn settings_come_from_where_they_are_said_to_come_from() {
     let said = Said::by(cluster.command(&["get", "k"]).env("QUORATE_TIMEOUT", "300ms").env("QUORATE_SEED", "x"));
     said.expect(4, &["nothing reads the variable QUORATE_SEED, did you mean QUORATE_SEEDS?"]);
     let said = Said::by(cluster.command(&["get", "k"]).env("QUORATE_CERT", "absent.pem"));
-    said.expect(1, &["absent.pem", "the certificate is from QUORATE_CERT"]);
+    said.expect(2, &["absent.pem", "the certificate is from QUORATE_CERT"]);
     let said = Said::by(cluster.command(&["get", "k"]).env("QUORATE_R", "most"));
     said.expect(2, &["QUORATE_R: \"most\" is not a quorum"]);
     // No promise that is refused, no advice that leads nowhere.

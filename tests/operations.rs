@@ -97,7 +97,7 @@ fn a_log_file_is_rotated_and_opened_anew() {
     assert!(cluster.terminate(1).success());
     assert_eq!(mode(&dir.join("node.log")), 0o600);
     let nowhere = ["server", "--config", "n1.toml", "--log-file", "no/such/directory/log"];
-    cluster.run(&nowhere).expect(1, &["cannot write the log file", "no/such/directory/log"]);
+    cluster.run(&nowhere).expect(2, &["cannot write the log file", "no/such/directory/log"]);
 
     cluster.start_node_by(1, logging(&cluster, "info"));
     eventually("it logs", || read("node.log").ok().filter(|text| text.contains("listening")));
@@ -117,7 +117,7 @@ fn certificates_are_warned_of_and_renewed_without_losing_a_request() {
     cluster.run(&["cert", "renew", "n2", "--days", "20"]).expect(0, &["n2.pem"]);
     cluster.run(&["cert", "show"]).expect(7, &["n2", "node", "19 days", "admin", "administrator", "authority"]);
     cluster.run(&["cert", "show", "n1"]).expect(0, &["n1", "364 days"]);
-    cluster.run(&["cert", "renew", "n9"]).expect(1, &["n9.pem", "cert node"]);
+    cluster.run(&["cert", "renew", "n9"]).expect(2, &["n9.pem", "cert node"]);
 
     let stop = Arc::new(AtomicBool::new(false));
     let (done, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));

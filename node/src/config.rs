@@ -40,7 +40,7 @@ pub struct ServerConfig {
     /// What requests may take of the memory that there is; 256 MiB unless said otherwise.
     pub request_memory: RequestMemory,
     /// Where health and metrics are served, if at all. Without encryption: a loopback or otherwise guarded address.
-    pub http: Option<SocketAddr>,
+    pub http: Option<Endpoint>,
     /// Its certificates.
     pub tls: TlsFiles,
     /// How much of the disk of `data_dir` is kept free.
@@ -104,7 +104,7 @@ pub struct ServerFlags {
     /// `--request-memory-mib`
     pub request_memory: Option<Mebibytes>,
     /// `--http`
-    pub http: Option<SocketAddr>,
+    pub http: Option<Endpoint>,
     /// `--ca`
     pub ca: Option<PathBuf>,
     /// `--cert`
@@ -246,7 +246,7 @@ impl ServerConfig {
             (DURABILITY, format!("{:?}", self.durability).to_lowercase()),
             (SYNC_INTERVAL, Time(self.sync_interval).to_string()),
             (REQUEST_MEMORY, (self.request_memory.bytes() >> 20).to_string()),
-            (HTTP, self.http.map_or_else(none, |http| http.to_string())),
+            (HTTP, self.http.as_ref().map_or_else(none, ToString::to_string)),
             (DISK_RESERVE, disk_reserve),
             (CA, path(&self.tls.ca)),
             (CERT, path(&self.tls.cert)),

@@ -645,6 +645,9 @@ impl Desk {
         if staged.len() > MEMBERS_MAX {
             return Err(refused(format!("{MEMBERS_MAX} members are staged, there cannot be more")));
         }
+        if let Some((what, asked, n)) = staged.impossible_floor() {
+            return Err(NotApplied::QuorumImpossible { what: what.into(), asked, n });
+        }
         let kept = self.keep(&mut state, STAGED_KEY, codec::encode(&staged)).await;
         kept.map_err(|error| self.storage(&error))?;
         state.staged = staged;
@@ -1253,6 +1256,17 @@ mod tests {
         let answers = answers.await;
         assert_eq!(answers.iter().map(|(node, _)| *node).collect::<Vec<_>>(), nodes);
         assert!(answers.iter().all(|(node, answer)| *answer == Err(PeerError::NotSent(node.to_string()))));
+    }
+
+    #[tokio::test]
+    async fn a_floor_above_n_is_not_staged() {
+        let desk = open(0, &Arc::new(Disk::default())).await;
+        let settings = async |n, r, w| desk.stage(move |staged| staged.settings(n, None, r, w)).await;
+        let refused = settings(None, Some(9), None).await.expect_err("N is 3");
+        assert_eq!(refused, NotApplied::QuorumImpossible { what: "the floor of R".into(), asked: 9, n: 3 });
+        settings(Some(9), Some(9), None).await.expect("possible");
+        let refused = settings(Some(5), None, None).await.expect_err("R stays 9");
+        assert!(refused.to_string().contains("the floor of R=9 is not possible with N=5"), "{refused}");
     }
 
     #[test]

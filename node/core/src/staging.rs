@@ -61,6 +61,13 @@ impl Staged {
         self.w = w.or(self.w);
     }
 
+    /// A floor that no request can meet, and that no further member makes possible: what it is, and of how many replicas.
+    pub fn impossible_floor(&self) -> Option<(&'static str, u8, u8)> {
+        let n = self.n.unwrap_or(DEFAULT_N);
+        let floors = [("the floor of R", self.r), ("the floor of W", self.w)];
+        floors.into_iter().find_map(|(what, floor)| Some((what, floor.filter(|floor| *floor > n)?, n)))
+    }
+
     /// The first layout that this makes. The floors are a majority of N each unless they were staged.
     pub fn layout(&self, cluster: ClusterId) -> Layout {
         let n = self.n.unwrap_or(DEFAULT_N);
@@ -135,6 +142,11 @@ mod tests {
         staged.settings(None, Some(64), None, None);
         let layout = staged.layout(ClusterId(7));
         assert_eq!((layout.n, layout.partitions, layout.r, layout.w), (5, 64, 3, 4));
+        assert_eq!(staged.impossible_floor(), None);
+        staged.settings(Some(3), None, None, None);
+        assert_eq!(staged.impossible_floor(), Some(("the floor of W", 4, 3)));
+        staged.settings(None, None, Some(4), Some(3));
+        assert_eq!(staged.impossible_floor(), Some(("the floor of R", 4, 3)));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! decided in [`super::settings`].
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -752,8 +751,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "MIB")]
     pub(crate) request_memory_mib: Option<Mebibytes>,
     /// TCP address for health and metrics [env: QUORATE_SERVER_HTTP]
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) http: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) http: Option<Endpoint>,
     /// The cluster's CA certificate, PEM [env: QUORATE_SERVER_CA]
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0 | done |
 //! | 1 | failed in a way that has no code of its own |
-//! | 2 | the command as it was given cannot work: wrong usage, a limit, an impossible quorum, a foreign context |
+//! | 2 | the command as it was given cannot work: wrong usage, a file that is not there, a limit, an impossible quorum, a foreign context |
 //! | 3 | the key is not there (`get` and `del`) |
 //! | 4 | unavailable: **nothing was applied** and the same command may work later; also a read that timed out |
 //! | 5 | timed out: **the outcome of the write is unknown** |
@@ -107,7 +107,7 @@ impl Failure {
         Self { exit: Exit::Usage, ..Self::new(message, hint) }
     }
 
-    /// A file or directory could not be read or written.
+    /// A file or directory could not be read or written. One that is not there was named wrongly, by the command or in a setting.
     pub(crate) fn file(doing: &str, path: &std::path::Path, error: &io::Error) -> Self {
         let hint = match error.kind() {
             io::ErrorKind::NotFound => "check the path",
@@ -115,7 +115,8 @@ impl Failure {
             io::ErrorKind::StorageFull => "make room on the disk",
             _ => "check the path and its permissions",
         };
-        Self::new(format!("cannot {doing} {}: {error}", path.display()), hint)
+        let exit = if error.kind() == io::ErrorKind::NotFound { Exit::Usage } else { Exit::Failed };
+        Self { exit, ..Self::new(format!("cannot {doing} {}: {error}", path.display()), hint) }
     }
 
     /// Adds where settings came from: of each what it is, how it is named in messages, and its origin.
@@ -284,7 +285,9 @@ fn of_refusal(refusal: &NotApplied) -> (Exit, &'static str) {
         ),
         NotApplied::TooLarge { .. } => (Exit::Usage, "make it smaller, or divide it among several keys"),
         NotApplied::EmptyKey => (Exit::Usage, "name a key"),
-        NotApplied::QuorumImpossible { .. } => (Exit::Usage, "ask for no more replicas than there are (--r, --w)"),
+        NotApplied::QuorumImpossible { .. } => {
+            (Exit::Usage, "ask for no more replicas than there are: --r and --w, in a layout --floor-r and --floor-w")
+        }
         NotApplied::BadContext { .. } => (
             Exit::Usage,
             "take the context of a fresh read of this very key: `quorate get KEY -o json` shows the values and their context",
@@ -400,6 +403,14 @@ mod tests {
         // A read that times out has changed nothing: a script may repeat it blindly, which code 5 would forbid.
         let read = Failure::from(Error::NotApplied(NotApplied::TimedOut { need: 2, had: 1, why: String::new() }));
         assert_ne!(read.exit, Exit::Unknown);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_a_wrong_command_and_one_that_cannot_be_read_is_not() {
+        let failure = |kind: io::ErrorKind| Failure::file("read", std::path::Path::new("f"), &kind.into()).exit;
+        assert_eq!(failure(io::ErrorKind::NotFound), Exit::Usage);
+        assert_eq!(failure(io::ErrorKind::PermissionDenied), Exit::Failed);
+        assert_eq!(failure(io::ErrorKind::StorageFull), Exit::Failed);
     }
 
     #[test]

@@ -81,7 +81,13 @@ impl Launch {
             None => None,
         };
         let node = Node::start(self.config.clone(), self.env()).await.map_err(|error| {
-            failure(&error, "if the address or the directory is in use, another node runs: stop it, or choose another")
+            let text = error.to_string();
+            let in_use = ["listens there already", "is in use by"].iter().any(|words| text.contains(words));
+            let hint = match in_use {
+                true => "another node runs: stop it, or choose another address or directory",
+                false => "look at what the error names: the address, the directory and its disk, the certificates",
+            };
+            failure(&error, hint)
         })?;
         let metrics = node.watched().metrics;
         metrics.source(log::samples);

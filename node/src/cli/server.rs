@@ -9,6 +9,7 @@ use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::certificate::left_s;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
+use quorate_node::store::room::space_of;
 use quorate_node::supervise;
 use quorate_transport::tls::{Credentials, Subject, key_is_open};
 use serde_json::json;
@@ -79,12 +80,17 @@ async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
              it can, and is refused if it cannot"
         ));
     }
-    for endpoint in config.join.iter().chain([&config.listen, &config.advertise]) {
+    for endpoint in config.join.iter().chain([&config.listen, &config.advertise]).chain(&config.http) {
         if let Err(failure) = resolve(endpoint).await {
             output.say(&format!("warning: {}", explain(failure, config).message));
         }
     }
-    if !config.data_dir.is_dir() {
+    if config.data_dir.is_dir() {
+        let space = space_of(config.data_dir.clone())().ok();
+        if let Some(why) = space.and_then(|space| config.disk_reserve.warning(space.total)) {
+            output.say(&format!("warning: {why}"));
+        }
+    } else {
         output.hint(&format!("{} is not there yet, the first start makes it", config.data_dir.display()));
     }
     if output.is_json() {
@@ -109,7 +115,7 @@ fn explain(failure: Failure, config: &ServerConfig) -> Failure {
         ("the certificate is", path(&config.tls.cert), config.origin("tls.cert")),
         ("the key is", path(&config.tls.key), config.origin("tls.key")),
     ];
-    let http = config.http.map(|http| ("`http` is", http.to_string(), config.origin("http")));
+    let http = config.http.as_ref().map(|http| ("`http` is", http.to_string(), config.origin("http")));
     let log = config.log.file.as_ref().map(|file| ("the log file is", path(&file.path), config.origin("log.file")));
     failure.with_origins(&settings.into_iter().chain(http).chain(log).chain(join).collect::<Vec<_>>())
 }
@@ -120,7 +126,8 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
     // A terminal that goes away says this too, at any time.
     let mut hangups = listen(SignalKind::hangup())?;
     let start = async {
-        let (join, own) = tokio::join!(resolve_all(&config.join), own_addrs(&config.listen, &config.advertise));
+        let own = own_addrs(&config.listen, &config.advertise);
+        let (join, own, http) = tokio::join!(resolve_all(&config.join), own, http_addr(config.http.as_ref()));
         let (listen, advertise) = own?;
         let launch = Launch {
             config: NodeConfig {
@@ -134,7 +141,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
                 anti_entropy: AntiEntropyConfig::default(),
                 credentials,
             },
-            http: config.http,
+            http: http?,
             request_memory: config.request_memory,
             data: Data::Directory(config.data_dir.clone(), config.disk_reserve),
         };
@@ -295,22 +302,39 @@ fn check_subject(config: &ServerConfig, credentials: &Credentials) -> Outcome<()
 /// Where a node listens, and where others find it. Of a name with several addresses the node takes the first that this machine has;
 /// others are told one that its socket can be reached at, which may be that of a machine in between.
 async fn own_addrs(listen: &Endpoint, advertise: &Endpoint) -> Outcome<(SocketAddr, SocketAddr)> {
-    let here = |addr: &&SocketAddr| std::net::UdpSocket::bind((addr.ip(), 0)).is_ok();
-    let found = patiently_resolved(listen).await?;
-    // An address that is written down is taken as it is; binding it says what is wrong with it.
-    let own = listen.as_addr().or_else(|| found.iter().find(here).copied()).ok_or_else(|| {
-        let found: Vec<String> = found.iter().map(|addr| addr.ip().to_string()).collect();
-        Failure::new(
-            format!("cannot listen on {listen}: this machine has not the address {}", found.join(" or ")),
-            "name an address of this machine, or listen on 0.0.0.0 and set `advertise` to where others reach it",
-        )
-    })?;
+    let hint = "name an address of this machine, or listen on 0.0.0.0 and set `advertise` to where others reach it";
+    let own = own_addr(listen, hint).await?;
     if listen == advertise {
         return Ok((own, own));
     }
     let found = patiently_resolved(advertise).await?;
     let alike = found.iter().find(|addr| addr.is_ipv4() == own.is_ipv4());
     Ok((own, alike.or(found.first()).copied().unwrap_or(own)))
+}
+
+/// Where health and metrics are shown.
+async fn http_addr(http: Option<&Endpoint>) -> Outcome<Option<SocketAddr>> {
+    match http {
+        None => Ok(None),
+        Some(endpoint) => own_addr(endpoint, "let `http` name an address of this machine").await.map(Some),
+    }
+}
+
+/// The first address of a name that this machine has.
+async fn own_addr(endpoint: &Endpoint, hint: &str) -> Outcome<SocketAddr> {
+    // An address that is written down is taken as it is; binding it says what is wrong with it.
+    if let Some(addr) = endpoint.as_addr() {
+        return Ok(addr);
+    }
+    let here = |addr: &&SocketAddr| std::net::UdpSocket::bind((addr.ip(), 0)).is_ok();
+    let found = patiently_resolved(endpoint).await?;
+    found.iter().find(here).copied().ok_or_else(|| {
+        let found: Vec<String> = found.iter().map(|addr| addr.ip().to_string()).collect();
+        Failure::new(
+            format!("cannot listen on {endpoint}: this machine has not the address {}", found.join(" or ")),
+            hint,
+        )
+    })
 }
 
 /// A node's own name may become resolvable a little after its machine has started.
