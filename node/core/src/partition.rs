@@ -338,9 +338,11 @@ impl PartitionState {
 
     /// An insert has failed, and the record may be there all the same: the actor is given up (rule V1), and the leaf's sum is not
     /// known. What the record dropped is remembered if it is there, so that a retry of what it replaced is not taken for a new write
-    /// (rule V6); if that cannot be told, those operations may be forgotten.
+    /// (rule V6); if that cannot be told, those operations may be forgotten. What was known of a corrupt record there is known no more:
+    /// one that is found afterwards is another loss.
     pub fn insert_unknown(&mut self, at: &RecordAt<'_>, there: There, now: Duration, most: usize) -> Vec<Event> {
         self.minter = None;
+        self.corrupt.remove(&at.place);
         if let Some(in_tree) = at.in_tree() {
             self.tree.doubt(in_tree.leaf);
         }
