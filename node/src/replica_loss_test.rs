@@ -276,7 +276,7 @@ async fn a_merge_that_failed_and_is_there_has_replaced_what_it_replaces() {
     assert!(one.put("k", 1, &Context::new()).await.expect("known").repeated, "it was replaced");
 }
 
-/// Found by the property test of `core::partition`: the first write was replaced, and its retry minted anew beside its successor.
+/// The property test of `quorate_core::partition` sees it in the core: the first write was replaced, and its retry minted anew beside its successor.
 #[tokio::test(start_paused = true)]
 async fn a_retry_is_unknown_when_the_insert_that_may_have_replaced_it_could_not_be_read_back() {
     let one = setup(1);
