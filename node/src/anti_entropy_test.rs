@@ -3,8 +3,9 @@
 use quorate_wire::ids::Partition;
 
 use super::*;
-use crate::by_hand::{self, Kind, Manner, Node, data_key, deletion, key_in, record};
+use crate::by_hand::{self, Kind, Manner, Node, deletion, key_in, record};
 use crate::store::Tree;
+use quorate_core::keyspace::data_key;
 use quorate_core::merkle::{InTree, Leaves};
 
 const PARTITION: Partition = Partition(1);

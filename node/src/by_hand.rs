@@ -11,7 +11,7 @@ use quorate_transport::Seams;
 use quorate_wire::NotApplied;
 use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{DiskId, NodeId, OpId, Partition, key_hash};
+use quorate_wire::ids::{DiskId, NodeId, OpId, Partition};
 use quorate_wire::random::Random;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -263,11 +263,6 @@ pub(crate) fn record(by: u32, value: &str) -> Record {
 pub(crate) fn deletion(by: u32) -> Record {
     let actor = Actor { node: id(&format!("writer{by}")), incarnation: 1 };
     mint::mint(Record::default(), Dot { actor, counter: 1 }, OpId(by.into()), None, &Context::new()).record
-}
-
-/// Where a record lies in the data.
-pub(crate) fn data_key(key: &[u8]) -> Vec<u8> {
-    [&key_hash(key).to_be_bytes()[..], key].concat()
 }
 
 fn disk(at: usize) -> DiskId {

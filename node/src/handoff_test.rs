@@ -3,7 +3,8 @@
 use quorate_wire::ids::Partition;
 
 use super::*;
-use crate::by_hand::{self, Kind, Manner, Node, data_key, key_in, record};
+use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
+use quorate_core::keyspace::data_key;
 
 const PARTITION: Partition = Partition(2);
 

@@ -36,6 +36,7 @@ use crate::recovery::{Reading, Recovery};
 use crate::store::room::Level;
 use crate::store::{Committer, DiskRoom, Executor, Store, StoreError, Ticket, Tree};
 use quorate_core::context_keys::sealed_len;
+use quorate_core::keyspace::{self, Range, data_key, hint_key};
 use quorate_core::merkle::{self, InTree, Leaves};
 use quorate_core::mint::Repeated;
 use quorate_core::partition::{self, Asked, Change, Event, Found, Judgement, Merging, RecordAt, There};
@@ -288,7 +289,7 @@ impl Replica {
         };
         match hints_for {
             None => len(Tree::Data, &data_key(key)),
-            Some(primaries) => primaries.iter().map(|target| len(Tree::Hints, &hints::hint_key(*target, key))).sum(),
+            Some(primaries) => primaries.iter().map(|target| len(Tree::Hints, &hint_key(*target, key))).sum(),
         }
     }
 
@@ -370,17 +371,12 @@ impl Replica {
             };
             return Err(NotApplied::NotServing { node: inner.node, why });
         }
-        let first = partition.first_hash(partitions).to_be_bytes().to_vec();
-        let end = (partition.0 + 1 < partitions)
-            .then(|| Partition(partition.0 + 1).first_hash(partitions).to_be_bytes().to_vec());
-        let from = match after {
-            // The smallest key that is larger.
-            Some(key) => [&data_key(key)[..], &[0]].concat().max(first),
-            None => first,
+        let range = keyspace::partition(partition, partitions);
+        let left = match after {
+            Some(key) => range.after(&data_key(key)),
+            None => Some(range),
         };
-        if end.as_ref().is_some_and(|end| from >= *end) {
-            return Ok((Vec::new(), true));
-        }
+        let Some(Range { from, to: end }) = left else { return Ok((Vec::new(), true)) };
         let page = || {
             let (job, from, end) = (inner.clone(), from.clone(), end.clone());
             inner.executor.run(move || job.page(partition, &from, end.as_deref(), limit.max(1)))
@@ -708,7 +704,7 @@ impl Inner {
         // Then there is one more page, an empty one.
         let last = last && (entries.is_empty() || !buggify!("replica: the last page does not know that it is"));
         let decode = |(key, value): (Bytes, Bytes)| {
-            let key = Blob(key.slice(HASH_LEN.min(key.len())..));
+            let key = Blob(keyspace::key_of_data(&key));
             match Record::decode(&value) {
                 Ok(record) => Ok((key, record)),
                 Err(why) => Err(self.found_corrupt(partition, &Place::Data, &key, &why)),
@@ -732,7 +728,7 @@ impl Inner {
     fn raw(&self, place: &Place, key: &[u8]) -> Result<Option<Bytes>, Unreadable> {
         let found = match place {
             Place::Data => self.store.get(Tree::Data, &data_key(key)),
-            Place::Hint { target, .. } => self.store.get(Tree::Hints, &hints::hint_key(*target, key)),
+            Place::Hint { target, .. } => self.store.get(Tree::Hints, &hint_key(*target, key)),
         };
         found.map_err(|error| match error {
             StoreError::Corrupt(why) => Unreadable::Corrupt(why),
@@ -837,7 +833,7 @@ impl Inner {
         let of_key = xxh3_128(key);
         let (at, own) = match place {
             Place::Data => (of_key, true),
-            Place::Hint { target, .. } => (xxh3_128(&hints::hint_key(*target, key)), false),
+            Place::Hint { target, .. } => (xxh3_128(&hint_key(*target, key)), false),
         };
         let leaf = self.partitions.count().map(|partitions| merkle::leaf_of(key_hash(key), partitions));
         Name { key: of_key, place: at, data_key: data_key(key), leaf, own }
@@ -1011,14 +1007,6 @@ fn names(record: &Record) -> String {
     names.join(" ")
 }
 
-/// Where a record lies in [`Tree::Data`]. Public for whoever looks at disks from outside.
-#[doc(hidden)]
-pub fn data_key(key: &[u8]) -> Vec<u8> {
-    [&key_hash(key).to_be_bytes()[..], key].concat()
-}
-
-/// The key's hash before the key.
-const HASH_LEN: usize = 8;
 /// Locks that keys share by the first ten bits of their hash: far more than there are requests in flight on few keys, and
 /// 64 KiB in all.
 const STRIPES: usize = 1024;

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use super::*;
-use crate::by_hand::{data_key, record};
+use crate::by_hand::record;
 use crate::recovery::{Doubt, Reason};
 use crate::store::{Durability, MemoryStore, Stats, Writes};
+use quorate_core::keyspace::data_key;
 use quorate_core::version::Actor;
 
 const P: Partition = Partition(0);
@@ -421,7 +422,7 @@ async fn a_page_that_is_full_to_the_byte_is_not_the_last_one() {
     let one = setup(1);
     let mut keys: Vec<String> = (0..6).map(|number| format!("key {number}")).collect();
     keys.sort_by_key(|key| key_hash(key.as_bytes()));
-    let around = |key: &str, len: usize| HASH_LEN + key.len() + record(1, &"v".repeat(len)).encoded_len();
+    let around = |key: &str, len: usize| data_key(key.as_bytes()).len() + record(1, &"v".repeat(len)).encoded_len();
     let mut left = PAGE_BYTES;
     for (at, key) in keys[..5].iter().enumerate() {
         let mut len = 900_000;

@@ -739,7 +739,7 @@ async fn a_corrupt_hint_does_not_hide_that_the_record_of_its_key_has_rotted() {
     let (one, target) = (over("a", &store), NodeId::new("n3").expect("legal"));
     let record = one.mint(P, &key("k"), OpId(1), Some(key("x")), Context::new()).await.expect("minted").record;
     one.keep_hint(P, &key("k"), target, record, 0).await.expect("room");
-    assert!(store.flip_bit(Tree::Hints, &hints::hint_key(target, &key("k"))));
+    assert!(store.flip_bit(Tree::Hints, &hint_key(target, &key("k"))));
     assert_eq!(one.hinted(P, &key("k"), &[target]).await.expect("readable"), None);
     assert_eq!(one.recovery().lost(P), None, "a hint is nobody's copy");
     assert!(store.flip_bit(Tree::Data, &data_key(&key("k"))));

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use quorate_client::options::RequestOptions;
 use quorate_client::{Blind, Client};
+use quorate_core::keyspace::data_key;
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
 use quorate_node::http;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
-use quorate_node::replica::data_key;
 use quorate_node::store::{Durability, Executor, Identity, Latency, MemoryStore, Opened, Tree};
 use quorate_node::supervise::{self, TASKS};
 use quorate_transport::Seams;

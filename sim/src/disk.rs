@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_core::keyspace::key_of_data;
 use quorate_node::store::{Identity, Opened, Space, Stats, Store, StoreError, Tree, WriteCount, Writes};
 use quorate_wire::ids::{ClusterId, DiskId, NodeId};
 use quorate_wire::random::Random;
@@ -469,8 +470,8 @@ impl State {
     /// What became of a key's record, for the story of the key.
     fn tell(&self, (tree, key): &(Tree, Bytes), act: &str) {
         if *tree == Tree::Data {
-            // Behind the hash of the key.
-            let key = story::text(key.get(8..).unwrap_or_default());
+            let key = key_of_data(key);
+            let key = story::text(&key);
             tell!(act, %key, node = %self.identity.node);
         }
     }

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use quorate_core::keyspace::key_of_data;
 use quorate_core::record::Record;
 use quorate_node::fault_points::TABLES;
 use quorate_node::store::Tree;
@@ -343,7 +344,7 @@ fn through(
         let unsound = aftermath.broken.union(nemesis.ever_destroyed()).copied().collect();
         // A record that is damaged somewhere is where a replica refuses though its node is there.
         let damaged = cluster.machines().iter().flat_map(|machine| machine.disk.damaged(Tree::Data));
-        let keys = damaged.filter_map(|slot| key_of(&slot)).collect();
+        let keys = damaged.map(|slot| key_of(&slot)).collect();
         phase.send_replace(Phase::AuditingCore { unsound, keys });
         available.push(audited(cluster, &mut nemesis, &mut vigil, phase, |phase| match phase {
             Phase::CoreAudited(window) => Some(*window),
@@ -655,15 +656,15 @@ fn hints_of(disk: &SimDisk) -> Result<Vec<(String, String, Record)>, String> {
 fn records(disk: &SimDisk) -> Result<Vec<(String, Record, String)>, String> {
     let decode = |(key, encoded): (bytes::Bytes, bytes::Bytes)| {
         let record = Record::decode(&encoded).map_err(|why| format!("a record on a disk: {why}"))?;
-        let key = key_of(&key).unwrap_or_default();
+        let key = key_of(&key);
         Ok((key, record, encoded.iter().map(|byte| format!("{byte:02x}")).collect()))
     };
     disk.content(Tree::Data).into_iter().map(decode).collect()
 }
 
-/// Data lies under the hash of its key, 8 bytes, and the key.
-fn key_of(slot: &[u8]) -> Option<String> {
-    Some(String::from_utf8_lossy(slot.get(8..)?).into_owned())
+/// The key of a record, by its place on a disk.
+fn key_of(place: &bytes::Bytes) -> String {
+    String::from_utf8_lossy(&key_of_data(place)).into_owned()
 }
 
 /// What a panic said, as far as it said something.

@@ -12,9 +12,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_core::keyspace::{data_key, key_of_data};
 use quorate_core::merkle;
 use quorate_core::record::Record;
-use quorate_node::replica::{data_key, decode_hint};
+use quorate_node::replica::decode_hint;
 use quorate_node::store::Tree;
 use quorate_wire::ids::Partition;
 use quorate_wire::random::Random;
@@ -406,7 +407,7 @@ impl Nemesis {
             return Vec::new();
         }
         let own = disk.content(Tree::Data).into_iter().filter_map(|(slot, value)| {
-            let (owner, key) = (disk.identity().node.to_string(), slot.slice(8.min(slot.len())..));
+            let (owner, key) = (disk.identity().node.to_string(), key_of_data(&slot));
             Some(Held { owner, key, record: Record::decode(&value).ok()? })
         });
         let hints = disk.content(Tree::Hints).into_iter().filter_map(|(slot, value)| {

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quorate_core::context_keys::taken_apart;
+use quorate_core::keyspace::data_key;
 use quorate_core::record::Record;
 use quorate_core::version::{Context, Dot};
-use quorate_node::replica::{data_key, decode_hint};
+use quorate_node::replica::decode_hint;
 use quorate_node::store::Tree;
 
 use crate::cluster::{CLUSTER, Cluster, Machine, name};

@@ -43,6 +43,7 @@ pub mod version;
 pub mod context_keys;
 
 pub mod exchange;
+pub mod keyspace;
 pub mod merkle;
 
 pub mod losses;

@@ -11,11 +11,12 @@ use quorate_wire::ids::{NodeId, Partition, key_hash};
 use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{HASH_LEN, Inner, PAGE_BYTES, Place, Replica, Unreadable, data_key, digest_of, stripe_of};
+use super::{Inner, PAGE_BYTES, Place, Replica, Unreadable, digest_of, stripe_of};
 use crate::beacons::Beacons;
 use crate::recovery::{Doubt, Facts, Lost, Reason, Recovery};
 use crate::store::{StoreError, Tree};
 use quorate_core::exchange::Listed;
+use quorate_core::keyspace::{self, Range, data_key};
 use quorate_core::merkle::{self, HashTree, LEAVES, Leaves, LiveTree};
 use quorate_core::record::Record;
 
@@ -138,10 +139,14 @@ impl Replica {
             NotApplied::NotServing { node: inner.node, why }
         })?;
         let limit = buggify!("exchange: short pages", limit.max(1), 1);
-        let after = after.map(|key| [&data_key(key)[..], &[0]].concat());
+        let after = after.map(|key| data_key(key));
         let mut found = Vec::new();
-        for (from, to) in ranges(partition, leaves, partitions) {
-            let mut from = after.clone().map_or(from.clone(), |after| after.max(from));
+        for range in ranges(partition, leaves, partitions) {
+            let left = match &after {
+                Some(after) => range.after(after),
+                None => Some(range),
+            };
+            let Some(Range { mut from, to }) = left else { continue };
             while to.as_ref().is_none_or(|to| from < *to) {
                 if found.len() >= limit {
                     return Ok((found, false));
@@ -165,7 +170,7 @@ impl Replica {
     /// As [`list`](Self::list).
     pub(crate) async fn scrub(&self, partition: Partition, from: Option<Vec<u8>>) -> Result<Scrubbed, NotApplied> {
         let Some(partitions) = self.0.partitions.count() else { return Ok(Scrubbed::default()) };
-        let (first, to) = ranges(partition, &Leaves::ALL, partitions).remove(0);
+        let Range { from: first, to } = keyspace::partition(partition, partitions);
         let (job, from) = (self.0.clone(), from.unwrap_or(first));
         let page = self.0.executor.run(move || job.digests(partition, &from, to.as_deref(), SCRUB_PAGE)).await?;
         let DigestPage { entries, tombstones, corrupt, next } = page;
@@ -191,7 +196,7 @@ impl Replica {
 
     /// Sums up a partition in one page. False if it does not fit into one.
     async fn rebuild_whole(&self, partition: Partition, partitions: u16) -> Result<bool, NotApplied> {
-        let (from, to) = ranges(partition, &Leaves::ALL, partitions).remove(0);
+        let Range { from, to } = keyspace::partition(partition, partitions);
         let locks = self.lock_between(&from, to.as_deref()).await;
         let inner = self.0.clone();
         let job = move || {
@@ -215,7 +220,7 @@ impl Replica {
 
     /// Sums up a leaf page by page. False if it fell into doubt meanwhile.
     async fn rebuild_leaf(&self, partition: Partition, leaf: u8, partitions: u16) -> Result<bool, NotApplied> {
-        let (first, to) = ranges(partition, &[leaf].into_iter().collect(), partitions).remove(0);
+        let Range { from: first, to } = keyspace::leaves(partition, leaf.into(), u16::from(leaf) + 1, partitions);
         let mut from = first.clone();
         loop {
             let locks = self.lock_between(&first, to.as_deref()).await;
@@ -301,7 +306,7 @@ impl Inner {
                     page.next = entries.last().map(|(key, _)| next_after(key));
                 }
                 for (place, value) in entries {
-                    let key = Blob(place.slice(HASH_LEN.min(place.len())..));
+                    let key = Blob(keyspace::key_of_data(&place));
                     match Record::decode(&value) {
                         Ok(record) => page.add(key, &record),
                         Err(why) => {
@@ -320,7 +325,7 @@ impl Inner {
                     page.next = keys.last().map(|key| next_after(key));
                 }
                 for place in keys {
-                    let key = Blob(place.slice(HASH_LEN.min(place.len())..));
+                    let key = Blob(keyspace::key_of_data(&place));
                     match self.stored(&key) {
                         Ok(Some(record)) => page.add(key, &record),
                         Ok(None) => {}
@@ -339,8 +344,7 @@ impl Inner {
 }
 
 /// Where some leaves of a partition lie in the data, neighbours in one piece.
-fn ranges(partition: Partition, leaves: &Leaves, partitions: u16) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-    let place = |leaf: u16| merkle::first_hash(partition, leaf, partitions).map(|hash| hash.to_be_bytes().to_vec());
+fn ranges(partition: Partition, leaves: &Leaves, partitions: u16) -> Vec<Range> {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for leaf in leaves.iter().map(u16::from) {
         match ranges.last_mut() {
@@ -348,7 +352,7 @@ fn ranges(partition: Partition, leaves: &Leaves, partitions: u16) -> Vec<(Vec<u8
             _ => ranges.push((leaf, leaf + 1)),
         }
     }
-    ranges.into_iter().map(|(from, to)| (place(from).expect("a leaf begins somewhere"), place(to))).collect()
+    ranges.into_iter().map(|(first, end)| keyspace::leaves(partition, first, end, partitions)).collect()
 }
 
 /// From so many unknown leaves on it is tried whether all of the partition fits into a page: 256 scans of nothing cost more.
@@ -580,7 +584,7 @@ mod tests {
         let replica = replica(&MemoryStore::new(), Executor::Inline);
         let key = key(1);
         for (partition, waits) in [(partition(&key), true), (Partition((partition(&key).0 + 1) % PARTITIONS), false)] {
-            let (from, to) = ranges(partition, &Leaves::ALL, PARTITIONS).remove(0);
+            let Range { from, to } = keyspace::partition(partition, PARTITIONS);
             let locks = replica.lock_between(&from, to.as_deref()).await;
             let write = tokio::time::timeout(Duration::from_secs(1), put(&replica, 1, "v"));
             assert_eq!(write.await.is_err(), waits);

@@ -21,10 +21,10 @@ use quorate_wire::{NotApplied, VALUE_LEN_MAX};
 use quorate_wire::{buggify, sometimes, story, tell};
 
 use super::{
-    HASH_LEN, Inner, Merged, MintError, Minted, Operation, Place, Replica, Unreadable, Write, check_key, check_len,
-    count, lock,
+    Inner, Merged, MintError, Minted, Operation, Place, Replica, Unreadable, Write, check_key, check_len, count, lock,
 };
 use crate::store::{StoreError, Tree};
+use quorate_core::keyspace::{self, Range, hint_key};
 use quorate_core::partition::PartitionState;
 use quorate_core::record::Record;
 use quorate_core::version::Context;
@@ -174,19 +174,20 @@ impl Replica {
         limit: usize,
         bytes_max: usize,
     ) -> Result<HintPage, NotApplied> {
-        let prefix = target_prefix(target);
-        let from = match after {
-            Some(key) => [&hint_key(target, key)[..], &[0]].concat(),
-            None => prefix.clone(),
+        let range = keyspace::hints(target);
+        let left = match after {
+            Some(key) => range.after(&hint_key(target, key)),
+            None => Some(range),
         };
-        // Names are ASCII and of the length that stands before them, so that nothing of another target lies before this.
-        let mut to = prefix.clone();
-        *to.last_mut().expect("a name is not empty") += 1;
+        let Some(Range { from, to }) = left else { return Ok(HintPage { hints: Vec::new(), next: None }) };
         let limit = buggify!("hints: they are handed over one by one", limit, 1);
         let inner = self.0.clone();
-        let job = move || inner.hint_entries(&from, Some(&to), limit, bytes_max);
+        let job = move || inner.hint_entries(&from, to.as_deref(), limit, bytes_max);
         let entries = self.0.executor.run(job).await.map_err(|error| self.0.failed(error.to_string()))?;
-        let key_of = |stored: &Bytes| Blob(stored.slice((prefix.len() + HASH_LEN).min(stored.len())..));
+        let key_of = |stored: &Bytes| {
+            let (_, key) = keyspace::target_and_key_of_hint(stored).expect("nothing but hints for it lies there");
+            Blob(key)
+        };
         let mut page = HintPage { hints: Vec::new(), next: entries.last().map(|(stored, _)| key_of(stored)) };
         for (stored, entry) in entries {
             let key = key_of(&stored);
@@ -246,13 +247,14 @@ impl Inner {
             let Some((last, _)) = entries.last() else { return Ok(()) };
             from = [&last[..], &[0]].concat();
             for (stored, entry) in entries {
-                match (target_of(&stored), entry) {
+                let target = keyspace::target_and_key_of_hint(&stored).map(|(target, _)| target);
+                match (target, entry) {
                     (Some(target), Ok((since_ms, _, len))) => {
                         lock(&self.kept).add(target, since_ms, 0, (stored.len() + len) as u64);
                     }
                     (_, entry) => {
                         self.tell_damaged(&entry.err().unwrap_or_else(|| "it names no target".into()));
-                        match (self.store.remove(Tree::Hints, &stored), target_of(&stored)) {
+                        match (self.store.remove(Tree::Hints, &stored), target) {
                             (Ok(()), _) => {}
                             // It goes when it is met again, with room.
                             (Err(StoreError::NoRoom(_)), Some(target)) => {
@@ -471,23 +473,6 @@ impl Kept {
     }
 }
 
-/// Where a hint lies in [`Tree::Hints`].
-pub(super) fn hint_key(target: NodeId, key: &[u8]) -> Vec<u8> {
-    [&target_prefix(target)[..], &key_hash(key).to_be_bytes(), key].concat()
-}
-
-fn target_prefix(target: NodeId) -> Vec<u8> {
-    let name = target.as_str().as_bytes();
-    let len = u8::try_from(name.len()).expect("a node's name has at most 64 bytes");
-    [&[len], name].concat()
-}
-
-fn target_of(stored: &[u8]) -> Option<NodeId> {
-    let (len, rest) = stored.split_first()?;
-    let name = std::str::from_utf8(rest.get(..usize::from(*len))?).ok()?;
-    NodeId::new(name).ok()
-}
-
 fn encode(since_ms: u64, record: &Record) -> Vec<u8> {
     [&since_ms.to_be_bytes()[..], &record.encode()].concat()
 }
@@ -498,8 +483,7 @@ fn encode(since_ms: u64, record: &Record) -> Vec<u8> {
 /// When it is no hint.
 #[doc(hidden)]
 pub fn decode_hint(stored: &Bytes, value: &Bytes) -> Result<(NodeId, Bytes, Record), String> {
-    let target = target_of(stored).ok_or("it names no target")?;
-    let key = stored.slice((target_prefix(target).len() + HASH_LEN).min(stored.len())..);
+    let (target, key) = keyspace::target_and_key_of_hint(stored).ok_or("it names no target")?;
     Ok((target, key, decode(value)?.1))
 }
 

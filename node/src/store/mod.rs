@@ -51,9 +51,9 @@ pub use sled::{SledOptions, open, open_once_locked};
 /// The separate key spaces of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tree {
-    /// Records, by `token u64 BE | key`: a partition is one sequential scan.
+    /// Records; a partition is one sequential scan. Where: [`quorate_core::keyspace`].
     Data,
-    /// Writes kept for others, by `target | token | key`.
+    /// Writes kept for others; those for one node are one scan. Where: [`quorate_core::keyspace`].
     Hints,
     /// What the node knows of itself and its cluster: layouts, for example.
     Meta,

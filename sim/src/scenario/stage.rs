@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use quorate_client::Client;
+use quorate_core::keyspace::key_of_data;
 use quorate_core::record::Record;
 use quorate_node::store::Tree;
 use tokio::sync::{mpsc, oneshot};
@@ -279,8 +280,7 @@ impl Stage {
         let machine = &self.parts.machines[usize::from(self.node(node)?)];
         let mut values = Vec::new();
         for (stored, encoded) in machine.disk.content(Tree::Data) {
-            // Behind the hash of the key.
-            if stored.get(8..) == Some(key.as_bytes()) {
+            if key_of_data(&stored) == key.as_bytes() {
                 let record = Record::decode(&encoded).map_err(|why| Broken(format!("a record on {node}: {why}")))?;
                 values.extend(record.values().iter().map(|value| player::text(value)));
             }
