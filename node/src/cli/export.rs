@@ -691,7 +691,7 @@ mod tests {
     #[test]
     fn an_impossible_target_is_refused_before_anything_happens() {
         assert_eq!(Sink::create("/", false).err().expect("a directory").exit, Exit::Usage);
-        assert_eq!(Sink::create("/no/such/dir/file", false).err().expect("no directory").exit, Exit::Failed);
+        assert_eq!(Sink::create("/no/such/dir/file", false).err().expect("no directory").exit, Exit::Usage);
     }
 
     #[test]

@@ -770,7 +770,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_and_a_directory_are_refused_before_anything_happens() {
-        assert_eq!(Input::open("/no/such/file").err().expect("missing").exit, Exit::Failed);
+        assert_eq!(Input::open("/no/such/file").err().expect("missing").exit, Exit::Usage);
         assert_eq!(Input::open("/").err().expect("a directory").exit, Exit::Usage);
     }
 }

@@ -158,7 +158,7 @@ fn a_mistake_in_every_argument_is_refused_with_what_would_be_right() {
         ("server --durability never", "always, group or interval"),
         ("server --sync-interval 100", "lacks a unit"),
         ("server --request-memory-mib lots", "no number of MiB"),
-        ("server --http 7480", "invalid socket address"),
+        ("server --http 7480", "the port is missing"),
         ("server --log-format xml", "pretty or json"),
         ("server --log-level loud", "error, warn, info"),
         ("server n1.toml", "unexpected argument"),
