@@ -236,7 +236,9 @@ impl Courier {
         }
         lock(&self.progress).entry(target).or_default().after = after;
         match refused {
-            0 => Ok(delivered),
+            0 if from_the_first || delivered > 0 => Ok(delivered),
+            // The hints before these were refused, and none is left behind them.
+            0 => Err("it has refused hints that come before".into()),
             _ => Err(format!("it refused {refused} hints and took {delivered}: {refused_why}")),
         }
     }

@@ -138,11 +138,11 @@ impl Pair<'_> {
     /// merge can drop what one side alone knows to be superseded.
     ///
     /// What one end's disk refuses does not hold up the rest: deletes and records of values that are held already go on, while there
-    /// is little room. An end that has refused much is sent no more values.
+    /// is little room. An end that has refused much is sent no more values, and one that refuses much itself asks for no more.
     async fn ship(&self, differences: Vec<Difference>, found: &mut Exchanged) -> Result<(), String> {
         let mut queue: VecDeque<(Difference, u32)> =
             differences.into_iter().map(|difference| (difference, 0)).collect();
-        while !queue.is_empty() {
+        while !queue.is_empty() && found.refused_here.keys.len() < REFUSED_MAX {
             let began = Instant::now();
             let (mut offers, mut tries, mut bytes) = (Vec::new(), Vec::new(), 0);
             let bytes_max = buggify!("exchange: few bytes in flight", BYTES_IN_FLIGHT, 1);
@@ -216,7 +216,9 @@ impl Pair<'_> {
                         continue;
                     }
                 };
-                if merged.digest != theirs && tried < TRIES_MAX && !refused.contains(&key) {
+                // An end that has refused much would not take it either.
+                let full = found.refused.0 >= REFUSED_MAX || refused.contains(&key);
+                if merged.digest != theirs && tried < TRIES_MAX && !full {
                     sometimes!("exchange: a record went back");
                     let difference = Difference { key, ours: Some(merged.digest), theirs: Some(theirs) };
                     queue.push_back((difference, tried + 1));
