@@ -199,8 +199,10 @@ impl Job {
             }
             // What nobody has looked at is not thrown away. Parts of this very record are left by an import that broke off.
             let is_part = found.values.iter().all(|value| record.values.contains(&value.0)) && record.values.len() > 1;
-            if found.values.len() > 1 && !is_part && !self.replace_all {
-                return Err(NotStored::Siblings(found.values.len()));
+            let bytes: Vec<&Bytes> = found.values.iter().map(|value| &value.0).collect();
+            let distinct = ndjson::distinct(&bytes).len();
+            if distinct > 1 && !is_part && !self.replace_all {
+                return Err(NotStored::Siblings(distinct));
             }
             replaced = found.values;
             Some(found.context)
