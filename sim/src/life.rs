@@ -424,7 +424,7 @@ fn through(
 /// What may be held against a life whose requests were not served.
 fn served_terms(plan: &Plan) -> served::Terms {
     served::Terms {
-        means_it: !plan.has_point(Effect::Refuses) && !plan.has_point(Effect::Forgets),
+        means_it: !plan.has_point(Effect::Refuses) && !plan.has_point(Effect::Forgets) && plan.has_plenty_of_memory(),
         fallbacks: plan.mechanisms.fallbacks && plan.mechanisms.hints,
         time_us: u64::from(plan.network.latency_max_ms) * 1000 * served::LATENCIES + served::TIME_LEAST_US,
     }

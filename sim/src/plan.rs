@@ -669,6 +669,11 @@ impl Plan {
         Ring::build(&members, self.n, self.partitions).expect("a plan without problems has a ring")
     }
 
+    /// Whether nodes have as much memory for requests as in production, so that none is refused for want of it.
+    pub fn has_plenty_of_memory(&self) -> bool {
+        self.request_memory_kib == plenty_kib()
+    }
+
     /// Whether a point is on that does this.
     pub fn has_point(&self, effect: Effect) -> bool {
         points().any(|point| point.effect == effect && self.points.on.contains(point.name))

@@ -59,6 +59,11 @@ pub fn check(
         let Some(owners) = owners.get(&operation.key) else { continue };
         let Some(coordinator) = coordinator(operation, &reach, owners, terms) else { continue };
         let all_reached = reach.unreached.is_empty() && reach.away.is_empty();
+        // Each of them may be asked first, and takes half of the time that is left.
+        let silent = owners.iter().filter(|owner| reach.unreached.contains(*owner) || reach.away.contains(*owner));
+        if silent.count() > IN_VAIN_MAX {
+            continue;
+        }
         let why = match &operation.outcome {
             Outcome::Unknown(_) if !steady || !all_reached => continue,
             Outcome::Unknown(why) | Outcome::NotApplied(why) => Some(why),
@@ -133,6 +138,9 @@ pub const MARGIN_US: u64 = 8_000_000;
 
 /// A change is seen when the millisecond is over in which it happens.
 const TICK_US: u64 = 2_000;
+
+/// Owners that may not answer at all.
+const IN_VAIN_MAX: usize = 2;
 
 /// An operation goes to two coordinators in vain, each of which takes half of what is left, and from the third one to the others and
 /// back: of the rest that is two round trips for itself, and one to be sure.
