@@ -59,6 +59,18 @@ fn the_first_steps_of_the_readme_work_as_printed() {
             );
         }
     }
+    // The same on a terminal of 80 columns, as whoever reads the README has one.
+    for line in commands[2..].iter().filter(|line| line.starts_with("quorate ")) {
+        let said = Said::by(&mut on_a_terminal(dir.path(), line)).expect(0, &[]);
+        let shown: Vec<&str> = said.out.lines().collect();
+        if line.contains("quorate get greeting") {
+            assert!(shown.contains(&"hello"), "{line}: {said}");
+        }
+        if line.starts_with("quorate status") {
+            assert_eq!(shown.iter().filter(|line| line.starts_with('n') && line.contains(" up ")).count(), 3, "{said}");
+            assert!(shown.iter().all(|line| line.chars().count() <= 80), "{said}");
+        }
+    }
     Said::by(&mut shell(dir.path(), "quorate dev stop")).expect(0, &[]);
 }
 
@@ -369,5 +381,13 @@ fn shell(dir: &Path, line: &str) -> Command {
     isolate(&mut command, dir);
     command.args(["-c", line]).current_dir(root()).env("PATH", path).env("QUORATE_TIMEOUT", "10s");
     command.env("CARGO_TARGET_DIR", quorate().ancestors().nth(2).expect("target/<profile>/quorate"));
+    command
+}
+
+/// The same line with a terminal of 80 columns at its other end; what it says on stderr comes with what it says on stdout.
+fn on_a_terminal(dir: &Path, line: &str) -> Command {
+    let mut command = shell(dir, r#"script --quiet --return --command "$LINE" /dev/null"#);
+    // In colours the text would not be what it says.
+    command.env("LINE", format!("stty cols 80 rows 24; {line}")).env("TERM", "xterm").env("NO_COLOR", "1");
     command
 }
