@@ -971,12 +971,13 @@ mod loopback {
         fall_silent(&endpoint);
         let error = pool.call(target, 0, request(), slice).await.expect_err("it is silent");
         assert!(matches!(error, CallError::Unknown(_)), "{error}");
-        let noticed = async {
-            while !pool.failing(addr) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(1), noticed).await.expect("requests turn to others");
+        // On a machine that is busy round trips were long, and one call is not patient enough to tell.
+        let mut calls = 1;
+        while !pool.failing(addr) {
+            assert!(calls < 5, "requests turn to others");
+            calls += 1;
+            pool.call(target, 0, request(), slice).await.expect_err("it is silent");
+        }
         let in_time = slice.whole + Duration::from_millis(200);
         let started = Instant::now();
         let error = pool.call(target, 0, request(), Slice { connect: slice.whole, ..slice }).await;
