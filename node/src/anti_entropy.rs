@@ -292,7 +292,6 @@ async fn run(desk: Arc<Desk>) {
         let began = Instant::now();
         let mut pace = desk.config.interval;
         desk.replica.save_beacons(&desk.beacons).await;
-        desk.replica.trim_operations();
         if let Some(current) = desk.layouts.current() {
             desk.rebuild(&current).await;
             let run = {

@@ -368,9 +368,10 @@ impl Node {
         let remembering = addresses::remember(me, Arc::clone(&store), env.executor.clone(), membership.liveness());
         let remembering = supervise::spawn("addresses remembered", remembering);
         let looking = supervise::spawn("room on the disk", room.watch(env.executor.clone(), committer.clone()));
+        let trimming = supervise::spawn("superseded operations", replica.clone().trim_operations());
         let warning = supervise::spawn("certificate", certificate.clone().watch());
-        let tasks =
-            [accept, learning, greeting, watching, remembering, looking, warning].map(|task| task.abort_handle());
+        let tasks = [accept, learning, greeting, watching, remembering, looking, trimming, warning];
+        let tasks = tasks.map(|task| task.abort_handle());
         info!(node = %me, %addr, %cluster, "listening");
         Ok(Self {
             id: me,

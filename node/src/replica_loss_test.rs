@@ -398,6 +398,24 @@ async fn a_page_with_a_corrupt_record_is_refused_and_the_record_is_found() {
     assert!(one.is_lost("key 3"));
 }
 
+/// Whoever reads without the key's lock may say that a record is corrupt when a merge has replaced it. If that were noted, nobody would
+/// notice when the new record rots.
+#[tokio::test]
+async fn a_late_look_at_a_corrupt_record_that_was_replaced_notes_nothing() {
+    let one = setup(1);
+    one.merge("k", &record(1, "v")).await;
+    one.rot("k");
+    one.merge("k", &record(1, "v")).await;
+    one.recovered().await;
+    assert!(!one.is_lost("k"));
+    let found = one.replica.stats().corrupt;
+    drop(one.replica.0.found_corrupt(P, &Place::Data, b"k", "as it was before the merge"));
+    assert_eq!((one.replica.stats().corrupt, one.is_lost("k")), (found, false), "the record is well");
+    one.rot("k");
+    assert_eq!(one.replica.held(P, &key("k")).await, Ok(None));
+    assert_eq!((one.replica.stats().corrupt, one.is_lost("k")), (found + 1, true), "it is lost once more");
+}
+
 #[tokio::test]
 async fn what_was_read_while_it_was_lost_is_not_told() {
     let one = setup(1);

@@ -50,6 +50,7 @@ pub const TASKS: &[&str] = &[
     "a slow disk's call",
     "addresses remembered",
     "room on the disk",
+    "superseded operations",
     "certificate",
     "quic",
     "http",
