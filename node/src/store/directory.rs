@@ -156,7 +156,7 @@ fn set_aside(dir: &Path, engine_dir: &Path, aside: &Path) -> Result<(), StoreErr
 }
 
 /// Opens the engine and compares it with the sidecar; with the stamp that was found in it.
-pub(super) fn open_engine<E: Engine>(dir: &Path, content: &Content, options: &E::Options) -> Result<(E, u64), Refusal> {
+fn open_engine<E: Engine>(dir: &Path, content: &Content, options: &E::Options) -> Result<(E, u64), Refusal> {
     let engine = E::open(dir, options)?;
     // A damaged engine may open without a word, and panic when it is read.
     let read = || -> Result<_, EngineError> {
@@ -192,7 +192,7 @@ pub(super) fn open_engine<E: Engine>(dir: &Path, content: &Content, options: &E:
     Ok((engine, stamp))
 }
 
-pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
+fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let failed = |error: &io::Error| StoreError::from_io(&format!("locking {}", path.display()), error);
     let file = File::options().create(true).append(true).open(&path).map_err(|e| failed(&e))?;
@@ -235,7 +235,8 @@ pub(super) mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::store::{SledOptions, open, open_once_locked};
+    use crate::store::contract::Subject;
+    use crate::store::{SledOptions, Store, open, open_once_locked};
 
     pub(in crate::store) const CLUSTER: ClusterId = ClusterId(0xc1);
 
@@ -278,6 +279,48 @@ pub(super) mod tests {
     }
 
     pub(in crate::store) const RECORDS: u32 = 4000;
+
+    /// A data directory for the contract of engines.
+    pub(in crate::store) struct OnDisk<E: Engine> {
+        dir: TempDir,
+        options: E::Options,
+        store: Option<Arc<DiskStore<E>>>,
+    }
+
+    impl<E: Engine> OnDisk<E> {
+        pub(in crate::store) fn new(options: E::Options) -> Self {
+            let mut made = Self { dir: tempfile::tempdir().expect("a directory"), options, store: None };
+            made.open();
+            made
+        }
+
+        fn open(&mut self) {
+            let dir = self.dir.path();
+            let opened = super::open::<E>(dir, CLUSTER, node("n1"), &Random::from_seed(1), &self.options, || ())
+                .expect("it opens");
+            assert_eq!(opened.quarantined, None);
+            drop(opened);
+            // The same by hand, for the concrete type.
+            let content = sidecar::read(dir).expect("whole").expect("there");
+            let (engine, stamp) = open_engine::<E>(&dir.join(E::NAME), &content, &self.options).expect("whole");
+            let (content, lock) = (Content { stamp, ..content }, lock(dir).expect("not in use"));
+            let store = DiskStore::start(dir, engine, content, E::stamp_bytes(&self.options), lock);
+            self.store = Some(Arc::new(store.expect("it starts")));
+        }
+    }
+
+    impl<E: Engine> Subject for OnDisk<E> {
+        fn store(&self) -> Arc<dyn Store> {
+            Arc::<DiskStore<E>>::clone(self.store.as_ref().expect("open"))
+        }
+        fn reopen(&mut self) {
+            drop(Arc::into_inner(self.store.take().expect("open")).expect("nobody else holds it"));
+            self.open();
+        }
+        fn flip_bit(&self, tree: Tree, key: &[u8]) -> bool {
+            self.store.as_ref().expect("open").flip_bit(tree, key)
+        }
+    }
 
     #[test]
     fn starts_are_counted_and_the_disk_keeps_its_name() {

@@ -103,18 +103,13 @@ impl Engine for PlainEngine {
 }
 
 mod tests {
-    use std::sync::Arc;
-
     use quorate_wire::ids::{ClusterId, NodeId};
     use quorate_wire::random::Random;
-    use tempfile::TempDir;
 
     use super::*;
-    use crate::store::contract::{self, Subject};
-    use crate::store::directory::{self, lock, open_engine};
-    use crate::store::on_disk::DiskStore;
-    use crate::store::sidecar::Content;
-    use crate::store::{Opened, Store, StoreError, Tree};
+    use crate::store::contract;
+    use crate::store::directory::{self, tests::OnDisk};
+    use crate::store::{Opened, StoreError, Tree};
 
     fn open_in(dir: &Path) -> Opened {
         let node = NodeId::new("n1").expect("legal");
@@ -124,44 +119,9 @@ mod tests {
 
     const STAMP_BYTES: u64 = 1 << 10;
 
-    struct OnDisk {
-        dir: TempDir,
-        store: Option<Arc<DiskStore<PlainEngine>>>,
-    }
-
-    impl OnDisk {
-        fn open(&mut self) {
-            let dir = self.dir.path();
-            drop(open_in(dir));
-            let content = sidecar::read(dir).expect("whole").expect("there");
-            let (engine, stamp) =
-                open_engine::<PlainEngine>(&dir.join(PlainEngine::NAME), &content, &STAMP_BYTES).expect("whole");
-            let lock = lock(dir).expect("not in use");
-            let store = DiskStore::start(dir, engine, Content { stamp, ..content }, STAMP_BYTES, lock);
-            self.store = Some(Arc::new(store.expect("it starts")));
-        }
-    }
-
-    impl Subject for OnDisk {
-        fn store(&self) -> Arc<dyn Store> {
-            Arc::<DiskStore<PlainEngine>>::clone(self.store.as_ref().expect("open"))
-        }
-        fn reopen(&mut self) {
-            drop(Arc::into_inner(self.store.take().expect("open")).expect("nobody else holds it"));
-            self.open();
-        }
-        fn flip_bit(&self, tree: Tree, key: &[u8]) -> bool {
-            self.store.as_ref().expect("open").flip_bit(tree, key)
-        }
-    }
-
     #[test]
     fn another_engine_keeps_the_contract() {
-        contract::check(&mut || {
-            let mut subject = OnDisk { dir: tempfile::tempdir().expect("a directory"), store: None };
-            subject.open();
-            Box::new(subject)
-        });
+        contract::check(&mut || Box::new(OnDisk::<PlainEngine>::new(STAMP_BYTES)));
     }
 
     #[test]

@@ -292,56 +292,14 @@ mod tests {
     use std::process::Command;
     use std::sync::Arc;
 
-    use tempfile::TempDir;
-
     use super::*;
-    use crate::store::contract::{self, Subject};
-    use crate::store::directory::tests::{RECORDS, filled, key, open_n1, options, value};
-    use crate::store::directory::{lock, open_engine};
-    use crate::store::on_disk::DiskStore;
-    use crate::store::sidecar::Content;
-    use crate::store::{Store, Tree};
-
-    struct OnDisk {
-        dir: TempDir,
-        store: Option<Arc<DiskStore<SledEngine>>>,
-    }
-
-    impl OnDisk {
-        fn open(&mut self) {
-            let dir = self.dir.path();
-            drop(open_n1(dir).expect("it opens"));
-            // The same by hand, for the concrete type.
-            let content = sidecar::read(dir).expect("whole").expect("there");
-            let (engine, stamp) =
-                open_engine::<SledEngine>(&dir.join(SledEngine::NAME), &content, &options()).expect("whole");
-            let lock = lock(dir).expect("not in use");
-            let store = DiskStore::start(dir, engine, Content { stamp, ..content }, options().stamp_bytes, lock);
-            self.store = Some(Arc::new(store.expect("it starts")));
-        }
-    }
-
-    impl Subject for OnDisk {
-        fn store(&self) -> Arc<dyn Store> {
-            Arc::<DiskStore<SledEngine>>::clone(self.store.as_ref().expect("open"))
-        }
-        fn reopen(&mut self) {
-            let store = Arc::into_inner(self.store.take().expect("open")).expect("nobody else holds it");
-            drop(store);
-            self.open();
-        }
-        fn flip_bit(&self, tree: Tree, key: &[u8]) -> bool {
-            self.store.as_ref().expect("open").flip_bit(tree, key)
-        }
-    }
+    use crate::store::Tree;
+    use crate::store::contract;
+    use crate::store::directory::tests::{OnDisk, RECORDS, filled, key, open_n1, options, value};
 
     #[test]
     fn sled_keeps_the_contract() {
-        contract::check(&mut || {
-            let mut subject = OnDisk { dir: tempfile::tempdir().expect("a directory"), store: None };
-            subject.open();
-            Box::new(subject)
-        });
+        contract::check(&mut || Box::new(OnDisk::<SledEngine>::new(options())));
     }
 
     #[test]
