@@ -192,6 +192,15 @@ fn an_export_with_siblings_comes_back_and_no_line_hides_another() {
     let context = cluster.run(&["get", "cart", "--context"]);
     cluster.run(&["put", "cart", "merged", "--context", context.out.trim()]).expect(0, &[]);
     cluster.run(&["get", "cart"]).expect(0, &["merged"]);
+    // Siblings of the same bytes are one value: there is nothing to choose between.
+    cluster.run(&["put", "same", "v", "--blind"]).expect(0, &[]);
+    cluster.run(&["put", "same", "v", "--blind"]).expect(0, &[]);
+    cluster.run(&["export", &path("same"), "--prefix", "same"]).expect(0, &["1 record"]);
+    assert_eq!(std::fs::read_to_string(path("same")).expect("there"), "{\"key\":\"same\",\"value\":\"v\"}\n");
+    cluster.run(&["import", &path("same")]).expect(0, &["0 written, 1 unchanged"]);
+    cluster.write("other", "{\"key\":\"same\",\"value\":\"w\"}\n");
+    cluster.run(&["import", &path("other")]).expect(0, &["1 written"]);
+    assert_eq!(cluster.run(&["get", "same"]).expect(0, &[]).out, "w");
     // A blind import as well, where there is nothing yet.
     cluster.write("blind", "{\"key\":\"new\",\"values\":[\"x\",\"y\"]}\n{\"key\":\"twice\",\"value\":\"1\"}\n{\"key\":\"twice\",\"value\":\"2\"}\n");
     cluster.run(&["import", &path("blind"), "--blind"]).expect(0, &["3 written"]);

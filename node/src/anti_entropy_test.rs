@@ -440,6 +440,49 @@ async fn an_end_that_has_refused_much_is_sent_deletes_and_asked_for_what_it_hold
     }
 }
 
+/// The keys that a node was asked to exchange since this was last called.
+fn exchanged_keys(node: &Node) -> Vec<Blob> {
+    let offers = node.asked().into_iter().filter_map(|(_, body)| match body {
+        PeerBody::Heal { request: HealRequest::Exchange { offers, .. }, .. } => Some(offers),
+        _ => None,
+    });
+    offers.flatten().map(|offer| offer.key).collect()
+}
+
+#[tokio::test]
+async fn a_full_end_asks_for_no_more_than_it_takes_to_see_that_it_is_full() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    for number in 0..1500 {
+        let key = key_in(&nodes[0], PARTITION, number);
+        nodes[0].hold(&key, &record(1, "new to the other one")).await;
+    }
+    nodes[1].has_room(500);
+    nodes[0].asked();
+    let why = pair(&nodes[1], &nodes[0]).exchange(&Leaves::ALL).await.expect_err("it takes nothing");
+    assert!(why.contains("were not taken here"), "{why}");
+    let fetched = exchanged_keys(&nodes[0]).len();
+    assert!((256..1200).contains(&fetched), "{fetched} of 1500");
+}
+
+#[tokio::test]
+async fn what_both_hold_is_sent_to_a_full_end_once() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let keys: Vec<Blob> = (0..1500).map(|number| key_in(&nodes[0], PARTITION, number)).collect();
+    for key in &keys {
+        nodes[0].hold(key, &record(1, "new to the other one")).await;
+        nodes[1].hold(key, &record(2, "held by the one without room")).await;
+    }
+    nodes[1].has_room(500);
+    nodes[1].asked();
+    let exchanged = pair(&nodes[0], &nodes[1]).exchange(&Leaves::ALL).await.expect("it goes on");
+    assert!(exchanged.refused.0 >= 256);
+    let mut sent = exchanged_keys(&nodes[1]);
+    let all = sent.len();
+    sent.sort();
+    sent.dedup();
+    assert_eq!((sent.len(), all), (keys.len(), keys.len()), "each key once");
+}
+
 #[test]
 fn of_two_owners_one_compares_each_partition() {
     let [a, b] = ["a", "b"].map(|name| NodeId::new(name).expect("legal"));

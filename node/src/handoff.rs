@@ -3,8 +3,8 @@
 //! One page of hints for a target is under way at a time. The target merges all of it and syncs before it answers; each hint that
 //! is still what was sent is then let go ([`Replica::hint_delivered`]). Whatever fails in between is sent again: merges may be
 //! repeated. What a target refuses, because its disk has no room for it, stays and is tried again in a later pass; a pass that has met
-//! enough of that ends, and the next one goes on where it ended. The hints themselves lie in the store, so that a restart of either end only delays them. (DeCandia et al., "Dynamo",
-//! 2007, section 4.6.)
+//! enough of that ends, and the next one goes on where it ended. The hints themselves lie in the store, so that a restart of either end
+//! only delays them. (DeCandia et al., "Dynamo", 2007, section 4.6.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

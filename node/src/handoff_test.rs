@@ -224,3 +224,21 @@ async fn a_pass_ends_when_much_is_refused_and_the_next_one_goes_on_there() {
     courier.deliver(target.id).await.expect_err("its disk is nearly full");
     assert_eq!(handed(target), keys[..REFUSED_MAX], "from the first again");
 }
+
+#[tokio::test]
+async fn a_pass_that_finds_nothing_behind_refused_hints_is_not_the_end_of_the_trouble() {
+    let (nodes, courier) = kept().await;
+    let (target, keeper) = (&nodes[0], &nodes[3]);
+    for number in 0..u32::try_from(REFUSED_MAX).expect("small") {
+        let key = key_in(target, PARTITION, number);
+        keeper.replica.keep_hint(PARTITION, &key, target.id, record(number, "v"), 5).await.expect("room");
+    }
+    target.has_room(500);
+    let mut failures = Vec::new();
+    for _ in 0..2 {
+        let outcome = courier.deliver(target.id).await;
+        courier.ended(target.id, outcome);
+        failures.push(lock(&courier.progress)[&target.id].failures);
+    }
+    assert_eq!(failures, [1, 2], "each pass waits longer than the one before");
+}
