@@ -199,12 +199,21 @@ impl Layouts {
         self.0.desk.state()
     }
 
-    /// Carries out an operator's command.
+    /// Answers an operator's command. There is no answer when the disk failed in the midst of it: what is stored is unknown then,
+    /// every refusal would say that nothing was changed, and the process is about to end.
     ///
     /// # Errors
     /// Why nothing of it was carried out. An `apply` that reached too few members is no error: those that accepted the layout keep it,
     /// the report says which, and the same `apply` can be repeated until it succeeds.
     pub async fn command(&self, command: LayoutCommand) -> Result<LayoutReport, NotApplied> {
+        let outcome = self.carry_out(command).await;
+        if outcome.is_err() && self.0.desk.state.lock().await.failed.is_some() {
+            std::future::pending::<()>().await;
+        }
+        outcome
+    }
+
+    async fn carry_out(&self, command: LayoutCommand) -> Result<LayoutReport, NotApplied> {
         let desk = &self.0.desk;
         if matches!(command, LayoutCommand::Show) {
             let Ok(_place) = self.0.shows.try_acquire() else {

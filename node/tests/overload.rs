@@ -1,6 +1,8 @@
-//! A node whose disk hangs says so; it does not gather writes without end.
+//! What clients and operators are told by a node whose disk hangs or fails: a node whose disk hangs refuses writes instead of
+//! gathering them without end, and what a failed sync leaves unknown is not called undone.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use quorate_wire::{LayoutCommand, NotApplied, RequestBody, VALUE_LEN_MAX};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_disk_hangs_refuses_writes_before_they_pile_up() {
-    let disk = HangingStore::default();
+    let disk = FaultyStore::default();
     let (node, db) = cluster_of_one(&disk).await;
     db.put("before", "1", Blind).await.expect("the disk works");
 
@@ -50,21 +52,33 @@ async fn a_node_whose_disk_hangs_refuses_writes_before_they_pile_up() {
     node.shutdown(Duration::from_secs(5)).await.expect("syncs");
 }
 
-/// A store in memory whose writes of records can be made to hang.
-#[derive(Debug, Clone, Default)]
-struct HangingStore {
-    memory: MemoryStore,
-    hangs: Arc<(Mutex<bool>, Condvar)>,
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_whose_sync_fails_is_not_said_to_have_changed_nothing() {
+    let disk = FaultyStore::default();
+    let (_node, db) = cluster_of_one(&disk).await;
+    disk.sync_fails.store(true, Ordering::SeqCst);
+    let command = RequestBody::Layout(LayoutCommand::RotateContextKey);
+    let options = RequestOptions::default().timeout(Duration::from_secs(2));
+    let error = db.request(command, options).await.expect_err("the sync fails");
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
 }
 
-impl HangingStore {
+/// A store in memory whose writes of records can be made to hang, and whose syncs can be made to fail.
+#[derive(Debug, Clone, Default)]
+struct FaultyStore {
+    memory: MemoryStore,
+    hangs: Arc<(Mutex<bool>, Condvar)>,
+    sync_fails: Arc<AtomicBool>,
+}
+
+impl FaultyStore {
     fn hang(&self, hang: bool) {
         *self.hangs.0.lock().expect("not poisoned") = hang;
         self.hangs.1.notify_all();
     }
 }
 
-impl Store for HangingStore {
+impl Store for FaultyStore {
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.memory.get(tree, key)
     }
@@ -97,6 +111,9 @@ impl Store for HangingStore {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
+        if self.sync_fails.load(Ordering::SeqCst) {
+            return Err(StoreError::Io("the disk is broken".into()));
+        }
         self.memory.sync()
     }
 
@@ -110,7 +127,7 @@ impl Store for HangingStore {
 }
 
 /// One node that holds everything, and a client of it.
-async fn cluster_of_one(store: &HangingStore) -> (Node, Client) {
+async fn cluster_of_one(store: &FaultyStore) -> (Node, Client) {
     let seams = Seams::system();
     let now = (seams.wall_clock)();
     let ca = Ca::make(&seams.random, ClusterId(7), now, VALIDITY).expect("makes a CA");
