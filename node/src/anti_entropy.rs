@@ -24,7 +24,7 @@ use std::time::Duration;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, Partition, key_hash};
 use quorate_wire::random::Random;
-use quorate_wire::{Recovering, RepairCommand, RepairReport};
+use quorate_wire::{NotApplied, Recovering, RepairCommand, RepairReport};
 use quorate_wire::{buggify, sometimes};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -35,8 +35,8 @@ use crate::beacons::Beacons;
 use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
 use crate::metrics::Sample;
-use crate::peer_wire::heal::{HealReply, HealRequest, ROOTS_MAX, Sum};
-use crate::peer_wire::{Label, PeerBody, PeerReply, class};
+use crate::peer_wire::Label;
+use crate::peer_wire::heal::{HealReply, HealRequest, ROOTS_MAX, Roots, RootsCompared, Sum};
 use crate::peers::Peers;
 use crate::recovery::Reason;
 use crate::replica::Replica;
@@ -172,7 +172,7 @@ impl AntiEntropy {
         label: Label,
         request: HealRequest,
         timeout: Duration,
-    ) -> PeerReply {
+    ) -> Result<HealReply, NotApplied> {
         self.desk.answer(from, label, request, timeout).await
     }
 
@@ -392,16 +392,8 @@ impl Desk {
     /// Compares some partitions with one peer, and exchanges what differs for the second time.
     async fn compare(&self, current: &Arc<Current>, peer: NodeId, partitions: &[Partition]) -> Result<(), String> {
         let root = |partition: &Partition| (*partition, self.replica.partitions().root(*partition).map(Sum));
-        let request = HealRequest::Roots { roots: partitions.iter().map(root).collect() };
-        let version = current.layout.version;
-        let body = PeerBody::Heal { label: Label { low: version, high: version }, request };
-        let called = self.peers.call(peer, class::BULK, self.random.u64(), body, pair::CALL_TIMEOUT).await;
-        let (differ, unknown) = match called {
-            Ok(PeerReply::Healed(HealReply::Roots { differ, unknown })) => (differ, unknown),
-            Ok(PeerReply::Refused(refusal)) => return Err(refusal.to_string()),
-            Ok(_) => return Err("an answer to another question".into()),
-            Err(error) => return Err(error.to_string()),
-        };
+        let roots = Roots { roots: partitions.iter().map(root).collect() };
+        let RootsCompared { differ, unknown } = self.ask(current, peer, roots).await?;
         {
             let mut state = self.state();
             state.compared += partitions.len() as u64;

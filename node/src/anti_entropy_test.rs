@@ -4,6 +4,8 @@ use quorate_wire::ids::Partition;
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, deletion, key_in, record};
+use crate::peer_wire::heal::{self, Groups};
+use crate::peer_wire::{Heal, PeerBody};
 use crate::store::Tree;
 use quorate_core::keyspace::data_key;
 use quorate_core::merkle::{InTree, Leaves};
@@ -212,7 +214,7 @@ async fn a_paused_pass_asks_nobody() {
     assert!(status.paused && status.enabled);
     nodes[0].anti_entropy.desk.pass(&nodes[0].current).await;
     assert_eq!(nodes[0].anti_entropy.report().compared, 0);
-    assert!(!nodes[1].asked().iter().any(|(_, body)| matches!(body, PeerBody::Heal { .. })));
+    assert!(!nodes[1].asked().iter().any(|(_, body)| matches!(body, PeerBody::Heal(_))));
     assert!(!nodes[0].anti_entropy.command(RepairCommand::Resume).paused);
     assert!(!nodes[0].anti_entropy.desk.state().wanted);
     nodes[0].anti_entropy.command(RepairCommand::Pause);
@@ -349,13 +351,10 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
         let (from, patience) = (from.id, Duration::from_secs(20));
         to.anti_entropy.answer(from, label, request, patience).await
     };
-    let refused = |reply| match reply {
-        PeerReply::Refused(refusal) => refusal.to_string(),
-        other => panic!("{other:?}"),
-    };
-    let groups = |partition| HealRequest::Groups { partition, groups: vec![None; merkle::GROUPS] };
+    let refused = |answer: Result<HealReply, NotApplied>| answer.expect_err("it is refused").to_string();
+    let groups = |partition| HealRequest::Groups(Groups { partition, groups: vec![None; merkle::GROUPS] });
     let answer = ask(&nodes[0], &nodes[1], now, groups(PARTITION)).await;
-    assert!(matches!(answer, PeerReply::Healed(HealReply::Groups { .. })), "{answer:?}");
+    assert!(matches!(answer, Ok(HealReply::Groups(_))), "{answer:?}");
     assert!(refused(ask(&nodes[0], &nodes[1], old, groups(PARTITION)).await).contains("layout"));
     for (to, from) in [(0, 3), (3, 0)] {
         let why = refused(ask(&nodes[to], &nodes[from], now, groups(PARTITION)).await);
@@ -363,20 +362,20 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
     }
     let beyond = Partition(nodes[0].current.ring.partitions());
     assert!(refused(ask(&nodes[0], &nodes[1], now, groups(beyond)).await).contains("there is no partition 4"));
-    let few = HealRequest::Groups { partition: PARTITION, groups: vec![None; merkle::GROUPS - 1] };
+    let few = HealRequest::Groups(Groups { partition: PARTITION, groups: vec![None; merkle::GROUPS - 1] });
     assert!(refused(ask(&nodes[0], &nodes[1], now, few).await).contains("15 groups"));
-    let roots = |count| HealRequest::Roots { roots: vec![(PARTITION, None); count] };
+    let roots = |count| HealRequest::Roots(Roots { roots: vec![(PARTITION, None); count] });
     let answer = ask(&nodes[0], &nodes[1], now, roots(ROOTS_MAX)).await;
-    assert!(matches!(answer, PeerReply::Healed(HealReply::Roots { .. })), "{answer:?}");
+    assert!(matches!(answer, Ok(HealReply::Roots(_))), "{answer:?}");
     assert!(refused(ask(&nodes[0], &nodes[1], now, roots(ROOTS_MAX + 1)).await).contains("at most 256"));
-    let offer = |key: &Blob, record: Option<&[u8]>| crate::peer_wire::heal::Offer {
+    let offer = |key: &Blob, record: Option<&[u8]>| heal::Offer {
         key: key.clone(),
         digest: None,
         record: record.map(Blob::copy_from),
     };
-    let exchange = |offers| HealRequest::Exchange { partition: PARTITION, offers };
+    let exchange = |offers| HealRequest::Exchange(heal::Exchange { partition: PARTITION, offers });
     let (key, stranger) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], Partition(2), 0));
-    let most = crate::peer_wire::heal::OFFERS_MAX;
+    let most = heal::OFFERS_MAX;
     for (offers, why) in [
         (vec![offer(&stranger, None)], "another partition"),
         (vec![offer(&Blob::default(), None)], "empty"),
@@ -387,7 +386,9 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
         assert!(told.contains(why), "{told}");
     }
     let answer = ask(&nodes[0], &nodes[1], now, exchange(vec![offer(&key, None); most])).await;
-    let PeerReply::Healed(HealReply::Exchanged { processed, records, refused }) = answer else { panic!("{answer:?}") };
+    let Ok(HealReply::Exchanged(heal::Exchanged { processed, records, refused })) = answer else {
+        panic!("{answer:?}")
+    };
     assert_eq!((processed as usize, records, refused.keys), (most, vec![(key, None); most], vec![]));
 }
 
@@ -443,7 +444,7 @@ async fn an_end_that_has_refused_much_is_sent_deletes_and_asked_for_what_it_hold
 /// The keys that a node was asked to exchange since this was last called.
 fn exchanged_keys(node: &Node) -> Vec<Blob> {
     let offers = node.asked().into_iter().filter_map(|(_, body)| match body {
-        PeerBody::Heal { request: HealRequest::Exchange { offers, .. }, .. } => Some(offers),
+        PeerBody::Heal(Heal { request: HealRequest::Exchange(heal::Exchange { offers, .. }), .. }) => Some(offers),
         _ => None,
     });
     offers.flatten().map(|offer| offer.key).collect()

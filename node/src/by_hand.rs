@@ -21,7 +21,7 @@ use crate::beacons::Beacons;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults, Mechanisms};
 use crate::layouts::{self, Current, Layouts};
 use crate::membership::{Liveness, Membership, PeerState};
-use crate::peer_wire::{PeerBody, PeerReply};
+use crate::peer_wire::{GetLayout, Heal, PeerBody, PeerReply};
 use crate::peers::Peers;
 use crate::peers::tests::{CLUSTER, Node as Bare, id};
 use crate::recovery::Recovery;
@@ -170,12 +170,14 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
                     let mut manner = heard.manner.subscribe();
                     let manner = *manner.wait_for(|manner| *manner != Manner::Silent).await.expect("it is kept");
                     match request.body {
-                        PeerBody::LayoutState => layouts.state().await,
+                        PeerBody::LayoutState(GetLayout) => layouts.state().into(),
                         _ if manner == Manner::Refuses => {
                             let why = "the test wants it so".into();
                             PeerReply::Refused(NotApplied::NotServing { node: me, why })
                         }
-                        PeerBody::Heal { label, request } => healing.answer(from, label, request, timeout).await,
+                        PeerBody::Heal(Heal { label, request }) => {
+                            healing.answer(from, label, request, timeout).await.into()
+                        }
                         body => service.serve_peer(from, body, timeout, room).await,
                     }
                 })

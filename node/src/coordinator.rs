@@ -51,8 +51,8 @@ use self::repair::Repairs;
 pub(crate) use self::stats::RequestStats;
 use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
-use crate::peer_wire::{PeerBody, PeerReply, class};
-use crate::peers::{PeerError, Peers};
+use crate::peer_wire::Forward;
+use crate::peers::{AskError, Peers};
 use crate::replica::Replica;
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use quorate_core::context_keys::Rejected;
@@ -598,18 +598,16 @@ impl Inner {
                 // Before anything is sent: whoever waits for the answer may give up, and come again.
                 self.errands.note(op_id, primary, Instant::now());
             }
-            let body = PeerBody::Forward { request: request.clone() };
-            let called = self.peers.call(primary, class::FORWARD, turn.request_id, body, share).await;
-            let (failed, ambiguous) = match called {
-                Ok(PeerReply::Forwarded(Response { body: Err(Failure::NotApplied(refusal)), .. }))
-                | Ok(PeerReply::Refused(refusal)) => {
+            let forward = Forward { request: request.clone() };
+            let (failed, ambiguous) = match self.peers.ask(primary, turn.request_id, forward, share).await {
+                Ok(Response { body: Err(Failure::NotApplied(refusal)), .. }) | Err(AskError::Refused(refusal)) => {
                     if !is_of_one_node(&refusal) {
                         settle();
                         return definite(refusal);
                     }
                     (plain(&refusal), false)
                 }
-                Ok(PeerReply::Forwarded(Response { body, .. })) => {
+                Ok(Response { body, .. }) => {
                     let len = body.as_ref().map_or(0, reply_len);
                     // What a write has come to is told in any case. What was read is let go while it waits for room.
                     if op_id.is_some() || turn.room.covers(len, RECORD_LEN) {
@@ -622,9 +620,8 @@ impl Inner {
                         Err(NoRoom) => return definite(OVERLOADED),
                     }
                 }
-                Ok(_) => ("an answer to another question".into(), true),
-                Err(PeerError::NotSent(why)) => (why, false),
-                Err(PeerError::Unknown(why)) => (why, true),
+                Err(AskError::NotSent(why)) => (why, false),
+                Err(AskError::Unknown(why)) => (why, true),
             };
             tracing::debug!(%primary, why = %failed, "forwarding failed");
             let comma = if why.is_empty() { "" } else { ", " };

@@ -6,6 +6,7 @@ use quorate_wire::{Found, Read, Role, Scan, ScanPosition, Scanned, Written};
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
+use crate::peer_wire::{Fetch, GetLayout, PeerBody};
 use crate::recovery::Reason;
 use quorate_core::merkle::Leaves;
 use quorate_core::record::Record;
@@ -49,7 +50,7 @@ async fn put(node: &Node, write: Write) -> Result<Written, Failure> {
 /// Has it connected to the others, so that little time is enough for what follows.
 async fn connect(node: &Node, others: &[Node]) {
     for other in others.iter().filter(|other| other.id != node.id) {
-        let called = node.peers.call(other.id, class::CONTROL, 0, PeerBody::LayoutState, PATIENCE).await;
+        let called = node.peers.ask(other.id, 0, GetLayout, PATIENCE).await;
         called.expect("it is there");
     }
 }
@@ -439,7 +440,7 @@ async fn a_large_record_is_not_sent_to_who_holds_it() {
     put(&nodes[0], long).await.expect("written");
     nodes[1].asked();
     let told = |node: &Node| match &node.asked()[..] {
-        [(_, PeerBody::Fetch { held, durable, .. })] => (held.is_some(), *durable),
+        [(_, PeerBody::Fetch(Fetch { held, durable, .. }))] => (held.is_some(), *durable),
         other => panic!("{other:?}"),
     };
     get(&nodes[0], read(&small)).await.expect("found");
@@ -500,7 +501,7 @@ async fn a_read_mends_each_replica_that_it_finds_stale_and_no_other() {
     assert_eq!((count(&nodes[0], "stale_replicas"), count(&nodes[0], "repaired_replicas")), (2, 2));
     assert_eq!(count(&nodes[0], "repairs_skipped"), 0);
     for node in &nodes[1..] {
-        let mended = node.asked().into_iter().filter(|(_, body)| matches!(body, PeerBody::Replicate { .. })).count();
+        let mended = node.asked().into_iter().filter(|(_, body)| matches!(body, PeerBody::Replicate(_))).count();
         assert_eq!(mended, 1, "{}", node.id);
     }
 }
@@ -621,7 +622,7 @@ async fn a_scan_does_not_count_what_turns_out_to_be_lost() {
     let page = page_of(PARTITION, 10, Some(Quorum::Exactly(2)));
     let scanned = scan(&nodes[0], page);
     let loses = async {
-        while nodes[1].asked().iter().all(|(_, body)| !matches!(body, PeerBody::FetchRange { .. })) {
+        while nodes[1].asked().iter().all(|(_, body)| !matches!(body, PeerBody::FetchRange(_))) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         nodes[0].replica.still_speaks_of(PARTITION, nodes[0].current.reading(2)).expect("as far as is known");

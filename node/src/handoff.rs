@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::calls::Calls;
 use crate::layouts::Layouts;
 use crate::membership::Liveness;
-use crate::peer_wire::{Label, PeerBody, PeerReply, class};
+use crate::peer_wire::{HandOver, HandedOff, Label};
 use crate::peers::Peers;
 use crate::replica::{HintPage, Replica};
 use crate::supervise;
@@ -183,24 +183,17 @@ impl Courier {
             let version = current.layout.version;
             dawdle!("handoff: a pause before a page is sent");
             let entries = hints.iter().map(|hint| (hint.key.clone(), Blob(hint.record.encode()))).collect();
-            let body = PeerBody::Handoff { label: Label { low: version, high: version }, entries };
+            let page = HandOver { label: Label { low: version, high: version }, entries };
             if buggify!("handoff: an acknowledged page is sent again") {
                 // As if the acknowledgement had been lost.
-                let _ = peers.call(target, class::HANDOFF, 0, body.clone(), PAGE_TIMEOUT).await;
+                let _ = peers.ask(target, 0, page.clone(), PAGE_TIMEOUT).await;
             }
-            let (pause, refusals) = match peers.call(target, class::HANDOFF, 0, body, PAGE_TIMEOUT).await {
-                Ok(PeerReply::HandedOff { pause_ms, refused }) => {
-                    (Duration::from_millis(pause_ms.into()).min(PAUSE_MAX), refused)
-                }
-                other => {
+            let HandedOff { pause_ms, refused: refusals } =
+                peers.ask(target, 0, page, PAGE_TIMEOUT).await.map_err(|error| {
                     sometimes!("handoff: a target failed in the middle", delivered > 0);
-                    return Err(match other {
-                        Ok(PeerReply::Refused(refusal)) => refusal.to_string(),
-                        Ok(_) => "an answer to another question".into(),
-                        Err(error) => error.to_string(),
-                    });
-                }
-            };
+                    error.to_string()
+                })?;
+            let pause = Duration::from_millis(pause_ms.into()).min(PAUSE_MAX);
             sometimes!("handoff: a page was delivered");
             sometimes!("handoff: a part of a page was refused", !refusals.keys.is_empty());
             refused += refusals.keys.len();

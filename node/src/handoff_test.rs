@@ -4,6 +4,7 @@ use quorate_wire::ids::Partition;
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
+use crate::peer_wire::PeerBody;
 use quorate_core::keyspace::data_key;
 
 const PARTITION: Partition = Partition(2);
@@ -211,7 +212,7 @@ async fn a_pass_ends_when_much_is_refused_and_the_next_one_goes_on_there() {
     target.has_room(500);
     let handed = |node: &Node| {
         let pages = node.asked().into_iter().filter_map(|(_, body)| match body {
-            PeerBody::Handoff { entries, .. } => Some(entries.into_iter().map(|(key, _)| key)),
+            PeerBody::Handoff(HandOver { entries, .. }) => Some(entries.into_iter().map(|(key, _)| key)),
             _ => None,
         });
         pages.flatten().collect::<Vec<_>>()

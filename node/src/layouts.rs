@@ -25,8 +25,8 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use crate::membership::{LayoutDigests, Liveness, Membership};
-use crate::peer_wire::{PeerBody, PeerReply, class};
-use crate::peers::{PeerError, Peers};
+use crate::peer_wire::{AcceptFirstLayout, Ask, FirstLayoutAccepted, GetLayout, LayoutState};
+use crate::peers::{AskError, Peers};
 use crate::recovery::Reading;
 use crate::request_memory::RETRY_AFTER_MS;
 use crate::showing::Showing;
@@ -186,16 +186,17 @@ impl Layouts {
         })
     }
 
-    /// Answers a peer's [`PeerBody::AcceptFirstLayout`]. The layout is durable before the answer is yes.
-    pub async fn accept_first(&self, layout: Layout, keys: ContextKeys) -> PeerReply {
-        match self.0.desk.accept(layout, keys).await {
-            Ok(()) => PeerReply::FirstLayoutAccepted,
-            Err(refusal) => PeerReply::Refused(refusal),
-        }
+    /// Answers a peer's [`AcceptFirstLayout`]. The layout is durable before the answer is yes.
+    pub(crate) async fn accept_first(
+        &self,
+        layout: Layout,
+        keys: ContextKeys,
+    ) -> Result<FirstLayoutAccepted, NotApplied> {
+        self.0.desk.accept(layout, keys).await.map(|()| FirstLayoutAccepted)
     }
 
-    /// Answers a peer's [`PeerBody::LayoutState`].
-    pub async fn state(&self) -> PeerReply {
+    /// Answers a peer's [`GetLayout`].
+    pub(crate) fn state(&self) -> LayoutState {
         self.0.desk.state()
     }
 
@@ -278,19 +279,18 @@ impl Layouts {
             desk.accept(layout.clone(), ContextKeys::first(self.0.random.array())).await?;
             reasons.clear();
         }
-        let body = PeerBody::AcceptFirstLayout { layout: layout.clone(), keys: desk.known_keys() };
-        let answers = ask(&self.0.peers, &self.0.random, &others, &body).await;
+        let accept = AcceptFirstLayout { layout: layout.clone(), keys: desk.known_keys() };
+        let answers = ask(&self.0.peers, &self.0.random, &others, &accept).await;
         let mut warnings = Vec::new();
         for (node, answer) in answers {
             match answer {
-                Ok(PeerReply::FirstLayoutAccepted) => {
+                Ok(FirstLayoutAccepted) => {
                     // No refusal: this node and that one hold the layout for ever.
                     if let Err(error) = desk.hear(node, Some(layout.clone()), false, ContextKeys::default()).await {
                         warnings.push(format!("{} could not note that {node} holds the layout: {error}", desk.me.node));
                     }
                 }
-                Ok(reply) => drop(reasons.insert(node, refusal(reply))),
-                Err(error) => drop(reasons.insert(node, error.to_string())),
+                Err(error) => drop(reasons.insert(node, reason(error))),
             }
         }
         let mut report = desk.report().await;
@@ -324,17 +324,16 @@ impl Layouts {
     ) -> Result<(), NotApplied> {
         let hash = layout.hash();
         let mut ready = 1;
-        for (node, answer) in ask(&self.0.peers, &self.0.random, others, &PeerBody::LayoutState).await {
+        for (node, answer) in ask(&self.0.peers, &self.0.random, others, &GetLayout).await {
             match answer {
-                Ok(PeerReply::LayoutState { accepted: Some(other), .. }) if other.hash() != hash => {
+                Ok(LayoutState { accepted: Some(other), .. }) if other.hash() != hash => {
                     return Err(refused(format!(
                         "{node} has accepted {} as layout 1 already and never accepts another one, this one is {hash}",
                         other.hash()
                     )));
                 }
-                Ok(PeerReply::LayoutState { .. }) => ready += 1,
-                Ok(reply) => drop(reasons.insert(node, refusal(reply))),
-                Err(error) => drop(reasons.insert(node, error.to_string())),
+                Ok(LayoutState { .. }) => ready += 1,
+                Err(error) => drop(reasons.insert(node, reason(error))),
             }
         }
         if ready >= layout.majority() {
@@ -464,9 +463,9 @@ impl Desk {
         self.told.lock().expect("nothing panics while it is locked")
     }
 
-    fn state(&self) -> PeerReply {
+    fn state(&self) -> LayoutState {
         let told = self.told();
-        PeerReply::LayoutState { accepted: told.accepted.clone(), chosen: told.chosen, keys: self.known_keys() }
+        LayoutState { accepted: told.accepted.clone(), chosen: told.chosen, keys: self.known_keys() }
     }
 
     /// Publishes what follows from the state; to be called under its lock after every step.
@@ -832,40 +831,49 @@ impl Spread {
     }
 
     async fn round(&self, task: Task) -> Result<bool, StoreError> {
-        let (nodes, body, offered) = match task {
-            Task::Rest => return Ok(false),
-            Task::Ask(nodes) => (nodes, PeerBody::LayoutState, None),
-            Task::Offer(nodes, layout) => {
-                let body = PeerBody::AcceptFirstLayout { layout: layout.clone(), keys: self.desk.known_keys() };
-                (nodes, body, Some(layout))
+        match task {
+            Task::Rest => Ok(false),
+            Task::Ask(nodes) => self.ask_what_is_accepted(&nodes).await,
+            Task::Offer(nodes, layout) => self.offer(&nodes, layout).await,
+        }
+    }
+
+    async fn ask_what_is_accepted(&self, nodes: &[NodeId]) -> Result<bool, StoreError> {
+        self.learn_addresses(nodes);
+        let mut news = false;
+        for (node, answer) in ask(&self.peers, &self.random, nodes, &GetLayout).await {
+            match answer {
+                Ok(LayoutState { accepted, chosen, keys }) => {
+                    news |= self.desk.hear(node, accepted, chosen, keys).await?;
+                }
+                Err(error) => tracing::debug!(peer = %node, "no layout from the peer: {}", reason(error)),
             }
-        };
+        }
+        Ok(news)
+    }
+
+    async fn offer(&self, nodes: &[NodeId], layout: Layout) -> Result<bool, StoreError> {
+        self.learn_addresses(nodes);
+        let accept = AcceptFirstLayout { layout: layout.clone(), keys: self.desk.known_keys() };
+        let mut news = false;
+        for (node, answer) in ask(&self.peers, &self.random, nodes, &accept).await {
+            match answer {
+                Ok(FirstLayoutAccepted) => {
+                    sometimes!("layouts: offered to a member that was away");
+                    news |= self.desk.hear(node, Some(layout.clone()), false, ContextKeys::default()).await?;
+                }
+                Err(error) => tracing::debug!(peer = %node, "the peer does not take the layout: {}", reason(error)),
+            }
+        }
+        Ok(news)
+    }
+
+    fn learn_addresses(&self, nodes: &[NodeId]) {
         if let Some(layout) = &self.desk.told().accepted {
             for member in layout.members.iter().filter(|member| nodes.contains(&member.node)) {
                 self.peers.learn(member.node, member.addr);
             }
         }
-        let mut news = false;
-        for (node, answer) in ask(&self.peers, &self.random, &nodes, &body).await {
-            news |= match answer {
-                Ok(PeerReply::LayoutState { accepted, chosen, keys }) => {
-                    self.desk.hear(node, accepted, chosen, keys).await?
-                }
-                Ok(PeerReply::FirstLayoutAccepted) => {
-                    sometimes!("layouts: offered to a member that was away");
-                    self.desk.hear(node, offered.clone(), false, ContextKeys::default()).await?
-                }
-                Ok(reply) => {
-                    tracing::debug!(peer = %node, "no layout from or for the peer: {}", refusal(reply));
-                    false
-                }
-                Err(error) => {
-                    tracing::debug!(peer = %node, "no layout from or for the peer: {error}");
-                    false
-                }
-            };
-        }
-        Ok(news)
     }
 }
 
@@ -905,30 +913,36 @@ async fn to_the_end<T: Send + 'static>(step: impl Future<Output = T> + Send + 's
     }
 }
 
-type Answer = Result<PeerReply, PeerError>;
-
-/// Asks many peers the same, so many at once; the answers are in the order of the nodes.
-async fn ask(peers: &Peers, random: &Random, nodes: &[NodeId], body: &PeerBody) -> Vec<(NodeId, Answer)> {
-    ask_within(peers, random, nodes, body, PEER_TIMEOUT).await
+/// Asks many peers the same, [`PEERS_AT_ONCE`] at a time; the answers are in the order of the nodes.
+async fn ask<Q>(peers: &Peers, random: &Random, nodes: &[NodeId], question: &Q) -> Vec<(NodeId, Answer<Q>)>
+where
+    Q: Ask<Answer: Send> + Clone + Send + 'static,
+{
+    ask_within(peers, random, nodes, question, PEER_TIMEOUT).await
 }
 
-async fn ask_within(
+async fn ask_within<Q>(
     peers: &Peers,
     random: &Random,
     nodes: &[NodeId],
-    body: &PeerBody,
+    question: &Q,
     timeout: Duration,
-) -> Vec<(NodeId, Answer)> {
+) -> Vec<(NodeId, Answer<Q>)>
+where
+    Q: Ask<Answer: Send> + Clone + Send + 'static,
+{
     in_batches(nodes, |node| {
-        let (peers, request_id, body) = (peers.clone(), random.u64(), body.clone());
-        async move { peers.call(node, class::CONTROL, request_id, body, timeout).await }
+        let (peers, request_id, question) = (peers.clone(), random.u64(), question.clone());
+        async move { peers.ask(node, request_id, question, timeout).await }
     })
     .await
 }
 
-async fn in_batches<F>(nodes: &[NodeId], call: impl Fn(NodeId) -> F) -> Vec<(NodeId, Answer)>
+type Answer<Q> = Result<<Q as Ask>::Answer, AskError>;
+
+async fn in_batches<F>(nodes: &[NodeId], call: impl Fn(NodeId) -> F) -> Vec<(NodeId, F::Output)>
 where
-    F: Future<Output = Answer> + Send + 'static,
+    F: Future<Output: Send> + Send + 'static,
 {
     let mut answers = BTreeMap::new();
     for batch in nodes.chunks(PEERS_AT_ONCE) {
@@ -967,11 +981,11 @@ fn refused(why: String) -> NotApplied {
 }
 
 /// Why a peer did not do what it was asked, for people.
-fn refusal(reply: PeerReply) -> String {
-    match reply {
-        PeerReply::Refused(NotApplied::Refused { why }) => why,
-        PeerReply::Refused(other) => other.to_string(),
-        other => format!("it gave an answer to another question: {other:?}").chars().take(200).collect(),
+fn reason(error: AskError) -> String {
+    match error {
+        AskError::Refused(NotApplied::Refused { why }) => why,
+        AskError::Refused(other) => other.to_string(),
+        other => other.to_string(),
     }
 }
 
@@ -1092,7 +1106,7 @@ mod tests {
         let desk = open(1, &disk.after_power_cut()).await;
         let why = desk.accept(other.clone(), keys()).await.expect_err("another").to_string();
         assert!(why.contains(&one.hash().to_string()) && why.contains(&other.hash().to_string()), "{why}");
-        assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false, keys: keys() });
+        assert_eq!(desk.state(), LayoutState { accepted: Some(one), chosen: false, keys: keys() });
     }
 
     #[tokio::test(start_paused = true)]
@@ -1107,9 +1121,9 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(1), desk.accept(one.clone(), keys())).await.expect_err("too slow");
         desk.accept(other, keys()).await.expect_err("the first one is on its way to the disk");
         sleep(Duration::from_secs(10)).await;
-        assert_eq!(desk.state(), PeerReply::LayoutState { accepted: Some(one.clone()), chosen: false, keys: keys() });
+        assert_eq!(desk.state(), LayoutState { accepted: Some(one.clone()), chosen: false, keys: keys() });
         let again = open(1, &disk.after_power_cut()).await;
-        assert_eq!(again.state(), PeerReply::LayoutState { accepted: Some(one), chosen: false, keys: keys() });
+        assert_eq!(again.state(), LayoutState { accepted: Some(one), chosen: false, keys: keys() });
     }
 
     fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -1125,10 +1139,7 @@ mod tests {
         let why = wiped.accept(layout.clone(), keys()).await.expect_err("another disk").to_string();
         assert!(why.contains("emptied or exchanged"), "{why}");
         assert!(!wiped.hear(id(0), Some(layout.clone()), false, keys()).await.expect("no storage is touched"));
-        assert_eq!(
-            wiped.state(),
-            PeerReply::LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() }
-        );
+        assert_eq!(wiped.state(), LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() });
         assert!(disk.durable.lock().expect("lock").is_empty());
         assert!(wiped.hear(id(0), Some(layout), true, keys()).await.expect("stored"), "what is in force is learned");
         assert!(wiped.told().not_serving.is_none() && wiped.report().await.holding.is_empty());
@@ -1157,7 +1168,7 @@ mod tests {
         assert!(desk_of_failing.told().not_serving.clone().expect("why").contains("could not be stored"));
         assert_eq!(
             desk_of_failing.state(),
-            PeerReply::LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() }
+            LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() }
         );
     }
 
@@ -1182,10 +1193,7 @@ mod tests {
         // Who learns the layout learns the keys, and never the one without the other.
         let late = open(9, &disks[1]).await;
         assert!(!late.hear(id(0), Some(layout.clone()), true, ContextKeys::default()).await.expect("nothing to store"));
-        assert_eq!(
-            late.state(),
-            PeerReply::LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() }
-        );
+        assert_eq!(late.state(), LayoutState { accepted: None, chosen: false, keys: ContextKeys::default() });
         assert!(!late.take_keys(keys()).await.expect("nothing to store"), "there is no layout that they could be of");
         assert!(late.hear(id(0), Some(layout.clone()), true, desk.known_keys()).await.expect("stored"));
         assert_eq!(open(9, &disks[1].after_power_cut()).await.known_keys(), desk.known_keys());
@@ -1260,11 +1268,11 @@ mod tests {
             if node == id(0) {
                 tokio::task::yield_now().await;
             }
-            Err(PeerError::NotSent(node.to_string()))
+            Err::<(), _>(AskError::NotSent(node.to_string()))
         });
         let answers = answers.await;
         assert_eq!(answers.iter().map(|(node, _)| *node).collect::<Vec<_>>(), nodes);
-        assert!(answers.iter().all(|(node, answer)| *answer == Err(PeerError::NotSent(node.to_string()))));
+        assert!(answers.iter().all(|(node, answer)| *answer == Err(AskError::NotSent(node.to_string()))));
     }
 
     #[tokio::test]
@@ -1290,7 +1298,7 @@ mod tests {
 
     /// What `from` says of itself, as `to` hears it.
     async fn tell(from: &Desk, i: usize, to: &Arc<Desk>) {
-        let PeerReply::LayoutState { accepted, chosen, keys } = from.state() else { panic!("a state") };
+        let LayoutState { accepted, chosen, keys } = from.state();
         assert!(to.hear(id(i), accepted, chosen, keys).await.expect("stored"), "news");
     }
 

@@ -12,7 +12,7 @@ use quorate_wire::codec::Blob;
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
 use serde::{Deserialize, Serialize};
 
-use self::heal::{HealReply, HealRequest};
+use self::heal::{Exchange, HealReply, HealRequest};
 use crate::beacons::Remembered;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, LayoutHash};
@@ -92,123 +92,204 @@ pub struct PeerAnswer {
     pub reply: PeerReply,
 }
 
+/// A question, tied to its answer and to the class of lanes that it goes by. [`Peers::ask`](crate::peers::Peers::ask) puts it.
+pub trait Ask: Into<PeerBody> {
+    /// What answers it, unless the peer refuses.
+    type Answer: TryFrom<PeerReply, Error = PeerReply>;
+    /// See [`class`].
+    const CLASS: u8;
+}
+
 /// What a node can ask of another one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerBody {
-    /// Introduces itself; answered with [`PeerReply::Hello`].
+    /// Introduces itself; answered with [`PeerReply::Hello`]. It begins a connection, so that nobody can ask it later.
     Hello(Hello),
-    /// To merge a record, and to acknowledge when it is durable.
-    Replicate {
-        /// See [`Label`].
-        label: Label,
-        /// The key.
-        key: Blob,
-        /// The record, as [`quorate_core::record::Record::encode`] makes it.
-        record: Blob,
-    },
-    /// To keep a record for a primary of its key that did not take it, and to acknowledge when that is durable; answered with
-    /// [`PeerReply::Replicated`].
-    Hint {
-        /// See [`Label`].
-        label: Label,
-        /// The primary that is to have it.
-        target: NodeId,
-        /// The key.
-        key: Blob,
-        /// The record.
-        record: Blob,
-    },
-    /// Hints that the receiver is the target of: to merge them, and to acknowledge when they are durable.
-    Handoff {
-        /// See [`Label`].
-        label: Label,
-        /// Keys and encoded records.
-        entries: Vec<(Blob, Blob)>,
-    },
-    /// The record of a key.
-    Fetch {
-        /// See [`Label`].
-        label: Label,
-        /// The key.
-        key: Blob,
-        /// The digest of the record that the asker holds: the same one need not be sent.
-        held: Option<u128>,
-        /// To be answered once what is answered is durable here.
-        durable: bool,
-        /// How many replicas the read asks: a replica that is partly recovered answers not all reads.
-        r: u8,
-    },
-    /// What the receiver keeps of a key for its primaries; answered with [`PeerReply::Fetched`].
-    FetchHint {
-        /// See [`Label`].
-        label: Label,
-        /// The key.
-        key: Blob,
-    },
-    /// One page of a partition's records, in the order of (key hash, key).
-    FetchRange {
-        /// See [`Label`].
-        label: Label,
-        /// The partition.
-        partition: Partition,
-        /// The last key of the page before.
-        after: Option<Blob>,
-        /// At most so many records; the page is bounded in bytes as well.
-        limit: u32,
-        /// How many replicas the read asks.
-        r: u8,
-    },
-    /// To compare and exchange what two owners hold.
-    Heal {
-        /// See [`Label`].
-        label: Label,
-        /// What is asked.
-        request: HealRequest,
-    },
-    /// To run a client's request. It is never passed on again.
-    Forward {
-        /// The request.
-        request: wire::Request,
-    },
-    /// To accept the first layout durably, once and for ever (rule L14).
-    AcceptFirstLayout {
-        /// The layout.
-        layout: Layout,
-        /// The secrets that come with it, at least one (rule V5).
-        keys: ContextKeys,
-    },
-    /// Which first layout it has accepted.
-    LayoutState,
-    /// To take in these secrets durably, and to tell which ones it knows.
-    ContextKeys {
-        /// What the asker knows.
-        keys: ContextKeys,
-    },
+    /// See [`Replicate`].
+    Replicate(Replicate),
+    /// See [`KeepHint`].
+    Hint(KeepHint),
+    /// See [`HandOver`].
+    Handoff(HandOver),
+    /// See [`Fetch`].
+    Fetch(Fetch),
+    /// See [`FetchHint`].
+    FetchHint(FetchHint),
+    /// See [`FetchRange`].
+    FetchRange(FetchRange),
+    /// See [`Heal`].
+    Heal(Heal),
+    /// See [`Forward`].
+    Forward(Forward),
+    /// See [`AcceptFirstLayout`].
+    AcceptFirstLayout(AcceptFirstLayout),
+    /// See [`GetLayout`].
+    LayoutState(GetLayout),
+    /// See [`ShareKeys`].
+    ContextKeys(ShareKeys),
+}
+
+/// To merge a record, and to acknowledge when it is durable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replicate {
+    /// See [`Label`].
+    pub label: Label,
+    /// The key.
+    pub key: Blob,
+    /// The record, as [`quorate_core::record::Record::encode`] makes it.
+    pub record: Blob,
+}
+
+/// To keep a record for a primary of its key that did not take it, and to acknowledge when that is durable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeepHint {
+    /// See [`Label`].
+    pub label: Label,
+    /// The primary that is to have it.
+    pub target: NodeId,
+    /// The key.
+    pub key: Blob,
+    /// The record.
+    pub record: Blob,
+}
+
+/// Hints that the receiver is the target of: to merge them, and to acknowledge when they are durable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HandOver {
+    /// See [`Label`].
+    pub label: Label,
+    /// Keys and encoded records.
+    pub entries: Vec<(Blob, Blob)>,
+}
+
+/// The record of a key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// See [`Label`].
+    pub label: Label,
+    /// The key.
+    pub key: Blob,
+    /// The digest of the record that the asker holds: the same one need not be sent.
+    pub held: Option<u128>,
+    /// To be answered once what is answered is durable here.
+    pub durable: bool,
+    /// How many replicas the read asks: a replica that is partly recovered does not answer all reads.
+    pub r: u8,
+}
+
+/// What the receiver keeps of a key for its primaries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FetchHint {
+    /// See [`Label`].
+    pub label: Label,
+    /// The key.
+    pub key: Blob,
+}
+
+/// One page of a partition's records, in the order of (key hash, key).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FetchRange {
+    /// See [`Label`].
+    pub label: Label,
+    /// The partition.
+    pub partition: Partition,
+    /// The last key of the page before.
+    pub after: Option<Blob>,
+    /// At most this many records; the page is bounded in bytes as well.
+    pub limit: u32,
+    /// How many replicas the read asks.
+    pub r: u8,
+}
+
+/// To compare and exchange what two owners hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heal {
+    /// See [`Label`].
+    pub label: Label,
+    /// What is asked.
+    pub request: HealRequest,
+}
+
+/// To run a client's request. It is never passed on again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Forward {
+    /// The request.
+    pub request: wire::Request,
+}
+
+/// To accept the first layout durably, once and for ever (rule L14).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AcceptFirstLayout {
+    /// The layout.
+    pub layout: Layout,
+    /// The secrets that come with it, at least one (rule V5).
+    pub keys: ContextKeys,
+}
+
+/// Which first layout the receiver has accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetLayout;
+
+/// To take in these secrets durably, and to tell which ones the receiver knows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShareKeys {
+    /// What the asker knows.
+    pub keys: ContextKeys,
+}
+
+/// Ties each kind of question to its variant of [`PeerBody`], its class and its answer.
+macro_rules! asks {
+    ($($variant:ident($ask:ident), $class:ident => $answer:ty;)*) => {$(
+        impl From<$ask> for PeerBody {
+            fn from(ask: $ask) -> Self {
+                Self::$variant(ask)
+            }
+        }
+
+        impl Ask for $ask {
+            type Answer = $answer;
+            const CLASS: u8 = class::$class;
+        }
+    )*};
+}
+
+asks! {
+    Replicate(Replicate), REPLICATE => Replicated;
+    Hint(KeepHint), REPLICATE => Replicated;
+    Handoff(HandOver), HANDOFF => HandedOff;
+    Fetch(Fetch), REPLICATE => Fetched;
+    FetchHint(FetchHint), REPLICATE => Fetched;
+    FetchRange(FetchRange), BULK => FetchedRange;
+    Heal(Heal), BULK => HealReply;
+    Forward(Forward), FORWARD => wire::Response;
+    AcceptFirstLayout(AcceptFirstLayout), CONTROL => FirstLayoutAccepted;
+    LayoutState(GetLayout), CONTROL => LayoutState;
+    ContextKeys(ShareKeys), CONTROL => KnownKeys;
 }
 
 impl PeerBody {
     /// The keys that it is about, as far as it names them.
     pub(crate) fn keys(&self) -> Vec<&Blob> {
         match self {
-            Self::Replicate { key, .. }
-            | Self::Hint { key, .. }
-            | Self::Fetch { key, .. }
-            | Self::FetchHint { key, .. } => vec![key],
-            Self::Forward { request } => match &request.body {
+            Self::Replicate(Replicate { key, .. })
+            | Self::Hint(KeepHint { key, .. })
+            | Self::Fetch(Fetch { key, .. })
+            | Self::FetchHint(FetchHint { key, .. }) => vec![key],
+            Self::Forward(Forward { request }) => match &request.body {
                 wire::RequestBody::Write(write) => vec![&write.key],
                 wire::RequestBody::Read(read) => vec![&read.key],
                 _ => Vec::new(),
             },
-            Self::Handoff { entries, .. } => entries.iter().map(|(key, _)| key).collect(),
-            Self::Heal { request: HealRequest::Exchange { offers, .. }, .. } => {
+            Self::Handoff(HandOver { entries, .. }) => entries.iter().map(|(key, _)| key).collect(),
+            Self::Heal(Heal { request: HealRequest::Exchange(Exchange { offers, .. }), .. }) => {
                 offers.iter().map(|offer| &offer.key).collect()
             }
             Self::Hello(_)
-            | Self::FetchRange { .. }
-            | Self::Heal { .. }
-            | Self::AcceptFirstLayout { .. }
-            | Self::LayoutState
-            | Self::ContextKeys { .. } => Vec::new(),
+            | Self::FetchRange(_)
+            | Self::Heal(_)
+            | Self::AcceptFirstLayout(_)
+            | Self::LayoutState(_)
+            | Self::ContextKeys(_) => Vec::new(),
         }
     }
 
@@ -216,18 +297,18 @@ impl PeerBody {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Hello(_) => "hello",
-            Self::Replicate { .. } => "replicate",
-            Self::Hint { .. } => "keep a hint",
-            Self::Handoff { .. } => "handoff",
-            Self::Fetch { .. } => "fetch",
-            Self::FetchHint { .. } => "fetch hints",
-            Self::FetchRange { .. } => "fetch a page",
-            Self::Heal { request: HealRequest::Exchange { .. }, .. } => "exchange",
-            Self::Heal { .. } => "compare",
-            Self::Forward { .. } => "forward",
-            Self::AcceptFirstLayout { .. } => "accept the first layout",
-            Self::LayoutState => "layout state",
-            Self::ContextKeys { .. } => "context keys",
+            Self::Replicate(_) => "replicate",
+            Self::Hint(_) => "keep a hint",
+            Self::Handoff(_) => "handoff",
+            Self::Fetch(_) => "fetch",
+            Self::FetchHint(_) => "fetch hints",
+            Self::FetchRange(_) => "fetch a page",
+            Self::Heal(Heal { request: HealRequest::Exchange(_), .. }) => "exchange",
+            Self::Heal(_) => "compare",
+            Self::Forward(_) => "forward",
+            Self::AcceptFirstLayout(_) => "accept the first layout",
+            Self::LayoutState(_) => "layout state",
+            Self::ContextKeys(_) => "context keys",
         }
     }
 }
@@ -261,56 +342,124 @@ impl Refused {
 pub enum PeerReply {
     /// To [`PeerBody::Hello`].
     Hello(Hello),
-    /// To [`PeerBody::Replicate`]: the record is merged.
-    Replicated {
-        /// It survives a power cut (false in the durability mode `interval`).
-        synced: bool,
-        /// The merge changed something.
-        changed: bool,
-    },
-    /// To [`PeerBody::Fetch`].
-    Fetched {
-        /// The encoded record; nothing if this primary has never heard of the key, or this fallback keeps nothing of it.
-        record: Option<Blob>,
-    },
-    /// To [`PeerBody::Fetch`]: the record is the one that the asker holds.
-    FetchedSame,
-    /// To [`PeerBody::Handoff`]: all of it is merged and durable, but for what was refused.
-    HandedOff {
-        /// The next page is welcome after so many milliseconds: the receiver grants the rate.
-        pause_ms: u32,
-        /// What its disk did not take: above all values, while there is little room.
-        refused: Refused,
-    },
-    /// To [`PeerBody::FetchRange`].
-    Range {
-        /// Keys and encoded records.
-        entries: Vec<(Blob, Blob)>,
-        /// There is nothing after them.
-        done: bool,
-    },
-    /// To [`PeerBody::Heal`].
+    /// See [`Replicated`].
+    Replicated(Replicated),
+    /// See [`Fetched`].
+    Fetched(Fetched),
+    /// See [`HandedOff`].
+    HandedOff(HandedOff),
+    /// See [`FetchedRange`].
+    Range(FetchedRange),
+    /// To [`Heal`].
     Healed(HealReply),
-    /// To [`PeerBody::Forward`].
+    /// To [`Forward`].
     Forwarded(wire::Response),
-    /// To [`PeerBody::AcceptFirstLayout`]: it is durable here.
-    FirstLayoutAccepted,
-    /// To [`PeerBody::LayoutState`].
-    LayoutState {
-        /// What it has accepted.
-        accepted: Option<Layout>,
-        /// It knows that a majority of the named members has accepted the same.
-        chosen: bool,
-        /// The secrets that it holds with it.
-        keys: ContextKeys,
-    },
-    /// To [`PeerBody::ContextKeys`].
-    ContextKeys {
-        /// All that it knows; what the asker has sent is durable here.
-        keys: ContextKeys,
-    },
+    /// See [`FirstLayoutAccepted`].
+    FirstLayoutAccepted(FirstLayoutAccepted),
+    /// See [`LayoutState`].
+    LayoutState(LayoutState),
+    /// See [`KnownKeys`].
+    ContextKeys(KnownKeys),
     /// Nothing was acknowledged, and why. What was asked for may have been done in part: a merge whose sync failed.
     Refused(wire::NotApplied),
+}
+
+/// To [`Replicate`] and [`KeepHint`]: the record is merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replicated {
+    /// It survives a power cut (false in the durability mode `interval`).
+    pub synced: bool,
+    /// The merge changed something.
+    pub changed: bool,
+}
+
+/// To [`Fetch`] and [`FetchHint`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fetched {
+    /// The encoded record; nothing if this primary has never heard of the key, or this fallback keeps nothing of it.
+    Record(Option<Blob>),
+    /// The record is the one that the asker of a [`Fetch`] holds.
+    Same,
+}
+
+/// To [`HandOver`]: all of it is merged and durable, but for what was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOff {
+    /// The next page is welcome after this many milliseconds: the receiver grants the rate.
+    pub pause_ms: u32,
+    /// What its disk did not take: above all values, while there is little room.
+    pub refused: Refused,
+}
+
+/// To [`FetchRange`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchedRange {
+    /// Keys and encoded records.
+    pub entries: Vec<(Blob, Blob)>,
+    /// There is nothing after them.
+    pub done: bool,
+}
+
+/// To [`AcceptFirstLayout`]: it is durable at the answering node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstLayoutAccepted;
+
+/// To [`GetLayout`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayoutState {
+    /// What the answering node has accepted.
+    pub accepted: Option<Layout>,
+    /// It knows that a majority of the named members has accepted the same.
+    pub chosen: bool,
+    /// The secrets that it holds with it.
+    pub keys: ContextKeys,
+}
+
+/// To [`ShareKeys`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KnownKeys {
+    /// All that the answering node knows; what the asker has sent is durable there.
+    pub keys: ContextKeys,
+}
+
+/// Ties each kind of answer to its variant of [`PeerReply`].
+macro_rules! answers {
+    ($($variant:ident($answer:ty);)*) => {$(
+        impl From<$answer> for PeerReply {
+            fn from(answer: $answer) -> Self {
+                Self::$variant(answer)
+            }
+        }
+
+        impl TryFrom<PeerReply> for $answer {
+            type Error = PeerReply;
+
+            fn try_from(reply: PeerReply) -> Result<Self, PeerReply> {
+                match reply {
+                    PeerReply::$variant(answer) => Ok(answer),
+                    other => Err(other),
+                }
+            }
+        }
+    )*};
+}
+
+answers! {
+    Replicated(Replicated);
+    Fetched(Fetched);
+    HandedOff(HandedOff);
+    Range(FetchedRange);
+    Healed(HealReply);
+    Forwarded(wire::Response);
+    FirstLayoutAccepted(FirstLayoutAccepted);
+    LayoutState(LayoutState);
+    ContextKeys(KnownKeys);
+}
+
+impl<A: Into<PeerReply>> From<Result<A, wire::NotApplied>> for PeerReply {
+    fn from(served: Result<A, wire::NotApplied>) -> Self {
+        served.map_or_else(Self::Refused, A::into)
+    }
 }
 
 impl PeerReply {
@@ -322,21 +471,23 @@ impl PeerReply {
     /// What it says, in a few words, for people.
     pub(crate) fn said(&self) -> String {
         match self {
-            Self::Replicated { changed: true, .. } => "merged it".to_owned(),
-            Self::Replicated { changed: false, .. } => "had it already".to_owned(),
-            Self::Fetched { record: Some(_) } => "a record".to_owned(),
-            Self::Fetched { record: None } => "no record".to_owned(),
-            Self::FetchedSame => "the same record".to_owned(),
+            Self::Replicated(Replicated { changed: true, .. }) => "merged it".to_owned(),
+            Self::Replicated(Replicated { changed: false, .. }) => "had it already".to_owned(),
+            Self::Fetched(Fetched::Record(Some(_))) => "a record".to_owned(),
+            Self::Fetched(Fetched::Record(None)) => "no record".to_owned(),
+            Self::Fetched(Fetched::Same) => "the same record".to_owned(),
             Self::Forwarded(response) => quorate_wire::story::said(&response.body),
             Self::Refused(refusal) => format!("refused: {refusal}"),
-            Self::HandedOff { refused, .. } if refused.keys.is_empty() => "merged all of it".to_owned(),
-            Self::HandedOff { refused, .. } => format!("merged all but {}: {}", refused.keys.len(), refused.why),
+            Self::HandedOff(HandedOff { refused, .. }) if refused.keys.is_empty() => "merged all of it".to_owned(),
+            Self::HandedOff(HandedOff { refused, .. }) => {
+                format!("merged all but {}: {}", refused.keys.len(), refused.why)
+            }
             Self::Hello(_)
-            | Self::Range { .. }
+            | Self::Range(_)
             | Self::Healed(_)
-            | Self::FirstLayoutAccepted
-            | Self::LayoutState { .. }
-            | Self::ContextKeys { .. } => "answered".to_owned(),
+            | Self::FirstLayoutAccepted(_)
+            | Self::LayoutState(_)
+            | Self::ContextKeys(_) => "answered".to_owned(),
         }
     }
 }

@@ -34,19 +34,22 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::beacons::{Beacons, Speaker};
 use crate::env::BoxFuture;
-use crate::peer_wire::{ALPN_PEER, Hello, PeerAnswer, PeerBody, PeerReply, PeerRequest, class};
+use crate::peer_wire::{ALPN_PEER, Ask, Hello, PeerAnswer, PeerBody, PeerReply, PeerRequest, class};
 use crate::request_memory::{OVERLOADED, Pools};
 use crate::supervise;
 
-/// Why a call has no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PeerError {
+/// Why a question has no answer. The texts say why only, and not whether anything was changed: most are parts of longer ones.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum AskError {
     /// No byte of it was sent: definitely not applied.
     #[error("{0}")]
     NotSent(String),
-    /// It was sent and the connection broke or the deadline passed: it may have been applied.
+    /// It was sent, and the connection broke, the deadline passed, or what came back is not its answer: it may have been applied.
     #[error("{0}")]
     Unknown(String),
+    /// The peer acknowledges nothing. See [`PeerReply::Refused`].
+    #[error("{}", .0.reason())]
+    Refused(NotApplied),
 }
 
 /// Carries out what peers ask for: who asks, what, how long it waits for the answer, and what may be used for it.
@@ -137,10 +140,28 @@ impl Peers {
         lock(&self.0.handler).get_or_insert(handler);
     }
 
-    /// One call. Dials if there is no connection and no back-off is running; `timeout` bounds everything.
+    /// Asks a peer. Dials if there is no connection and no back-off is running; `timeout` bounds everything. `request_id` is that of
+    /// the client's request that caused the question, 0 if none did.
     ///
     /// # Errors
-    /// See [`PeerError`]; the difference is exact.
+    /// See [`AskError`]; the differences are exact.
+    pub async fn ask<Q: Ask>(
+        &self,
+        to: NodeId,
+        request_id: u64,
+        question: Q,
+        timeout: Duration,
+    ) -> Result<Q::Answer, AskError> {
+        match self.call(to, Q::CLASS, request_id, question.into(), timeout).await? {
+            PeerReply::Refused(refusal) => Err(AskError::Refused(refusal)),
+            reply => reply.try_into().map_err(|_| AskError::Unknown("an answer to another question".into())),
+        }
+    }
+
+    /// As [`ask`](Self::ask), for who does not know what is asked, or wants to see any answer.
+    ///
+    /// # Errors
+    /// See [`AskError`]. A refusal is an answer here.
     pub async fn call(
         &self,
         to: NodeId,
@@ -148,7 +169,7 @@ impl Peers {
         request_id: u64,
         body: PeerBody,
         timeout: Duration,
-    ) -> Result<PeerReply, PeerError> {
+    ) -> Result<PeerReply, AskError> {
         let me = self.0.me;
         let (what, keys) = told_of(&body);
         for key in &keys {
@@ -170,20 +191,20 @@ impl Peers {
         request_id: u64,
         body: PeerBody,
         timeout: Duration,
-    ) -> Result<PeerReply, PeerError> {
+    ) -> Result<PeerReply, AskError> {
         let deadline = Instant::now() + timeout;
         let (lanes, speaker) = self.0.connect(to, deadline).await?;
         let request = codec::encode(&PeerRequest { request_id, beacon: self.0.beacons.durable(), body });
         let left = deadline.saturating_duration_since(Instant::now());
         let reply = lanes.call(class, request, left).await.map_err(|error| match error {
-            CallError::NotSent(why) => PeerError::NotSent(why),
-            CallError::Unknown(why) => PeerError::Unknown(why),
+            CallError::NotSent(why) => AskError::NotSent(why),
+            CallError::Unknown(why) => AskError::Unknown(why),
         })?;
         if buggify!("peers: the connection is closed after an answer") {
             lanes.connection().close(close::DONE, b"at random");
         }
         let answer: PeerAnswer = codec::decode(&reply)
-            .map_err(|error| PeerError::Unknown(format!("its answer is not understood: {error}")))?;
+            .map_err(|error| AskError::Unknown(format!("its answer is not understood: {error}")))?;
         self.0.beacons.heard(speaker, answer.beacon);
         Ok(answer.reply)
     }
@@ -256,8 +277,8 @@ impl Peers {
     ///
     /// # Errors
     /// Why there is no answer; nothing was changed anywhere.
-    pub async fn hello_at(&self, addr: SocketAddr, timeout: Duration) -> Result<Hello, PeerError> {
-        let failed = |why: String| PeerError::NotSent(format!("{addr}: {why}"));
+    pub async fn hello_at(&self, addr: SocketAddr, timeout: Duration) -> Result<Hello, AskError> {
+        let failed = |why: String| AskError::NotSent(format!("{addr}: {why}"));
         let (told, hello) = oneshot::channel();
         let shared = self.0.clone();
         self.0.spawn(async move {
@@ -440,8 +461,8 @@ impl Shared {
     }
 
     /// The lanes to a peer, dialed if need be.
-    async fn connect(self: &Arc<Self>, to: NodeId, deadline: Instant) -> Result<(Lanes, Speaker), PeerError> {
-        let not_sent = PeerError::NotSent;
+    async fn connect(self: &Arc<Self>, to: NodeId, deadline: Instant) -> Result<(Lanes, Speaker), AskError> {
+        let not_sent = AskError::NotSent;
         let mut dialed = false;
         loop {
             let mut changes = {

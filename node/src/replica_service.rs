@@ -13,12 +13,15 @@ use quorate_transport::budget::Room;
 use quorate_wire::codec::Blob;
 use quorate_wire::dawdle;
 use quorate_wire::ids::{NodeId, Partition};
-use quorate_wire::{NotApplied, Request, Response};
+use quorate_wire::{NotApplied, Response};
 use tokio::time::Instant;
 
 use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key, entries_len};
 use crate::layouts::{Current, Layouts};
-use crate::peer_wire::{Label, PeerBody, PeerReply, Refused};
+use crate::peer_wire::{
+    Fetch, FetchHint, FetchRange, Fetched, FetchedRange, Forward, HandOver, HandedOff, KeepHint, Label, PeerBody,
+    PeerReply, Refused, Replicate, Replicated,
+};
 use crate::recovery::Reading;
 use crate::replica::{Merged, Replica};
 use crate::request_memory::read_within;
@@ -45,23 +48,19 @@ impl ReplicaService {
     pub(crate) async fn serve_peer(&self, from: NodeId, body: PeerBody, timeout: Duration, room: Room) -> PeerReply {
         let room = Waiting { until: Instant::now() + timeout * 3 / 4, room };
         let served = match body {
-            PeerBody::Replicate { label, key, record } => self.replicate(label, &key, &record).await,
-            PeerBody::Hint { label, target, key, record } => self.hint(label, target, &key, &record).await,
-            PeerBody::Handoff { label, entries } => self.handoff(label, entries).await,
-            PeerBody::Fetch { label, key, held, durable, r } => {
-                self.fetch(label, &key, (held, durable, r), &room).await
-            }
-            PeerBody::FetchHint { label, key } => self.fetch_hint(label, &key, &room).await,
-            PeerBody::FetchRange { label, partition, after, limit, r } => {
-                self.fetch_range(label, partition, after, (limit, r), &room).await
-            }
-            PeerBody::Forward { request } => Ok(self.forwarded(from, request, timeout, room.room).await),
+            PeerBody::Replicate(ask) => self.replicate(ask).await.map(PeerReply::from),
+            PeerBody::Hint(ask) => self.hint(ask).await.map(PeerReply::from),
+            PeerBody::Handoff(ask) => self.handoff(ask).await.map(PeerReply::from),
+            PeerBody::Fetch(ask) => self.fetch(ask, &room).await.map(PeerReply::from),
+            PeerBody::FetchHint(ask) => self.fetch_hint(ask, &room).await.map(PeerReply::from),
+            PeerBody::FetchRange(ask) => self.fetch_range(ask, &room).await.map(PeerReply::from),
+            PeerBody::Forward(ask) => Ok(self.forwarded(from, ask, timeout, room.room).await.into()),
             PeerBody::Hello(_)
-            | PeerBody::Heal { .. }
-            | PeerBody::AcceptFirstLayout { .. }
-            | PeerBody::LayoutState
-            | PeerBody::ContextKeys { .. } => {
-                let why = "it is no request for data".into();
+            | PeerBody::Heal(_)
+            | PeerBody::AcceptFirstLayout(_)
+            | PeerBody::LayoutState(_)
+            | PeerBody::ContextKeys(_) => {
+                let why = "it is not a request for data".into();
                 Err(NotApplied::Unsupported { why })
             }
         };
@@ -71,45 +70,48 @@ impl ReplicaService {
         })
     }
 
-    async fn replicate(&self, label: Label, key: &Blob, record: &Blob) -> Result<PeerReply, NotApplied> {
+    async fn replicate(&self, ask: Replicate) -> Result<Replicated, NotApplied> {
+        let Replicate { label, key, record } = ask;
         let partition = self.owned(label, |current| {
-            check_key(key)?;
-            Ok(current.ring.partition_of(key))
+            check_key(&key)?;
+            Ok(current.ring.partition_of(&key))
         })?;
         self.coordinator.note_service();
-        let merged = self.replica.merge(partition, key, decoded(record)?).await?;
+        let merged = self.replica.merge(partition, &key, decoded(&record)?).await?;
         self.acknowledge(merged).await
     }
 
     /// Says that a record is merged, once that is durable.
-    async fn acknowledge(&self, merged: Merged) -> Result<PeerReply, NotApplied> {
+    async fn acknowledge(&self, merged: Merged) -> Result<Replicated, NotApplied> {
         let Merged { changed, ticket, .. } = merged;
         dawdle!("replica: a pause between a merge and its acknowledgement");
         match ticket.durable().await {
-            Ok(synced) => Ok(PeerReply::Replicated { synced, changed }),
+            Ok(synced) => Ok(Replicated { synced, changed }),
             // The record is in the store and not known to be durable. It must not be acknowledged, and that is all that
             // the coordinator has to know: its write was minted, so that no refusal makes it `NotApplied`.
             Err(error) => Err(NotApplied::Storage { node: self.me, why: format!("no sync: {error}") }),
         }
     }
 
-    async fn hint(&self, label: Label, target: NodeId, key: &Blob, record: &Blob) -> Result<PeerReply, NotApplied> {
+    async fn hint(&self, ask: KeepHint) -> Result<Replicated, NotApplied> {
+        let KeepHint { label, target, key, record } = ask;
         let current = self.known(label)?;
-        check_key(key)?;
-        let partition = current.ring.partition_of(key);
+        check_key(&key)?;
+        let partition = current.ring.partition_of(&key);
         let primaries = current.ring.primaries(partition);
         if !primaries.contains(&target) || primaries.contains(&self.me) || current.layout.member(self.me).is_none() {
             let why = format!("{} is no fallback for {target} in partition {partition}", self.me);
             return Err(NotApplied::Unsupported { why });
         }
         let now_ms = self.coordinator.now_ms();
-        let merged = self.replica.keep_hint(partition, key, target, decoded(record)?, now_ms).await?;
+        let merged = self.replica.keep_hint(partition, &key, target, decoded(&record)?, now_ms).await?;
         self.acknowledge(merged).await
     }
 
     /// Merges what others have kept for this node. All of it is durable before any of it is acknowledged, in every durability
     /// mode: whoever kept it lets it go then. What the store refuses is named, and stays where it is.
-    async fn handoff(&self, label: Label, entries: Vec<(Blob, Blob)>) -> Result<PeerReply, NotApplied> {
+    async fn handoff(&self, ask: HandOver) -> Result<HandedOff, NotApplied> {
+        let HandOver { label, entries } = ask;
         let (begun, mut refused) = (Instant::now(), Refused::default());
         for (key, record) in entries {
             let partition = self.owned(label, |current| {
@@ -124,51 +126,41 @@ impl ReplicaService {
         // While clients are served handoff gets a third of the time, so that they hardly feel it.
         let busy = self.coordinator.is_busy();
         let pause = if busy { (begun.elapsed() * 2).min(HANDOFF_PAUSE_MAX) } else { Duration::ZERO };
-        Ok(PeerReply::HandedOff { pause_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX), refused })
+        Ok(HandedOff { pause_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX), refused })
     }
 
-    async fn fetch(
-        &self,
-        label: Label,
-        key: &Blob,
-        (held, durable, r): (Option<u128>, bool, u8),
-        room: &Waiting,
-    ) -> Result<PeerReply, NotApplied> {
+    async fn fetch(&self, ask: Fetch, room: &Waiting) -> Result<Fetched, NotApplied> {
+        let Fetch { label, key, held, durable, r } = ask;
         let mut reading = Reading::BelowFloor;
         self.owned(label, |current| {
-            check_key(key)?;
+            check_key(&key)?;
             reading = current.reading(r);
-            Ok(current.ring.partition_of(key))
+            Ok(current.ring.partition_of(&key))
         })?;
         self.coordinator.note_service();
-        let record = room.read(|| self.replica.read_for(key, reading), Record::encoded_len).await?;
+        let record = room.read(|| self.replica.read_for(&key, reading), Record::encoded_len).await?;
         if durable {
             self.replica.settled().await?;
         }
         dawdle!("replica: a pause between a read and its answer");
         Ok(match record {
-            Some(record) if held.is_some_and(|held| held == record.digest(key)) => PeerReply::FetchedSame,
-            record => PeerReply::Fetched { record: record.map(|record| Blob(record.encode())) },
+            Some(record) if held.is_some_and(|held| held == record.digest(&key)) => Fetched::Same,
+            record => Fetched::Record(record.map(|record| Blob(record.encode()))),
         })
     }
 
-    async fn fetch_hint(&self, label: Label, key: &Blob, room: &Waiting) -> Result<PeerReply, NotApplied> {
+    async fn fetch_hint(&self, ask: FetchHint, room: &Waiting) -> Result<Fetched, NotApplied> {
+        let FetchHint { label, key } = ask;
         let current = self.known(label)?;
-        check_key(key)?;
-        let partition = current.ring.partition_of(key);
-        let hinted = || self.replica.hinted(partition, key, current.ring.primaries(partition));
+        check_key(&key)?;
+        let partition = current.ring.partition_of(&key);
+        let hinted = || self.replica.hinted(partition, &key, current.ring.primaries(partition));
         let record = room.read(hinted, Record::encoded_len).await?;
-        Ok(PeerReply::Fetched { record: record.map(|record| Blob(record.encode())) })
+        Ok(Fetched::Record(record.map(|record| Blob(record.encode()))))
     }
 
-    async fn fetch_range(
-        &self,
-        label: Label,
-        partition: Partition,
-        after: Option<Blob>,
-        (limit, r): (u32, u8),
-        room: &Waiting,
-    ) -> Result<PeerReply, NotApplied> {
+    async fn fetch_range(&self, ask: FetchRange, room: &Waiting) -> Result<FetchedRange, NotApplied> {
+        let FetchRange { label, partition, after, limit, r } = ask;
         let mut reading = Reading::BelowFloor;
         self.owned(label, |current| {
             if partition.0 >= current.ring.partitions() || !(1..=SCAN_LIMIT_MAX).contains(&limit) {
@@ -182,13 +174,13 @@ impl ReplicaService {
         let range = || self.replica.range(partition, after.as_ref(), limit as usize, reading);
         let (entries, done) = read_within(&room.room, room.until, range, |(entries, _)| entries_len(entries)).await?;
         let entries = entries.into_iter().map(|(key, record)| (key, Blob(record.encode()))).collect();
-        Ok(PeerReply::Range { entries, done })
+        Ok(FetchedRange { entries, done })
     }
 
-    async fn forwarded(&self, from: NodeId, request: Request, timeout: Duration, room: Room) -> PeerReply {
-        let body = self.coordinator.handle(&request, timeout, Origin::Peer(from), room).await;
+    async fn forwarded(&self, from: NodeId, ask: Forward, timeout: Duration, room: Room) -> Response {
+        let body = self.coordinator.handle(&ask.request, timeout, Origin::Peer(from), room).await;
         // The node that the client is connected to attaches its own table.
-        PeerReply::Forwarded(Response { table: None, body })
+        Response { table: None, body }
     }
 
     /// The partition of a question, if this node owns it and the question is not too old.

@@ -39,18 +39,18 @@ async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_
     let bodies = |label| {
         let (key, record) = (key.clone(), encoded.clone());
         [
-            PeerBody::Replicate { label, key: key.clone(), record: record.clone() },
-            PeerBody::Handoff { label, entries: vec![(key.clone(), record)] },
-            PeerBody::Fetch { label, key, held: None, durable: false, r: 1 },
-            PeerBody::FetchRange { label, partition: PARTITION, after: None, limit: 1, r: 1 },
+            PeerBody::Replicate(Replicate { label, key: key.clone(), record: record.clone() }),
+            PeerBody::Handoff(HandOver { label, entries: vec![(key.clone(), record)] }),
+            PeerBody::Fetch(Fetch { label, key, held: None, durable: false, r: 1 }),
+            PeerBody::FetchRange(FetchRange { label, partition: PARTITION, after: None, limit: 1, r: 1 }),
         ]
     };
     for body in bodies(NOW) {
         let reply = refused(ask(&nodes[0], &nodes[3], body).await);
         assert!(matches!(&reply, NotApplied::NotServing { why, .. } if why.contains("no primary")), "{reply:?}");
     }
-    let hint = |label| PeerBody::Hint { label, target, key: key.clone(), record: encoded.clone() };
-    let fetch_hint = |label| PeerBody::FetchHint { label, key: other.clone() };
+    let hint = |label| PeerBody::Hint(KeepHint { label, target, key: key.clone(), record: encoded.clone() });
+    let fetch_hint = |label| PeerBody::FetchHint(FetchHint { label, key: other.clone() });
     for body in bodies(OLD).into_iter().chain([hint(OLD), fetch_hint(OLD)]) {
         let stale = NotApplied::StaleLayout { need: LayoutVersion(1), had: LayoutVersion(0) };
         assert_eq!(refused(ask(&nodes[0], &nodes[1], body).await), stale);
@@ -63,16 +63,19 @@ async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_
     }
     // Whoever owns the key keeps no hint of it, and nobody keeps one for who does not.
     for (to, target) in [(&nodes[1], target), (&nodes[3], nodes[4].id)] {
-        let body = PeerBody::Hint { label: NOW, target, key: key.clone(), record: encoded.clone() };
+        let body = PeerBody::Hint(KeepHint { label: NOW, target, key: key.clone(), record: encoded.clone() });
         let reply = refused(ask(&nodes[0], to, body).await);
         assert!(matches!(&reply, NotApplied::Unsupported { why } if why.contains("is no fallback")), "{reply:?}");
     }
     let kept = ask(&nodes[0], &nodes[3], hint(NOW)).await;
-    assert_eq!(kept, PeerReply::Replicated { synced: true, changed: true });
-    assert_eq!(ask(&nodes[0], &nodes[3], hint(NOW)).await, PeerReply::Replicated { synced: true, changed: false });
-    assert_eq!(ask(&nodes[0], &nodes[3], fetch_hint(NOW)).await, PeerReply::Fetched { record: None });
-    let body = PeerBody::FetchHint { label: NOW, key: key.clone() };
-    assert_eq!(ask(&nodes[0], &nodes[3], body).await, PeerReply::Fetched { record: Some(encoded) });
+    assert_eq!(kept, PeerReply::Replicated(Replicated { synced: true, changed: true }));
+    assert_eq!(
+        ask(&nodes[0], &nodes[3], hint(NOW)).await,
+        PeerReply::Replicated(Replicated { synced: true, changed: false })
+    );
+    assert_eq!(ask(&nodes[0], &nodes[3], fetch_hint(NOW)).await, PeerReply::Fetched(Fetched::Record(None)));
+    let body = PeerBody::FetchHint(FetchHint { label: NOW, key: key.clone() });
+    assert_eq!(ask(&nodes[0], &nodes[3], body).await, PeerReply::Fetched(Fetched::Record(Some(encoded))));
 }
 
 #[tokio::test]
@@ -80,13 +83,15 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     let nodes = by_hand::start(Kind::of(3)).await;
     let key = key_in(&nodes[0], PARTITION, 0);
     let (good, bad) = (Blob(record(1, "one").encode()), Blob::copy_from(b"\x09"));
-    let replicate =
-        |key: &Blob, record: &Blob| PeerBody::Replicate { label: NOW, key: key.clone(), record: record.clone() };
+    let replicate = |key: &Blob, record: &Blob| {
+        PeerBody::Replicate(Replicate { label: NOW, key: key.clone(), record: record.clone() })
+    };
     let empty = Blob::default();
-    let fetch = |key: &Blob| PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable: true, r: 1 };
-    let range = |partition, after, limit| PeerBody::FetchRange { label: NOW, partition, after, limit, r: 1 };
-    let fetch_hint = PeerBody::FetchHint { label: NOW, key: empty.clone() };
-    let handoff = PeerBody::Handoff { label: NOW, entries: vec![(empty.clone(), good.clone())] };
+    let fetch = |key: &Blob| PeerBody::Fetch(Fetch { label: NOW, key: key.clone(), held: None, durable: true, r: 1 });
+    let range =
+        |partition, after, limit| PeerBody::FetchRange(FetchRange { label: NOW, partition, after, limit, r: 1 });
+    let fetch_hint = PeerBody::FetchHint(FetchHint { label: NOW, key: empty.clone() });
+    let handoff = PeerBody::Handoff(HandOver { label: NOW, entries: vec![(empty.clone(), good.clone())] });
     for body in [replicate(&empty, &good), fetch(&empty), fetch_hint, handoff, range(PARTITION, Some(empty.clone()), 1)]
     {
         assert_eq!(refused(ask(&nodes[0], &nodes[1], body).await), NotApplied::EmptyKey);
@@ -102,8 +107,8 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     }
     let last = Partition(partitions - 1);
     let reply = ask(&nodes[0], &nodes[1], range(last, None, SCAN_LIMIT_MAX)).await;
-    assert_eq!(reply, PeerReply::Range { entries: Vec::new(), done: true });
-    assert_eq!(ask(&nodes[0], &nodes[1], fetch(&key)).await, PeerReply::Fetched { record: None });
+    assert_eq!(reply, PeerReply::Range(FetchedRange { entries: Vec::new(), done: true }));
+    assert_eq!(ask(&nodes[0], &nodes[1], fetch(&key)).await, PeerReply::Fetched(Fetched::Record(None)));
 }
 
 #[tokio::test]
@@ -112,19 +117,25 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
     let (one, other) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], Partition(1), 0));
     let held = record(1, "one");
     let encoded = Blob(held.encode());
-    let replicate = || PeerBody::Replicate { label: NOW, key: one.clone(), record: encoded.clone() };
-    assert_eq!(ask(&nodes[0], &nodes[1], replicate()).await, PeerReply::Replicated { synced: true, changed: true });
-    assert_eq!(ask(&nodes[0], &nodes[1], replicate()).await, PeerReply::Replicated { synced: true, changed: false });
+    let replicate = || PeerBody::Replicate(Replicate { label: NOW, key: one.clone(), record: encoded.clone() });
+    assert_eq!(
+        ask(&nodes[0], &nodes[1], replicate()).await,
+        PeerReply::Replicated(Replicated { synced: true, changed: true })
+    );
+    assert_eq!(
+        ask(&nodes[0], &nodes[1], replicate()).await,
+        PeerReply::Replicated(Replicated { synced: true, changed: false })
+    );
     assert!(nodes[1].coordinator.is_busy(), "a client is served through it");
-    let fetch = |held| PeerBody::Fetch { label: NOW, key: one.clone(), held, durable: true, r: 1 };
-    let whole = PeerReply::Fetched { record: Some(encoded.clone()) };
+    let fetch = |held| PeerBody::Fetch(Fetch { label: NOW, key: one.clone(), held, durable: true, r: 1 });
+    let whole = PeerReply::Fetched(Fetched::Record(Some(encoded.clone())));
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(None)).await, whole);
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(7))).await, whole);
-    assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(held.digest(&one)))).await, PeerReply::FetchedSame);
+    assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(held.digest(&one)))).await, PeerReply::Fetched(Fetched::Same));
     let handed = [one.clone(), other.clone()].map(|key| (key, Blob(record(2, "two").encode()))).to_vec();
-    let handoff = PeerBody::Handoff { label: NOW, entries: handed };
+    let handoff = PeerBody::Handoff(HandOver { label: NOW, entries: handed });
     let reply = ask(&nodes[0], &nodes[1], handoff.clone()).await;
-    assert!(matches!(reply, PeerReply::HandedOff { .. }), "{reply:?}");
+    assert!(matches!(reply, PeerReply::HandedOff(_)), "{reply:?}");
     assert_eq!(nodes[1].held(&one).await.expect("held").value_count(), 2);
     assert_eq!(nodes[1].held(&other).await, Some(record(2, "two")));
     // Nobody has asked this one for anything since it started.
@@ -133,10 +144,12 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
     }
     assert_eq!(
         ask(&nodes[0], &nodes[2], handoff).await,
-        PeerReply::HandedOff { pause_ms: 0, refused: Refused::default() }
+        PeerReply::HandedOff(HandedOff { pause_ms: 0, refused: Refused::default() })
     );
-    let range = PeerBody::FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10, r: 1 };
-    let PeerReply::Range { entries, done: true } = ask(&nodes[0], &nodes[1], range).await else { panic!("one page") };
+    let range = PeerBody::FetchRange(FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10, r: 1 });
+    let PeerReply::Range(FetchedRange { entries, done: true }) = ask(&nodes[0], &nodes[1], range).await else {
+        panic!("one page")
+    };
     assert_eq!((entries.len(), &entries[0].0), (1, &one));
 }
 
@@ -151,15 +164,15 @@ async fn idle(node: &Node) {
 async fn a_node_is_busy_while_clients_are_served_through_it_and_by_nothing_else() {
     let nodes = by_hand::start(Kind::of(3)).await;
     let (key, record) = (key_in(&nodes[0], PARTITION, 0), Blob(record(1, "one").encode()));
-    let fetch = PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable: false, r: 1 };
-    let replicate = PeerBody::Replicate { label: NOW, key: key.clone(), record: record.clone() };
+    let fetch = PeerBody::Fetch(Fetch { label: NOW, key: key.clone(), held: None, durable: false, r: 1 });
+    let replicate = PeerBody::Replicate(Replicate { label: NOW, key: key.clone(), record: record.clone() });
     for body in [fetch, replicate] {
         idle(&nodes[1]).await;
         ask(&nodes[0], &nodes[1], body).await;
         assert!(nodes[1].coordinator.is_busy());
     }
     idle(&nodes[1]).await;
-    ask(&nodes[0], &nodes[1], PeerBody::Handoff { label: NOW, entries: vec![(key, record)] }).await;
+    ask(&nodes[0], &nodes[1], PeerBody::Handoff(HandOver { label: NOW, entries: vec![(key, record)] })).await;
     assert!(!nodes[1].coordinator.is_busy(), "hints can wait for each other");
 }
 
@@ -177,12 +190,12 @@ async fn what_is_to_be_durable_is_synced_before_it_is_answered() {
             assert!(!matches!(reply, PeerReply::Refused(_)), "{reply:?}");
             node.committer.beacon() > before
         };
-        let fetch = |durable| PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable, r: 1 };
+        let fetch = |durable| PeerBody::Fetch(Fetch { label: NOW, key: key.clone(), held: None, durable, r: 1 });
         assert!(!synced(fetch(false)).await);
         assert_eq!(synced(fetch(true)).await, waits, "{durability:?}");
-        let handoff = PeerBody::Handoff { label: NOW, entries: vec![(key.clone(), encoded.clone())] };
+        let handoff = PeerBody::Handoff(HandOver { label: NOW, entries: vec![(key.clone(), encoded.clone())] });
         assert!(synced(handoff).await, "whoever kept it lets it go now");
-        let replicate = PeerBody::Replicate { label: NOW, key: key_in(node, PARTITION, 1), record: encoded };
+        let replicate = PeerBody::Replicate(Replicate { label: NOW, key: key_in(node, PARTITION, 1), record: encoded });
         assert_eq!(synced(replicate.clone()).await, waits, "{durability:?}");
     }
 }

@@ -23,7 +23,7 @@ use crate::anti_entropy::AntiEntropy;
 use crate::coordinator::{Coordinator, Origin};
 use crate::layouts::Layouts;
 use crate::metrics::{Metrics, Sample};
-use crate::peer_wire::{ALPN_PEER, PeerBody, PeerReply, PeerRequest};
+use crate::peer_wire::{ALPN_PEER, AcceptFirstLayout, GetLayout, Heal, PeerBody, PeerReply, PeerRequest, ShareKeys};
 use crate::peers::Peers;
 use crate::replica_service::ReplicaService;
 use crate::request_memory::{ClientConnection, OVERLOADED, Pools};
@@ -219,23 +219,25 @@ impl Services {
         let span = debug_span!("peer", id = format_args!("{:016x}", request.request_id), %from);
         async {
             match request.body {
-                PeerBody::Replicate { .. }
-                | PeerBody::Hint { .. }
-                | PeerBody::Handoff { .. }
-                | PeerBody::Fetch { .. }
-                | PeerBody::FetchHint { .. }
-                | PeerBody::FetchRange { .. }
-                | PeerBody::Forward { .. } => match self.serving() {
+                PeerBody::Replicate(_)
+                | PeerBody::Hint(_)
+                | PeerBody::Handoff(_)
+                | PeerBody::Fetch(_)
+                | PeerBody::FetchHint(_)
+                | PeerBody::FetchRange(_)
+                | PeerBody::Forward(_) => match self.serving() {
                     Ok(()) => self.replica_service.serve_peer(from, request.body, timeout, room).await,
                     Err(refusal) => PeerReply::Refused(refusal),
                 },
-                PeerBody::Heal { label, request } => match self.serving() {
-                    Ok(()) => self.anti_entropy.answer(from, label, request, timeout).await,
+                PeerBody::Heal(Heal { label, request }) => match self.serving() {
+                    Ok(()) => self.anti_entropy.answer(from, label, request, timeout).await.into(),
                     Err(refusal) => PeerReply::Refused(refusal),
                 },
-                PeerBody::AcceptFirstLayout { layout, keys } => self.layouts.accept_first(layout, keys).await,
-                PeerBody::LayoutState => self.layouts.state().await,
-                PeerBody::ContextKeys { keys } => self.layouts.take_context_keys(keys).await,
+                PeerBody::AcceptFirstLayout(AcceptFirstLayout { layout, keys }) => {
+                    self.layouts.accept_first(layout, keys).await.into()
+                }
+                PeerBody::LayoutState(GetLayout) => self.layouts.state().into(),
+                PeerBody::ContextKeys(ShareKeys { keys }) => self.layouts.take_context_keys(keys).await.into(),
                 PeerBody::Hello(_) => PeerReply::Refused(NotApplied::Unsupported {
                     why: "hello is said once, at the beginning of a connection".into(),
                 }),

@@ -19,8 +19,11 @@ use quorate_core::merkle::Leaves;
 use quorate_core::record::Record;
 use quorate_core::version::{Actor, Context, Dot};
 use quorate_node::beacons::Beacons;
-use quorate_node::peer_wire::heal::{HealRequest, LeafSet, Offer, Sum};
-use quorate_node::peer_wire::{ALPN_PEER, Hello, Label, PeerBody, PeerReply, class};
+use quorate_node::peer_wire::heal::{Exchange, Groups, HealRequest, LeafSet, List, Offer, Recount, Roots, Sum};
+use quorate_node::peer_wire::{
+    ALPN_PEER, AcceptFirstLayout, Fetch, FetchHint, FetchRange, Forward, GetLayout, HandOver, Heal, Hello, KeepHint,
+    Label, LayoutState, PeerBody, PeerReply, Replicate, ShareKeys, class,
+};
 use quorate_node::peers::{Peers, PeersConfig};
 use quorate_node::request_memory::{Pools, RequestMemory};
 use quorate_node::store::{Committer, Durability, Executor, MemoryStore, Store};
@@ -315,19 +318,20 @@ fn leaves() -> impl Strategy<Value = LeafSet> {
 fn heal() -> impl Strategy<Value = HealRequest> {
     let offer = (key(), sum(), option::of(record())).prop_map(|(key, digest, record)| Offer { key, digest, record });
     prop_oneof![
-        vec((partition(), sum()), 0..20).prop_map(|roots| HealRequest::Roots { roots }),
-        (partition(), vec(sum(), 300..301)).prop_map(|(partition, sums)| HealRequest::Roots {
+        vec((partition(), sum()), 0..20).prop_map(|roots| HealRequest::Roots(Roots { roots })),
+        (partition(), vec(sum(), 300..301)).prop_map(|(partition, sums)| HealRequest::Roots(Roots {
             roots: sums.into_iter().map(|sum| (partition, sum)).collect()
-        }),
+        })),
         (partition(), prop_oneof![vec(sum(), 16..17), vec(sum(), 0..20)])
-            .prop_map(|(partition, groups)| HealRequest::Groups { partition, groups }),
-        (partition(), leaves(), option::of(key())).prop_map(|(partition, leaves, after)| HealRequest::List {
+            .prop_map(|(partition, groups)| HealRequest::Groups(Groups { partition, groups })),
+        (partition(), leaves(), option::of(key())).prop_map(|(partition, leaves, after)| HealRequest::List(List {
             partition,
             leaves,
             after
-        }),
-        (partition(), vec(offer, 0..5)).prop_map(|(partition, offers)| HealRequest::Exchange { partition, offers }),
-        (partition(), leaves()).prop_map(|(partition, leaves)| HealRequest::Recount { partition, leaves }),
+        })),
+        (partition(), vec(offer, 0..5))
+            .prop_map(|(partition, offers)| HealRequest::Exchange(Exchange { partition, offers })),
+        (partition(), leaves()).prop_map(|(partition, leaves)| HealRequest::Recount(Recount { partition, leaves })),
     ]
 }
 
@@ -342,18 +346,18 @@ fn context_keys() -> impl Strategy<Value = ContextKeys> {
 fn peer_body() -> impl Strategy<Value = PeerBody> {
     let limit = select(vec![0u32, 1, 3, 10_000, u32::MAX]);
     prop_oneof![
-        4 => (label(), key(), record()).prop_map(|(label, key, record)| PeerBody::Replicate { label, key, record }),
+        4 => (label(), key(), record()).prop_map(|(label, key, record)| PeerBody::Replicate(Replicate { label, key, record })),
         4 => (label(), 0..6u8, key(), record())
-            .prop_map(|(label, target, key, record)| PeerBody::Hint { label, target: node(target), key, record }),
-        3 => (label(), vec((key(), record()), 0..4)).prop_map(|(label, entries)| PeerBody::Handoff { label, entries }),
+            .prop_map(|(label, target, key, record)| PeerBody::Hint(KeepHint { label, target: node(target), key, record })),
+        3 => (label(), vec((key(), record()), 0..4)).prop_map(|(label, entries)| PeerBody::Handoff(HandOver { label, entries })),
         2 => (label(), key(), option::of(any::<u128>()), any::<bool>())
-            .prop_map(|(label, key, held, durable)| PeerBody::Fetch { label, key, held, durable, r: 2 }),
-        2 => (label(), key()).prop_map(|(label, key)| PeerBody::FetchHint { label, key }),
+            .prop_map(|(label, key, held, durable)| PeerBody::Fetch(Fetch { label, key, held, durable, r: 2 })),
+        2 => (label(), key()).prop_map(|(label, key)| PeerBody::FetchHint(FetchHint { label, key })),
         3 => (label(), partition(), option::of(key()), limit)
-            .prop_map(|(label, partition, after, limit)| PeerBody::FetchRange { label, partition, after, limit, r: 2 }),
-        8 => (label(), heal()).prop_map(|(label, request)| PeerBody::Heal { label, request }),
-        1 => Just(PeerBody::LayoutState),
-        1 => context_keys().prop_map(|keys| PeerBody::ContextKeys { keys }),
+            .prop_map(|(label, partition, after, limit)| PeerBody::FetchRange(FetchRange { label, partition, after, limit, r: 2 })),
+        8 => (label(), heal()).prop_map(|(label, request)| PeerBody::Heal(Heal { label, request })),
+        1 => Just(PeerBody::LayoutState(GetLayout)),
+        1 => context_keys().prop_map(|keys| PeerBody::ContextKeys(ShareKeys { keys })),
         1 => any::<u64>().prop_map(|number| PeerBody::Hello(hello(number, SocketAddr::from(([1, 2, 3, 4], 5)), DiskId(1)))),
     ]
 }
@@ -535,11 +539,11 @@ impl Player {
             Said::Plain(body) => (class::BULK, body),
             Said::Forward(body) => {
                 let request = Request { layout: LayoutVersion(1), request_id: 1, body: self.resolved(body) };
-                (class::FORWARD, PeerBody::Forward { request })
+                (class::FORWARD, PeerBody::Forward(Forward { request }))
             }
-            Said::SameLayout(keys) => match call(class::CONTROL, PeerBody::LayoutState).await {
-                Ok(PeerReply::LayoutState { accepted: Some(layout), .. }) => {
-                    (class::CONTROL, PeerBody::AcceptFirstLayout { layout, keys })
+            Said::SameLayout(keys) => match call(class::CONTROL, PeerBody::LayoutState(GetLayout)).await {
+                Ok(PeerReply::LayoutState(LayoutState { accepted: Some(layout), .. })) => {
+                    (class::CONTROL, PeerBody::AcceptFirstLayout(AcceptFirstLayout { layout, keys }))
                 }
                 _ => return Ok(()),
             },

@@ -11,8 +11,10 @@ use tokio::time::Instant;
 
 use super::{Cause, Desk};
 use crate::layouts::Current;
-use crate::peer_wire::heal::{HealReply, HealRequest, LISTED_MAX, LeafSet, OFFERS_MAX, Offer, Sum};
-use crate::peer_wire::{Label, PeerBody, PeerReply, Refused, class};
+use crate::peer_wire::heal::{
+    self, Groups, GroupsCompared, HealAsk, LISTED_MAX, LeafSet, List, Listed, OFFERS_MAX, Offer, Recount, Sum,
+};
+use crate::peer_wire::{Heal, Label, Refused};
 use crate::store::Ticket;
 use quorate_core::exchange::{self, Difference, Page};
 use quorate_core::merkle::{self, LEAVES_PER_GROUP, Leaves};
@@ -67,8 +69,8 @@ impl Pair<'_> {
     pub(super) async fn compare(&self) -> Result<Compared, String> {
         let trees = self.desk.replica.partitions();
         let sums = |sums: Vec<Option<u128>>| sums.into_iter().map(|sum| sum.map(Sum)).collect();
-        let request = HealRequest::Groups { partition: self.partition, groups: sums(trees.groups(self.partition)) };
-        let HealReply::Groups { groups, recovering } = self.call(request).await? else { return Err(OTHER.into()) };
+        let question = Groups { partition: self.partition, groups: sums(trees.groups(self.partition)) };
+        let GroupsCompared { groups, recovering } = self.ask(question).await?;
         let mut compared = Compared { recovering: recovering.0, ..Compared::default() };
         for (group, theirs) in groups {
             if usize::from(group) >= merkle::GROUPS || theirs.len() != LEAVES_PER_GROUP {
@@ -94,11 +96,8 @@ impl Pair<'_> {
         let mut after: Option<Blob> = None;
         loop {
             let began = Instant::now();
-            let request =
-                HealRequest::List { partition: self.partition, leaves: LeafSet(*leaves), after: after.clone() };
-            let HealReply::Listed { entries, done, recovering } = self.call(request).await? else {
-                return Err(OTHER.into());
-            };
+            let list = List { partition: self.partition, leaves: LeafSet(*leaves), after: after.clone() };
+            let Listed { entries, done, recovering } = self.ask(list).await?;
             found.recovering = found.recovering.or(&recovering.0);
             let bytes = entries.iter().map(|(key, _)| key.len() + 20).sum::<usize>();
             self.desk.counters.add(&self.desk.counters.bytes_listed, bytes as u64);
@@ -130,8 +129,7 @@ impl Pair<'_> {
     pub(super) async fn recount(&self, leaves: &Leaves) -> Result<(), String> {
         sometimes!("anti-entropy: sums differed where lists were equal");
         self.desk.replica.partitions().forget_sums(self.partition, leaves);
-        let request = HealRequest::Recount { partition: self.partition, leaves: LeafSet(*leaves) };
-        self.call(request).await.map(drop)
+        self.ask(Recount { partition: self.partition, leaves: LeafSet(*leaves) }).await.map(drop)
     }
 
     /// Sends what the other one lacks, fetches what this one lacks. A key that both change is sent again, as the merge of a
@@ -177,10 +175,8 @@ impl Pair<'_> {
                 continue;
             }
             self.desk.counters.add(&self.desk.counters.bytes_sent, bytes as u64);
-            let request = HealRequest::Exchange { partition: self.partition, offers: offers.clone() };
-            let HealReply::Exchanged { processed, records, refused } = self.call(request).await? else {
-                return Err(OTHER.into());
-            };
+            let exchange = heal::Exchange { partition: self.partition, offers: offers.clone() };
+            let heal::Exchanged { processed, records, refused } = self.ask(exchange).await?;
             let processed = processed as usize;
             if processed == 0 || processed > offers.len() {
                 return Err(format!("it has looked at {processed} of {} records", offers.len()));
@@ -234,16 +230,8 @@ impl Pair<'_> {
         Ok(())
     }
 
-    async fn call(&self, request: HealRequest) -> Result<HealReply, String> {
-        let version = self.current.layout.version;
-        let body = PeerBody::Heal { label: Label { low: version, high: version }, request };
-        let request_id = self.desk.random.u64();
-        match self.desk.peers.call(self.peer, class::BULK, request_id, body, CALL_TIMEOUT).await {
-            Ok(PeerReply::Healed(reply)) => Ok(reply),
-            Ok(PeerReply::Refused(refusal)) => Err(refusal.to_string()),
-            Ok(_) => Err(OTHER.into()),
-            Err(error) => Err(error.to_string()),
-        }
+    async fn ask<Q: HealAsk>(&self, question: Q) -> Result<Q::Answer, String> {
+        self.desk.ask(self.current, self.peer, question).await
     }
 
     async fn pause(&self, began: Instant) {
@@ -254,6 +242,20 @@ impl Pair<'_> {
 }
 
 impl Desk {
+    /// Asks another owner, under the label of a layout.
+    pub(super) async fn ask<Q: HealAsk>(
+        &self,
+        current: &Current,
+        peer: NodeId,
+        question: Q,
+    ) -> Result<Q::Answer, String> {
+        let version = current.layout.version;
+        let heal = Heal { label: Label { low: version, high: version }, request: question.into() };
+        let reply = self.peers.ask(peer, self.random.u64(), heal, CALL_TIMEOUT).await;
+        let reply = reply.map_err(|error| error.to_string())?;
+        reply.try_into().map_err(|_| "an answer to another question".to_owned())
+    }
+
     /// Merges what a peer has told, and counts why it was missing here.
     pub(super) async fn merge(
         &self,
@@ -274,7 +276,6 @@ impl Desk {
     }
 }
 
-const OTHER: &str = "an answer to another question";
 /// Records that are on their way to one peer at a time: eight of the largest values.
 const BYTES_IN_FLIGHT: usize = 1 << 20;
 /// Of one that has refused so many records nothing is hoped for until the next exchange: see [`Pair::ship`].

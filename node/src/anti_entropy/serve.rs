@@ -8,8 +8,11 @@ use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::time::Instant;
 
 use super::Desk;
-use crate::peer_wire::heal::{HealReply, HealRequest, LISTED_MAX, LeafSet, OFFERS_MAX, Offer, ROOTS_MAX, Sum};
-use crate::peer_wire::{Label, PeerReply, Refused};
+use crate::peer_wire::heal::{
+    Exchange, Exchanged, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX, LeafSet, List, Listed, OFFERS_MAX,
+    Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, Sum,
+};
+use crate::peer_wire::{Label, Refused};
 use quorate_core::merkle;
 use quorate_core::record::Record;
 
@@ -21,15 +24,10 @@ impl Desk {
         label: Label,
         request: HealRequest,
         timeout: Duration,
-    ) -> PeerReply {
+    ) -> Result<HealReply, NotApplied> {
         dawdle!("anti-entropy: a pause before an answer");
-        match self.try_answer(from, label, request, timeout).await {
-            Ok(reply) => PeerReply::Healed(reply),
-            Err(refusal) => {
-                tracing::debug!(%from, %refusal, "a peer's comparison is refused");
-                PeerReply::Refused(refusal)
-            }
-        }
+        let answered = self.try_answer(from, label, request, timeout).await;
+        answered.inspect_err(|refusal| tracing::debug!(%from, %refusal, "a peer's comparison is refused"))
     }
 
     async fn try_answer(
@@ -43,7 +41,7 @@ impl Desk {
         let trees = self.replica.partitions();
         let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
         match request {
-            HealRequest::Roots { roots } => {
+            HealRequest::Roots(Roots { roots }) => {
                 at_most("partitions", ROOTS_MAX, roots.len())?;
                 let (mut differ, mut unknown) = (Vec::new(), Vec::new());
                 for (partition, theirs) in roots {
@@ -53,9 +51,9 @@ impl Desk {
                         (None, _) | (_, None) => unknown.push(partition),
                     }
                 }
-                Ok(HealReply::Roots { differ, unknown })
+                Ok(RootsCompared { differ, unknown }.into())
             }
-            HealRequest::Groups { partition, groups } => {
+            HealRequest::Groups(Groups { partition, groups }) => {
                 if groups.len() != merkle::GROUPS {
                     return Err(unsupported(format!("{} groups, a tree has {}", groups.len(), merkle::GROUPS)));
                 }
@@ -65,21 +63,21 @@ impl Desk {
                 asked.sort_unstable();
                 let leaves = |group| trees.leaves(partition, group).into_iter().map(|sum| sum.map(Sum)).collect();
                 let groups = asked.into_iter().map(|group| (group, leaves(group))).collect();
-                Ok(HealReply::Groups { groups, recovering: recovering(partition) })
+                Ok(GroupsCompared { groups, recovering: recovering(partition) }.into())
             }
-            HealRequest::List { partition, leaves, after } => {
+            HealRequest::List(List { partition, leaves, after }) => {
                 let (entries, done) = self.replica.list(partition, &leaves.0, after.as_ref(), LISTED_MAX).await?;
                 let entries = entries.into_iter().map(|(key, digest)| (key, Sum(digest))).collect();
                 // Asked last: making the list may have met a corrupt record.
-                Ok(HealReply::Listed { entries, done, recovering: recovering(partition) })
+                Ok(Listed { entries, done, recovering: recovering(partition) }.into())
             }
-            HealRequest::Exchange { partition, offers } => {
+            HealRequest::Exchange(Exchange { partition, offers }) => {
                 at_most("records", OFFERS_MAX, offers.len())?;
-                self.exchange(from, partition, offers, timeout).await
+                self.exchange(from, partition, offers, timeout).await.map(HealReply::from)
             }
-            HealRequest::Recount { partition, leaves } => {
+            HealRequest::Recount(Recount { partition, leaves }) => {
                 trees.forget_sums(partition, &leaves.0);
-                Ok(HealReply::Recounting)
+                Ok(Recounting.into())
             }
         }
     }
@@ -92,7 +90,7 @@ impl Desk {
         partition: Partition,
         offers: Vec<Offer>,
         timeout: Duration,
-    ) -> Result<HealReply, NotApplied> {
+    ) -> Result<Exchanged, NotApplied> {
         let began = Instant::now();
         let bytes_max = buggify!("exchange: an answer of few bytes", ANSWER_BYTES, 1);
         let (mut processed, mut records, mut bytes, mut ticket) = (0, Vec::new(), 0, None);
@@ -136,7 +134,7 @@ impl Desk {
             ticket.durable().await.map_err(storage)?;
         }
         sometimes!("exchange: records went both ways", records.iter().any(|(_, record)| record.is_some()));
-        Ok(HealReply::Exchanged { processed, records, refused })
+        Ok(Exchanged { processed, records, refused })
     }
 
     /// That both are owners of all these partitions, in a layout that is not too old.

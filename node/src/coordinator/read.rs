@@ -21,8 +21,8 @@ use super::write::label;
 use super::{Inner, Turn, check_key, check_len, monotonic, plain};
 use crate::calls::Calls;
 use crate::layouts::Current;
-use crate::peer_wire::{PeerBody, PeerReply, class};
-use crate::peers::PeerError;
+use crate::peer_wire::{Fetch, FetchHint, FetchRange, Fetched, FetchedRange};
+use crate::peers::AskError;
 use crate::request_memory::{RECORD_LEN, read_within};
 use quorate_core::get::{Get, GetAction};
 use quorate_core::quorum::Said;
@@ -499,10 +499,10 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         }
     } else {
         let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
-        let body = PeerBody::Fetch { label: label(turn.current.layout.version), key, held, durable, r: question.r };
-        let reply = inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await;
+        let fetch = Fetch { label: label(turn.current.layout.version), key, held, durable, r: question.r };
+        let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
         match (reply, &question.held) {
-            (Ok(PeerReply::FetchedSame), Some(record)) => {
+            (Ok(Fetched::Same), Some(record)) => {
                 sometimes!("read: a digest spared a record");
                 holds(record.clone())
             }
@@ -525,25 +525,24 @@ async fn fetch_hint(
             Err(refusal) => Answered::Failed(plain(&refusal)),
         }
     } else {
-        let body = PeerBody::FetchHint { label: label(turn.current.layout.version), key: question.key.clone() };
-        fetched(inner.peers.call(from, class::REPLICATE, turn.request_id, body, turn.left()).await, &turn.room)
+        let fetch = FetchHint { label: label(turn.current.layout.version), key: question.key.clone() };
+        fetched(inner.peers.ask(from, turn.request_id, fetch, turn.left()).await, &turn.room)
     };
     sometimes!("read: a fallback had nothing to say", matches!(answered, Answered::Absent(_)));
     (from, answered)
 }
 
-fn fetched(reply: Result<PeerReply, PeerError>, room: &Room) -> Answered<Record> {
+fn fetched(reply: Result<Fetched, AskError>, room: &Room) -> Answered<Record> {
     match reply {
-        Ok(PeerReply::Fetched { record: Some(encoded) }) if !has_room(room, encoded.len()) => {
+        Ok(Fetched::Record(Some(encoded))) if !has_room(room, encoded.len()) => {
             Answered::Failed("there is no room here for its record".into())
         }
-        Ok(PeerReply::Fetched { record: Some(encoded) }) => match Record::decode(&encoded) {
+        Ok(Fetched::Record(Some(encoded))) => match Record::decode(&encoded) {
             Ok(record) => holds(record),
             Err(why) => Answered::Failed(format!("its record cannot be decoded: {why}")),
         },
-        Ok(PeerReply::Fetched { record: None }) => Answered::Absent(Record::default()),
-        Ok(PeerReply::Refused(refusal)) => Answered::Failed(plain(&refusal)),
-        Ok(_) => Answered::Failed("an answer to another question".into()),
+        Ok(Fetched::Record(None)) => Answered::Absent(Record::default()),
+        Ok(Fetched::Same) => Answered::Failed("it names a record that it was not asked about".into()),
         Err(error) => Answered::Failed(error.to_string()),
     }
 }
@@ -573,16 +572,14 @@ async fn fetch_page(
         }
     } else {
         let label = label(turn.current.layout.version);
-        let body = PeerBody::FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
-        match inner.peers.call(from, class::BULK, turn.request_id, body, turn.left()).await {
-            Ok(PeerReply::Range { entries, .. })
+        let fetch = FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
+        match inner.peers.ask(from, turn.request_id, fetch, turn.left()).await {
+            Ok(FetchedRange { entries, .. })
                 if !fits(entries.iter().map(|(key, record)| key.len() + record.len()).sum()) =>
             {
                 Err(no_room())
             }
-            Ok(PeerReply::Range { entries, done }) => decode_entries(entries).map(|entries| (entries, done)),
-            Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
-            Ok(_) => Err("an answer to another question".into()),
+            Ok(FetchedRange { entries, done }) => decode_entries(entries).map(|entries| (entries, done)),
             Err(error) => Err(error.to_string()),
         }
     };

@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use super::write::label;
 use super::{Inner, Turn};
-use crate::peer_wire::{PeerBody, PeerReply, class};
+use crate::peer_wire::Replicate;
 use quorate_core::get::Get;
 use quorate_core::record::Record;
 
@@ -88,13 +88,9 @@ pub(super) async fn mend(inner: &Inner, turn: &Turn, key: &Blob, record: &Record
         return merged.ticket.durable().await.map(|_| ()).map_err(|error| error.to_string());
     }
     let (key, record) = (key.clone(), Blob(record.encode()));
-    let body = PeerBody::Replicate { label: label(turn.current.layout.version), key, record };
-    match inner.peers.call(node, class::REPLICATE, turn.request_id, body, REPAIR_TIMEOUT).await {
-        Ok(PeerReply::Replicated { .. }) => Ok(()),
-        Ok(PeerReply::Refused(refusal)) => Err(refusal.to_string()),
-        Ok(_) => Err("an answer to another question".into()),
-        Err(error) => Err(error.to_string()),
-    }
+    let replicate = Replicate { label: label(turn.current.layout.version), key, record };
+    let asked = inner.peers.ask(node, turn.request_id, replicate, REPAIR_TIMEOUT).await;
+    asked.map(drop).map_err(|error| error.to_string())
 }
 
 /// Repairs under way at a time: at a millisecond each, 32,000 a second, and at most so many records held in memory.

@@ -17,8 +17,8 @@ use tracing::Instrument;
 
 use super::{Inner, Turn, plain};
 use crate::calls::Calls;
-use crate::peer_wire::{Label, PeerBody, PeerReply, class};
-use crate::peers::PeerError;
+use crate::peer_wire::{KeepHint, Label, Replicate, Replicated};
+use crate::peers::AskError;
 use crate::replica::{MintError, Minted, Operation};
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use crate::store::Ticket;
@@ -283,15 +283,15 @@ impl Driver {
         let minted = self.minted.as_ref().expect("replication follows the mint");
         let (inner, request_id) = (self.inner.clone(), self.turn.request_id);
         let (label, key, record) = (self.label(), minted.key.clone(), minted.record.clone());
-        let body = PeerBody::Replicate { label, key, record };
+        let replicate = Replicate { label, key, record };
         let timeout = self.turn.left().max(REPLICATE_TIMEOUT_MIN);
         self.calls.push(async move {
             dawdle!("write: a pause between the mint and a replica");
             if buggify!("write: a replica is sent the record twice") {
                 // What it says to the first one is lost.
-                let _ = inner.peers.call(to, class::REPLICATE, request_id, body.clone(), timeout).await;
+                let _ = inner.peers.ask(to, request_id, replicate.clone(), timeout).await;
             }
-            let reply = inner.peers.call(to, class::REPLICATE, request_id, body, timeout).await;
+            let reply = inner.peers.ask(to, request_id, replicate, timeout).await;
             (Who::Primary(to), acknowledgement(reply))
         });
     }
@@ -315,13 +315,13 @@ impl Driver {
             return;
         }
         let (label, key, record) = (self.label(), minted.key.clone(), minted.record.clone());
-        let body = PeerBody::Hint { label, target, key, record };
+        let hint = KeepHint { label, target, key, record };
         // While the client waits, a holder that is as silent as the primary must leave time for the next one.
         let waits = self.on_time && !self.put.is_replied();
         let timeout = if waits { (self.turn.left() / 3).max(LATE_DELAY_MIN) } else { REPLICATE_TIMEOUT_MIN };
         let request_id = self.turn.request_id;
         self.calls.push(async move {
-            let reply = inner.peers.call(holder, class::REPLICATE, request_id, body, timeout).await;
+            let reply = inner.peers.ask(holder, request_id, hint, timeout).await;
             (who, acknowledgement(reply))
         });
     }
@@ -416,11 +416,9 @@ const REPLICATE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const LATE_ROUND_TRIPS: u32 = 4;
 const LATE_DELAY_MIN: Duration = Duration::from_millis(100);
 
-fn acknowledgement(reply: Result<PeerReply, PeerError>) -> Outcome {
+fn acknowledgement(reply: Result<Replicated, AskError>) -> Outcome {
     match reply {
-        Ok(PeerReply::Replicated { synced, changed }) => Ok((synced, changed)),
-        Ok(PeerReply::Refused(refusal)) => Err(plain(&refusal)),
-        Ok(_) => Err("an answer to another question".into()),
+        Ok(Replicated { synced, changed }) => Ok((synced, changed)),
         Err(error) => Err(error.to_string()),
     }
 }

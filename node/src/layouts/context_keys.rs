@@ -15,9 +15,9 @@ use quorate_wire::{LayoutReport, NotApplied};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Desk, Layouts, PEER_TIMEOUT, Spread, State, StoredFirst, ask_within, refusal, refused, to_the_end};
+use super::{Desk, Layouts, PEER_TIMEOUT, Spread, State, StoredFirst, ask_within, reason, refused, to_the_end};
 use crate::membership::Liveness;
-use crate::peer_wire::{PeerBody, PeerReply};
+use crate::peer_wire::{KnownKeys, ShareKeys};
 use crate::store::StoreError;
 use quorate_core::context_keys::{ContextKeys, KeyName, SECRET_LEN};
 
@@ -40,13 +40,11 @@ impl Layouts {
         self.0.desk.announced()
     }
 
-    /// Answers a peer's [`PeerBody::ContextKeys`]. What it has sent is durable before the answer.
-    pub(crate) async fn take_context_keys(&self, keys: ContextKeys) -> PeerReply {
+    /// Answers a peer's [`ShareKeys`]. What it has sent is durable before the answer.
+    pub(crate) async fn take_context_keys(&self, keys: ContextKeys) -> Result<KnownKeys, NotApplied> {
         let desk = &self.0.desk;
-        match desk.take_keys(keys).await {
-            Ok(_) => PeerReply::ContextKeys { keys: desk.known_keys() },
-            Err(error) => PeerReply::Refused(desk.storage(&error)),
-        }
+        desk.take_keys(keys).await.map_err(|error| desk.storage(&error))?;
+        Ok(KnownKeys { keys: desk.known_keys() })
     }
 
     /// Asks the other members for a key, unless they were asked a moment ago. Tells whether it is known then.
@@ -105,20 +103,19 @@ impl Layouts {
 
     /// Tells these nodes the keys that this one knows and takes in theirs; the answers are in the order of the nodes.
     async fn exchange(&self, nodes: &[NodeId], timeout: Duration) -> Vec<(NodeId, Result<ContextKeys, String>)> {
-        let body = PeerBody::ContextKeys { keys: self.0.desk.known_keys() };
+        let share = ShareKeys { keys: self.0.desk.known_keys() };
         let mut known = Vec::new();
-        for (node, answer) in ask_within(&self.0.peers, &self.0.random, nodes, &body, timeout).await {
+        for (node, answer) in ask_within(&self.0.peers, &self.0.random, nodes, &share, timeout).await {
             let answer = match answer {
                 // No refusal: what a command has changed before is changed, whatever becomes of this.
-                Ok(PeerReply::ContextKeys { keys }) => match self.0.desk.take_keys(keys.clone()).await {
+                Ok(KnownKeys { keys }) => match self.0.desk.take_keys(keys.clone()).await {
                     Ok(_) => Ok(keys),
                     Err(error) => {
                         tracing::warn!(peer = %node, "context keys cannot be stored: {error}");
                         Err(format!("what it knows could not be stored here: {error}"))
                     }
                 },
-                Ok(reply) => Err(refusal(reply)),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(reason(error)),
             };
             known.push((node, answer));
         }
@@ -212,12 +209,12 @@ impl Spread {
 
     /// Exchanges keys with these nodes. Tells whether there was news.
     pub(super) async fn exchange(&mut self, nodes: &[NodeId]) -> Result<bool, StoreError> {
-        let (body, gossip) = (PeerBody::ContextKeys { keys: self.desk.known_keys() }, self.digests.borrow().clone());
+        let (share, gossip) = (ShareKeys { keys: self.desk.known_keys() }, self.digests.borrow().clone());
         self.held.retain(|node, _| gossip.contains_key(node));
         let mut news = false;
-        for (node, answer) in ask_within(&self.peers, &self.random, nodes, &body, PEER_TIMEOUT).await {
+        for (node, answer) in ask_within(&self.peers, &self.random, nodes, &share, PEER_TIMEOUT).await {
             match answer {
-                Ok(PeerReply::ContextKeys { keys }) => {
+                Ok(KnownKeys { keys }) => {
                     sometimes!("contexts: keys were exchanged with a node that held others");
                     let digest = keys.digest();
                     news |= self.desk.take_keys(keys).await?;
@@ -226,8 +223,7 @@ impl Spread {
                         self.held.insert(node, Held { gossip: *gossip, itself: layout ^ digest });
                     }
                 }
-                Ok(reply) => tracing::debug!(peer = %node, "no context keys from the peer: {}", refusal(reply)),
-                Err(error) => tracing::debug!(peer = %node, "no context keys from the peer: {error}"),
+                Err(error) => tracing::debug!(peer = %node, "no context keys from the peer: {}", reason(error)),
             }
         }
         Ok(news)

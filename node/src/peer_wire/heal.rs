@@ -23,44 +23,70 @@ use quorate_core::merkle::Leaves;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sum(pub u128);
 
-/// A question.
+/// A question, tied to its answer.
+pub trait HealAsk: Into<HealRequest> {
+    /// What answers it, unless the peer refuses.
+    type Answer: TryFrom<HealReply, Error = HealReply>;
+}
+
+/// What can be asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HealRequest {
-    /// Which of these partitions have another root: at most [`ROOTS_MAX`].
-    Roots {
-        /// Partitions and their roots, as far as they are known.
-        roots: Vec<(Partition, Option<Sum>)>,
-    },
-    /// What the leaves are of those groups that differ.
-    Groups {
-        /// The partition.
-        partition: Partition,
-        /// Its inner nodes; what is not known counts as different.
-        groups: Vec<Option<Sum>>,
-    },
-    /// A page of what it holds in some leaves.
-    List {
-        /// The partition.
-        partition: Partition,
-        /// Of which leaves.
-        leaves: LeafSet,
-        /// The page begins after this key.
-        after: Option<Blob>,
-    },
-    /// To merge records durably, and to give back what differs.
-    Exchange {
-        /// The partition.
-        partition: Partition,
-        /// At most [`OFFERS_MAX`].
-        offers: Vec<Offer>,
-    },
-    /// The lists of these leaves are equal and their sums are not: one of the sums is wrong.
-    Recount {
-        /// The partition.
-        partition: Partition,
-        /// The leaves.
-        leaves: LeafSet,
-    },
+    /// See [`Roots`].
+    Roots(Roots),
+    /// See [`Groups`].
+    Groups(Groups),
+    /// See [`List`].
+    List(List),
+    /// See [`Exchange`].
+    Exchange(Exchange),
+    /// See [`Recount`].
+    Recount(Recount),
+}
+
+/// Which of these partitions have another root: at most [`ROOTS_MAX`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Roots {
+    /// Partitions and their roots, as far as they are known.
+    pub roots: Vec<(Partition, Option<Sum>)>,
+}
+
+/// What the leaves are of those groups that differ.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Groups {
+    /// The partition.
+    pub partition: Partition,
+    /// Its inner nodes; what is not known counts as different.
+    pub groups: Vec<Option<Sum>>,
+}
+
+/// A page of what the receiver holds in some leaves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct List {
+    /// The partition.
+    pub partition: Partition,
+    /// Of which leaves.
+    pub leaves: LeafSet,
+    /// The page begins after this key.
+    pub after: Option<Blob>,
+}
+
+/// To merge records durably, and to give back what differs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The partition.
+    pub partition: Partition,
+    /// At most [`OFFERS_MAX`].
+    pub offers: Vec<Offer>,
+}
+
+/// The lists of these leaves are equal and their sums are not: one of the sums is wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recount {
+    /// The partition.
+    pub partition: Partition,
+    /// The leaves.
+    pub leaves: LeafSet,
 }
 
 /// One key of an exchange.
@@ -77,40 +103,100 @@ pub struct Offer {
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HealReply {
-    /// To [`HealRequest::Roots`].
-    Roots {
-        /// Those that differ.
-        differ: Vec<Partition>,
-        /// Those that cannot be compared, because a root is not known.
-        unknown: Vec<Partition>,
-    },
-    /// To [`HealRequest::Groups`].
-    Groups {
-        /// The groups that differ or are not known, each with its leaves.
-        groups: Vec<(u8, Vec<Option<Sum>>)>,
-        /// The leaves for which it cannot speak at the moment, because it has lost what it held there.
-        recovering: LeafSet,
-    },
-    /// To [`HealRequest::List`].
-    Listed {
-        /// Keys and digests, in the order of (key hash, key).
-        entries: Vec<(Blob, Sum)>,
-        /// Nothing follows.
-        done: bool,
-        /// As in [`HealReply::Groups`].
-        recovering: LeafSet,
-    },
-    /// To [`HealRequest::Exchange`]. What was offered is merged and durable here, but for what was refused.
-    Exchanged {
-        /// How many of the offers were looked at, the first ones: at least one.
-        processed: u32,
-        /// Of these the records that differ from what was offered. Of what was only asked for: nothing if there is none.
-        records: Vec<(Blob, Option<Blob>)>,
-        /// What its disk did not take of what was offered: above all values, while there is little room.
-        refused: Refused,
-    },
-    /// To [`HealRequest::Recount`].
-    Recounting,
+    /// See [`RootsCompared`].
+    Roots(RootsCompared),
+    /// See [`GroupsCompared`].
+    Groups(GroupsCompared),
+    /// See [`Listed`].
+    Listed(Listed),
+    /// See [`Exchanged`].
+    Exchanged(Exchanged),
+    /// See [`Recounting`].
+    Recounting(Recounting),
+}
+
+/// To [`Roots`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RootsCompared {
+    /// Those that differ.
+    pub differ: Vec<Partition>,
+    /// Those that cannot be compared, because a root is not known.
+    pub unknown: Vec<Partition>,
+}
+
+/// To [`Groups`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GroupsCompared {
+    /// The groups that differ or are not known, each with its leaves.
+    pub groups: Vec<(u8, Vec<Option<Sum>>)>,
+    /// The leaves for which the answering node cannot speak at the moment, because it has lost what it held there.
+    pub recovering: LeafSet,
+}
+
+/// To [`List`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Keys and digests, in the order of (key hash, key).
+    pub entries: Vec<(Blob, Sum)>,
+    /// Nothing follows.
+    pub done: bool,
+    /// As in [`GroupsCompared`].
+    pub recovering: LeafSet,
+}
+
+/// To [`Exchange`]. What was offered is merged and durable at the answering node, but for what was refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exchanged {
+    /// How many of the offers were looked at, the first ones: at least one.
+    pub processed: u32,
+    /// Of these the records that differ from what was offered. Of what was only asked for: nothing if there is none.
+    pub records: Vec<(Blob, Option<Blob>)>,
+    /// What its disk did not take of what was offered: above all values, while there is little room.
+    pub refused: Refused,
+}
+
+/// To [`Recount`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recounting;
+
+/// Ties each question to its answer, and both to their variants.
+macro_rules! asks {
+    ($($ask:ident => $variant:ident($answer:ident);)*) => {$(
+        impl From<$ask> for HealRequest {
+            fn from(ask: $ask) -> Self {
+                Self::$ask(ask)
+            }
+        }
+
+        impl HealAsk for $ask {
+            type Answer = $answer;
+        }
+
+        impl From<$answer> for HealReply {
+            fn from(answer: $answer) -> Self {
+                Self::$variant(answer)
+            }
+        }
+
+        impl TryFrom<HealReply> for $answer {
+            type Error = HealReply;
+
+            fn try_from(reply: HealReply) -> Result<Self, HealReply> {
+                match reply {
+                    HealReply::$variant(answer) => Ok(answer),
+                    other => Err(other),
+                }
+            }
+        }
+    )*};
+}
+
+asks! {
+    Roots => Roots(RootsCompared);
+    Groups => Groups(GroupsCompared);
+    List => Listed(Listed);
+    Exchange => Exchanged(Exchanged);
+    Recount => Recounting(Recounting);
 }
 
 /// A set of leaves as 32 bytes.
@@ -121,18 +207,18 @@ impl HealRequest {
     /// The partitions that it is about.
     pub fn partitions(&self) -> Vec<Partition> {
         match self {
-            Self::Roots { roots } => roots.iter().map(|(partition, _)| *partition).collect(),
-            Self::Groups { partition, .. }
-            | Self::List { partition, .. }
-            | Self::Exchange { partition, .. }
-            | Self::Recount { partition, .. } => vec![*partition],
+            Self::Roots(Roots { roots }) => roots.iter().map(|(partition, _)| *partition).collect(),
+            Self::Groups(Groups { partition, .. })
+            | Self::List(List { partition, .. })
+            | Self::Exchange(Exchange { partition, .. })
+            | Self::Recount(Recount { partition, .. }) => vec![*partition],
         }
     }
 }
 
-/// The most partitions of one [`HealRequest::Roots`]: 6 KiB.
+/// The most partitions of one [`Roots`]: 6 KiB.
 pub const ROOTS_MAX: usize = 256;
-/// The most keys of one [`HealRequest::Exchange`].
+/// The most keys of one [`Exchange`].
 pub const OFFERS_MAX: usize = 1024;
 /// The most records of a page of a list.
 pub const LISTED_MAX: usize = 4096;
@@ -187,7 +273,7 @@ mod tests {
     fn equal_replicas_cost_little() {
         let roots =
             (0..ROOTS_MAX as u16).map(|partition| (Partition(30_000 + partition), Some(Sum(u128::MAX)))).collect();
-        let request = HealRequest::Roots { roots };
+        let request = HealRequest::Roots(Roots { roots });
         let encoded = codec::encode(&request);
         assert!(encoded.len() / ROOTS_MAX < 24, "{} bytes for {ROOTS_MAX} partitions", encoded.len());
         assert_eq!(codec::decode::<HealRequest>(&encoded).expect("the same"), request);
@@ -196,7 +282,8 @@ mod tests {
     #[test]
     fn sums_and_leaves_survive_the_wire_and_other_lengths_are_refused() {
         let leaves = LeafSet([3, 200].into_iter().collect());
-        let reply = HealReply::Groups { groups: vec![(1, vec![Some(Sum(7)), None])], recovering: leaves };
+        let reply =
+            HealReply::Groups(GroupsCompared { groups: vec![(1, vec![Some(Sum(7)), None])], recovering: leaves });
         assert_eq!(codec::decode::<HealReply>(&codec::encode(&reply)).expect("the same"), reply);
         let short = codec::encode(&Blob::copy_from(&[1; 15]));
         assert!(codec::decode::<Sum>(&short).is_err());

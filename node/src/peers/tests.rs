@@ -11,6 +11,7 @@ use quorate_wire::ids::{DiskId, LayoutVersion};
 
 use super::*;
 use crate::cert::{Ca, Issued, VALIDITY};
+use crate::peer_wire::{GetLayout, Replicate};
 use crate::request_memory::RequestMemory;
 use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
 
@@ -123,8 +124,8 @@ impl Node {
         Self { peers, addr, endpoint, socket, gossip, accepting }
     }
 
-    async fn ask(&self, to: &str, number: u64) -> Result<String, PeerError> {
-        match self.peers.call(id(to), class::CONTROL, number, PeerBody::LayoutState, 5 * SECOND).await? {
+    async fn ask(&self, to: &str, number: u64) -> Result<String, AskError> {
+        match self.peers.call(id(to), class::CONTROL, number, GetLayout.into(), 5 * SECOND).await? {
             PeerReply::Refused(NotApplied::Refused { why }) => Ok(why),
             other => panic!("unexpected: {other:?}"),
         }
@@ -181,14 +182,14 @@ async fn a_dead_port_is_not_sent_and_the_next_calls_fail_fast() {
     let dead = Node::start("n2").stop().await;
     n1.peers.learn(id("n2"), dead);
     let error = n1.ask("n2", 1).await.expect_err("nobody is there");
-    assert!(matches!(&error, PeerError::NotSent(why) if why.contains(&dead.to_string())), "{error:?}");
+    assert!(matches!(&error, AskError::NotSent(why) if why.contains(&dead.to_string())), "{error:?}");
     let begun = Instant::now();
     let error = n1.ask("n2", 2).await.expect_err("nobody is there");
-    assert!(matches!(&error, PeerError::NotSent(why) if why.contains("next try in")), "{error:?}");
+    assert!(matches!(&error, AskError::NotSent(why) if why.contains("next try in")), "{error:?}");
     assert!(begun.elapsed() < SECOND / 10);
     assert!(n1.peers.status()[&id("n2")].next_try_in.is_some());
     let error = n1.ask("n3", 3).await.expect_err("unknown");
-    assert!(matches!(&error, PeerError::NotSent(why) if why.contains("not known")), "{error:?}");
+    assert!(matches!(&error, AskError::NotSent(why) if why.contains("not known")), "{error:?}");
 }
 
 #[tokio::test]
@@ -214,7 +215,7 @@ async fn a_peer_whose_hello_is_refused_stays_out_and_is_told_why() {
     let n2 = Node::start_with("n2", "127.0.0.1:0".parse().expect("an address"), strict);
     n1.peers.learn(id("n2"), n2.addr);
     let error = n1.ask("n2", 1).await.expect_err("refused");
-    assert!(matches!(&error, PeerError::NotSent(why) if why.contains("n1 has another first layout")), "{error:?}");
+    assert!(matches!(&error, AskError::NotSent(why) if why.contains("n1 has another first layout")), "{error:?}");
     assert!(!n1.peers.connected(id("n2")) && !n2.peers.connected(id("n1")));
 }
 
@@ -248,7 +249,7 @@ async fn an_unknown_request_is_refused_and_costs_nothing() {
         assert!(matches!(reply, PeerReply::Refused(NotApplied::Unsupported { .. })), "{reply:?}");
     }
     // Known, but nobody has said hello: it waits, and then the connection is refused.
-    let request = codec::encode(&PeerRequest { request_id: 1, beacon: 0, body: PeerBody::LayoutState });
+    let request = codec::encode(&PeerRequest { request_id: 1, beacon: 0, body: PeerBody::LayoutState(GetLayout) });
     assert!(lanes.call(class::CONTROL, request, SECOND / 4).await.is_err());
     let told = explain_connection_error(&connection.closed().await);
     assert!(told.contains("no acceptable hello"), "{told}");
@@ -291,12 +292,12 @@ async fn a_peer_that_stops_answering_gives_unknown_and_loses_its_connection() {
     assert_eq!(n1.ask("n2", 1).await.expect("an answer"), "n1 asked 1");
     freeze.send(()).expect("n2 waits");
     tokio::time::sleep(SECOND / 10).await;
-    let call = |number| n1.peers.call(id("n2"), class::CONTROL, number, PeerBody::LayoutState, SECOND * 3 / 5);
+    let call = |number| n1.peers.call(id("n2"), class::CONTROL, number, GetLayout.into(), SECOND * 3 / 5);
     let error = call(2).await.expect_err("no answer");
-    assert!(matches!(error, PeerError::Unknown(_)), "{error:?}");
+    assert!(matches!(error, AskError::Unknown(_)), "{error:?}");
     eventually("the dead connection is closed", || !n1.peers.connected(id("n2"))).await;
     let error = call(3).await.expect_err("no connection");
-    assert!(matches!(error, PeerError::NotSent(_)), "{error:?}");
+    assert!(matches!(error, AskError::NotSent(_)), "{error:?}");
     drop(freeze);
     other.join().expect("no panic");
 }
@@ -308,8 +309,8 @@ async fn after_shutdown_calls_fail_and_the_port_is_free() {
     n1.ask("n2", 1).await.expect("an answer");
     let peers = n1.peers.clone();
     let addr = n1.stop().await;
-    let error = peers.call(id("n2"), class::CONTROL, 1, PeerBody::LayoutState, SECOND).await.expect_err("stopped");
-    assert!(matches!(&error, PeerError::NotSent(why) if why.contains("stopping")), "{error:?}");
+    let error = peers.ask(id("n2"), 1, GetLayout, SECOND).await.expect_err("stopped");
+    assert!(matches!(&error, AskError::NotSent(why) if why.contains("stopping")), "{error:?}");
     quic::bind_system(addr).expect("the port is free at once");
     eventually("n2 has noticed", || !n2.peers.connected(id("n1"))).await;
 }
@@ -338,7 +339,7 @@ proptest::proptest! {
     fn damaged_peer_messages_do_no_harm(key: Vec<u8>, at: proptest::sample::Index, by: u8) {
         let key = codec::Blob(key.into());
         let label = crate::peer_wire::Label { low: LayoutVersion(1), high: LayoutVersion(1) };
-        let body = PeerBody::Replicate { label, record: key.clone(), key };
+        let body = PeerBody::Replicate(Replicate { label, record: key.clone(), key });
         let request = PeerRequest { request_id: 7, beacon: 0, body };
         let encoded = codec::encode(&request);
         proptest::prop_assert_eq!(&codec::decode::<PeerRequest>(&encoded).expect("a request"), &request);

@@ -11,8 +11,8 @@ use quorate_wire::codec::{self, Blob};
 use quorate_wire::ids::{NodeId, Partition, key_hash};
 use quorate_wire::random::Random;
 use quorate_core::record::Record;
-use quorate_node::peer_wire::heal::HealRequest;
-use quorate_node::peer_wire::{PeerBody, PeerRequest};
+use quorate_node::peer_wire::heal::{HealRequest, List};
+use quorate_node::peer_wire::{Fetch, Heal, KeepHint, PeerBody, PeerRequest, Replicate};
 use quorate_node::recovery::Recovery;
 use quorate_node::replica::Replica;
 use quorate_node::store::{Committer, Durability, Executor, MemoryStore, Store};
@@ -26,18 +26,18 @@ fn partition_of(key: &Blob) -> Option<Partition> {
 
 async fn serve(replica: &Replica, body: PeerBody) {
     match body {
-        PeerBody::Replicate { key, record, .. } => {
+        PeerBody::Replicate(Replicate { key, record, .. }) => {
             if let (Some(partition), Ok(record)) = (partition_of(&key), Record::decode(&record)) {
                 drop(replica.merge(partition, &key, record).await);
             }
         }
-        PeerBody::Hint { target, key, record, .. } => {
+        PeerBody::Hint(KeepHint { target, key, record, .. }) => {
             if let (Some(partition), Ok(record)) = (partition_of(&key), Record::decode(&record)) {
                 drop(replica.keep_hint(partition, &key, target, record, 0).await);
             }
         }
-        PeerBody::Fetch { key, .. } => drop(replica.read(&key).await),
-        PeerBody::Heal { request: HealRequest::List { partition, leaves, after }, .. } if partition.0 < PARTITIONS => {
+        PeerBody::Fetch(Fetch { key, .. }) => drop(replica.read(&key).await),
+        PeerBody::Heal(Heal { request: HealRequest::List(List { partition, leaves, after }), .. }) if partition.0 < PARTITIONS => {
             drop(replica.list(partition, &leaves.0, after.as_ref(), 100).await);
         }
         _ => {}
