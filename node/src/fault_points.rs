@@ -81,6 +81,7 @@ pub const MARKS: &[&str] = &[
     "peers: a needless connection was closed",
     "peers: the connections of an earlier life were closed",
     "peers: a call failed in a back-off",
+    "peers: a connection whose other end does not hear was closed",
     "server: a request was answered before there was a layout",
     // Coordinators.
     "forward: a write was forwarded",

@@ -28,7 +28,7 @@ use quorate_wire::ids::{ClusterId, NodeId};
 use quorate_wire::random::Random;
 use quorate_wire::time_text;
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -371,6 +371,16 @@ const STEADY: Duration = Duration::from_secs(1);
 
 /// How often a connection that this node dialed looks whether a better one has made it needless.
 const RETIRE_EVERY: Duration = Duration::from_secs(5);
+
+/// Datagrams that are not gossip, which is longer: whether the other end hears, and that it does.
+const PROBE: &[u8] = &[0];
+const PROBE_ANSWER: &[u8] = &[1];
+
+/// How often it is asked whether it hears: as often as QUIC would keep the connection alive.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// An end that has answered no probe for so long does not hear. As long as it may be silent before it is taken for dead.
+const NOT_HEARD: Duration = Duration::from_secs(4);
 
 /// Connections to one peer: one each way, and the ones that replace them.
 const LINKS_MAX: usize = 4;
@@ -763,16 +773,40 @@ impl Serving {
             tracing::debug!(peer = %node, "no longer served: {why}");
         }));
         let (gossip, datagrams) = (connection.clone(), shared.datagrams.clone());
+        let answered = Arc::new(Notify::new());
+        let (probes, heard) = (connection.clone(), answered.clone());
         tasks.spawn(supervise::watched("a peer's gossip", async move {
             while let Ok(data) = gossip.read_datagram().await {
-                if buggify!("peers: a gossip datagram is not taken") {
-                    continue;
+                match &*data {
+                    // Fails only when the connection has ended.
+                    PROBE => drop(gossip.send_datagram(Bytes::from_static(PROBE_ANSWER))),
+                    PROBE_ANSWER => heard.notify_one(),
+                    _ if buggify!("peers: a gossip datagram is not taken") => {}
+                    // Gossip repeats itself: what does not fit in is dropped.
+                    _ => drop(datagrams.try_send((node, data))),
                 }
-                // Gossip repeats itself: what does not fit in is dropped.
-                let _ = datagrams.try_send((node, data));
             }
         }));
+        tasks.spawn(supervise::watched("a peer's hearing", close_when_not_heard(probes, answered)));
         Self { _tasks: tasks }
+    }
+}
+
+/// Closes a connection whose other end does not hear this one, although it may be heard. As long as anything arrives, QUIC's idle
+/// time-out takes such a connection for a good one, and a coordinator would count on peers that it cannot reach.
+async fn close_when_not_heard(connection: Connection, answered: Arc<Notify>) {
+    let mut heard = Instant::now();
+    while connection.close_reason().is_none() {
+        // Fails only when the connection has ended.
+        let _ = connection.send_datagram(Bytes::from_static(PROBE));
+        let next = Instant::now() + PROBE_EVERY;
+        if timeout_at(next, answered.notified()).await.is_ok() {
+            heard = Instant::now();
+            sleep_until(next).await;
+        } else if heard.elapsed() >= NOT_HEARD {
+            sometimes!("peers: a connection whose other end does not hear was closed");
+            connection.close(close::SILENT, b"you answer no probe");
+        }
     }
 }
 

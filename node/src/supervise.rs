@@ -31,6 +31,7 @@ pub const TASKS: &[&str] = &[
     "peers",
     "a peer's requests",
     "a peer's gossip",
+    "a peer's hearing",
     "membership",
     "membership: a seed",
     "layouts",

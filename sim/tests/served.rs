@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use quorate_sim::life::{self, Report};
 use quorate_sim::plan::{Fault, FaultKind, Hearing, Mechanisms, Plan};
+use quorate_sim::scenario::{Broken, Scenario, Stage};
 use quorate_sim::trace::Trace;
 use quorate_wire::Quorum;
 
@@ -35,4 +36,22 @@ fn hundreds_of_operations_are_judged_while_a_node_is_cut_off_from_its_peers_or_t
         assert!(report.is_good(), "{report}");
         assert!(report.served.broken > 200, "{report}");
     }
+}
+
+/// It hears the others well, so that its connections look good; what it begins then would end unknown.
+#[test]
+fn a_node_that_the_others_do_not_hear_knows_that_after_some_seconds_without_a_request() {
+    async fn script(stage: Stage) -> Result<(), Broken> {
+        let alice = stage.client("alice");
+        alice.put("cart", "milk").await.acknowledged()?;
+        let primaries = stage.primaries("cart").await?;
+        for other in &primaries[1..] {
+            stage.one_way(&primaries[0], other).await?;
+        }
+        stage.wait_ms(6_000).await;
+        alice.put("cart", "bread").await.acknowledged()?;
+        Ok(())
+    }
+    let ending = Scenario::new("a node that is not heard").clients(&["alice"]).play(script);
+    assert!(ending.is_good(), "{ending}");
 }
