@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::anti_entropy::{AntiEntropy, AntiEntropyConfig, Parts};
 use crate::beacons::Beacons;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults, Mechanisms};
-use crate::layouts::{self, Current, Layouts};
+use crate::layouts::{self, Current, LayoutStore, Layouts};
 use crate::membership::{Liveness, Membership, PeerState};
 use crate::peer_wire::{GetLayout, Heal, PeerBody, PeerReply};
 use crate::peers::Peers;
@@ -29,6 +29,7 @@ use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::store::room::{DiskRoom, Space};
 use crate::store::{Committer, DiskReserve, Durability, Executor, MemoryStore, Store};
+use quorate_core::bootstrap::Me;
 use quorate_core::mint;
 use quorate_core::record::Record;
 use quorate_core::staging::{Staged, StagedMember};
@@ -124,17 +125,10 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
         replica.set_partitions(PARTITIONS);
         let (liveness, believed) = watch::channel(Arc::<Liveness>::default());
         let membership = Membership::told(believed);
-        let who = (me, disk(at), CLUSTER);
-        let layouts = Layouts::start(
-            shared.clone(),
-            (executor.clone(), executor),
-            who,
-            bare.peers.clone(),
-            membership.clone(),
-            random.fork(),
-            failed,
-        );
-        let layouts = layouts.await.expect("readable");
+        let who = Me { node: me, disk: disk(at), cluster: CLUSTER };
+        let kept =
+            LayoutStore::open(shared.clone(), (executor.clone(), executor), who, failed).await.expect("readable");
+        let layouts = Layouts::start(Arc::new(kept), bare.peers.clone(), &membership, random.fork());
         let current = layouts.current().expect("it was chosen");
         let coordinator = Coordinator::new(CoordinatorParts {
             me,

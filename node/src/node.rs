@@ -7,9 +7,11 @@
 //!                    layouts, membership (who owns what, who is up)
 //! ```
 
+mod follow;
+
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Endpoint;
@@ -18,12 +20,12 @@ use quorate_transport::quic;
 use quorate_transport::tls::{self, Credentials, Subject};
 use quorate_transport::{Link, Seams};
 use quorate_wire::Quorum;
-use quorate_wire::ids::{DiskId, LayoutVersion, NodeId};
+use quorate_wire::ids::{LayoutVersion, NodeId};
 use quorate_wire::sometimes;
-use quorate_wire::{ALPN_CLIENT, NodeStatus};
+use quorate_wire::{ALPN_CLIENT, NodeStatus, NotApplied};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 use crate::addresses;
@@ -35,20 +37,21 @@ use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
 use crate::handoff::{self, Handoff};
 use crate::http::Watched;
-use crate::layouts::{Current, Layouts};
+use crate::layouts::{LayoutStore, Layouts};
 use crate::membership::{self, Membership};
 use crate::metrics::{Metrics, Sample};
-use crate::peer_wire::{ALPN_PEER, Hello};
-use crate::peers::{Peers, PeersConfig};
-use crate::recovery::{Doubt, Facts, Recovery};
+use crate::peer_wire::{ALPN_PEER, Hello, PeerReply};
+use crate::peers::{HelloCheck, Peers, PeersConfig};
+use crate::recovery::{Doubt, Recovery};
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::request_memory::Pools;
 use crate::server::{self, Admission, Services};
 use crate::status::Status;
 use crate::store::room::Reserved;
-use crate::store::{Committer, DiskRoom, Durability, Store, StoreError, SyncFailed};
+use crate::store::{Committer, DiskRoom, Durability, Identity, Opened, Store, StoreError, SyncFailed};
 use crate::supervise;
+use quorate_core::bootstrap::Me;
 
 /// What makes one node differ from another.
 #[derive(Debug, Clone)]
@@ -79,12 +82,10 @@ pub struct Node {
     addr: SocketAddr,
     endpoint: Endpoint,
     peers: Peers,
-    known: KnownLayouts,
-    layouts: Layouts,
+    /// The pool of peers reaches it as well, and does not keep it.
+    services: Arc<Services>,
     membership: Membership,
-    coordinator: Coordinator,
     handoff: Handoff,
-    anti_entropy: AntiEntropy,
     replica: Replica,
     boot: u64,
     committer: Committer,
@@ -97,207 +98,45 @@ pub struct Node {
 }
 
 impl Node {
-    /// Opens the store, binds the port and begins to serve.
+    /// Opens the store, binds the port, joins the others and begins to serve, in this order.
     ///
     /// # Errors
     /// When a part of the configuration is wrong, the store is not to be had, or the port is taken. A quarantined store is
     /// no error: the node runs, shows itself, and serves no data.
     pub async fn start(config: NodeConfig, mut env: Env) -> Result<Self, StartError> {
         env.seams.runtime = supervise::runtime(env.seams.runtime);
-        let me = config.node;
-        let cluster = config.credentials.cluster();
-        match config.credentials.subject() {
-            Subject::Node { node, .. } if *node == me => {}
-            other => {
-                return Err(StartError(format!(
-                    "the certificate is {other}'s, not node {me}'s: issue one with `quorate cert node {me}`"
-                )));
-            }
-        }
-        let advertise = config.advertise.unwrap_or(config.listen);
-        if advertise.ip().is_unspecified() {
-            return Err(StartError(format!(
-                "others cannot reach {advertise}: set `advertise` to an address of this machine"
-            )));
-        }
-        config.credentials.check_validity((env.seams.wall_clock)()).map_err(|error| StartError(error.to_string()))?;
-
+        let advertise = check(&config, &env)?;
         let open = Arc::clone(&env.open_store);
         let opened = env.executor.run(move || open()).await?;
-        let room = DiskRoom::new(env.space.clone(), env.disk_reserve);
-        let store: Arc<dyn Store> = Arc::new(Reserved::new(opened.store, room.clone()));
-        let identity = opened.identity;
-        let quarantined: Option<Arc<str>> = opened.quarantined.map(Into::into);
-        let start = Start {
-            me,
-            disk: identity.disk,
-            unclean: !identity.clean,
-            interval: config.durability == Durability::Interval,
-        };
-        if let Some(why) = &quarantined {
-            error!(node = %me, "QUARANTINED, no data is served: {why}");
-        }
+        let port = Port::bind(&config, &env, advertise).await?;
+        let disk = Disk::open(&config, &env, opened).await?;
+        let cluster = Cluster::join(&config, &env, &disk, &port).await?;
+        let decided = disk.judge(&cluster.layouts).await?;
+        let node = Self::serve(config, env, (disk, port, cluster), decided);
+        info!(node = %node.id, addr = %node.addr, cluster = %node.status.cluster, "listening");
+        Ok(node)
+    }
 
-        let socket = (env.bind_udp)(config.listen)
-            .await
-            .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
-        let tls_error = |error: tls::TlsError| StartError(error.to_string());
-        let mut accepting = tls::server_config(&env.seams, &config.credentials, &ALPNS).map_err(tls_error)?;
-        link::set_client_window(&mut accepting, env.request_memory.client_window());
-        let pools = Pools::new(env.request_memory);
-        let dial = tls::client_config(&env.seams, &config.credentials, ALPN_PEER, Link::Peer).map_err(tls_error)?;
-        let endpoint = quic::endpoint(&env.seams, socket, Some(accepting.clone()))
-            .map_err(|error| StartError(format!("cannot listen on {}: {error}", config.listen)))?;
-        let listening = endpoint.local_addr().map_err(|error| StartError(error.to_string()))?;
-        let addr =
-            SocketAddr::new(advertise.ip(), if advertise.port() == 0 { listening.port() } else { advertise.port() });
-
-        let metrics = Metrics::new();
-        let (fatal_tx, fatal) = watch::channel(None);
-        let failed: SyncFailed = Arc::new(move |why: String| {
-            error!("a sync failed, this node must end: {why}");
-            fatal_tx.send_replace(Some(why));
-        });
-        let committer = Committer::start(
-            Arc::clone(&store),
-            env.executor.clone(),
-            config.durability,
-            config.sync_interval,
-            failed.clone(),
-        );
-        let random = &env.seams.random;
-        let reader = Arc::clone(&store);
-        let recovery = env.executor.run(move || Recovery::open(reader)).await?;
-        // Until the layout is known, and what others remember, so is not whether this disk lacks something.
-        recovery.doubt(Doubt::Layout);
-        recovery.doubt(Doubt::Start);
-        let beacons = {
-            let (reader, life, committer) = (Arc::clone(&store), random.u64(), committer.clone());
-            env.executor.run(move || Beacons::open(&*reader, life, committer)).await
-        };
-        let replica = Replica::new(
-            me,
-            Arc::clone(&store),
-            env.executor.clone(),
-            committer.clone(),
-            random.fork(),
-            recovery.clone(),
-        );
-        replica.set_room(room.clone());
-
-        if quarantined.is_none() {
-            replica.load_hints().await?;
-        }
-
-        let (datagrams_tx, datagrams) = mpsc::channel(DATAGRAMS_MAX);
-        // Peers ask for layouts in their handshakes, and layouts talk to peers.
-        let known = KnownLayouts::default();
-        let hello = {
-            let (known, identity, beacons) = (known.clone(), identity.clone(), beacons.clone());
-            Arc::new(move |to| Hello {
-                cluster,
-                node: me,
-                disk: identity.disk,
-                boot: identity.boot,
-                addr,
-                layout: known
-                    .get()
-                    .and_then(|layouts| layouts.current())
-                    .map_or(LayoutVersion::NONE, |current| current.layout.version),
-                first_layout: known.get().and_then(|layouts| layouts.accepted_first()),
-                release: env!("CARGO_PKG_VERSION").into(),
-                life: beacons.life(),
-                beacon: beacons.start(),
-                remembers: beacons.of(to),
-            })
-        };
-        let check = {
-            let (known, beacons, recovery) = (known.clone(), beacons.clone(), recovery.clone());
-            Arc::new(move |hello: &Hello| {
-                // Before anything is answered to this peer.
-                if beacons.told(&hello.remembers) {
-                    recovery.doubt(Doubt::SetBack);
-                    beacons.announce_set_back();
-                }
-                match known.get().and_then(|layouts| layouts.first_hash_conflicts(hello.first_layout)) {
-                    Some(conflict) => Err(conflict),
-                    None => Ok(()),
-                }
-            })
-        };
-        let peers = Peers::start(PeersConfig {
-            me,
-            endpoint: endpoint.clone(),
-            cluster,
-            dial,
-            random: random.fork(),
-            hello,
-            beacons: beacons.clone(),
-            check,
-            datagrams: datagrams_tx,
-            pools: pools.clone(),
-        });
-        let reading = Arc::clone(&store);
-        let last_seen = env.executor.run(move || addresses::remembered(&*reading)).await;
-        let membership = Membership::start(membership::Parts {
-            me: membership::Identity::new(me, addr, identity.boot),
-            peers: peers.clone(),
-            datagrams,
-            seeds: config.join.clone(),
-            remembered: last_seen,
-            random: random.fork(),
-        });
-        let layouts = Layouts::start(
-            Arc::clone(&store),
-            (env.executor.clone(), env.computing.clone()),
-            (me, identity.disk, cluster),
-            peers.clone(),
-            membership.clone(),
-            random.fork(),
-            failed,
-        )
-        .await?;
-        known.set(Some(layouts.clone()));
-        // Before the first write. An unclean stop leaves data that the saved trees know nothing of.
-        let mut decided = quarantined.is_some();
-        committer.withhold(!decided);
-        if let Some(current) = layouts.current() {
-            replica.set_partitions(current.layout.partitions);
-            if identity.clean {
-                let loaded = replica.load_trees(identity.boot).await;
-                sometimes!("hash trees: taken over from a clean stop", loaded > 0);
-            }
-            if quarantined.is_none() {
-                match replica.decide(start.facts(&current)).await {
-                    Ok(()) => {
-                        decided = true;
-                        committer.withhold(false);
-                    }
-                    // It is tried again until there is room; until then no reads are answered.
-                    Err(error @ (StoreError::NoRoom(_) | StoreError::Full(_))) => {
-                        warn!("it cannot be noted what this disk lacks: {error}");
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-
+    /// Puts together what serves requests and what heals, and begins.
+    fn serve(config: NodeConfig, env: Env, parts: (Disk, Port, Cluster), decided: bool) -> Self {
+        let (me, random, wall_clock) = (config.node, &env.seams.random, &env.seams.wall_clock);
+        let (disk, port, Cluster { peers, membership, layouts }) = parts;
         let coordinator = Coordinator::new(CoordinatorParts {
             me,
-            cluster,
+            cluster: disk.identity.cluster,
             layouts: layouts.clone(),
             membership: membership.clone(),
-            replica: replica.clone(),
+            replica: disk.replica.clone(),
             peers: peers.clone(),
             defaults: Defaults { r: Quorum::Majority, w: Quorum::Majority },
             mechanisms: config.mechanisms,
-            wall_clock: Arc::clone(&env.seams.wall_clock),
+            wall_clock: Arc::clone(wall_clock),
         });
         let handoff = Handoff::start(handoff::Parts {
             me,
             layouts: layouts.clone(),
             liveness: membership.liveness(),
-            replica: replica.clone(),
+            replica: disk.replica.clone(),
             peers: peers.clone(),
         });
         let anti_entropy = AntiEntropy::start(anti_entropy::Parts {
@@ -305,100 +144,66 @@ impl Node {
             config: config.anti_entropy,
             layouts: layouts.clone(),
             membership: membership.clone(),
-            replica: replica.clone(),
+            replica: disk.replica.clone(),
             peers: peers.clone(),
-            beacons: beacons.clone(),
+            beacons: disk.beacons.clone(),
             random: random.fork(),
         });
-        let compared = anti_entropy.clone();
-        metrics.source(move || compared.samples());
-        let certificate = Certificate::new(&config.credentials, Arc::clone(&env.seams.wall_clock));
-        let boot = identity.boot;
+        let certificate = Certificate::new(&config.credentials, Arc::clone(wall_clock));
+        let (metrics, admission) = (Metrics::new(), Admission::new(port.pools));
         let status = Status {
-            cluster,
-            identity,
+            cluster: disk.identity.cluster,
+            identity: disk.identity.clone(),
             started: Instant::now(),
             durability: durability_name(config.durability),
-            store: Arc::clone(&store),
+            store: Arc::clone(&disk.store),
             layouts: layouts.clone(),
             membership: membership.clone(),
             metrics: metrics.clone(),
-            quarantined: quarantined.clone(),
+            quarantined: disk.quarantined.clone(),
             handoff: handoff.clone(),
             anti_entropy: anti_entropy.clone(),
-            wall_clock: Arc::clone(&env.seams.wall_clock),
-            room: room.clone(),
+            wall_clock: Arc::clone(wall_clock),
+            room: disk.room.clone(),
             certificate: certificate.clone(),
         };
-        let admission = Admission::new(pools);
-        watch_parts(&metrics, &status, &admission, &replica, &coordinator);
-        let services = Services {
+        watch_parts(&metrics, &status, &admission, &disk.replica, &coordinator);
+        let services = Arc::new(Services {
             me,
-            replica_service: ReplicaService::new(me, layouts.clone(), replica.clone(), coordinator.clone()),
+            replica_service: ReplicaService::new(me, layouts.clone(), disk.replica.clone(), coordinator.clone()),
             coordinator: coordinator.clone(),
             anti_entropy: anti_entropy.clone(),
             layouts: layouts.clone(),
             status: status.clone(),
             metrics: metrics.clone(),
             admission,
-            quarantined,
-        };
-        peers.set_handler({
-            let services = services.clone();
-            Arc::new(move |from, request, timeout, room| {
-                let services = services.clone();
-                Box::pin(async move { services.answer_peer(from, request, timeout, room).await })
-            })
+            quarantined: disk.quarantined.clone(),
         });
-        let accept = supervise::spawn("accept", server::accept(endpoint.clone(), services, peers.clone()));
-        let following = follow_layouts(
-            start.clone(),
-            decided,
-            layouts.clone(),
-            replica.clone(),
-            peers.clone(),
-            membership.clone(),
-            committer.clone(),
-        );
-        let learning = supervise::spawn("layouts followed", following);
-        let greeting =
-            supervise::spawn("hellos followed", follow_hellos(me, layouts.clone(), recovery, beacons.clone()));
-        let following = follow_set_backs(me, layouts.clone(), replica.clone(), beacons);
-        let watching = supervise::spawn("set-backs followed", following);
-        let remembering = addresses::remember(me, Arc::clone(&store), env.executor.clone(), membership.liveness());
-        let remembering = supervise::spawn("addresses remembered", remembering);
-        let looking = supervise::spawn("room on the disk", room.watch(env.executor.clone(), committer.clone()));
-        let trimming = supervise::spawn("superseded operations", replica.clone().trim_operations());
-        let warning = supervise::spawn("certificate", certificate.clone().watch());
-        let tasks = [accept, learning, greeting, watching, remembering, looking, trimming, warning];
-        let tasks = tasks.map(|task| task.abort_handle());
-        info!(node = %me, %addr, %cluster, "listening");
-        Ok(Self {
+        serve_peers(&peers, &services);
+        let tasks = Tasks::start(&env, &disk, (&port.endpoint, &services), (&peers, &membership), decided);
+        Self {
             id: me,
-            addr,
-            endpoint,
+            addr: port.addr,
+            endpoint: port.endpoint,
             peers,
-            known,
-            layouts,
+            services,
             membership,
-            coordinator,
             handoff,
-            anti_entropy,
-            replica,
-            boot,
-            committer,
-            store,
+            replica: disk.replica,
+            boot: disk.identity.boot,
+            committer: disk.committer,
+            store: disk.store,
             status,
             metrics,
-            fatal,
-            tasks: Tasks(tasks.into()),
+            fatal: disk.fatal,
+            tasks,
             certificates: Certificates {
                 seams: env.seams,
                 subject: config.credentials.subject().clone(),
-                accepting,
+                accepting: port.accepting,
                 certificate,
             },
-        })
+        }
     }
 
     /// Its name.
@@ -466,7 +271,7 @@ impl Node {
     /// When the last sync failed: everything that was acknowledged was synced before (but for the mode `interval`).
     pub async fn shutdown(&self, limit: Duration) -> Result<(), StoreError> {
         let farewell = async {
-            self.coordinator.shutdown(limit / 2).await;
+            self.services.coordinator.shutdown(limit / 2).await;
             self.membership.leave().await;
         };
         if timeout(limit, farewell).await.is_err() {
@@ -475,7 +280,7 @@ impl Node {
         self.endpoint.close(0u32.into(), b"the node is shutting down");
         // Every other end has been told by now; a connection that drains for longer has nobody at its other end.
         let _ = timeout(limit.min(DRAIN_TIME), self.endpoint.wait_idle()).await;
-        self.release();
+        self.end_tasks();
         let saved = timeout(limit, self.replica.close(self.boot)).await;
         if let Err(why) =
             saved.map_err(|_| format!("not within {limit:?}")).and_then(|saved| saved.map_err(|e| e.to_string()))
@@ -483,7 +288,7 @@ impl Node {
             warn!("the hash trees were not saved, the next start sums them up anew: {why}");
         }
         self.committer.stop();
-        if self.replica.recovery().must_be_judged() && self.layouts.current().is_some() {
+        if self.replica.recovery().must_be_judged() && self.services.layouts.current().is_some() {
             // What this disk lacks is not noted on it yet. A stop that looked clean would have that forgotten.
             warn!("it could not be noted what this disk lacks: the next start judges it anew, as after a crash");
             return self.store.sync();
@@ -491,21 +296,19 @@ impl Node {
         self.store.close()
     }
 
-    /// Ends the tasks and opens the rings of references: the pool's handler reaches the services, which reach the pool, and its
-    /// handshakes reach the layouts, which reach it too. Without this neither the port nor the store would ever come free.
-    fn release(&self) {
+    /// Ends the tasks. They keep what they work on, the port and the store among it.
+    fn end_tasks(&self) {
         self.tasks.abort();
         self.handoff.shutdown();
-        self.anti_entropy.shutdown();
-        self.layouts.shutdown();
+        self.services.anti_entropy.shutdown();
+        self.services.layouts.shutdown();
         self.peers.shutdown();
-        self.known.set(None);
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.release();
+        self.end_tasks();
     }
 }
 
@@ -526,18 +329,242 @@ impl From<StoreError> for StartError {
     }
 }
 
-/// The layouts, as far as there are any yet.
-#[derive(Clone, Default)]
-struct KnownLayouts(Arc<Mutex<Option<Layouts>>>);
+/// Checks what can be wrong with a configuration before anything is opened. Returns where others are to reach the node.
+fn check(config: &NodeConfig, env: &Env) -> Result<SocketAddr, StartError> {
+    let me = config.node;
+    match config.credentials.subject() {
+        Subject::Node { node, .. } if *node == me => {}
+        other => {
+            return Err(StartError(format!(
+                "the certificate is {other}'s, not node {me}'s: issue one with `quorate cert node {me}`"
+            )));
+        }
+    }
+    let advertise = config.advertise.unwrap_or(config.listen);
+    if advertise.ip().is_unspecified() {
+        return Err(StartError(format!(
+            "others cannot reach {advertise}: set `advertise` to an address of this machine"
+        )));
+    }
+    config.credentials.check_validity((env.seams.wall_clock)()).map_err(|error| StartError(error.to_string()))?;
+    Ok(advertise)
+}
 
-impl KnownLayouts {
-    fn get(&self) -> Option<Layouts> {
-        self.0.lock().expect("nothing panics while it is locked").clone()
+/// The UDP port that all of a node's traffic goes by.
+struct Port {
+    endpoint: Endpoint,
+    /// How it accepts connections, and how it dials peers.
+    accepting: quinn::ServerConfig,
+    dial: quinn::ClientConfig,
+    /// Where others reach it.
+    addr: SocketAddr,
+    pools: Pools,
+}
+
+impl Port {
+    async fn bind(config: &NodeConfig, env: &Env, advertise: SocketAddr) -> Result<Self, StartError> {
+        let in_vain = |error: &dyn fmt::Display| StartError(format!("cannot listen on {}: {error}", config.listen));
+        let socket = (env.bind_udp)(config.listen).await.map_err(|error| in_vain(&error))?;
+        let tls_error = |error: tls::TlsError| StartError(error.to_string());
+        let mut accepting = tls::server_config(&env.seams, &config.credentials, &ALPNS).map_err(tls_error)?;
+        link::set_client_window(&mut accepting, env.request_memory.client_window());
+        let pools = Pools::new(env.request_memory);
+        let dial = tls::client_config(&env.seams, &config.credentials, ALPN_PEER, Link::Peer).map_err(tls_error)?;
+        let endpoint = quic::endpoint(&env.seams, socket, Some(accepting.clone())).map_err(|error| in_vain(&error))?;
+        let listening = endpoint.local_addr().map_err(|error| StartError(error.to_string()))?;
+        let port = if advertise.port() == 0 { listening.port() } else { advertise.port() };
+        Ok(Self { endpoint, accepting, dial, addr: SocketAddr::new(advertise.ip(), port), pools })
+    }
+}
+
+/// What a node has on its disk, and what works on it.
+struct Disk {
+    store: Arc<dyn Store>,
+    room: DiskRoom,
+    identity: Identity,
+    quarantined: Option<Arc<str>>,
+    start: follow::Start,
+    /// To be told of a sync that failed; and what was told.
+    failed: SyncFailed,
+    fatal: watch::Receiver<Option<String>>,
+    committer: Committer,
+    recovery: Recovery,
+    beacons: Beacons,
+    replica: Replica,
+}
+
+impl Disk {
+    async fn open(config: &NodeConfig, env: &Env, opened: Opened) -> Result<Self, StartError> {
+        let me = config.node;
+        let room = DiskRoom::new(env.space.clone(), env.disk_reserve);
+        let store: Arc<dyn Store> = Arc::new(Reserved::new(opened.store, room.clone()));
+        let identity = opened.identity;
+        let quarantined: Option<Arc<str>> = opened.quarantined.map(Into::into);
+        if let Some(why) = &quarantined {
+            error!(node = %me, "QUARANTINED, no data is served: {why}");
+        }
+        let (fatal_tx, fatal) = watch::channel(None);
+        let failed: SyncFailed = Arc::new(move |why: String| {
+            error!("a sync failed, this node must end: {why}");
+            fatal_tx.send_replace(Some(why));
+        });
+        let committer = Committer::start(
+            Arc::clone(&store),
+            env.executor.clone(),
+            config.durability,
+            config.sync_interval,
+            failed.clone(),
+        );
+        // Before the first write.
+        committer.withhold(quarantined.is_none());
+        let random = &env.seams.random;
+        let reader = Arc::clone(&store);
+        let recovery = env.executor.run(move || Recovery::open(reader)).await?;
+        // Until the layout is known, and what others remember, so is not whether this disk lacks something.
+        recovery.doubt(Doubt::Layout);
+        recovery.doubt(Doubt::Start);
+        let beacons = {
+            let (reader, life, committer) = (Arc::clone(&store), random.u64(), committer.clone());
+            env.executor.run(move || Beacons::open(&*reader, life, committer)).await
+        };
+        let replica = Replica::new(
+            me,
+            Arc::clone(&store),
+            env.executor.clone(),
+            committer.clone(),
+            random.fork(),
+            recovery.clone(),
+        );
+        replica.set_room(room.clone());
+        if quarantined.is_none() {
+            replica.load_hints().await?;
+        }
+        let start = follow::Start {
+            me,
+            disk: identity.disk,
+            unclean: !identity.clean,
+            interval: config.durability == Durability::Interval,
+        };
+        Ok(Self { store, room, identity, quarantined, start, failed, fatal, committer, recovery, beacons, replica })
     }
 
-    fn set(&self, layouts: Option<Layouts>) {
-        *self.0.lock().expect("nothing panics while it is locked") = layouts;
+    /// Finds out what the disk lacks, if a layout says what it must hold. Tells whether that is decided, or needs not be.
+    async fn judge(&self, layouts: &Layouts) -> Result<bool, StartError> {
+        let Self { identity, quarantined, start, committer, replica, .. } = self;
+        let Some(current) = layouts.current() else { return Ok(quarantined.is_some()) };
+        replica.set_partitions(current.layout.partitions);
+        // An unclean stop leaves data that the saved trees know nothing of.
+        if identity.clean {
+            let loaded = replica.load_trees(identity.boot).await;
+            sometimes!("hash trees: taken over from a clean stop", loaded > 0);
+        }
+        if quarantined.is_some() {
+            return Ok(true);
+        }
+        match replica.decide(start.facts(&current)).await {
+            Ok(()) => {
+                committer.withhold(false);
+                Ok(true)
+            }
+            // It is tried again until there is room; until then no reads are answered.
+            Err(error @ (StoreError::NoRoom(_) | StoreError::Full(_))) => {
+                warn!("it cannot be noted what this disk lacks: {error}");
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
+}
+
+/// What a node knows of the others, and how it reaches them.
+struct Cluster {
+    peers: Peers,
+    membership: Membership,
+    layouts: Layouts,
+}
+
+impl Cluster {
+    async fn join(config: &NodeConfig, env: &Env, disk: &Disk, port: &Port) -> Result<Self, StartError> {
+        let (me, random) = (config.node, &env.seams.random);
+        let who = Me { node: me, disk: disk.identity.disk, cluster: disk.identity.cluster };
+        let executors = (env.executor.clone(), env.computing.clone());
+        let known = LayoutStore::open(Arc::clone(&disk.store), executors, who, disk.failed.clone()).await?;
+        let known = Arc::new(known);
+        let (datagrams_tx, datagrams) = mpsc::channel(DATAGRAMS_MAX);
+        let peers = Peers::start(PeersConfig {
+            me,
+            endpoint: port.endpoint.clone(),
+            cluster: disk.identity.cluster,
+            dial: port.dial.clone(),
+            random: random.fork(),
+            hello: says(&disk.identity, port.addr, &known, &disk.beacons),
+            beacons: disk.beacons.clone(),
+            check: hears(&known, &disk.beacons, &disk.recovery),
+            datagrams: datagrams_tx,
+            pools: port.pools.clone(),
+        });
+        let reading = Arc::clone(&disk.store);
+        let last_seen = env.executor.run(move || addresses::remembered(&*reading)).await;
+        let membership = Membership::start(membership::Parts {
+            me: membership::Identity::new(me, port.addr, disk.identity.boot),
+            peers: peers.clone(),
+            datagrams,
+            seeds: config.join.clone(),
+            remembered: last_seen,
+            random: random.fork(),
+        });
+        let layouts = Layouts::start(known, peers.clone(), &membership, random.fork());
+        Ok(Self { peers, membership, layouts })
+    }
+}
+
+/// What a node says of itself to another one.
+fn says(
+    identity: &Identity,
+    addr: SocketAddr,
+    known: &Arc<LayoutStore>,
+    beacons: &Beacons,
+) -> Arc<dyn Fn(NodeId) -> Hello + Send + Sync> {
+    let (identity, known, beacons) = (identity.clone(), Arc::clone(known), beacons.clone());
+    Arc::new(move |to| Hello {
+        cluster: identity.cluster,
+        node: identity.node,
+        disk: identity.disk,
+        boot: identity.boot,
+        addr,
+        layout: known.current().map_or(LayoutVersion::NONE, |current| current.layout.version),
+        first_layout: known.accepted_first(),
+        release: env!("CARGO_PKG_VERSION").into(),
+        life: beacons.life(),
+        beacon: beacons.start(),
+        remembers: beacons.of(to),
+    })
+}
+
+/// What a node makes of what another one says of itself, before anything is answered to it.
+fn hears(known: &Arc<LayoutStore>, beacons: &Beacons, recovery: &Recovery) -> HelloCheck {
+    let (known, beacons, recovery) = (Arc::clone(known), beacons.clone(), recovery.clone());
+    Arc::new(move |hello: &Hello| {
+        if beacons.told(&hello.remembers) {
+            recovery.doubt(Doubt::SetBack);
+            beacons.announce_set_back();
+        }
+        known.first_hash_conflicts(hello.first_layout).map_or(Ok(()), Err)
+    })
+}
+
+/// Has peers' requests carried out. The services reach the peers, so that these must not keep them.
+fn serve_peers(peers: &Peers, services: &Arc<Services>) {
+    let (me, services) = (services.me, Arc::downgrade(services));
+    peers.set_handler(Arc::new(move |from, request, timeout, room| {
+        let services = services.upgrade();
+        Box::pin(async move {
+            match services {
+                Some(services) => services.answer_peer(from, request, timeout, room).await,
+                None => PeerReply::Refused(NotApplied::NotServing { node: me, why: "it is stopping".into() }),
+            }
+        })
+    }));
 }
 
 /// What it takes to show another certificate.
@@ -556,6 +583,42 @@ const ALPNS: [&[u8]; 2] = [ALPN_PEER, ALPN_CLIENT];
 struct Tasks(Vec<AbortHandle>);
 
 impl Tasks {
+    /// Starts what runs as long as the node does, beside the tasks of its parts.
+    fn start(
+        env: &Env,
+        disk: &Disk,
+        (endpoint, services): (&Endpoint, &Arc<Services>),
+        (peers, membership): (&Peers, &Membership),
+        decided: bool,
+    ) -> Self {
+        let (me, layouts, executor) = (services.me, &services.layouts, &env.executor);
+        let Disk { store, room, committer, replica, recovery, beacons, start, .. } = disk;
+        let accept = server::accept(endpoint.clone(), Services::clone(services), peers.clone());
+        let follow_layouts = follow::layouts(
+            start.clone(),
+            decided,
+            layouts.clone(),
+            replica.clone(),
+            peers.clone(),
+            membership.clone(),
+            committer.clone(),
+        );
+        let follow_hellos = follow::hellos(me, layouts.clone(), recovery.clone(), beacons.clone());
+        let follow_set_backs = follow::set_backs(me, layouts.clone(), replica.clone(), beacons.clone());
+        let remember = addresses::remember(me, Arc::clone(store), executor.clone(), membership.liveness());
+        let tasks = [
+            supervise::spawn("accept", accept),
+            supervise::spawn("layouts followed", follow_layouts),
+            supervise::spawn("hellos followed", follow_hellos),
+            supervise::spawn("set-backs followed", follow_set_backs),
+            supervise::spawn("addresses remembered", remember),
+            supervise::spawn("room on the disk", room.clone().watch(executor.clone(), committer.clone())),
+            supervise::spawn("superseded operations", replica.clone().trim_operations()),
+            supervise::spawn("certificate", services.status.certificate.clone().watch()),
+        ];
+        Self(tasks.map(|task| task.abort_handle()).into())
+    }
+
     fn abort(&self) {
         for task in &self.0 {
             task.abort();
@@ -566,111 +629,6 @@ impl Tasks {
 impl Drop for Tasks {
     fn drop(&mut self) {
         self.abort();
-    }
-}
-
-/// Passes on what follows from the layout in force: how many partitions there are, whom to stay connected to, and what gossip
-/// tells the others.
-async fn follow_layouts(
-    start: Start,
-    mut decided: bool,
-    layouts: Layouts,
-    replica: Replica,
-    peers: Peers,
-    membership: Membership,
-    committer: Committer,
-) {
-    let me = start.me;
-    let (mut changes, mut keys) = (layouts.watch(), layouts.watch_context_keys());
-    loop {
-        keys.mark_unchanged();
-        let current = changes.borrow_and_update().clone();
-        if let Some(current) = current {
-            replica.set_partitions(current.layout.partitions);
-            // A layout that comes later than the start says only now whether this disk is the one that it names.
-            if !decided {
-                match replica.decide(start.facts(&current)).await {
-                    Ok(()) => {
-                        decided = true;
-                        committer.withhold(false);
-                    }
-                    Err(why) => warn!("it cannot be noted what this disk lacks, no reads are answered: {why}"),
-                }
-            }
-            let others = current.layout.members.iter().map(|member| member.node).filter(|node| *node != me);
-            peers.keep_connected(others.collect());
-            for member in &current.layout.members {
-                peers.learn(member.node, member.addr);
-            }
-            if let Some((version, digest)) = layouts.announced() {
-                membership.announce_layout(version, digest);
-            }
-        }
-        let changed = tokio::select! {
-            biased;
-            changed = changes.changed() => changed,
-            changed = keys.changed() => changed,
-            () = sleep(DECIDE_AGAIN), if !decided && layouts.current().is_some() => continue,
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
-}
-
-/// Has reads wait until every other member has said what it remembers of this node, or had the time to.
-async fn follow_hellos(me: NodeId, layouts: Layouts, recovery: Recovery, beacons: Beacons) {
-    let mut layouts = layouts.watch();
-    let current = layouts.wait_for(Option::is_some).await.ok().and_then(|current| Option::clone(&current));
-    let Some(current) = current else { return };
-    let others: Vec<NodeId> =
-        current.layout.members.iter().map(|member| member.node).filter(|node| *node != me).collect();
-    let all = timeout(HELLOS_WAIT, beacons.greeted_by(&others)).await;
-    sometimes!("beacons: a start did not hear of every member", all.is_err());
-    recovery.settle(Doubt::Start);
-}
-
-/// Notes what is lost when this disk turns out to have been set back.
-async fn follow_set_backs(me: NodeId, layouts: Layouts, replica: Replica, beacons: Beacons) {
-    let mut layouts = layouts.watch();
-    loop {
-        let ahead = beacons.set_back().await;
-        error!(node = %me, ahead, start = beacons.start(),
-            "this disk was rolled back or cloned, or is not the one that this node last lived on: a peer remembers the node further ahead");
-        let owned = loop {
-            let current = layouts.borrow_and_update().clone();
-            match current {
-                Some(current) => break current.ring.owned_by(me),
-                None if layouts.changed().await.is_err() => return,
-                None => {}
-            }
-        };
-        while let Err(why) = replica.set_back(owned.clone()).await {
-            warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
-            sleep(DECIDE_AGAIN).await;
-        }
-        beacons.pass(ahead);
-    }
-}
-
-/// What a start is judged by, but for the layout.
-#[derive(Clone)]
-struct Start {
-    me: NodeId,
-    disk: DiskId,
-    unclean: bool,
-    interval: bool,
-}
-
-impl Start {
-    fn facts(&self, current: &Current) -> Facts {
-        Facts {
-            disk: self.disk,
-            named: current.layout.member(self.me).map(|member| member.disk),
-            owned: current.ring.owned_by(self.me),
-            unclean: self.unclean,
-            interval: self.interval,
-        }
     }
 }
 
@@ -690,6 +648,8 @@ fn watch_parts(
     replica: &Replica,
     coordinator: &Coordinator,
 ) {
+    let compared = status.anti_entropy.clone();
+    metrics.source(move || compared.samples());
     let room = status.room.clone();
     metrics.source(move || room.samples());
     let certificate = status.certificate.clone();
@@ -724,12 +684,6 @@ fn watch_parts(
 /// whose very first packet was a close (a peer that had dialed in vain, and got through otherwise) would stay, in quinn, until
 /// its idle time-out.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
-
-/// How long a start waits for the hellos of members that may be down: two round trips to another continent, with a loss.
-const HELLOS_WAIT: Duration = Duration::from_secs(1);
-
-/// How soon a store that failed is tried again.
-const DECIDE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Gossip datagrams that wait for membership; more are dropped, gossip repeats itself.
 const DATAGRAMS_MAX: usize = 256;

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use quorate_transport::Seams;
 use quorate_wire::ids::ClusterId;
+use tokio::time::sleep;
 
 use super::*;
 use crate::cert::{Ca, VALIDITY};

@@ -343,7 +343,6 @@ impl Peers {
         }
         lock(&self.0.tasks).abort_all();
         lock(&self.0.endpoint).take();
-        lock(&self.0.handler).take();
         self.0.changed();
     }
 }
@@ -400,7 +399,7 @@ struct Shared {
     check: HelloCheck,
     datagrams: mpsc::Sender<(NodeId, Bytes)>,
     pools: Pools,
-    /// Reaches the node's services, which reach the pool: whoever ends the pool must open this ring.
+    /// Must not keep what keeps this pool.
     handler: Mutex<Option<PeerHandler>>,
     state: Mutex<State>,
     /// Counted up with every change of `state` that somebody may wait for.

@@ -15,7 +15,10 @@ use quorate_wire::{LayoutReport, NotApplied};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Desk, Layouts, PEER_TIMEOUT, Spread, State, StoredFirst, ask_within, reason, refused, to_the_end};
+use super::ask::{ask_within, reason};
+use super::gossip::LayoutGossip;
+use super::store::{LayoutStore, State, StoredFirst, to_the_end};
+use super::{Layouts, PEER_TIMEOUT, refused};
 use crate::membership::Liveness;
 use crate::peer_wire::{KnownKeys, ShareKeys};
 use crate::store::StoreError;
@@ -27,24 +30,24 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 impl Layouts {
     /// What contexts are sealed and opened with; not empty once there is a layout.
     pub(crate) fn context_keys(&self) -> Arc<ContextKeys> {
-        self.0.desk.keys.borrow().clone()
+        self.0.store.keys.borrow().clone()
     }
 
     /// As [`context_keys`](Self::context_keys), with news of changes.
     pub(crate) fn watch_context_keys(&self) -> watch::Receiver<Arc<ContextKeys>> {
-        self.0.desk.keys.subscribe()
+        self.0.store.keys.subscribe()
     }
 
     /// What gossip is to tell others of the layout in force and the keys: the version, and a digest of both.
     pub(crate) fn announced(&self) -> Option<(LayoutVersion, u64)> {
-        self.0.desk.announced()
+        self.0.store.announced()
     }
 
     /// Answers a peer's [`ShareKeys`]. What it has sent is durable before the answer.
     pub(crate) async fn take_context_keys(&self, keys: ContextKeys) -> Result<KnownKeys, NotApplied> {
-        let desk = &self.0.desk;
-        desk.take_keys(keys).await.map_err(|error| desk.storage(&error))?;
-        Ok(KnownKeys { keys: desk.known_keys() })
+        let store = &self.0.store;
+        store.take_keys(keys).await.map_err(|error| store.storage(&error))?;
+        Ok(KnownKeys { keys: store.known_keys() })
     }
 
     /// Asks the other members for a key, unless they were asked a moment ago. Tells whether it is known then.
@@ -69,16 +72,16 @@ impl Layouts {
 
     /// Makes a new key, above all that can be heard of, and tells every member.
     pub(super) async fn rotate_context_key(&self) -> Result<LayoutReport, NotApplied> {
-        let desk = &self.0.desk;
+        let store = &self.0.store;
         if self.current().is_none() {
             return Err(refused("there is no layout in force yet, and the first context key comes with it".into()));
         }
         let others = self.other_members();
         self.exchange(&others, PEER_TIMEOUT).await;
-        let before = desk.known_keys();
-        let newest = desk.rotate(self.0.random.array()).await?;
+        let before = store.known_keys();
+        let newest = store.rotate(self.0.random.array()).await?;
         tracing::info!(key = %newest, "the context key was rotated");
-        let mut report_holding = vec![desk.me.node];
+        let mut report_holding = vec![store.me.node];
         let mut missing = Vec::new();
         for (node, answer) in self.exchange(&others, PEER_TIMEOUT).await {
             match answer {
@@ -88,7 +91,7 @@ impl Layouts {
             }
         }
         report_holding.sort_unstable();
-        let after = desk.known_keys();
+        let after = store.known_keys();
         let retired = before.names().into_iter().filter(|name| !after.knows(name));
         let retired = retired.map(|name| {
             format!(
@@ -96,19 +99,19 @@ impl Layouts {
                  key again"
             )
         });
-        let mut report = desk.report().await;
+        let mut report = store.report().await;
         report.warnings.extend(retired);
         Ok(LayoutReport { holding: report_holding, missing, ..report })
     }
 
     /// Tells these nodes the keys that this one knows and takes in theirs; the answers are in the order of the nodes.
     async fn exchange(&self, nodes: &[NodeId], timeout: Duration) -> Vec<(NodeId, Result<ContextKeys, String>)> {
-        let share = ShareKeys { keys: self.0.desk.known_keys() };
+        let share = ShareKeys { keys: self.0.store.known_keys() };
         let mut known = Vec::new();
         for (node, answer) in ask_within(&self.0.peers, &self.0.random, nodes, &share, timeout).await {
             let answer = match answer {
                 // No refusal: what a command has changed before is changed, whatever becomes of this.
-                Ok(KnownKeys { keys }) => match self.0.desk.take_keys(keys.clone()).await {
+                Ok(KnownKeys { keys }) => match self.0.store.take_keys(keys.clone()).await {
                     Ok(_) => Ok(keys),
                     Err(error) => {
                         tracing::warn!(peer = %node, "context keys cannot be stored: {error}");
@@ -125,17 +128,17 @@ impl Layouts {
     fn other_members(&self) -> Vec<NodeId> {
         let current = self.current();
         let members = current.iter().flat_map(|current| &current.layout.members).map(|member| member.node);
-        members.filter(|node| *node != self.0.desk.me.node).collect()
+        members.filter(|node| *node != self.0.store.me.node).collect()
     }
 }
 
-impl Desk {
+impl LayoutStore {
     pub(super) fn known_keys(&self) -> ContextKeys {
         (**self.keys.borrow()).clone()
     }
 
     /// See [`Layouts::announced`].
-    fn announced(&self) -> Option<(LayoutVersion, u64)> {
+    pub(super) fn announced(&self) -> Option<(LayoutVersion, u64)> {
         let current = self.current.borrow();
         let current = current.as_ref()?;
         let hash = u64::from_be_bytes(*current.hash.0.first_chunk().expect("a hash has 32 bytes"));
@@ -144,27 +147,27 @@ impl Desk {
 
     /// Takes in what a peer knows, durably. Tells whether anything of it was news.
     pub(super) async fn take_keys(self: &Arc<Self>, keys: ContextKeys) -> Result<bool, StoreError> {
-        let desk = Arc::clone(self);
+        let store = Arc::clone(self);
         to_the_end(async move {
-            let mut state = desk.state.lock().await;
+            let mut state = store.state.lock().await;
             match &state.failed {
                 Some(error) => Err(error.clone()),
-                None => desk.join_keys(&mut state, &keys).await,
+                None => store.join_keys(&mut state, &keys).await,
             }
         })
         .await
     }
 
-    async fn rotate(self: &Arc<Self>, secret: [u8; SECRET_LEN]) -> Result<KeyName, NotApplied> {
-        let desk = Arc::clone(self);
+    pub(super) async fn rotate(self: &Arc<Self>, secret: [u8; SECRET_LEN]) -> Result<KeyName, NotApplied> {
+        let store = Arc::clone(self);
         to_the_end(async move {
-            let mut state = desk.state.lock().await;
+            let mut state = store.state.lock().await;
             if let Some(error) = &state.failed {
-                return Err(desk.storage(error));
+                return Err(store.storage(error));
             }
             let rotated = state.keys.rotated(secret).ok_or_else(|| refused("no number is left for a key".into()))?;
             let newest = rotated.newest().expect("one was added");
-            desk.join_keys(&mut state, &rotated).await.map_err(|error| desk.storage(&error))?;
+            store.join_keys(&mut state, &rotated).await.map_err(|error| store.storage(&error))?;
             Ok(newest)
         })
         .await
@@ -193,12 +196,12 @@ pub(super) struct Held {
     itself: u64,
 }
 
-impl Spread {
+impl LayoutGossip {
     /// The nodes that hold other keys than this one does, as far as gossip and they themselves have told.
     pub(super) fn differing(&self, liveness: &Liveness) -> Vec<NodeId> {
-        let Some((version, mine)) = self.desk.announced() else { return Vec::new() };
+        let Some((version, mine)) = self.store.announced() else { return Vec::new() };
         let digests = self.digests.borrow();
-        let up = |node: &NodeId| *node != self.desk.me.node && liveness.get(node).is_some_and(|peer| peer.up);
+        let up = |node: &NodeId| *node != self.store.me.node && liveness.get(node).is_some_and(|peer| peer.up);
         let of_this_layout = digests.iter().filter(|(node, (theirs, _))| up(node) && *theirs == version);
         let differ = of_this_layout.filter(|(node, (_, gossip))| {
             let held = self.held.get(*node).filter(|held| held.gossip == *gossip);
@@ -209,7 +212,7 @@ impl Spread {
 
     /// Exchanges keys with these nodes. Tells whether there was news.
     pub(super) async fn exchange(&mut self, nodes: &[NodeId]) -> Result<bool, StoreError> {
-        let (share, gossip) = (ShareKeys { keys: self.desk.known_keys() }, self.digests.borrow().clone());
+        let (share, gossip) = (ShareKeys { keys: self.store.known_keys() }, self.digests.borrow().clone());
         self.held.retain(|node, _| gossip.contains_key(node));
         let mut news = false;
         for (node, answer) in ask_within(&self.peers, &self.random, nodes, &share, PEER_TIMEOUT).await {
@@ -217,8 +220,8 @@ impl Spread {
                 Ok(KnownKeys { keys }) => {
                     sometimes!("contexts: keys were exchanged with a node that held others");
                     let digest = keys.digest();
-                    news |= self.desk.take_keys(keys).await?;
-                    let layout = self.desk.announced().map_or(0, |(_, all)| all ^ self.desk.keys.borrow().digest());
+                    news |= self.store.take_keys(keys).await?;
+                    let layout = self.store.announced().map_or(0, |(_, all)| all ^ self.store.keys.borrow().digest());
                     if let Some((_, gossip)) = gossip.get(&node) {
                         self.held.insert(node, Held { gossip: *gossip, itself: layout ^ digest });
                     }

@@ -1,0 +1,150 @@
+//! LayoutGossips the layout and the context keys: a background task that asks for what this node lacks and offers what others lack.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_wire::ids::NodeId;
+use quorate_wire::random::Random;
+use quorate_wire::{buggify, sometimes};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::ask::{ask, reason};
+use super::context_keys::HeldBy;
+use super::store::LayoutStore;
+use crate::membership::{LayoutDigests, Liveness};
+use crate::peer_wire::{AcceptFirstLayout, FirstLayoutAccepted, GetLayout, LayoutState};
+use crate::peers::Peers;
+use crate::store::StoreError;
+use quorate_core::context_keys::ContextKeys;
+use quorate_core::layout::Layout;
+
+/// The pause after the first round that changed nothing; it doubles up to [`PAUSE_MAX`], and every one is shortened by a random
+/// part of a half, so that nodes that started together do not stay in step.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// The longest pause. News of a peer that comes up ends it at once.
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+
+/// The background task.
+pub(super) struct LayoutGossip {
+    pub(super) store: Arc<LayoutStore>,
+    pub(super) peers: Peers,
+    pub(super) liveness: watch::Receiver<Arc<Liveness>>,
+    pub(super) digests: watch::Receiver<Arc<LayoutDigests>>,
+    /// Which context keys each peer was last known to hold.
+    pub(super) held: HeldBy,
+    pub(super) random: Random,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub(super) enum Task {
+    /// Nothing, until something changes.
+    Rest,
+    /// Ask these what they hold.
+    Ask(Vec<NodeId>),
+    /// Offer these the chosen layout.
+    Offer(Vec<NodeId>, Layout),
+}
+
+impl LayoutGossip {
+    pub(super) async fn run(mut self) {
+        let mut accepts = self.store.accepts.subscribe();
+        let (mut pause, mut membership) = (PAUSE_MIN, true);
+        loop {
+            // What changes from here on must start another round.
+            accepts.borrow_and_update();
+            let liveness = self.liveness.borrow_and_update().clone();
+            self.digests.mark_unchanged();
+            let task = self.store.task(&liveness).await;
+            let differing = self.differing(&liveness);
+            let rest = task == Task::Rest && differing.is_empty();
+            let news = match self.both(task, &differing).await {
+                Ok(news) => news,
+                Err(error) if self.store.state.lock().await.failed.is_some() => {
+                    tracing::error!("the layout cannot be stored, and is not spread any more: {error}");
+                    return;
+                }
+                // Nothing was changed, as by a disk that is full for now.
+                Err(error) => {
+                    sometimes!("layouts: one could not be stored for now");
+                    tracing::warn!("the layout cannot be stored, which is tried again: {error}");
+                    false
+                }
+            };
+            pause = if news { PAUSE_MIN } else { pause };
+            pause = buggify!("layouts: others are asked at once", pause, Duration::from_millis(1));
+            let shortened = self.random.below(pause.as_millis() as u64 / 2 + 1);
+            let timer = sleep(pause - Duration::from_millis(shortened));
+            tokio::select! {
+                biased;
+                changed = self.liveness.changed(), if membership => {
+                    // A membership that has ended says nothing new; peers may ask for the layout until the node ends as well.
+                    membership = changed.is_ok();
+                    pause = PAUSE_MIN;
+                    // Liveness flaps while many nodes start; one short pause makes one round of it.
+                    sleep(PAUSE_MIN / 4).await;
+                }
+                changed = self.digests.changed(), if membership => {
+                    membership = changed.is_ok();
+                    pause = PAUSE_MIN;
+                }
+                // The store, which this task holds, keeps the sender.
+                _ = accepts.changed() => pause = PAUSE_MIN,
+                () = timer, if !rest => pause = (pause * 2).min(PAUSE_MAX),
+            }
+        }
+    }
+
+    /// Tells whether there was news.
+    async fn both(&mut self, task: Task, differing: &[NodeId]) -> Result<bool, StoreError> {
+        let news = self.round(task).await?;
+        Ok(self.exchange(differing).await? || news)
+    }
+
+    async fn round(&self, task: Task) -> Result<bool, StoreError> {
+        match task {
+            Task::Rest => Ok(false),
+            Task::Ask(nodes) => self.ask_what_is_accepted(&nodes).await,
+            Task::Offer(nodes, layout) => self.offer(&nodes, layout).await,
+        }
+    }
+
+    async fn ask_what_is_accepted(&self, nodes: &[NodeId]) -> Result<bool, StoreError> {
+        self.learn_addresses(nodes);
+        let mut news = false;
+        for (node, answer) in ask(&self.peers, &self.random, nodes, &GetLayout).await {
+            match answer {
+                Ok(LayoutState { accepted, chosen, keys }) => {
+                    news |= self.store.hear(node, accepted, chosen, keys).await?;
+                }
+                Err(error) => tracing::debug!(peer = %node, "no layout from the peer: {}", reason(error)),
+            }
+        }
+        Ok(news)
+    }
+
+    async fn offer(&self, nodes: &[NodeId], layout: Layout) -> Result<bool, StoreError> {
+        self.learn_addresses(nodes);
+        let accept = AcceptFirstLayout { layout: layout.clone(), keys: self.store.known_keys() };
+        let mut news = false;
+        for (node, answer) in ask(&self.peers, &self.random, nodes, &accept).await {
+            match answer {
+                Ok(FirstLayoutAccepted) => {
+                    sometimes!("layouts: offered to a member that was away");
+                    news |= self.store.hear(node, Some(layout.clone()), false, ContextKeys::default()).await?;
+                }
+                Err(error) => tracing::debug!(peer = %node, "the peer does not take the layout: {}", reason(error)),
+            }
+        }
+        Ok(news)
+    }
+
+    fn learn_addresses(&self, nodes: &[NodeId]) {
+        if let Some(layout) = &self.store.told().accepted {
+            for member in layout.members.iter().filter(|member| nodes.contains(&member.node)) {
+                self.peers.learn(member.node, member.addr);
+            }
+        }
+    }
+}

@@ -1,0 +1,515 @@
+//! The layout and context keys as this node holds them, on its disk and in memory.
+//!
+//! The rules are [`Bootstrap`]'s; here they are made durable, and shown to operators. Whatever is answered was synced before. Nothing in
+//! this file talks to a peer, so that handshakes may ask it.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use quorate_wire::codec;
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::{LayoutReport, NotApplied};
+use quorate_wire::{dawdle, sometimes};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tracing::Instrument;
+
+use super::current::Current;
+use super::gossip::Task;
+use super::refused;
+use crate::membership::Liveness;
+use crate::peer_wire::LayoutState;
+use crate::showing::Showing;
+use crate::store::{Executor, Store, StoreError, SyncFailed, Tree};
+use crate::supervise;
+use quorate_core::bootstrap::{Bootstrap, Heard, Me, Offer};
+use quorate_core::context_keys::ContextKeys;
+use quorate_core::layout::{Layout, LayoutHash};
+use quorate_core::ring::MEMBERS_MAX;
+use quorate_core::staging::Staged;
+
+/// What is kept, and what is told of it: everything but the talk with peers.
+pub(crate) struct LayoutStore {
+    pub(super) me: Me,
+    pub(super) disk: Arc<dyn Store>,
+    pub(super) executor: Executor,
+    pub(super) state: AsyncMutex<State>,
+    pub(super) told: Mutex<Told>,
+    pub(super) current: watch::Sender<Option<Arc<Current>>>,
+    /// What contexts are sealed and opened with; known before the layout is published.
+    pub(super) keys: watch::Sender<Arc<ContextKeys>>,
+    /// Counts what gives the background task something to do: an offer that was accepted.
+    pub(super) accepts: watch::Sender<u64>,
+    pub(super) sync_failed: SyncFailed,
+    pub(super) showing: Showing,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) bootstrap: Bootstrap,
+    pub(super) staged: Staged,
+    /// Those that are stored with the accepted layout.
+    pub(super) keys: ContextKeys,
+    /// Why nothing can be stored any more: what the disk holds after a failed sync is unknown.
+    pub(super) failed: Option<StoreError>,
+    /// Why the newest change was not stored; nothing was changed on the disk, and it may be tried again.
+    pub(super) refused: Option<StoreError>,
+}
+
+/// The part that is read without waiting for the disk.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) accepted: Option<Layout>,
+    pub(super) chosen: bool,
+    pub(super) not_serving: Option<String>,
+}
+
+/// The first layout as it is stored.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StoredFirst {
+    pub(super) layout: Layout,
+    pub(super) chosen: bool,
+    /// At least one.
+    pub(super) keys: ContextKeys,
+}
+
+/// Has a store hold a layout as chosen, as a node leaves it behind.
+#[cfg(test)]
+pub(crate) fn store_chosen(store: &dyn Store, layout: Layout) {
+    let keys = ContextKeys::first([7; 32]);
+    let first = StoredFirst { layout, chosen: true, keys };
+    store.insert(Tree::Meta, FIRST_KEY, &codec::encode(&first)).expect("memory takes everything");
+}
+
+/// Keys in [`Tree::Meta`]. The first one is public for whoever looks at disks from outside.
+#[doc(hidden)]
+pub const FIRST_KEY: &[u8] = b"layout/first";
+const STAGED_KEY: &[u8] = b"layout/staged";
+
+/// The context keys beside a first layout as it is stored under [`FIRST_KEY`]. For whoever looks at disks from outside.
+///
+/// # Errors
+/// When it is none.
+#[doc(hidden)]
+pub fn stored_context_keys(first: &Bytes) -> Result<ContextKeys, String> {
+    codec::decode::<StoredFirst>(first).map(|first| first.keys).map_err(|error| error.to_string())
+}
+
+impl std::fmt::Debug for LayoutStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayoutStore").field("me", &self.me).field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
+impl LayoutStore {
+    /// Loads what the disk holds. The first executor is the disk's, the second one computes what is only shown. `failed` is called
+    /// when a sync has failed: nothing can be stored then until the node is started anew.
+    ///
+    /// # Errors
+    /// When the disk cannot be read, or holds something else than a layout.
+    pub(crate) async fn open(
+        disk: Arc<dyn Store>,
+        (executor, computing): (Executor, Executor),
+        me: Me,
+        failed: SyncFailed,
+    ) -> Result<Self, StoreError> {
+        let reader = disk.clone();
+        let (first, staged) = executor
+            .run(move || {
+                let first: Option<StoredFirst> = load(&*reader, FIRST_KEY)?;
+                if let Some(problem) = first.as_ref().and_then(|first| first.layout.problems().into_iter().next()) {
+                    return Err(StoreError::Corrupt(format!("the stored layout 1 is none: {problem}")));
+                }
+                if first.as_ref().is_some_and(|first| first.keys.is_empty()) {
+                    return Err(StoreError::Corrupt("the stored layout 1 has no context key".into()));
+                }
+                let staged: Option<Staged> = load(&*reader, STAGED_KEY)?;
+                Ok::<_, StoreError>((first, staged.unwrap_or_default()))
+            })
+            .await?;
+        let (first, keys) = first.map(|first| ((first.layout, first.chosen), first.keys)).unzip();
+        let bootstrap = Bootstrap::new(me, first);
+        let keys = keys.filter(|_| bootstrap.accepted().is_some()).unwrap_or_default();
+        let opened = Self {
+            me,
+            disk,
+            executor,
+            state: AsyncMutex::new(State { bootstrap, staged, keys, failed: None, refused: None }),
+            told: Mutex::new(Told::default()),
+            current: watch::Sender::new(None),
+            keys: watch::Sender::default(),
+            accepts: watch::Sender::new(0),
+            sync_failed: failed,
+            showing: Showing::new(computing),
+        };
+        let state = opened.state.lock().await;
+        opened.tell(&state).await;
+        drop(state);
+        Ok(opened)
+    }
+
+    /// The layout that is in force; nothing until a version 1 is chosen.
+    pub(crate) fn current(&self) -> Option<Arc<Current>> {
+        self.current.borrow().clone()
+    }
+
+    /// The hash of the version 1 that this node has accepted, if any (for its hello).
+    pub(crate) fn accepted_first(&self) -> Option<LayoutHash> {
+        self.told().accepted.as_ref().map(Layout::hash)
+    }
+
+    /// Why a peer that has accepted `other` as its version 1 cannot be talked to; nothing if there is no contradiction.
+    pub(crate) fn first_hash_conflicts(&self, other: Option<LayoutHash>) -> Option<String> {
+        let (mine, other) = (self.accepted_first()?, other?);
+        (mine != other).then(|| {
+            format!(
+                "{} has accepted {mine} as layout 1, the peer has accepted {other}: they belong to different layouts for ever",
+                self.me.node
+            )
+        })
+    }
+
+    pub(super) fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().expect("nothing panics while it is locked")
+    }
+
+    pub(super) fn state(&self) -> LayoutState {
+        let told = self.told();
+        LayoutState { accepted: told.accepted.clone(), chosen: told.chosen, keys: self.known_keys() }
+    }
+
+    /// Publishes what follows from the state; to be called under its lock after every step.
+    pub(super) async fn tell(&self, state: &State) {
+        let bootstrap = &state.bootstrap;
+        if **self.keys.borrow() != state.keys {
+            self.keys.send_replace(Arc::new(state.keys.clone()));
+        }
+        let accepted = bootstrap.accepted().map(|(layout, _)| layout.clone());
+        let chosen = accepted.clone().filter(|_| bootstrap.is_chosen());
+        if let Some(layout) = chosen
+            && self.current.borrow().is_none()
+        {
+            let current = self.executor.run(move || Current::new(layout)).await;
+            let current = current.expect("a layout without problems has a ring, and others are not accepted");
+            self.current.send_replace(Some(Arc::new(current)));
+        }
+        let stored = |error: &StoreError| format!("the layout could not be stored: {error}");
+        let refused = |why: String| state.refused.as_ref().map(stored).unwrap_or(why);
+        let not_serving = state.failed.as_ref().map(stored).or_else(|| bootstrap.not_serving().map(refused));
+        *self.told() = Told { accepted, chosen: bootstrap.is_chosen(), not_serving };
+    }
+
+    /// Accepts a proposed layout with its context keys, durably.
+    pub(super) async fn accept(self: &Arc<Self>, layout: Layout, keys: ContextKeys) -> Result<(), NotApplied> {
+        let store = Arc::clone(self);
+        to_the_end(async move { store.accept_now(layout, keys).await }).await
+    }
+
+    async fn accept_now(&self, layout: Layout, keys: ContextKeys) -> Result<(), NotApplied> {
+        let mut state = self.state.lock().await;
+        if let Some(error) = &state.failed {
+            return Err(self.storage(error));
+        }
+        match state.bootstrap.offer(&layout).map_err(refused)? {
+            Offer::Held => {
+                self.join_keys(&mut state, &keys).await.map_err(|error| self.storage(&error))?;
+            }
+            Offer::Store if keys.is_empty() => return Err(refused(NO_KEY.into())),
+            Offer::Store => {
+                let stored = self.keep_first(&mut state, layout, false, keys).await;
+                stored.map_err(|error| self.storage(&error))?;
+                self.tell(&state).await;
+                // What the background task itself hears does not wake it, or it would never pause.
+                self.accepts.send_modify(|accepts| *accepts += 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what a peer said; tells whether that was news.
+    pub(super) async fn hear(
+        self: &Arc<Self>,
+        from: NodeId,
+        accepted: Option<Layout>,
+        chosen: bool,
+        keys: ContextKeys,
+    ) -> Result<bool, StoreError> {
+        let store = Arc::clone(self);
+        to_the_end(async move { store.hear_now(from, accepted, chosen, keys).await }).await
+    }
+
+    async fn hear_now(
+        &self,
+        from: NodeId,
+        accepted: Option<Layout>,
+        chosen: bool,
+        keys: ContextKeys,
+    ) -> Result<bool, StoreError> {
+        let mut state = self.state.lock().await;
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        let before = state.bootstrap.holding().len();
+        match state.bootstrap.hear(from, accepted.as_ref(), chosen) {
+            Heard::Nothing => {
+                let mut news = state.bootstrap.holding().len() != before;
+                // It holds the same layout, or none.
+                news |= self.join_keys(&mut state, &keys).await?;
+                if !news {
+                    return Ok(false);
+                }
+            }
+            Heard::Choose => {
+                sometimes!("layouts: chosen by asking");
+                let layout = state.bootstrap.accepted().expect("it chooses what it has accepted").0.clone();
+                self.keep_first(&mut state, layout, true, keys).await?;
+            }
+            Heard::Learn(_) if keys.is_empty() => {
+                tracing::warn!(peer = %from, "the peer's first layout is not taken over: {NO_KEY}");
+                return Ok(false);
+            }
+            Heard::Learn(layout) => {
+                sometimes!("layouts: learned from a peer");
+                self.keep_first(&mut state, layout, true, keys).await?;
+            }
+            Heard::Refused(why) => {
+                tracing::warn!(peer = %from, "the peer's first layout is refused: {why}");
+                self.tell(&state).await;
+                return Ok(false);
+            }
+        }
+        self.tell(&state).await;
+        Ok(true)
+    }
+
+    async fn keep_first(
+        &self,
+        state: &mut State,
+        layout: Layout,
+        chosen: bool,
+        keys: ContextKeys,
+    ) -> Result<(), StoreError> {
+        let mut joined = state.keys.clone();
+        joined.merge(&keys);
+        let first = StoredFirst { layout, chosen, keys: joined };
+        self.store_first(state, &first).await?;
+        let (hash, members) = (first.layout.hash(), first.layout.members.len());
+        tracing::info!(%hash, members, chosen, "layout 1 is stored");
+        state.bootstrap.stored(first.layout, chosen);
+        // One member is a majority of one.
+        if !chosen && state.bootstrap.has_majority() {
+            let layout = state.bootstrap.accepted().expect("just stored").0.clone();
+            let chosen = StoredFirst { layout, chosen: true, keys: state.keys.clone() };
+            self.store_first(state, &chosen).await?;
+            state.bootstrap.stored(chosen.layout, true);
+        }
+        Ok(())
+    }
+
+    /// Makes a first layout and its keys durable; from then on these keys are this node's.
+    pub(super) async fn store_first(&self, state: &mut State, first: &StoredFirst) -> Result<(), StoreError> {
+        self.keep(state, FIRST_KEY, codec::encode(first)).await?;
+        state.keys = first.keys.clone();
+        Ok(())
+    }
+
+    /// Inserts and syncs. After a failed sync nobody knows what the disk holds: then nothing is stored or answered any more.
+    async fn keep(&self, state: &mut State, key: &'static [u8], value: Bytes) -> Result<(), StoreError> {
+        let disk = self.disk.clone();
+        let job = move || match disk.insert(Tree::Meta, key, &value) {
+            Ok(()) => disk.sync().map_err(|error| (error, true)),
+            // What failed may have been the engine's end, which its next sync tells.
+            Err(error) => Err((error, disk.sync().is_err())),
+        };
+        dawdle!("layouts: a pause before a layout is stored");
+        match self.executor.run(job).await {
+            Ok(()) => {
+                state.refused = None;
+                Ok(())
+            }
+            Err((error, unknown)) => {
+                *if unknown { &mut state.failed } else { &mut state.refused } = Some(error.clone());
+                self.tell(state).await;
+                if unknown {
+                    (self.sync_failed)(error.to_string());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn storage(&self, error: &StoreError) -> NotApplied {
+        NotApplied::Storage { node: self.me.node, why: error.to_string() }
+    }
+
+    /// Whether the staged layout may still be changed.
+    pub(super) async fn may_stage(&self) -> Result<(), NotApplied> {
+        self.state.lock().await.may_stage()
+    }
+
+    pub(super) async fn stage(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Staged) + Send + 'static,
+    ) -> Result<(), NotApplied> {
+        let store = Arc::clone(self);
+        to_the_end(async move { store.stage_now(change).await }).await
+    }
+
+    async fn stage_now(&self, change: impl FnOnce(&mut Staged)) -> Result<(), NotApplied> {
+        let mut state = self.state.lock().await;
+        state.may_stage()?;
+        if let Some(error) = &state.failed {
+            return Err(self.storage(error));
+        }
+        let mut staged = state.staged.clone();
+        change(&mut staged);
+        if staged.len() > MEMBERS_MAX {
+            return Err(refused(format!("{MEMBERS_MAX} members are staged, there cannot be more")));
+        }
+        if let Some((what, asked, n)) = staged.impossible_floor() {
+            return Err(NotApplied::QuorumImpossible { what: what.into(), asked, n });
+        }
+        let kept = self.keep(&mut state, STAGED_KEY, codec::encode(&staged)).await;
+        kept.map_err(|error| self.storage(&error))?;
+        state.staged = staged;
+        Ok(())
+    }
+
+    /// The layout that an apply of this version is about: the accepted one, once there is one, else what is staged.
+    pub(super) async fn to_apply(&self, version: LayoutVersion) -> Result<Layout, NotApplied> {
+        let state = self.state.lock().await;
+        if let Some(error) = &state.failed {
+            return Err(self.storage(error));
+        }
+        let chosen = state.bootstrap.is_chosen();
+        if version != LayoutVersion(1) {
+            let current = u64::from(chosen);
+            return Err(refused(if chosen && version.0 > current {
+                LATER_RELEASE.into()
+            } else {
+                format!("the current layout is {current}, so that only version {} can be applied", current + 1)
+            }));
+        }
+        if let Some((layout, _)) = state.bootstrap.accepted() {
+            return Ok(layout.clone());
+        }
+        if state.staged.is_empty() {
+            return Err(refused("nothing is staged: begin with `layout stage join`".into()));
+        }
+        let layout = state.staged.layout(self.me.cluster);
+        let problems = layout.problems();
+        if !problems.is_empty() {
+            return Err(refused(format!("the staged layout cannot be applied: {}", problems.join("; "))));
+        }
+        if layout.member(self.me.node).is_none() {
+            return Err(refused(format!(
+                "{} is not among the staged members: stage it as well, or stage and apply at one of them",
+                self.me.node
+            )));
+        }
+        Ok(layout)
+    }
+
+    pub(super) async fn missing(&self) -> Vec<NodeId> {
+        self.state.lock().await.bootstrap.missing()
+    }
+
+    pub(super) async fn is_chosen(&self) -> bool {
+        self.state.lock().await.bootstrap.is_chosen()
+    }
+
+    pub(super) async fn report(&self) -> LayoutReport {
+        let state = self.state.lock().await;
+        let accepted = state.bootstrap.accepted().map(|(layout, _)| layout.clone());
+        let chosen = accepted.clone().filter(|_| state.bootstrap.is_chosen());
+        // What is accepted is what the next apply is about, whatever was staged here.
+        let staged = match &accepted {
+            Some(_) if chosen.is_some() => None,
+            Some(layout) => Some(layout.clone()),
+            None => (!state.staged.is_empty()).then(|| state.staged.layout(self.me.cluster)),
+        };
+        let mut seconds = Vec::new();
+        if accepted.is_some() && chosen.is_none() {
+            seconds.extend(state.bootstrap.not_serving());
+        }
+        let holding = state.bootstrap.holding();
+        let context_keys = state.keys.names().iter().map(ToString::to_string).collect();
+        drop(state);
+        let shown = self.showing.of(chosen, staged).await;
+        seconds.extend(shown.warnings.iter().cloned());
+        LayoutReport {
+            current: shown.current_view.clone(),
+            staged: shown.staged_view.clone(),
+            problems: shown.problems.clone(),
+            missing: Vec::new(),
+            holding,
+            warnings: seconds,
+            context_keys,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn may_stage(&self) -> Result<(), NotApplied> {
+        match self.bootstrap.accepted() {
+            None => Ok(()),
+            Some(_) if self.bootstrap.is_chosen() => Err(refused(LATER_RELEASE.into())),
+            Some((_, hash)) => Err(refused(format!(
+                "{hash} is accepted as layout 1, which cannot be taken back: repeat `layout apply --version 1` until it is in \
+                 force"
+            ))),
+        }
+    }
+}
+
+const LATER_RELEASE: &str =
+    "a layout that is in force cannot be changed yet: no node joins, leaves or is replaced in this release";
+const NO_KEY: &str = "it came without a context key, so that nobody could tell whose contexts are genuine";
+
+impl LayoutStore {
+    /// What the background task has to do. Members that the membership knows to be down are left alone until it knows better.
+    pub(super) async fn task(&self, liveness: &Liveness) -> Task {
+        let state = self.state.lock().await;
+        if state.failed.is_some() {
+            return Task::Rest;
+        }
+        let down = |node: &NodeId| liveness.get(node).is_some_and(|peer| !peer.up);
+        let reachable = |nodes: Vec<NodeId>| nodes.into_iter().filter(|node| !down(node)).collect::<Vec<_>>();
+        let bootstrap = &state.bootstrap;
+        match bootstrap.accepted() {
+            Some((layout, _)) if bootstrap.is_chosen() => match reachable(bootstrap.missing()) {
+                nodes if nodes.is_empty() => Task::Rest,
+                nodes => Task::Offer(nodes, layout.clone()),
+            },
+            Some(_) => Task::Ask(reachable(bootstrap.missing())),
+            None => {
+                let up = liveness.iter().filter(|(node, peer)| peer.up && **node != self.me.node);
+                let up: BTreeSet<NodeId> = up.map(|(node, _)| *node).collect();
+                if up.is_empty() { Task::Rest } else { Task::Ask(up.into_iter().collect()) }
+            }
+        }
+    }
+}
+
+/// Does what must not be left half-done when nobody waits for it any more: what is on its way to the disk arrives there, so
+/// that the state has to follow before the next step looks at it.
+pub(super) async fn to_the_end<T: Send + 'static>(step: impl Future<Output = T> + Send + 'static) -> T {
+    match supervise::spawn("layouts: a step", step.in_current_span()).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends, and this future with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn load<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
+    let Some(bytes) = store.get(Tree::Meta, key)? else { return Ok(None) };
+    let name = String::from_utf8_lossy(key);
+    codec::decode(&bytes).map(Some).map_err(|error| StoreError::Corrupt(format!("{name}: {error}")))
+}
+
+#[cfg(test)]
+#[path = "store_test.rs"]
+mod tests;

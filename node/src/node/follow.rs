@@ -1,0 +1,127 @@
+//! What a running node does when something changes: the layout, what peers remember of its disk, a disk that was rolled back.
+
+use std::time::Duration;
+
+use quorate_wire::ids::{DiskId, NodeId};
+use quorate_wire::sometimes;
+use tokio::time::{sleep, timeout};
+use tracing::{error, warn};
+
+use crate::beacons::Beacons;
+use crate::layouts::{Current, Layouts};
+use crate::membership::Membership;
+use crate::peers::Peers;
+use crate::recovery::{Doubt, Facts, Recovery};
+use crate::replica::Replica;
+use crate::store::Committer;
+
+/// Passes on what follows from the layout in force: how many partitions there are, whom to stay connected to, and what gossip
+/// tells the others.
+pub(super) async fn layouts(
+    start: Start,
+    mut decided: bool,
+    layouts: Layouts,
+    replica: Replica,
+    peers: Peers,
+    membership: Membership,
+    committer: Committer,
+) {
+    let me = start.me;
+    let (mut changes, mut keys) = (layouts.watch(), layouts.watch_context_keys());
+    loop {
+        keys.mark_unchanged();
+        let current = changes.borrow_and_update().clone();
+        if let Some(current) = current {
+            replica.set_partitions(current.layout.partitions);
+            // A layout that comes later than the start says only now whether this disk is the one that it names.
+            if !decided {
+                match replica.decide(start.facts(&current)).await {
+                    Ok(()) => {
+                        decided = true;
+                        committer.withhold(false);
+                    }
+                    Err(why) => warn!("it cannot be noted what this disk lacks, no reads are answered: {why}"),
+                }
+            }
+            let others = current.layout.members.iter().map(|member| member.node).filter(|node| *node != me);
+            peers.keep_connected(others.collect());
+            for member in &current.layout.members {
+                peers.learn(member.node, member.addr);
+            }
+            if let Some((version, digest)) = layouts.announced() {
+                membership.announce_layout(version, digest);
+            }
+        }
+        let changed = tokio::select! {
+            biased;
+            changed = changes.changed() => changed,
+            changed = keys.changed() => changed,
+            () = sleep(DECIDE_AGAIN), if !decided && layouts.current().is_some() => continue,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Has reads wait until every other member has said what it remembers of this node, or had the time to.
+pub(super) async fn hellos(me: NodeId, layouts: Layouts, recovery: Recovery, beacons: Beacons) {
+    let mut layouts = layouts.watch();
+    let current = layouts.wait_for(Option::is_some).await.ok().and_then(|current| Option::clone(&current));
+    let Some(current) = current else { return };
+    let others: Vec<NodeId> =
+        current.layout.members.iter().map(|member| member.node).filter(|node| *node != me).collect();
+    let all = timeout(HELLOS_WAIT, beacons.greeted_by(&others)).await;
+    sometimes!("beacons: a start did not hear of every member", all.is_err());
+    recovery.settle(Doubt::Start);
+}
+
+/// Notes what is lost when this disk turns out to have been set back.
+pub(super) async fn set_backs(me: NodeId, layouts: Layouts, replica: Replica, beacons: Beacons) {
+    let mut layouts = layouts.watch();
+    loop {
+        let ahead = beacons.set_back().await;
+        error!(node = %me, ahead, start = beacons.start(),
+            "this disk was rolled back or cloned, or is not the one that this node last lived on: a peer remembers the node further ahead");
+        let owned = loop {
+            let current = layouts.borrow_and_update().clone();
+            match current {
+                Some(current) => break current.ring.owned_by(me),
+                None if layouts.changed().await.is_err() => return,
+                None => {}
+            }
+        };
+        while let Err(why) = replica.set_back(owned.clone()).await {
+            warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
+            sleep(DECIDE_AGAIN).await;
+        }
+        beacons.pass(ahead);
+    }
+}
+
+/// What a start is judged by, but for the layout.
+#[derive(Clone)]
+pub(super) struct Start {
+    pub(super) me: NodeId,
+    pub(super) disk: DiskId,
+    pub(super) unclean: bool,
+    pub(super) interval: bool,
+}
+
+impl Start {
+    pub(super) fn facts(&self, current: &Current) -> Facts {
+        Facts {
+            disk: self.disk,
+            named: current.layout.member(self.me).map(|member| member.disk),
+            owned: current.ring.owned_by(self.me),
+            unclean: self.unclean,
+            interval: self.interval,
+        }
+    }
+}
+
+/// How long a start waits for the hellos of members that may be down: two round trips to another continent, with a loss.
+const HELLOS_WAIT: Duration = Duration::from_secs(1);
+
+/// How soon a store that failed is tried again.
+const DECIDE_AGAIN: Duration = Duration::from_secs(1);
