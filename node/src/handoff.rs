@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::calls::Calls;
 use crate::layouts::Layouts;
 use crate::membership::Liveness;
-use crate::peer_wire::{HandOver, HandedOff, Label};
+use crate::peer_wire::{HandOver, HandedOff};
 use crate::peers::Peers;
 use crate::replica::{HintPage, Replica};
 use crate::supervise;
@@ -180,10 +180,9 @@ impl Courier {
                 break;
             }
             let Some(current) = self.parts.layouts.current() else { return Err("there is no layout".into()) };
-            let version = current.layout.version;
             dawdle!("handoff: a pause before a page is sent");
             let entries = hints.iter().map(|hint| (hint.key.clone(), Blob(hint.record.encode()))).collect();
-            let page = HandOver { label: Label { low: version, high: version }, entries };
+            let page = HandOver { label: current.label(), entries };
             if buggify!("handoff: an acknowledged page is sent again") {
                 // As if the acknowledgement had been lost.
                 let _ = peers.ask(target, 0, page.clone(), PAGE_TIMEOUT).await;

@@ -36,6 +36,7 @@ use crate::request_memory::RETRY_AFTER_MS;
 use crate::supervise;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, ZONE_LEN_MAX};
+use quorate_core::ownership::{self, Label};
 use quorate_core::ring::WEIGHT_MAX;
 use quorate_core::staging::{Staged, StagedMember};
 
@@ -94,6 +95,19 @@ impl Layouts {
     /// The layout that is in force; nothing until a version 1 is chosen.
     pub fn current(&self) -> Option<Arc<Current>> {
         self.0.store.current()
+    }
+
+    /// The layout in force, for a question of a peer that was made under `label`.
+    ///
+    /// # Errors
+    /// When there is none, or the question is too old for it.
+    pub(crate) fn under(&self, label: Label) -> Result<Arc<Current>, NotApplied> {
+        let Some(current) = self.current() else {
+            let why = self.not_serving().unwrap_or_else(|| "there is no layout yet".into());
+            return Err(NotApplied::NotServing { node: self.0.store.me.node, why });
+        };
+        ownership::up_to_date(&current.layout, label)?;
+        Ok(current)
     }
 
     /// As [`current`](Self::current), with news of changes.

@@ -16,6 +16,7 @@ use self::heal::{Exchange, HealReply, HealRequest};
 use crate::beacons::Remembered;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, LayoutHash};
+pub use quorate_core::ownership::Label;
 
 /// The application protocol that nodes ask for in the TLS handshake; it takes a node's certificate.
 pub const ALPN_PEER: &[u8] = b"quorate-peer/1";
@@ -60,16 +61,6 @@ pub struct Hello {
     pub beacon: u64,
     /// What it remembers of the disks of the node that it says hello to.
     pub remembers: Vec<Remembered>,
-}
-
-/// The live layout versions that a question about data names, both ends included (rule L1 of the layout change). As long as
-/// version 1 is the only one, both ends are 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Label {
-    /// The oldest version whose owners are asked.
-    pub low: LayoutVersion,
-    /// The newest one; a replica that knows a newer one refuses.
-    pub high: LayoutVersion,
 }
 
 /// A question.

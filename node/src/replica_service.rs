@@ -1,8 +1,6 @@
 //! What a node does for its peers' requests: merge a record, give one, give a page, run a forwarded request.
 //!
-//! Every question names the layout versions that it was made under. A node answers for partitions that it owns in its own
-//! layout, and refuses what was made under older ones only (`StaleLayout`); a newer one is none of its business yet. A
-//! refusal never counts as an acknowledgement or as absence.
+//! Who may ask for what is decided in [`quorate_core::ownership`].
 //!
 //! Taking part in a quorum never waits for a peer; only a forwarded request does, and it has lanes of its own (no deadlock).
 
@@ -22,9 +20,9 @@ use crate::peer_wire::{
     Fetch, FetchHint, FetchRange, Fetched, FetchedRange, Forward, HandOver, HandedOff, KeepHint, Label, PeerBody,
     PeerReply, Refused, Replicate, Replicated,
 };
-use crate::recovery::Reading;
 use crate::replica::{Merged, Replica};
 use crate::request_memory::read_within;
+use quorate_core::ownership::Role;
 use quorate_core::record::Record;
 
 /// Serves the data requests of peers on one node.
@@ -72,10 +70,7 @@ impl ReplicaService {
 
     async fn replicate(&self, ask: Replicate) -> Result<Replicated, NotApplied> {
         let Replicate { label, key, record } = ask;
-        let partition = self.owned(label, |current| {
-            check_key(&key)?;
-            Ok(current.ring.partition_of(&key))
-        })?;
+        let (_, partition) = self.owned(label, &key)?;
         self.coordinator.note_service();
         let merged = self.replica.merge(partition, &key, decoded(&record)?).await?;
         self.acknowledge(merged).await
@@ -95,14 +90,10 @@ impl ReplicaService {
 
     async fn hint(&self, ask: KeepHint) -> Result<Replicated, NotApplied> {
         let KeepHint { label, target, key, record } = ask;
-        let current = self.known(label)?;
+        let current = self.layouts.under(label)?;
         check_key(&key)?;
-        let partition = current.ring.partition_of(&key);
-        let primaries = current.ring.primaries(partition);
-        if !primaries.contains(&target) || primaries.contains(&self.me) || current.layout.member(self.me).is_none() {
-            let why = format!("{} is no fallback for {target} in partition {partition}", self.me);
-            return Err(NotApplied::Unsupported { why });
-        }
+        let partition = current.partition_of(&key);
+        current.may_serve(self.me, partition, Role::FallbackFor(target))?;
         let now_ms = self.coordinator.now_ms();
         let merged = self.replica.keep_hint(partition, &key, target, decoded(&record)?, now_ms).await?;
         self.acknowledge(merged).await
@@ -114,10 +105,7 @@ impl ReplicaService {
         let HandOver { label, entries } = ask;
         let (begun, mut refused) = (Instant::now(), Refused::default());
         for (key, record) in entries {
-            let partition = self.owned(label, |current| {
-                check_key(&key)?;
-                Ok(current.ring.partition_of(&key))
-            })?;
+            let (_, partition) = self.owned(label, &key)?;
             if let Err(refusal) = self.replica.merge(partition, &key, decoded(&record)?).await {
                 refused.note(&key, refusal)?;
             }
@@ -131,12 +119,8 @@ impl ReplicaService {
 
     async fn fetch(&self, ask: Fetch, room: &Waiting) -> Result<Fetched, NotApplied> {
         let Fetch { label, key, held, durable, r } = ask;
-        let mut reading = Reading::BelowFloor;
-        self.owned(label, |current| {
-            check_key(&key)?;
-            reading = current.reading(r);
-            Ok(current.ring.partition_of(&key))
-        })?;
+        let (current, _) = self.owned(label, &key)?;
+        let reading = current.reading(r);
         self.coordinator.note_service();
         let record = room.read(|| self.replica.read_for(&key, reading), Record::encoded_len).await?;
         if durable {
@@ -151,9 +135,9 @@ impl ReplicaService {
 
     async fn fetch_hint(&self, ask: FetchHint, room: &Waiting) -> Result<Fetched, NotApplied> {
         let FetchHint { label, key } = ask;
-        let current = self.known(label)?;
+        let current = self.layouts.under(label)?;
         check_key(&key)?;
-        let partition = current.ring.partition_of(&key);
+        let partition = current.partition_of(&key);
         let hinted = || self.replica.hinted(partition, &key, current.ring.primaries(partition));
         let record = room.read(hinted, Record::encoded_len).await?;
         Ok(Fetched::Record(record.map(|record| Blob(record.encode()))))
@@ -161,16 +145,14 @@ impl ReplicaService {
 
     async fn fetch_range(&self, ask: FetchRange, room: &Waiting) -> Result<FetchedRange, NotApplied> {
         let FetchRange { label, partition, after, limit, r } = ask;
-        let mut reading = Reading::BelowFloor;
-        self.owned(label, |current| {
-            if partition.0 >= current.ring.partitions() || !(1..=SCAN_LIMIT_MAX).contains(&limit) {
-                let why = format!("a page of {limit} records of partition {partition} is not possible");
-                return Err(NotApplied::Unsupported { why });
-            }
-            after.as_deref().map_or(Ok(()), |after| check_key(after))?;
-            reading = current.reading(r);
-            Ok(partition)
-        })?;
+        let current = self.layouts.under(label)?;
+        if !(1..=SCAN_LIMIT_MAX).contains(&limit) {
+            let why = format!("a page of {limit} records is not possible, 1 to {SCAN_LIMIT_MAX} are");
+            return Err(NotApplied::Unsupported { why });
+        }
+        after.as_deref().map_or(Ok(()), |after| check_key(after))?;
+        current.may_serve(self.me, partition, Role::Primary)?;
+        let reading = current.reading(r);
         let range = || self.replica.range(partition, after.as_ref(), limit as usize, reading);
         let (entries, done) = read_within(&room.room, room.until, range, |(entries, _)| entries_len(entries)).await?;
         let entries = entries.into_iter().map(|(key, record)| (key, Blob(record.encode()))).collect();
@@ -183,31 +165,13 @@ impl ReplicaService {
         Response { table: None, body }
     }
 
-    /// The partition of a question, if this node owns it and the question is not too old.
-    fn owned(
-        &self,
-        label: Label,
-        partition: impl FnOnce(&Current) -> Result<Partition, NotApplied>,
-    ) -> Result<Partition, NotApplied> {
-        let current = self.known(label)?;
-        let (partition, version) = (partition(&current)?, current.layout.version);
-        if !current.ring.primaries(partition).contains(&self.me) {
-            let why = format!("it is no primary of partition {partition} in layout {version}");
-            return Err(NotApplied::NotServing { node: self.me, why });
-        }
-        Ok(partition)
-    }
-
-    /// The layout, if there is one and the question is not too old for it.
-    fn known(&self, label: Label) -> Result<Arc<Current>, NotApplied> {
-        let Some(current) = self.layouts.current() else {
-            let why = self.layouts.not_serving().unwrap_or_else(|| "there is no layout yet".into());
-            return Err(NotApplied::NotServing { node: self.me, why });
-        };
-        match current.layout.version {
-            version if label.high < version => Err(NotApplied::StaleLayout { need: version, had: label.high }),
-            _ => Ok(current),
-        }
+    /// The partition of a key of a question, and the layout, if this node is a primary of it and the question is not too old.
+    fn owned(&self, label: Label, key: &Blob) -> Result<(Arc<Current>, Partition), NotApplied> {
+        let current = self.layouts.under(label)?;
+        check_key(key)?;
+        let partition = current.partition_of(key);
+        current.may_serve(self.me, partition, Role::Primary)?;
+        Ok((current, partition))
     }
 }
 

@@ -99,11 +99,13 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     let refused_record = refused(ask(&nodes[0], &nodes[1], replicate(&key, &bad)).await);
     assert!(refused_record.to_string().contains("cannot be decoded"), "{refused_record}");
     let partitions = nodes[0].current.ring.partitions();
-    for body in
-        [range(Partition(partitions), None, 1), range(PARTITION, None, 0), range(PARTITION, None, SCAN_LIMIT_MAX + 1)]
-    {
+    for (body, why) in [
+        (range(Partition(partitions), None, 1), "there is no partition 4"),
+        (range(PARTITION, None, 0), "is not possible"),
+        (range(PARTITION, None, SCAN_LIMIT_MAX + 1), "is not possible"),
+    ] {
         let reply = refused(ask(&nodes[0], &nodes[1], body).await);
-        assert!(reply.to_string().contains("is not possible"), "{reply}");
+        assert!(reply.to_string().contains(why), "{reply}");
     }
     let last = Partition(partitions - 1);
     let reply = ask(&nodes[0], &nodes[1], range(last, None, SCAN_LIMIT_MAX)).await;

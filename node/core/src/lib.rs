@@ -48,6 +48,7 @@ pub mod merkle;
 
 pub mod losses;
 pub mod operations;
+pub mod ownership;
 pub mod partition;
 
 pub mod get;

@@ -14,7 +14,7 @@ use crate::layouts::Current;
 use crate::peer_wire::heal::{
     self, Groups, GroupsCompared, HealAsk, LISTED_MAX, LeafSet, List, Listed, OFFERS_MAX, Offer, Recount, Sum,
 };
-use crate::peer_wire::{Heal, Label, Refused};
+use crate::peer_wire::{Heal, Refused};
 use crate::store::Ticket;
 use quorate_core::exchange::{self, Difference, Page};
 use quorate_core::merkle::{self, LEAVES_PER_GROUP, Leaves};
@@ -249,8 +249,7 @@ impl Desk {
         peer: NodeId,
         question: Q,
     ) -> Result<Q::Answer, String> {
-        let version = current.layout.version;
-        let heal = Heal { label: Label { low: version, high: version }, request: question.into() };
+        let heal = Heal { label: current.label(), request: question.into() };
         let reply = self.peers.ask(peer, self.random.u64(), heal, CALL_TIMEOUT).await;
         let reply = reply.map_err(|error| error.to_string())?;
         reply.try_into().map_err(|_| "an answer to another question".to_owned())

@@ -14,6 +14,7 @@ use crate::peer_wire::heal::{
 };
 use crate::peer_wire::{Label, Refused};
 use quorate_core::merkle;
+use quorate_core::ownership::Role;
 use quorate_core::record::Record;
 
 impl Desk {
@@ -139,24 +140,9 @@ impl Desk {
 
     /// That both are owners of all these partitions, in a layout that is not too old.
     fn check(&self, from: NodeId, label: Label, partitions: &[Partition]) -> Result<(), NotApplied> {
-        let not_serving = |why| NotApplied::NotServing { node: self.me, why };
-        let current = self.layouts.current().ok_or_else(|| not_serving("there is no layout yet".into()))?;
-        let version = current.layout.version;
-        if label.high < version {
-            return Err(NotApplied::StaleLayout { need: version, had: label.high });
-        }
-        for partition in partitions {
-            if partition.0 >= current.ring.partitions() {
-                return Err(unsupported(format!("there is no partition {partition}")));
-            }
-            let owners = current.ring.primaries(*partition);
-            for node in [self.me, from] {
-                if !owners.contains(&node) {
-                    return Err(not_serving(format!("{node} is no primary of partition {partition}")));
-                }
-            }
-        }
-        Ok(())
+        let current = self.layouts.under(label)?;
+        let both = |partition: &Partition| current.may_serve(self.me, *partition, Role::PrimaryBeside(from));
+        partitions.iter().try_for_each(both)
     }
 
     fn partition_of(&self, key: &[u8]) -> Result<Partition, NotApplied> {

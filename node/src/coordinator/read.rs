@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::repair::repair;
-use super::write::label;
 use super::{Inner, Turn, check_key, check_len, monotonic, plain};
 use crate::calls::Calls;
 use crate::layouts::Current;
@@ -499,7 +498,7 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         }
     } else {
         let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
-        let fetch = Fetch { label: label(turn.current.layout.version), key, held, durable, r: question.r };
+        let fetch = Fetch { label: turn.current.label(), key, held, durable, r: question.r };
         let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
         match (reply, &question.held) {
             (Ok(Fetched::Same), Some(record)) => {
@@ -525,7 +524,7 @@ async fn fetch_hint(
             Err(refusal) => Answered::Failed(plain(&refusal)),
         }
     } else {
-        let fetch = FetchHint { label: label(turn.current.layout.version), key: question.key.clone() };
+        let fetch = FetchHint { label: turn.current.label(), key: question.key.clone() };
         fetched(inner.peers.ask(from, turn.request_id, fetch, turn.left()).await, &turn.room)
     };
     sometimes!("read: a fallback had nothing to say", matches!(answered, Answered::Absent(_)));
@@ -571,7 +570,7 @@ async fn fetch_page(
             range.and_then(|range| if fits(len(&range)) { Ok(range) } else { Err(no_room()) })
         }
     } else {
-        let label = label(turn.current.layout.version);
+        let label = turn.current.label();
         let fetch = FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
         match inner.peers.ask(from, turn.request_id, fetch, turn.left()).await {
             Ok(FetchedRange { entries, .. })

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::ids::NodeId;
 use quorate_wire::{Acks, CONTEXT_LEN_WARN, Evidence, Failure, NotApplied, Reply, Write, Written};
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -337,7 +337,7 @@ impl Driver {
     }
 
     fn label(&self) -> Label {
-        label(self.turn.current.layout.version)
+        self.turn.current.label()
     }
 
     fn keep(&self, key: &Blob, minted: Minted) -> Kept {
@@ -421,11 +421,6 @@ fn acknowledgement(reply: Result<Replicated, AskError>) -> Outcome {
         Ok(Replicated { synced, changed }) => Ok((synced, changed)),
         Err(error) => Err(error.to_string()),
     }
-}
-
-/// The label of a write or read under one layout.
-pub(super) fn label(version: LayoutVersion) -> Label {
-    Label { low: version, high: version }
 }
 
 /// How many values a reader would see: dots of one operation are one value (V6).

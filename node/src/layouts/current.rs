@@ -2,11 +2,12 @@
 
 use std::sync::OnceLock;
 
-use quorate_wire::RouteTable;
 use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::{NotApplied, RouteTable};
 
 use crate::recovery::Reading;
 use quorate_core::layout::{Layout, LayoutHash};
+use quorate_core::ownership::{self, Label, Role};
 use quorate_core::ring::{N_MAX, Ring};
 
 /// A chosen layout and what follows from it.
@@ -32,6 +33,24 @@ impl Current {
         let ring = layout.ring()?;
         let fallbacks = (0..ring.partitions()).map(|_| OnceLock::new()).collect();
         Ok(Self { hash: layout.hash(), table: layout.table_of(&ring), ring, layout, fallbacks })
+    }
+
+    /// What a question is made under that is asked now.
+    pub fn label(&self) -> Label {
+        Label::of(self.layout.version)
+    }
+
+    /// The partition of a key.
+    pub fn partition_of(&self, key: &[u8]) -> Partition {
+        self.ring.partition_of(key)
+    }
+
+    /// See [`ownership::may_serve`].
+    ///
+    /// # Errors
+    /// When `me` has not this role there.
+    pub fn may_serve(&self, me: NodeId, partition: Partition, role: Role) -> Result<(), NotApplied> {
+        ownership::may_serve(&self.layout, &self.ring, me, partition, role)
     }
 
     /// Which writes a read of `r` replicas must not miss.
