@@ -1,5 +1,6 @@
 //! Recovery and comparison, one step at a time, between nodes that do nothing by themselves.
 
+use quorate_wire::Key;
 use quorate_wire::ids::Partition;
 
 use super::*;
@@ -379,7 +380,8 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
     let most = crate::peer_wire::heal::OFFERS_MAX;
     for (offers, why) in [
         (vec![offer(&stranger, None)], "another partition"),
-        (vec![offer(&Blob::default(), None)], "empty"),
+        (vec![offer(&Key::plain(""), None)], "empty"),
+        (vec![offer(&Blob::copy_from(b"k"), None)], "malformed"),
         (vec![offer(&key, Some(b"\x09"))], "cannot be decoded"),
         (vec![offer(&key, None); most + 1], "at most"),
     ] {

@@ -1,6 +1,6 @@
 //! What nodes say to each other; a compatibility promise of its own, beside that of [`quorate_wire`].
 //!
-//! A message is one frame of a lane, as between clients and nodes. Every question about data names the layout versions that
+//! A message is one frame of a lane, as between clients and nodes. Keys are encoded ones ([`quorate_wire::key`]). Every question about data names the layout versions that
 //! it is made under, and a replica refuses what it may no longer serve.
 
 pub mod heal;

@@ -4,7 +4,7 @@
 //! request that is given up in the middle leaves neither a half-done job nor an unlocked one behind. No lock is held while
 //! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
 //!
-//! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
+//! Keys are encoded ones ([`quorate_wire::key`]), and opaque here. Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
 //! range, so that all keys of a leaf of a [hash tree](quorate_core::merkle) lie under few locks.
 //!
 //! What is known of a partition beside its records, and every rule about that, is its [state](quorate_core::partition). A job looks
@@ -25,7 +25,7 @@ use bytes::Bytes;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, OpId, Partition, key_hash};
 use quorate_wire::random::Random;
-use quorate_wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
+use quorate_wire::{CONTEXT_LEN_MAX, ENCODED_KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::sleep;
@@ -989,11 +989,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics while it holds this lock")
 }
 
+/// Keys are opaque here. Whoever serves requests has seen to it that they are encoded keys and of a legal length.
 fn check_key(key: &[u8]) -> Result<(), NotApplied> {
     if key.is_empty() {
         return Err(NotApplied::EmptyKey);
     }
-    check_len("key", key.len(), KEY_LEN_MAX)
+    check_len("key", key.len(), ENCODED_KEY_LEN_MAX)
 }
 
 fn check_len(what: &str, got: usize, limit: usize) -> Result<(), NotApplied> {

@@ -1,5 +1,6 @@
 //! What peers may ask of a node, and what it refuses.
 
+use quorate_wire::Key;
 use quorate_wire::ids::LayoutVersion;
 
 use super::*;
@@ -82,7 +83,7 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     let (good, bad) = (Blob(record(1, "one").encode()), Blob::copy_from(b"\x09"));
     let replicate =
         |key: &Blob, record: &Blob| PeerBody::Replicate { label: NOW, key: key.clone(), record: record.clone() };
-    let empty = Blob::default();
+    let empty = Blob::from(Key::plain(""));
     let fetch = |key: &Blob| PeerBody::Fetch { label: NOW, key: key.clone(), held: None, durable: true, r: 1 };
     let range = |partition, after, limit| PeerBody::FetchRange { label: NOW, partition, after, limit, r: 1 };
     let fetch_hint = PeerBody::FetchHint { label: NOW, key: empty.clone() };
