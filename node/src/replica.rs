@@ -41,7 +41,7 @@ use quorate_core::keyspace::{self, Range, data_key, hint_key};
 use quorate_core::merkle::{self, InTree, Leaves};
 use quorate_core::mint::Repeated;
 use quorate_core::partition::{self, Asked, Change, Event, Found, Judgement, Merging, RecordAt, There};
-use quorate_core::record::{Dropped, Record};
+use quorate_core::record::{DecodeError, Dropped, Record};
 use quorate_core::version::{Context, Dot};
 
 use self::hints::Kept;
@@ -521,8 +521,19 @@ struct Write {
 }
 
 enum Unreadable {
+    /// It is lost, and other owners have to make up for it.
     Corrupt(String),
+    /// The store failed, or a newer release has written the record: nothing may take its place.
     Failed(String),
+}
+
+impl From<DecodeError> for Unreadable {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Damaged(why) => Self::Corrupt(why),
+            newer @ DecodeError::Newer(_) => Self::Failed(format!("the record is left as it is: {newer}")),
+        }
+    }
 }
 
 impl Inner {
@@ -710,7 +721,7 @@ impl Inner {
             let key = Blob(keyspace::key_of_data(&key));
             match Record::decode(&value) {
                 Ok(record) => Ok((key, record)),
-                Err(why) => Err(self.found_corrupt(partition, &Place::Data, &key, &why)),
+                Err(error) => Err(self.refuse_unreadable(partition, &key, error.into())),
             }
         };
         Ok((entries.into_iter().map(decode).collect::<Result<_, _>>()?, last))
@@ -723,8 +734,8 @@ impl Inner {
     fn stored_at(&self, place: &Place, key: &[u8]) -> Result<Option<Record>, Unreadable> {
         let Some(bytes) = self.raw(place, key)? else { return Ok(None) };
         match place {
-            Place::Data => Record::decode(&bytes).map(Some).map_err(Unreadable::Corrupt),
-            Place::Hint { .. } => hints::decode(&bytes).map(|hint| Some(hint.1)).map_err(Unreadable::Corrupt),
+            Place::Data => Ok(Some(Record::decode(&bytes)?)),
+            Place::Hint { .. } => Ok(Some(hints::decode(&bytes)?.1)),
         }
     }
 
@@ -785,10 +796,14 @@ impl Inner {
     }
 
     fn read_or_refuse(&self, partition: Partition, key: &[u8]) -> Result<Option<Record>, NotApplied> {
-        self.stored(key).map_err(|unreadable| match unreadable {
+        self.stored(key).map_err(|unreadable| self.refuse_unreadable(partition, key, unreadable))
+    }
+
+    fn refuse_unreadable(&self, partition: Partition, key: &[u8], unreadable: Unreadable) -> NotApplied {
+        match unreadable {
             Unreadable::Corrupt(why) => self.found_corrupt(partition, &Place::Data, key, &why),
             Unreadable::Failed(why) => self.failed(why),
-        })
+        }
     }
 
     /// A record is lost: see [`note_corrupt`](Self::note_corrupt). If that cannot be noted now, it is at the next look, and

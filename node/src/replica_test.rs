@@ -838,3 +838,38 @@ async fn bucket_and_sort_key_make_records_of_their_own_that_lie_side_by_side() {
     let first = hints.iter().position(|hint| hint.key == together[0]).expect("it is kept");
     assert!(hints[first..].iter().zip(&together).all(|(hint, key)| hint.key == *key));
 }
+
+/// A record of a later release, on the disk of a node that was set back to this one.
+#[tokio::test]
+async fn what_a_newer_version_has_written_is_neither_served_nor_lost_nor_replaced() {
+    let store = MemoryStore::new();
+    let one = over("a", &store);
+    let mut record = one.mint(P, &key("k"), OpId(1), Some(key("x")), Context::new()).await.expect("minted").record;
+    one.mint(P, &key("l"), OpId(2), Some(key("y")), Context::new()).await.expect("minted");
+    let older = record.clone();
+    record.siblings.values_mut().for_each(|sibling| sibling.value_type = 7);
+    let newer = record.encode();
+    store.insert(Tree::Data, &data_key(&key("k")), &newer).expect("memory takes everything");
+    one.partitions().forget_sums(P, &Leaves::ALL);
+
+    let told = |refusal: NotApplied| {
+        assert!(matches!(&refusal, NotApplied::Storage { .. }), "{refusal:?}");
+        assert!(refusal.to_string().contains("newer version of quorate") && refusal.to_string().contains("type 7"));
+    };
+    told(one.read(&key("k")).await.expect_err("not understood"));
+    told(one.range(P, None, 10, Reading::AboveFloor).await.expect_err("one of them is not understood"));
+    match one.mint(P, &key("k"), OpId(3), Some(key("z")), Context::new()).await.expect_err("it would take its place") {
+        MintError::NotApplied(refusal) => told(refusal),
+        other => panic!("{other:?}"),
+    }
+    told(one.merge(P, &key("k"), older).await.expect_err("it would take its place"));
+    assert_eq!(one.held(P, &key("k")).await, Ok(None));
+    one.rebuild(P).await.expect("the others can be summed up");
+    let (listed, done) = one.list(P, &Leaves::ALL, None, 10).await.expect("readable");
+    assert_eq!((listed.len(), &listed[0].0, done), (1, &key("l"), true));
+    let scrubbed = one.scrub(P, None).await.expect("readable");
+    assert_eq!((scrubbed.records, scrubbed.corrupt, one.stats().corrupt), (1, 0, 0));
+    assert_eq!(one.recovery().lost(P), None, "nobody has to make up for it");
+    assert_eq!(store.get(Tree::Data, &data_key(&key("k"))).expect("readable"), Some(newer));
+    assert_eq!(one.read(&key("l")).await.expect("readable").expect("there").values(), [key("y")]);
+}

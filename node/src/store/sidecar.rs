@@ -47,7 +47,7 @@ pub struct Content {
 /// The version of the directory's format that this code writes, and the only one that it reads: of this file, of the keys and values in the
 /// engine, and of what they are called there.
 ///
-/// Format 1 had users' keys where format 2 has encoded ones ([`quorate_wire::key`]).
+/// Format 1 had users' keys where format 2 has encoded ones ([`quorate_wire::key`]), and records without types and times.
 pub const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
