@@ -31,7 +31,7 @@ use quorate_wire::codec;
 use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
 use quorate_wire::random::Random;
 use quorate_wire::{
-    ALPN_CLIENT, Failure, LayoutCommand, Located, NodeStatus, NotApplied, Reply, Request, RequestBody, Response,
+    ALPN_CLIENT, Failure, Key, LayoutCommand, Located, NodeStatus, NotApplied, Reply, Request, RequestBody, Response,
     RouteTable,
 };
 use quorate_wire::{buggify, sometimes, story, tell};
@@ -194,8 +194,8 @@ impl Client {
     /// # Errors
     /// As every request that changes nothing.
     pub async fn locate(&self, key: impl AsRef<[u8]>) -> Result<Located, Error> {
-        let key = Bytes::copy_from_slice(key.as_ref());
-        match self.request(RequestBody::Locate { key: key.into() }, RequestOptions::default()).await? {
+        let key = Key::plain(key);
+        match self.request(RequestBody::Locate { key }, RequestOptions::default()).await? {
             Reply::Located(located) => Ok(located),
             other => Err(unexpected(&other)),
         }

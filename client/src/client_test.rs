@@ -24,7 +24,7 @@ use quorate_wire::codec::{self, Blob};
 use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
 use quorate_wire::random::Random;
 use quorate_wire::{
-    Acks, Failure, Found, NotApplied, QuorumReport, Reply, Request, RequestBody, Response, RouteTable, ScanEntry,
+    Acks, Failure, Found, Key, NotApplied, QuorumReport, Reply, Request, RequestBody, Response, RouteTable, ScanEntry,
     ScanPosition, Scanned, Written,
 };
 
@@ -58,7 +58,7 @@ impl Store {
         match body {
             RequestBody::Write(write) => {
                 let seen = write.context.as_ref().map(dots_of).unwrap_or_default();
-                let record = self.records.entry(write.key.0.clone()).or_default();
+                let record = self.records.entry(write.key.partition_key()).or_default();
                 let before = record.len();
                 let mut context = seen.clone();
                 let mut replaced = 0;
@@ -81,7 +81,7 @@ impl Store {
                 }))
             }
             RequestBody::Read(read) => {
-                let record = self.records.get(&read.key.0).cloned().unwrap_or_default();
+                let record = self.records.get(&read.key.partition_key()).cloned().unwrap_or_default();
                 Ok(Reply::Found(Found {
                     context: context_of(record.iter().map(|(dot, _)| *dot)),
                     values: record.into_iter().map(|(_, value)| value.into()).collect(),
@@ -91,11 +91,20 @@ impl Store {
             }
             RequestBody::Scan(scan) => {
                 let partitions = self.table.as_ref().expect("a scan needs a table").partitions;
-                let home = |key: &Bytes| quorate_wire::ids::Partition::of(quorate_wire::ids::key_hash(key), partitions);
-                let starts = |key: &Bytes| scan.prefix.as_ref().is_none_or(|prefix| key.starts_with(prefix));
+                let home = |key: &Bytes| {
+                    quorate_wire::ids::Partition::of(quorate_wire::ids::key_hash(&Key::plain(key)), partitions)
+                };
+                let starts = |key: &Bytes| scan.prefix.matches(&Key::plain(key));
                 let after = |key: &Bytes| {
-                    let place = (home(key), Some(key));
-                    place > (scan.from.partition, scan.from.after.as_ref().map(|after| &after.0))
+                    let place = (home(key), Some(key.clone()));
+                    place
+                        > (
+                            scan.from.partition,
+                            scan.from
+                                .after
+                                .as_ref()
+                                .map(|after| Key::from_encoded(after.clone()).expect("a key").partition_key()),
+                        )
                 };
                 let mut rest: Vec<_> = (self.records.iter())
                     .filter(|(key, record)| after(key) && home(key) < scan.until && starts(key) && !record.is_empty())
@@ -106,15 +115,15 @@ impl Store {
                 let entries: Vec<_> = rest
                     .into_iter()
                     .map(|(key, record)| ScanEntry {
-                        key: key.clone().into(),
+                        key: Key::plain(key),
                         values: record.iter().map(|(_, value)| value.clone().into()).collect(),
                         context: context_of(record.iter().map(|(dot, _)| *dot)),
                     })
                     .collect();
-                let next = entries
-                    .last()
-                    .filter(|_| more)
-                    .map(|entry| ScanPosition { partition: home(&entry.key.0), after: Some(entry.key.clone()) });
+                let next = entries.last().filter(|_| more).map(|entry| ScanPosition {
+                    partition: home(&entry.key.partition_key()),
+                    after: Some(entry.key.clone().into()),
+                });
                 Ok(Reply::Scanned(Scanned { entries, next, quorum }))
             }
             RequestBody::Route => match &self.table {
@@ -630,7 +639,7 @@ async fn a_scan_sees_every_record_once() {
     while let Some(page) = one.next_page().await.expect("answered") {
         for record in page.records {
             assert_eq!(
-                quorate_wire::ids::Partition::of(quorate_wire::ids::key_hash(record.key()), 16),
+                quorate_wire::ids::Partition::of(quorate_wire::ids::key_hash(&Key::plain(record.key())), 16),
                 quorate_wire::ids::Partition(3)
             );
         }
@@ -671,7 +680,7 @@ async fn an_update_beside_rivals_is_not_made_on_top_of_itself() {
             && rivals < 2
         {
             rivals += 1;
-            foreign(records.entry(write.key.0.clone()).or_default(), rivals, number(5 + rivals));
+            foreign(records.entry(write.key.partition_key()).or_default(), rivals, number(5 + rivals));
         }
     }));
     let mut seen = Vec::new();
@@ -689,11 +698,11 @@ async fn an_update_that_somebody_else_has_merged_is_done() {
     let (db, fake) = connected().await;
     let mut reads = 0;
     fake.store().before = Some(Box::new(move |records, body| match body {
-        RequestBody::Write(write) => foreign(records.entry(write.key.0.clone()).or_default(), 1, "rival"),
+        RequestBody::Write(write) => foreign(records.entry(write.key.partition_key()).or_default(), 1, "rival"),
         RequestBody::Read(read) => {
             reads += 1;
             if reads == 2 {
-                records.insert(read.key.0.clone(), vec![(2_000_000, Bytes::from_static(b"merged"))]);
+                records.insert(read.key.partition_key(), vec![(2_000_000, Bytes::from_static(b"merged"))]);
             }
         }
         _ => {}
@@ -715,7 +724,7 @@ async fn an_update_that_never_wins_says_so() {
     fake.store().before = Some(Box::new(move |records, body| {
         if let RequestBody::Write(write) = body {
             rivals += 1;
-            foreign(records.entry(write.key.0.clone()).or_default(), rivals, number(rivals));
+            foreign(records.entry(write.key.partition_key()).or_default(), rivals, number(rivals));
         }
     }));
     let error = db.update("k", count_up).rounds_max(4).await.expect_err("rivals in each round");
@@ -732,7 +741,7 @@ async fn an_update_that_fails_after_an_acknowledged_round_does_not_say_that_noth
         let fake = Arc::downgrade(&fake);
         move |records, body| {
             if let RequestBody::Write(write) = body {
-                foreign(records.entry(write.key.0.clone()).or_default(), 1, "rival");
+                foreign(records.entry(write.key.partition_key()).or_default(), 1, "rival");
                 fake.upgrade().expect("alive").fates((0..20).map(|_| Fate::NotSent));
             }
         }

@@ -16,13 +16,15 @@ use crate::retry::backoff;
 use crate::value::Change;
 use quorate_wire::ids::OpId;
 use quorate_wire::sometimes;
-use quorate_wire::{self as wire, KEY_LEN_MAX, NotApplied, Reply, RequestBody, VALUE_LEN_MAX};
+use quorate_wire::{self as wire, KEY_LEN_MAX, Key, NotApplied, Reply, RequestBody, VALUE_LEN_MAX};
 
 /// The key and what all requests for one have in common.
 #[derive(Clone)]
 struct Common {
     client: Client,
+    /// A slice of the encoded key, unless that has escapes.
     key: Bytes,
+    encoded: Key,
     r: Quorum,
     w: Quorum,
     strict: bool,
@@ -33,9 +35,10 @@ struct Common {
 
 impl Common {
     fn new(client: Client, key: &[u8]) -> Self {
-        let defaults = client.defaults();
+        let (defaults, encoded) = (client.defaults(), Key::plain(key));
         Self {
-            key: Bytes::copy_from_slice(key),
+            key: encoded.partition_key(),
+            encoded,
             r: defaults.r,
             w: defaults.w,
             strict: defaults.strict,
@@ -50,7 +53,7 @@ impl Common {
     async fn read(&self) -> Result<Read, Error> {
         self.check("R", self.r)?;
         let body = RequestBody::Read(wire::Read {
-            key: self.key.clone().into(),
+            key: self.encoded.clone(),
             r: Some(self.r),
             strict: self.strict,
             monotonic: self.monotonic,
@@ -72,7 +75,7 @@ impl Common {
         let earlier = again.op_id.and_then(|op_id| self.client.unsettled(op_id));
         let age = again.op_id.map(|_| earlier.map_or(again.first_sent, |(_, age)| age));
         let body = RequestBody::Write(wire::Write {
-            key: self.key.clone().into(),
+            key: self.encoded.clone(),
             value: value.map(Into::into),
             context: context.map(|context| context.to_bytes().into()),
             op_id,

@@ -96,7 +96,7 @@ impl std::fmt::Display for Target {
 /// What a request is about, as far as its way to a node is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Destination<'a> {
-    /// The replicas of a key.
+    /// The replicas of an encoded key.
     Key(&'a [u8]),
     /// The replicas of a partition.
     Partition(Partition),
@@ -171,6 +171,8 @@ const OTHERS_MAX: usize = 4;
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
+
+    use quorate_wire::{BucketId, Key};
 
     use super::*;
 
@@ -268,11 +270,15 @@ pub(crate) mod tests {
         #[test]
         fn a_key_goes_to_the_primaries_of_its_partition(key: Vec<u8>, partitions in 1u16..500) {
             let routes = Arc::new(Routes::check(table(1, 9, partitions, 3)).expect("well formed"));
+            let (key, sorted) = (Key::plain(&key), Key::new(BucketId::DEFAULT, &key, b"sort key"));
             let partition = Partition::of(key_hash(&key), partitions);
             let targets =
                 coordinators(Some(&routes), Destination::Key(&key), Order::Best, &Random::from_seed(0), |_| false);
             let expected = [0, 1, 2].map(|i| 1000 + (partition.0 + i) % 9);
             prop_assert_eq!(&ports(&targets)[..3], expected);
+            let to = Destination::Key(&sorted);
+            let targets = coordinators(Some(&routes), to, Order::Best, &Random::from_seed(0), |_| false);
+            prop_assert_eq!(&ports(&targets)[..3], expected, "all of a partition key goes to one partition");
         }
 
         #[test]

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::client::{Client, unexpected};
@@ -15,7 +14,9 @@ use crate::error::Error;
 use crate::options::{Quorum, TIMEOUT_MAX};
 use crate::read::Read;
 use quorate_wire::ids::Partition;
-use quorate_wire::{Found, NotApplied, QuorumReport, Reply, RequestBody, Scan, ScanPosition, Scanned};
+use quorate_wire::{
+    BucketId, Found, KeyPrefix, NotApplied, QuorumReport, Reply, RequestBody, Scan, ScanPosition, Scanned,
+};
 
 /// Goes through all live records, those with a prefix, or those of one partition; see [`Client::scan`].
 ///
@@ -69,7 +70,7 @@ impl Scanner {
             r: defaults.r,
             limit: PAGE_DEFAULT,
             timeout: (defaults.timeout * PAGE_TIME).min(TIMEOUT_MAX),
-            prefix: None,
+            prefix: KeyPrefix::default(),
             keys_only: false,
             at: ScanPosition::start_of(Partition(0)),
             only: None,
@@ -93,8 +94,7 @@ impl Scanner {
     /// Only keys that begin with these bytes. Keys lie on the nodes in the order of their hashes, so that a prefix saves the
     /// way to the client, and not the look at every record.
     pub fn prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
-        let prefix = prefix.as_ref();
-        self.ask.prefix = (!prefix.is_empty()).then(|| Bytes::copy_from_slice(prefix));
+        self.ask.prefix = KeyPrefix::new(BucketId::DEFAULT, prefix.as_ref());
         self
     }
 
@@ -163,7 +163,14 @@ impl Scanner {
         }
         let records = entries.into_iter().map(|entry| {
             let quorum = quorum.clone();
-            Read::new(entry.key.0, Found { values: entry.values, context: entry.context, quorum, evidence: None })
+            if !entry.key.parts().is_plain() {
+                let why = format!("a scan of plain keys was answered with {}: a fault of the node", entry.key.parts());
+                return Err(Error::Codec { why });
+            }
+            Read::new(
+                entry.key.partition_key(),
+                Found { values: entry.values, context: entry.context, quorum, evidence: None },
+            )
         });
         let records = records.collect::<Result<Vec<_>, _>>()?;
         match next {
@@ -205,7 +212,7 @@ struct Ask {
     r: Quorum,
     limit: u32,
     timeout: Duration,
-    prefix: Option<Bytes>,
+    prefix: KeyPrefix,
     keys_only: bool,
     /// Where it begins.
     at: ScanPosition,
@@ -232,7 +239,7 @@ impl Ask {
             until: self.until(partitions),
             from: self.at,
             limit: self.limit,
-            prefix: self.prefix.map(Into::into),
+            prefix: self.prefix,
             keys_only: self.keys_only,
             r: Some(self.r),
         });

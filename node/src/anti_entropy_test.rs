@@ -1,5 +1,6 @@
 //! Recovery and comparison, one step at a time, between nodes that do nothing by themselves.
 
+use quorate_wire::Key;
 use quorate_wire::ids::Partition;
 
 use super::*;
@@ -378,8 +379,9 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
     let most = heal::OFFERS_MAX;
     for (offers, why) in [
         (vec![offer(&stranger, None)], "another partition"),
-        (vec![offer(&Blob::default(), None)], "empty"),
-        (vec![offer(&key, Some(b"\x09"))], "cannot be decoded"),
+        (vec![offer(&Key::plain(""), None)], "empty"),
+        (vec![offer(&Blob::copy_from(b"k"), None)], "malformed"),
+        (vec![offer(&key, Some(b"\x01"))], "cannot be decoded"),
         (vec![offer(&key, None); most + 1], "at most"),
     ] {
         let told = refused(ask(&nodes[0], &nodes[1], now, exchange(offers)).await);
@@ -389,7 +391,17 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
     let Ok(HealReply::Exchanged(heal::Exchanged { processed, records, refused })) = answer else {
         panic!("{answer:?}")
     };
-    assert_eq!((processed as usize, records, refused.keys), (most, vec![(key, None); most], vec![]));
+    assert_eq!((processed as usize, records, refused.keys), (most, vec![(key.clone(), None); most], vec![]));
+    // What a newer version has written is not taken, and holds up nothing else.
+    let (known, mut newer) = (record(2, "two"), record(1, "one"));
+    newer.siblings.values_mut().for_each(|sibling| sibling.value_type = 7);
+    let second = key_in(&nodes[0], PARTITION, 1);
+    let offers = vec![offer(&key, Some(&newer.encode())), offer(&second, Some(&known.encode()))];
+    let answer = ask(&nodes[0], &nodes[1], now, exchange(offers)).await;
+    let Ok(HealReply::Exchanged(heal::Exchanged { processed, refused, .. })) = answer else { panic!("{answer:?}") };
+    assert_eq!((processed, &refused.keys), (2, &vec![key.clone()]));
+    assert!(refused.why.contains("newer version of quorate"), "{}", refused.why);
+    assert_eq!((nodes[0].held(&key).await, nodes[0].held(&second).await), (None, Some(known)));
 }
 
 #[tokio::test]

@@ -8,11 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quorate_transport::Seams;
-use quorate_wire::NotApplied;
-use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{DiskId, NodeId, OpId, Partition};
 use quorate_wire::random::Random;
+use quorate_wire::{Key, NotApplied, Quorum};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -241,9 +240,9 @@ impl Node {
     }
 }
 
-/// A key of a partition.
+/// An encoded key of a partition.
 pub(crate) fn key_in(node: &Node, partition: Partition, number: u32) -> Blob {
-    let keys = (0..).map(|i: u32| Blob::copy_from(format!("key-{i}").as_bytes()));
+    let keys = (0..).map(|i: u32| Blob::from(Key::plain(format!("key-{i}"))));
     let mut inside = keys.filter(|key| node.partition_of(key) == partition);
     inside.nth(number as usize).expect("there are as many as one likes")
 }

@@ -2,7 +2,7 @@
 
 use quorate_transport::budget::{Budget, Pot, Room};
 use quorate_wire::ids::LayoutVersion;
-use quorate_wire::{Found, Read, Role, Scan, ScanPosition, Scanned, Written};
+use quorate_wire::{Found, KeyPrefix, Read, Role, Scan, ScanPosition, Scanned, Written};
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
@@ -16,7 +16,7 @@ const PARTITION: Partition = Partition(2);
 
 fn write(key: &Blob, value: &str) -> Write {
     Write {
-        key: key.clone(),
+        key: Key::from_encoded(key.clone()).expect("a key"),
         value: Some(Blob::copy_from(value.as_bytes())),
         context: None,
         op_id: OpId(value.bytes().fold(0, |id, byte| id * 256 + u128::from(byte))),
@@ -28,7 +28,8 @@ fn write(key: &Blob, value: &str) -> Write {
 }
 
 fn read(key: &Blob) -> Read {
-    Read { key: key.clone(), r: Some(Quorum::All), strict: false, monotonic: false, explain: true }
+    let key = Key::from_encoded(key.clone()).expect("a key");
+    Read { key, r: Some(Quorum::All), strict: false, monotonic: false, explain: true }
 }
 
 async fn ask_as(node: &Node, body: RequestBody, timeout: Duration, origin: Origin) -> Result<Reply, Failure> {
@@ -72,7 +73,7 @@ async fn scan(node: &Node, scan: Scan) -> Result<Scanned, Failure> {
 /// A page of one partition, from its beginning.
 fn page_of(partition: Partition, limit: u32, r: Option<Quorum>) -> Scan {
     let until = Partition(partition.0 + 1);
-    Scan { from: ScanPosition::start_of(partition), until, limit, prefix: None, keys_only: false, r }
+    Scan { from: ScanPosition::start_of(partition), until, limit, prefix: KeyPrefix::default(), keys_only: false, r }
 }
 
 /// The same after a key.
@@ -169,8 +170,8 @@ async fn what_cannot_be_is_refused_before_anything_happens() {
     assert!(matches!(refusal(put(node, large).await), NotApplied::TooLarge { what, .. } if what == "context"));
     let made_up = Write { context: Some(Blob::copy_from(b"made up")), ..write(&key, "v") };
     assert!(matches!(refusal(put(node, made_up).await), NotApplied::BadContext { .. }));
-    assert_eq!(refusal(put(node, write(&Blob::default(), "v")).await), NotApplied::EmptyKey);
-    assert_eq!(refusal(get(node, read(&Blob::default())).await), NotApplied::EmptyKey);
+    assert_eq!(refusal(put(node, write(&Key::plain(""), "v")).await), NotApplied::EmptyKey);
+    assert_eq!(refusal(get(node, read(&Key::plain(""))).await), NotApplied::EmptyKey);
     let impossible = |what: &str| NotApplied::QuorumImpossible { what: what.into(), asked: 4, n: 3 };
     let four = Some(Quorum::Exactly(4));
     assert_eq!(refusal(put(node, Write { w: four, ..write(&key, "v") }).await), impossible("W"));
@@ -188,20 +189,53 @@ async fn what_cannot_be_is_refused_before_anything_happens() {
         let told = refusal(scan(node, wrong).await).to_string();
         assert!(told.contains(why), "{told}");
     }
-    assert_eq!(refusal(scan(node, after(&page, Blob::default())).await), NotApplied::EmptyKey);
-    let long = Scan { prefix: Some(Blob::copy_from(&vec![0; KEY_LEN_MAX + 1])), ..page.clone() };
+    assert_eq!(refusal(scan(node, after(&page, Key::plain("").into())).await), NotApplied::EmptyKey);
+    for (key, named) in [
+        (Key::new(BucketId(3), b"k", b""), "in bucket 3"),
+        (Key::new(BucketId::DEFAULT, b"k", b"s"), "has a sort key"),
+        (Key::new(BucketId(3), b"k", b"s"), "in bucket 3"),
+    ] {
+        let at = ScanPosition { partition: node.partition_of(&key), after: Some(key.clone().into()) };
+        let until = Partition(at.partition.0 + 1);
+        let write = Write { key: key.clone(), ..write(&key, "v") };
+        for body in [
+            RequestBody::Write(write.clone()),
+            RequestBody::Write(Write { value: None, ..write }),
+            RequestBody::Read(read(&key)),
+            RequestBody::Locate { key: key.clone() },
+            RequestBody::Scan(Scan { from: at, until, ..page.clone() }),
+        ] {
+            for origin in [Origin::Client, Origin::Peer(nodes[1].id)] {
+                let told = refusal(ask_as(node, body.clone(), PATIENCE, origin).await);
+                assert!(matches!(&told, NotApplied::Unsupported { .. }), "{told:?}");
+                let told = told.to_string();
+                assert!(told.contains(named) && told.contains("keys of bucket 0 without a sort key only"), "{told}");
+                assert!(told.ends_with("nothing was changed"), "{told}");
+            }
+        }
+        assert_eq!((node.held(&key).await, nodes[1].held(&key).await), (None, None));
+    }
+    for (prefix, named) in [
+        (KeyPrefix::new(BucketId(3), b"k"), "of bucket 3"),
+        (KeyPrefix::of_partition_key(BucketId::DEFAULT, b"k", b""), "sort keys"),
+    ] {
+        let told = refusal(scan(node, Scan { prefix, ..page.clone() }).await).to_string();
+        assert!(told.contains(named) && told.contains("bucket 0"), "{told}");
+    }
+    assert!(nodes.iter().all(|node| node.asked().is_empty()), "nobody was asked for anything");
+    let long = Scan { prefix: KeyPrefix::new(BucketId::DEFAULT, &[0; KEY_LEN_MAX + 1]), ..page.clone() };
     assert!(matches!(refusal(scan(node, long).await), NotApplied::TooLarge { what, .. } if what == "prefix"));
     scan(node, Scan { limit: SCAN_LIMIT_MAX, ..page }).await.expect("as many as can be");
     let late = ask_as(node, RequestBody::Write(write(&key, "v")), Duration::ZERO, Origin::Client).await;
     assert!(matches!(refusal(late), NotApplied::TimedOut { need: 3, had: 0, .. }));
     let look = refusal(ask(node, RequestBody::Status).await);
     assert!(matches!(look, NotApplied::Unsupported { .. }), "{look:?}");
-    assert_eq!((count(node, "puts_not_applied"), count(node, "gets_failed"), count(node, "scans_failed")), (6, 2, 9));
+    assert_eq!((count(node, "puts_not_applied"), count(node, "gets_failed"), count(node, "scans_failed")), (18, 8, 17));
     assert_eq!(nodes[1].held(&key).await, None);
     rest(node).await;
     let gone = refusal(put(node, write(&key, "v")).await);
     assert!(matches!(&gone, NotApplied::NotServing { why, .. } if why.contains("shutting down")), "{gone:?}");
-    assert_eq!(count(node, "puts_not_applied"), 7);
+    assert_eq!(count(node, "puts_not_applied"), 19);
 }
 
 #[tokio::test]
@@ -481,7 +515,8 @@ async fn a_monotonic_read_answers_once_no_later_read_can_miss_what_it_returns() 
     nodes[1..].iter().for_each(|node| node.is(Manner::Silent));
     let (key, short) = (key_in(&nodes[0], PARTITION, 1), Duration::from_millis(300));
     nodes[0].hold(&key, &held).await;
-    let late = ask_as(&nodes[0], RequestBody::Read(Read { key, ..one }), short, Origin::Client).await;
+    let one = Read { key: Key::from_encoded(key).expect("a key"), ..one };
+    let late = ask_as(&nodes[0], RequestBody::Read(one), short, Origin::Client).await;
     assert!(matches!(refusal(late), NotApplied::TimedOut { need: 3, had: 1, .. }));
 }
 
@@ -551,7 +586,7 @@ async fn a_scan_shows_page_by_page_what_any_replica_of_the_quorum_holds() {
         assert_eq!((scanned.quorum.need, scanned.quorum.acks.primary), (3, 3));
         assert!(scanned.entries.iter().all(|entry| text(&entry.values) == ["v"] && !entry.context.is_empty()));
         assert!(scanned.entries.len() <= 3);
-        seen.extend(scanned.entries.into_iter().map(|entry| entry.key));
+        seen.extend(scanned.entries.into_iter().map(|entry| Blob::from(entry.key)));
         from = scanned.next;
     }
     assert_eq!(seen, keys);
@@ -594,7 +629,7 @@ async fn a_scan_takes_no_more_partitions_than_there_is_room_for() {
             assert!(room.taken() >= values, "its answer is counted");
             assert!(room.taken() <= values + (2 << 10), "and nothing else is");
             pages.push(scanned.entries.len());
-            seen.extend(scanned.entries.into_iter().map(|entry| entry.key));
+            seen.extend(scanned.entries.into_iter().map(|entry| Blob::from(entry.key)));
             from = scanned.next;
         }
         assert_eq!(seen, keys);
@@ -636,7 +671,7 @@ async fn a_scan_does_not_count_what_turns_out_to_be_lost() {
 #[tokio::test]
 async fn a_place_is_told_with_who_is_up_there() {
     let nodes = five().await;
-    let key = key_in(&nodes[0], PARTITION, 0);
+    let key = Key::from_encoded(key_in(&nodes[0], PARTITION, 0)).expect("a key");
     let Ok(Reply::Located(located)) = ask(&nodes[0], RequestBody::Locate { key: key.clone() }).await else {
         panic!("it has a place")
     };

@@ -262,7 +262,7 @@ fn lock(state: &Mutex<PartitionState>) -> std::sync::MutexGuard<'_, PartitionSta
 }
 
 /// The format of saved trees.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// Partitions whose states are found by one look-up, and how many such look-ups there are: 65,536 partitions in all.
 const CHUNK: usize = 256;
 const CHUNKS: usize = 256;

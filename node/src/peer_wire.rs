@@ -1,6 +1,6 @@
 //! What nodes say to each other; a compatibility promise of its own, beside that of [`quorate_wire`].
 //!
-//! A message is one frame of a lane, as between clients and nodes. Every question about data names the layout versions that
+//! A message is one frame of a lane, as between clients and nodes. Keys are encoded ones ([`quorate_wire::key`]). Every question about data names the layout versions that
 //! it is made under, and a replica refuses what it may no longer serve.
 
 pub mod heal;
@@ -17,6 +17,7 @@ use crate::beacons::Remembered;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, LayoutHash};
 pub use quorate_core::ownership::Label;
+use quorate_core::record::{DecodeError, Record};
 
 /// The application protocol that nodes ask for in the TLS handshake; it takes a node's certificate.
 pub const ALPN_PEER: &[u8] = b"quorate-peer/1";
@@ -304,7 +305,8 @@ impl PeerBody {
     }
 }
 
-/// Those of several records that a store did not take. Nothing is said of them; they may be sent again at any time.
+/// Those of several records that a store did not take, or that the receiver is too old for. Nothing is said of them; they may be sent again
+/// at any time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// Whose.
@@ -320,11 +322,30 @@ impl Refused {
     /// What was said, if it is about the node or the request.
     pub(crate) fn note(&mut self, key: &Blob, refusal: wire::NotApplied) -> Result<(), wire::NotApplied> {
         let wire::NotApplied::Storage { .. } = refusal else { return Err(refusal) };
+        self.push(key, || refusal.to_string());
+        Ok(())
+    }
+
+    /// Decodes a record. One that a newer release has written is not merged, which says nothing of the others either.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(crate) fn decode(&mut self, key: &Blob, record: &Blob) -> Result<Option<Record>, String> {
+        match Record::decode(record) {
+            Ok(record) => Ok(Some(record)),
+            Err(newer @ DecodeError::Newer(_)) => {
+                self.push(key, || format!("a record cannot be decoded: {newer}"));
+                Ok(None)
+            }
+            Err(DecodeError::Damaged(why)) => Err(format!("a record cannot be decoded: {why}")),
+        }
+    }
+
+    fn push(&mut self, key: &Blob, why: impl FnOnce() -> String) {
         if self.keys.is_empty() {
-            self.why = refusal.to_string();
+            self.why = why();
         }
         self.keys.push(key.clone());
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //! request that is given up in the middle leaves neither a half-done job nor an unlocked one behind. No lock is held while
 //! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
 //!
-//! Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
+//! Keys are encoded ones ([`quorate_wire::key`]), and opaque here. Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
 //! range, so that all keys of a leaf of a [hash tree](quorate_core::merkle) lie under few locks.
 //!
 //! What is known of a partition beside its records, and every rule about that, is its [state](quorate_core::partition). A job looks
@@ -25,7 +25,7 @@ use bytes::Bytes;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, OpId, Partition, key_hash};
 use quorate_wire::random::Random;
-use quorate_wire::{CONTEXT_LEN_MAX, KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
+use quorate_wire::{CONTEXT_LEN_MAX, ENCODED_KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::sleep;
@@ -41,7 +41,7 @@ use quorate_core::keyspace::{self, Range, data_key, hint_key};
 use quorate_core::merkle::{self, InTree, Leaves};
 use quorate_core::mint::Repeated;
 use quorate_core::partition::{self, Asked, Change, Event, Found, Judgement, Merging, RecordAt, There};
-use quorate_core::record::{Dropped, Record};
+use quorate_core::record::{DecodeError, Dropped, Record};
 use quorate_core::version::{Context, Dot};
 
 use self::hints::Kept;
@@ -521,8 +521,19 @@ struct Write {
 }
 
 enum Unreadable {
+    /// It is lost, and other owners have to make up for it.
     Corrupt(String),
+    /// The store failed, or a newer release has written the record: nothing may take its place.
     Failed(String),
+}
+
+impl From<DecodeError> for Unreadable {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Damaged(why) => Self::Corrupt(why),
+            newer @ DecodeError::Newer(_) => Self::Failed(format!("the record is left as it is: {newer}")),
+        }
+    }
 }
 
 impl Inner {
@@ -710,7 +721,7 @@ impl Inner {
             let key = Blob(keyspace::key_of_data(&key));
             match Record::decode(&value) {
                 Ok(record) => Ok((key, record)),
-                Err(why) => Err(self.found_corrupt(partition, &Place::Data, &key, &why)),
+                Err(error) => Err(self.refuse_unreadable(partition, &key, error.into())),
             }
         };
         Ok((entries.into_iter().map(decode).collect::<Result<_, _>>()?, last))
@@ -723,8 +734,8 @@ impl Inner {
     fn stored_at(&self, place: &Place, key: &[u8]) -> Result<Option<Record>, Unreadable> {
         let Some(bytes) = self.raw(place, key)? else { return Ok(None) };
         match place {
-            Place::Data => Record::decode(&bytes).map(Some).map_err(Unreadable::Corrupt),
-            Place::Hint { .. } => hints::decode(&bytes).map(|hint| Some(hint.1)).map_err(Unreadable::Corrupt),
+            Place::Data => Ok(Some(Record::decode(&bytes)?)),
+            Place::Hint { .. } => Ok(Some(hints::decode(&bytes)?.1)),
         }
     }
 
@@ -785,10 +796,14 @@ impl Inner {
     }
 
     fn read_or_refuse(&self, partition: Partition, key: &[u8]) -> Result<Option<Record>, NotApplied> {
-        self.stored(key).map_err(|unreadable| match unreadable {
+        self.stored(key).map_err(|unreadable| self.refuse_unreadable(partition, key, unreadable))
+    }
+
+    fn refuse_unreadable(&self, partition: Partition, key: &[u8], unreadable: Unreadable) -> NotApplied {
+        match unreadable {
             Unreadable::Corrupt(why) => self.found_corrupt(partition, &Place::Data, key, &why),
             Unreadable::Failed(why) => self.failed(why),
-        })
+        }
     }
 
     /// A record is lost: see [`note_corrupt`](Self::note_corrupt). If that cannot be noted now, it is at the next look, and
@@ -989,11 +1004,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics while it holds this lock")
 }
 
+/// Keys are opaque here. Whoever serves requests has seen to it that they are encoded keys and of a legal length.
 fn check_key(key: &[u8]) -> Result<(), NotApplied> {
     if key.is_empty() {
         return Err(NotApplied::EmptyKey);
     }
-    check_len("key", key.len(), KEY_LEN_MAX)
+    check_len("key", key.len(), ENCODED_KEY_LEN_MAX)
 }
 
 fn check_len(what: &str, got: usize, limit: usize) -> Result<(), NotApplied> {

@@ -106,7 +106,9 @@ impl ReplicaService {
         let (begun, mut refused) = (Instant::now(), Refused::default());
         for (key, record) in entries {
             let (_, partition) = self.owned(label, &key)?;
-            if let Err(refusal) = self.replica.merge(partition, &key, decoded(&record)?).await {
+            let record = refused.decode(&key, &record).map_err(|why| NotApplied::Unsupported { why })?;
+            let Some(record) = record else { continue };
+            if let Err(refusal) = self.replica.merge(partition, &key, record).await {
                 refused.note(&key, refusal)?;
             }
         }
@@ -194,7 +196,7 @@ impl Waiting {
 
 fn decoded(record: &Blob) -> Result<Record, NotApplied> {
     Record::decode(record)
-        .map_err(|why| NotApplied::Unsupported { why: format!("the record cannot be decoded: {why}") })
+        .map_err(|error| NotApplied::Unsupported { why: format!("the record cannot be decoded: {error}") })
 }
 
 /// The longest that a node asks others to wait with the next page of hints.

@@ -1,5 +1,6 @@
 //! What peers may ask of a node, and what it refuses.
 
+use quorate_wire::Key;
 use quorate_wire::ids::LayoutVersion;
 
 use super::*;
@@ -86,7 +87,7 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     let replicate = |key: &Blob, record: &Blob| {
         PeerBody::Replicate(Replicate { label: NOW, key: key.clone(), record: record.clone() })
     };
-    let empty = Blob::default();
+    let empty = Blob::from(Key::plain(""));
     let fetch = |key: &Blob| PeerBody::Fetch(Fetch { label: NOW, key: key.clone(), held: None, durable: true, r: 1 });
     let range =
         |partition, after, limit| PeerBody::FetchRange(FetchRange { label: NOW, partition, after, limit, r: 1 });
@@ -111,6 +112,27 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     let reply = ask(&nodes[0], &nodes[1], range(last, None, SCAN_LIMIT_MAX)).await;
     assert_eq!(reply, PeerReply::Range(FetchedRange { entries: Vec::new(), done: true }));
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(&key)).await, PeerReply::Fetched(Fetched::Record(None)));
+}
+
+#[tokio::test]
+async fn what_is_of_a_newer_version_is_refused_and_holds_up_nothing_else() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let (one, other) = (key_in(&nodes[0], PARTITION, 0), key_in(&nodes[0], PARTITION, 1));
+    let mut newer = record(1, "one");
+    newer.siblings.values_mut().for_each(|sibling| sibling.value_type = 7);
+    let (newer, known) = (Blob(newer.encode()), Blob(record(2, "two").encode()));
+    let body = PeerBody::Replicate(Replicate { label: NOW, key: one.clone(), record: newer.clone() });
+    let told = refused(ask(&nodes[0], &nodes[1], body).await).to_string();
+    assert!(told.contains("newer version of quorate"), "{told}");
+    let entries = vec![(one.clone(), newer), (other.clone(), known)];
+    let reply = ask(&nodes[0], &nodes[1], PeerBody::Handoff(HandOver { label: NOW, entries })).await;
+    let PeerReply::HandedOff(HandedOff { refused: left, .. }) = reply else { panic!("{reply:?}") };
+    assert_eq!(left.keys, std::slice::from_ref(&one), "whoever keeps it goes on keeping it");
+    assert!(left.why.contains("newer version of quorate"), "{}", left.why);
+    assert_eq!((nodes[1].held(&one).await, nodes[1].held(&other).await), (None, Some(record(2, "two"))));
+    let malformed = PeerBody::Fetch(Fetch { label: NOW, key: Blob::copy_from(b"k"), held: None, durable: false, r: 1 });
+    let told = refused(ask(&nodes[0], &nodes[1], malformed).await).to_string();
+    assert!(told.contains("a malformed key"), "{told}");
 }
 
 #[tokio::test]

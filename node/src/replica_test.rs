@@ -8,6 +8,7 @@ use crate::recovery::{Doubt, Reason};
 use crate::store::{DiskReserve, Durability, MemoryStore, Space, Stats};
 use quorate_core::operations::{OPERATION_WINDOW, TRAVEL_MAX};
 use quorate_core::version::Actor;
+use quorate_wire::{BucketId, Key};
 
 /// A map that fails when it is told to.
 #[derive(Debug, Default)]
@@ -347,7 +348,7 @@ async fn limits_are_checked_before_the_mint_and_change_nothing() {
     };
     let empty = mint(&key(""), vec![], Context::new()).await;
     assert_eq!(empty, MintError::NotApplied(NotApplied::EmptyKey));
-    let long = Blob(vec![0; KEY_LEN_MAX + 1].into());
+    let long = Blob(vec![0; ENCODED_KEY_LEN_MAX + 1].into());
     assert_eq!(too_large(mint(&long, vec![], Context::new()).await), "key");
     assert_eq!(too_large(mint(&key("k"), vec![0; VALUE_LEN_MAX + 1], Context::new()).await), "value");
     let mut wide = Context::new();
@@ -805,4 +806,70 @@ async fn a_claim_of_dots_that_are_not_minted_yet_replaces_nothing() {
     assert_eq!((again.repeated, again.dot), (true, honest.dot));
     let next = a.mint(P, &key("k"), OpId(4), Some(key("next")), again.context).await.expect("minted");
     assert_ne!(next.dot.actor, honest.dot.actor);
+}
+
+#[tokio::test]
+async fn bucket_and_sort_key_make_records_of_their_own_that_lie_side_by_side() {
+    let one = over("a", &MemoryStore::new());
+    let named = |bucket, partition_key: &str, sort_key: &str| {
+        Blob::from(Key::new(BucketId(bucket), partition_key.as_bytes(), sort_key.as_bytes()))
+    };
+    let together = [named(0, "k", ""), named(0, "k", "s"), named(0, "k", "s\0"), named(0, "k", "t")];
+    let others = (0..60).map(|i| named(0, &format!("k{i}"), "s")).chain([named(1, "k", ""), named(1, "k", "s")]);
+    let all: Vec<Blob> = others.chain(together.iter().rev().cloned()).collect();
+    let target = NodeId::new("n3").expect("legal");
+    for (op, key) in (0..).zip(&all) {
+        let minted = one.mint(P, key, OpId(op), Some(key.clone()), Context::new()).await.expect("minted");
+        one.keep_hint(P, key, target, minted.record, 5).await.expect("room");
+    }
+    for key in &all {
+        assert_eq!(one.read(key).await.expect("readable").expect("there").values(), std::slice::from_ref(key));
+        assert_eq!(
+            one.hinted(P, key, &[target]).await.expect("readable").expect("kept").values(),
+            std::slice::from_ref(key)
+        );
+    }
+    let (page, _) = one.range(P, None, 1000, Reading::AboveFloor).await.expect("readable");
+    let read: Vec<Blob> = page.into_iter().map(|(key, _)| key).collect();
+    let first = read.iter().position(|key| *key == together[0]).expect("it is in its partition");
+    assert_eq!(read[first..first + together.len()], together);
+    let hints = one.hint_page(target, None, 1000, 1 << 20).await.expect("readable").hints;
+    assert_eq!(hints.len(), all.len());
+    let first = hints.iter().position(|hint| hint.key == together[0]).expect("it is kept");
+    assert!(hints[first..].iter().zip(&together).all(|(hint, key)| hint.key == *key));
+}
+
+/// A record of a later release, on the disk of a node that was set back to this one.
+#[tokio::test]
+async fn what_a_newer_version_has_written_is_neither_served_nor_lost_nor_replaced() {
+    let store = MemoryStore::new();
+    let one = over("a", &store);
+    let mut record = one.mint(P, &key("k"), OpId(1), Some(key("x")), Context::new()).await.expect("minted").record;
+    one.mint(P, &key("l"), OpId(2), Some(key("y")), Context::new()).await.expect("minted");
+    let older = record.clone();
+    record.siblings.values_mut().for_each(|sibling| sibling.value_type = 7);
+    let newer = record.encode();
+    store.insert(Tree::Data, &data_key(&key("k")), &newer).expect("memory takes everything");
+    one.partitions().forget_sums(P, &Leaves::ALL);
+
+    let told = |refusal: NotApplied| {
+        assert!(matches!(&refusal, NotApplied::Storage { .. }), "{refusal:?}");
+        assert!(refusal.to_string().contains("newer version of quorate") && refusal.to_string().contains("type 7"));
+    };
+    told(one.read(&key("k")).await.expect_err("not understood"));
+    told(one.range(P, None, 10, Reading::AboveFloor).await.expect_err("one of them is not understood"));
+    match one.mint(P, &key("k"), OpId(3), Some(key("z")), Context::new()).await.expect_err("it would take its place") {
+        MintError::NotApplied(refusal) => told(refusal),
+        other => panic!("{other:?}"),
+    }
+    told(one.merge(P, &key("k"), older).await.expect_err("it would take its place"));
+    assert_eq!(one.held(P, &key("k")).await, Ok(None));
+    one.rebuild(P).await.expect("the others can be summed up");
+    let (listed, done) = one.list(P, &Leaves::ALL, None, 10).await.expect("readable");
+    assert_eq!((listed.len(), &listed[0].0, done), (1, &key("l"), true));
+    let scrubbed = one.scrub(P, None).await.expect("readable");
+    assert_eq!((scrubbed.records, scrubbed.corrupt, one.stats().corrupt), (1, 0, 0));
+    assert_eq!(one.recovery().lost(P), None, "nobody has to make up for it");
+    assert_eq!(store.get(Tree::Data, &data_key(&key("k"))).expect("readable"), Some(newer));
+    assert_eq!(one.read(&key("l")).await.expect("readable").expect("there").values(), [key("y")]);
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use quorate_client::Client;
 use quorate_client::options::RequestOptions;
+use quorate_core::keyspace::data_key;
 use quorate_core::record::Record;
 use quorate_core::version::{Actor, Context, Dot};
 use quorate_node::anti_entropy::AntiEntropyConfig;
@@ -20,8 +21,8 @@ use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store, Tree
 use quorate_transport::Seams;
 use quorate_transport::tls::Credentials;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, key_hash};
-use quorate_wire::{LayoutCommand, RepairCommand, RepairReport, Reply, RequestBody};
+use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
+use quorate_wire::{Key, LayoutCommand, RepairCommand, RepairReport, Reply, RequestBody};
 use tokio::time::Instant;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,7 +98,7 @@ fn stores(records: u32, value_len: usize, differing: u32) -> Vec<MemoryStore> {
         let dot = Dot { actor: Actor { node: name(0), incarnation: 7 }, counter: u64::from(i) + 1 };
         let value = Blob::copy_from(&vec![i as u8; value_len]);
         record.mint(dot, OpId(u128::from(i)), Some(value), &Context::new());
-        let place = [&key_hash(key.as_bytes()).to_be_bytes()[..], key.as_bytes()].concat();
+        let place = data_key(&Key::plain(&key));
         for (at, store) in stores.iter().enumerate() {
             let lacks = i % every == 0 && (i / every) as usize % 3 == at;
             if !lacks {

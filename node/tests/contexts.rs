@@ -23,7 +23,7 @@ use quorate_transport::tls::Credentials;
 use quorate_wire::Quorum;
 use quorate_wire::codec::{self, Blob};
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
-use quorate_wire::{LayoutCommand, LayoutReport, NotApplied, Read, Reply, RequestBody, Write};
+use quorate_wire::{Key, LayoutCommand, LayoutReport, NotApplied, Read, Reply, RequestBody, Write};
 
 const CLUSTER: ClusterId = ClusterId(7);
 
@@ -64,7 +64,7 @@ async fn a_made_up_context_does_not_swallow_what_others_write_later() {
     let first = cluster.write_at(0, key, "first", None).await.expect("written");
     // Actors are in every context.
     let [_, body, _] = taken_apart(&first).expect("a context");
-    let seen = Context::open(&body, CLUSTER, key.as_bytes()).expect("the key's");
+    let seen = Context::open(&body, CLUSTER, &Key::plain(key)).expect("the key's");
     let mut claim = seen.clone();
     for actor in seen.actors() {
         for counter in 2..1000 {
@@ -85,7 +85,7 @@ async fn a_context_that_was_changed_anywhere_is_refused() {
     let cluster = Cluster::start(1).await;
     let genuine = cluster.write_at(0, "k", "first", None).await.expect("written");
     let of_other = cluster.write_at(0, "other", "first", None).await.expect("written");
-    let elsewhere = ContextKeys::first([1; 32]).seal(&Context::new(), ClusterId(8), b"k");
+    let elsewhere = ContextKeys::first([1; 32]).seal(&Context::new(), ClusterId(8), &Key::plain("k"));
     bad_context(cluster.write_at(0, "k", "x", Some(of_other)).await);
     bad_context(cluster.write_at(0, "k", "x", Some(elsewhere)).await);
     for at in 0..genuine.len() {
@@ -207,12 +207,12 @@ async fn only_administrators_rotate_and_nobody_is_told_a_secret() {
     let stored = cluster.stores[0].get(Tree::Meta, FIRST_KEY).expect("readable").expect("there");
     let secrets: Vec<(u32, Blob)> = stored_context_keys(&stored).expect("well formed").into();
     assert_eq!(secrets.len(), 2);
-    let read = Read { key: Blob::copy_from(b"k"), r: None, strict: false, monotonic: false, explain: true };
+    let read = Read { key: Key::plain("k"), r: None, strict: false, monotonic: false, explain: true };
     for body in [
         RequestBody::Layout(LayoutCommand::Show),
         RequestBody::Route,
         RequestBody::Status,
-        RequestBody::Locate { key: Blob::copy_from(b"k") },
+        RequestBody::Locate { key: Key::plain("k") },
         RequestBody::Read(read),
     ] {
         let reply = joe.request_at(cluster.addr(0), body, options()).await.expect("answered");
@@ -227,9 +227,9 @@ async fn only_administrators_rotate_and_nobody_is_told_a_secret() {
 
 /// A context that claims `claim`, made by somebody who has been given a genuine one for the key, in one of [`FORGERIES`] ways.
 fn forged(way: usize, claim: &Context, key: &str, genuine: &Bytes) -> Option<Bytes> {
-    let body = claim.seal(CLUSTER, key.as_bytes());
+    let body = claim.seal(CLUSTER, &Key::plain(key));
     let [head, _, tag] = taken_apart(genuine).expect("a context");
-    let stranger = ContextKeys::first([0x5a; 32]).seal(claim, CLUSTER, key.as_bytes());
+    let stranger = ContextKeys::first([0x5a; 32]).seal(claim, CLUSTER, &Key::plain(key));
     let [strange_head, _, strange_tag] = taken_apart(&stranger).expect("a context");
     Some(match way {
         0 => body,
@@ -380,7 +380,7 @@ impl Cluster {
 
     async fn write_at(&self, at: usize, key: &str, value: &str, context: Option<Bytes>) -> Result<Bytes, Error> {
         let body = RequestBody::Write(Write {
-            key: Blob::copy_from(key.as_bytes()),
+            key: Key::plain(key),
             value: Some(Blob::copy_from(value.as_bytes())),
             context: context.map(Blob),
             op_id: OpId(self.seams.random.u128()),
@@ -397,7 +397,7 @@ impl Cluster {
 
     /// The context of a read at one node.
     async fn read_at(&self, at: usize, key: &str) -> Bytes {
-        let key = Blob::copy_from(key.as_bytes());
+        let key = Key::plain(key);
         let body = RequestBody::Read(Read { key, r: None, strict: false, monotonic: false, explain: false });
         let reply = self.client(false).await.request_at(self.addr(at), body, options()).await.expect("readable");
         let Reply::Found(found) = reply else { panic!("{reply:?}") };

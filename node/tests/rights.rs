@@ -18,7 +18,9 @@ use quorate_transport::tls::{self, Credentials};
 use quorate_transport::{Link, Seams};
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partition};
-use quorate_wire::{LayoutCommand, NotApplied, Read, RepairCommand, Reply, RequestBody, Scan, ScanPosition, Write};
+use quorate_wire::{
+    Key, KeyPrefix, LayoutCommand, NotApplied, Read, RepairCommand, Reply, RequestBody, Scan, ScanPosition, Write,
+};
 
 const CLUSTER: ClusterId = ClusterId(7);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -123,10 +125,10 @@ async fn a_client_looks_at_everything_and_changes_data_only() {
 async fn a_quarantined_node_serves_no_data_and_says_why_and_tells_of_itself() {
     let setup = Setup::start(Some("its log is damaged")).await;
     let joe = setup.connect(false).await;
-    let key = Blob::copy_from(b"k");
+    let key = Key::plain("k");
     let write = Write {
         key: key.clone(),
-        value: Some(key.clone()),
+        value: Some(Blob::copy_from(b"k")),
         context: None,
         op_id: OpId(1),
         first_sent_ms: None,
@@ -136,7 +138,7 @@ async fn a_quarantined_node_serves_no_data_and_says_why_and_tells_of_itself() {
     };
     let read = Read { key: key.clone(), r: None, strict: false, monotonic: false, explain: false };
     let from = ScanPosition::start_of(Partition(0));
-    let scan = Scan { from, until: Partition(1), limit: 1, prefix: None, keys_only: false, r: None };
+    let scan = Scan { from, until: Partition(1), limit: 1, prefix: KeyPrefix::default(), keys_only: false, r: None };
     for body in [RequestBody::Write(write), RequestBody::Read(read), RequestBody::Scan(scan)] {
         match setup.ask(&joe, body.clone()).await {
             Err(Error::NotApplied(NotApplied::NotServing { node, why })) => {
@@ -152,7 +154,7 @@ async fn a_quarantined_node_serves_no_data_and_says_why_and_tells_of_itself() {
 async fn a_key_has_a_place_once_there_is_a_layout() {
     let setup = Setup::start(None).await;
     let (admin, joe) = (setup.connect(true).await, setup.connect(false).await);
-    let locate = RequestBody::Locate { key: Blob::copy_from(b"k") };
+    let locate = RequestBody::Locate { key: Key::plain("k") };
     let refused = setup.ask(&joe, locate.clone()).await.expect_err("no layout");
     assert!(matches!(refused, Error::NotApplied(NotApplied::NotServing { .. })), "{refused:?}");
     let refused = setup.ask(&joe, RequestBody::Route).await.expect_err("no layout");
@@ -162,7 +164,7 @@ async fn a_key_has_a_place_once_there_is_a_layout() {
     let place = &located.preference[0];
     assert_eq!((located.preference.len(), place.node, place.addr, place.up), (1, name(), setup.node.addr(), true));
     assert_eq!((located.n, located.layout), (1, LayoutVersion(1)));
-    let refused = setup.ask(&joe, RequestBody::Locate { key: Blob::default() }).await.expect_err("an empty key");
+    let refused = setup.ask(&joe, RequestBody::Locate { key: Key::plain("") }).await.expect_err("an empty key");
     assert!(matches!(refused, Error::NotApplied(NotApplied::EmptyKey)), "{refused:?}");
 }
 

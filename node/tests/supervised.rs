@@ -23,7 +23,7 @@ use quorate_transport::Seams;
 use quorate_transport::tls::Credentials;
 use quorate_wire::Quorum;
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
-use quorate_wire::{LayoutCommand, RequestBody};
+use quorate_wire::{Key, LayoutCommand, RequestBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -118,7 +118,7 @@ async fn live() {
         let _ = admin.put(format!("key-{i}"), "value", Blind).await;
         if i % 50 == 0 {
             // A record rots, and is brought back.
-            stores[1].flip_bit(Tree::Data, &data_key(format!("key-{i}").as_bytes()));
+            stores[1].flip_bit(Tree::Data, &data_key(&Key::plain(format!("key-{i}"))));
             let _ = admin.get(format!("key-{i}")).r(Quorum::All).await;
         }
         sleep(Duration::from_millis(10)).await;

@@ -8,9 +8,9 @@ use quinn::{Connection, RecvStream, SendStream};
 use quorate_transport::frame::{Direction, Framer, PART_LEN};
 use quorate_transport::rpc::class;
 use quorate_wire::Quorum;
-use quorate_wire::codec::{self, Blob};
+use quorate_wire::codec;
 use quorate_wire::ids::{LayoutVersion, Partition};
-use quorate_wire::{Read, Request, RequestBody, Scan, ScanPosition};
+use quorate_wire::{Key, KeyPrefix, Read, Request, RequestBody, Scan, ScanPosition};
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{ClientMachine, Machine};
@@ -97,13 +97,13 @@ async fn ask_for_more(connection: &Connection, plan: &Plan) {
                 // What needs no disk: so the window is full for certain.
                 RequestBody::Status
             } else if number % 2 == class::REQUEST {
-                let key = Blob::copy_from(key_text(id % plan.workload.keys).as_bytes());
+                let key = Key::plain(key_text(id % plan.workload.keys));
                 RequestBody::Read(Read { key, r: Some(Quorum::One), strict: false, monotonic: false, explain: true })
             } else {
                 let partition = Partition(u16::try_from(id).unwrap_or(0) % plan.partitions);
                 let (from, until) = (ScanPosition::start_of(partition), Partition(partition.0 + 1));
                 let r = Some(Quorum::One);
-                RequestBody::Scan(Scan { from, until, limit: 1000, prefix: None, keys_only: false, r })
+                RequestBody::Scan(Scan { from, until, limit: 1000, prefix: KeyPrefix::default(), keys_only: false, r })
             };
             let request = Request { layout: LayoutVersion::NONE, request_id: id.into(), body };
             let mut framer = Framer::new(Direction::Request);

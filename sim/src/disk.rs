@@ -644,7 +644,7 @@ impl Durable {
 impl Stored {
     fn read(&self, tree: Tree, key: &[u8]) -> Result<Bytes, StoreError> {
         if self.damaged {
-            let key = key.escape_ascii();
+            let key = tree.shown(key);
             return Err(StoreError::Corrupt(format!("the value of key {key} in tree {tree:?} fails its checksum")));
         }
         Ok(self.value.clone())

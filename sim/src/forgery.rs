@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use quorate_core::context_keys::{ContextKeys, taken_apart};
 use quorate_core::version::Context;
+use quorate_wire::Key;
 use quorate_wire::random::Random;
 
 use crate::cluster::CLUSTER;
@@ -39,7 +40,7 @@ pub(crate) fn forge(
         2 => match other {
             Some(other) => {
                 let [head, body, tag] = taken_apart(other.context)?;
-                let body = Context::open(&body, CLUSTER, other.key.as_bytes())?.seal(CLUSTER, own.key.as_bytes());
+                let body = Context::open(&body, CLUSTER, &Key::plain(other.key))?.seal(CLUSTER, &Key::plain(own.key));
                 Some([head, body, tag].concat().into())
             }
             None => None,
@@ -47,8 +48,8 @@ pub(crate) fn forge(
         // Good but for the secret, which clients do not know: under its own name, or under that of the cluster's.
         3 | 4 => {
             let [head, body, _] = taken_apart(own.context)?;
-            let context = Context::open(&body, CLUSTER, own.key.as_bytes())?;
-            let sealed = ContextKeys::first(random.array()).seal(&context, CLUSTER, own.key.as_bytes());
+            let context = Context::open(&body, CLUSTER, &Key::plain(own.key))?;
+            let sealed = ContextKeys::first(random.array()).seal(&context, CLUSTER, &Key::plain(own.key));
             let [own_head, body, tag] = taken_apart(&sealed)?;
             Some([if way == 3 { own_head } else { head }, body, tag].concat().into())
         }
@@ -70,8 +71,7 @@ mod tests {
     #[test]
     fn no_forgery_opens() {
         let keys = ContextKeys::first([1; 32]);
-        let (mine, theirs) =
-            (keys.seal(&Context::new(), CLUSTER, b"mine"), keys.seal(&Context::new(), CLUSTER, b"theirs"));
+        let [mine, theirs] = ["mine", "theirs"].map(|key| keys.seal(&Context::new(), CLUSTER, &Key::plain(key)));
         let (own, other) = (Given { key: "mine", context: &mine }, Given { key: "theirs", context: &theirs });
         let random = Random::from_seed(1);
         let (mut made, mut kinds) = (0, std::collections::BTreeSet::new());
@@ -79,7 +79,7 @@ mod tests {
             let other = (round % 2 == 0).then_some(other);
             let Some(forged) = forge(Some(own), other, &random).expect("well formed") else { continue };
             kinds.insert(forged.len());
-            keys.open(&forged, CLUSTER, b"mine").expect_err("refused");
+            keys.open(&forged, CLUSTER, &Key::plain("mine")).expect_err("refused");
             made += 1;
         }
         assert!(made > 400 && kinds.len() >= 2, "{made} of {} lengths", kinds.len());

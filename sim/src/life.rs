@@ -25,8 +25,9 @@ use quorate_core::keyspace::key_of_data;
 use quorate_core::record::Record;
 use quorate_node::fault_points::TABLES;
 use quorate_node::store::Tree;
-use quorate_wire::SIBLINGS_MAX;
 use quorate_wire::fault_points::{self, Effect};
+use quorate_wire::key::KeyParts;
+use quorate_wire::{Key, SIBLINGS_MAX};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -594,7 +595,7 @@ fn program(
 fn owners(plan: &Plan, history: &History) -> BTreeMap<String, BTreeSet<String>> {
     let ring = plan.ring();
     let of_key = |key: &str| {
-        let primaries = ring.primaries(ring.partition_of(key.as_bytes()));
+        let primaries = ring.primaries(ring.partition_of(&Key::plain(key)));
         (key.to_owned(), primaries.iter().map(ToString::to_string).collect())
     };
     history.by_key().into_keys().map(of_key).collect()
@@ -647,7 +648,7 @@ fn hints_of(disk: &SimDisk) -> Result<Vec<(String, String, Record)>, String> {
     let decode = |(stored, value): (bytes::Bytes, bytes::Bytes)| {
         let (target, key, record) =
             quorate_node::replica::decode_hint(&stored, &value).map_err(|why| format!("a hint on a disk: {why}"))?;
-        Ok((target.to_string(), String::from_utf8_lossy(&key).into_owned(), record))
+        Ok((target.to_string(), user_key(&key), record))
     };
     disk.content(Tree::Hints).into_iter().map(decode).collect()
 }
@@ -664,7 +665,13 @@ fn records(disk: &SimDisk) -> Result<Vec<(String, Record, String)>, String> {
 
 /// The key of a record, by its place on a disk.
 fn key_of(place: &bytes::Bytes) -> String {
-    String::from_utf8_lossy(&key_of_data(place)).into_owned()
+    user_key(&key_of_data(place))
+}
+
+/// A key as its client knows it.
+pub(crate) fn user_key(key: &[u8]) -> String {
+    let key = KeyParts::of(key).expect("nodes keep records under encoded keys");
+    String::from_utf8_lossy(&key.partition_key()).into_owned()
 }
 
 /// What a panic said, as far as it said something.

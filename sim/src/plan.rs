@@ -11,9 +11,9 @@ use std::fmt;
 
 use quorate_core::ring::{Ring, RingMember};
 use quorate_node::fault_points::TABLES;
-use quorate_wire::Quorum;
 use quorate_wire::fault_points::{self, Effect, Point};
 use quorate_wire::ids::NodeId;
+use quorate_wire::{Key, Quorum};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -1017,7 +1017,7 @@ impl Plan {
     /// The owners of a key.
     fn owners_of(&self, key: &str) -> BTreeSet<u8> {
         let ring = self.ring();
-        let owners = ring.primaries(ring.partition_of(key.as_bytes()));
+        let owners = ring.primaries(ring.partition_of(&Key::plain(key)));
         (0..self.nodes())
             .filter(|node| owners.iter().any(|owner| owner.as_str() == crate::cluster::name(*node)))
             .collect()

@@ -14,10 +14,12 @@ use quorate_core::record::Record;
 use quorate_core::version::{Context, Dot};
 use quorate_node::replica::decode_hint;
 use quorate_node::store::Tree;
+use quorate_wire::Key;
 
 use crate::cluster::{CLUSTER, Cluster, Machine, name};
 use crate::disk::Durable;
 use crate::history::{Held, LetGo, Minters, OpNo, Reach, Replaced, Reused, Risen};
+use crate::life::user_key;
 use crate::workload::{Answer, Notebook, number};
 
 /// Looks on.
@@ -85,7 +87,7 @@ impl Vigil {
         let spoilt: BTreeSet<String> = destroyed.iter().map(|node| name(*node)).collect();
         let at_us = u64::try_from(cluster.elapsed().as_micros()).unwrap_or(u64::MAX);
         for answer in self.notebook.answers() {
-            let holdings = holdings(cluster.machines(), answer.key.as_bytes(), &spoilt)?;
+            let holdings = holdings(cluster.machines(), &Key::plain(&answer.key), &spoilt)?;
             self.notebook.saw(held(&holdings, &answer)?);
             for minters in minters(&holdings, &answer.key) {
                 self.notebook.saw_minters(minters);
@@ -95,7 +97,7 @@ impl Vigil {
         let touched = self.notebook.touched();
         if self.superseded.is_some() {
             for key in touched {
-                let holdings = holdings(cluster.machines(), key.as_bytes(), &spoilt)?;
+                let holdings = holdings(cluster.machines(), &Key::plain(&key), &spoilt)?;
                 self.look_at_superseded(&holdings, &key);
             }
         }
@@ -190,7 +192,7 @@ fn minters(holdings: &[Holding], key: &str) -> Vec<Minters> {
 /// Who holds what an answer tells of.
 fn held(holdings: &[Holding], answer: &Answer) -> Result<Held, String> {
     let [_, body, _] = taken_apart(&answer.context)?;
-    let context = Context::open(&body, CLUSTER, answer.key.as_bytes())?;
+    let context = Context::open(&body, CLUSTER, &Key::plain(&answer.key))?;
     let values: Vec<Vec<Dot>> = answer.values.iter().map(|value| dots(holdings, *value)).collect();
     // Its own value is there, or the record has seen one of its dots; a retry may have taken several.
     let holds = |record: &Record| {
@@ -235,7 +237,7 @@ fn let_go(
     let holds = |record: &Record| includes(&record.context, &hint.context);
     Ok(LetGo {
         holder: holder.node().to_string(),
-        key: String::from_utf8_lossy(&key).into_owned(),
+        key: user_key(&key),
         values: hint.values().iter().map(|value| number(value)).collect(),
         arrived: holding.spoilt || holding.record.as_ref().is_some_and(holds),
         target,

@@ -14,7 +14,7 @@ use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
 use quorate_wire::random::Random;
-use quorate_wire::{LayoutCommand, QuorumReport, Reply, RequestBody, Write};
+use quorate_wire::{Key, LayoutCommand, QuorumReport, Reply, RequestBody, Write};
 
 use crate::cluster::{CLUSTER, ClientMachine, Machine, name, random_of};
 use crate::forgery::{self, Given};
@@ -487,7 +487,7 @@ impl Core {
 
     /// How many of a key's primaries are in the core.
     fn sound_primaries(&self, key: &str) -> u8 {
-        let primaries = self.ring.primaries(self.ring.partition_of(key.as_bytes()));
+        let primaries = self.ring.primaries(self.ring.partition_of(&Key::plain(key)));
         primaries.iter().filter(|node| self.sound.contains(*node)).count() as u8
     }
 
@@ -557,7 +557,7 @@ impl Auditor<'_> {
         let Some((written, put)) = self.put(ALL, Cause::from(context), Some(giver)).await else { return Ok(()) };
         let coordinator = written.evidence().ok_or("no evidence")?.coordinator;
         let [_, body, _] = taken_apart(&written.context().to_bytes())?;
-        let mut context = core::Context::open(&body, CLUSTER, self.key.as_bytes())?;
+        let mut context = core::Context::open(&body, CLUSTER, &Key::plain(self.key))?;
         // Among the node's actors that the key has met, the one that minted this write is the one whose dots show it.
         let shown = written.evidence().and_then(|evidence| evidence.dots.first()).ok_or("no dot")?;
         let actor = context.actors().into_iter().find(|actor| {
@@ -570,7 +570,7 @@ impl Auditor<'_> {
         context.insert(next_but_one);
         let machine = machines.iter().find(|machine| machine.node() == coordinator).ok_or("a stranger coordinates")?;
         // No client can do this: the secret is taken from the node's disk, as if the node itself had issued such a context.
-        let forged = Blob(machine.context_keys()?.seal(&context, CLUSTER, self.key.as_bytes()));
+        let forged = Blob(machine.context_keys()?.seal(&context, CLUSTER, &Key::plain(self.key)));
         self.write_at(machine, random, Action::Delete { cause: Some(put) }, Some(forged)).await;
         self.write_at(machine, random, Action::Put { cause: None }, None).await;
         self.get(ALL).await;
@@ -582,7 +582,7 @@ impl Auditor<'_> {
         let is_put = matches!(action, Action::Put { .. });
         let no = self.notebook.begin(self.who, self.key, ALL, action, now_us());
         let body = RequestBody::Write(Write {
-            key: Blob::copy_from(self.key.as_bytes()),
+            key: Key::plain(self.key),
             value: is_put.then(|| Blob(value(no, VALUE_LEN_MIN))),
             context,
             op_id: OpId(random.u128()),
@@ -817,7 +817,7 @@ impl Worker {
     /// to the last.
     async fn scan(&mut self, key: &str, terms: Terms) {
         let ring = self.ring.get_or_insert_with(|| self.plan.ring()).clone();
-        let partition = ring.partition_of(key.as_bytes());
+        let partition = ring.partition_of(&Key::plain(key));
         let timeout = Duration::from_millis(self.plan.workload.timeout_ms.into());
         let page_size = 1 + self.random.below(10) as u32;
         let scanner = self.client.scan().r(terms.r).page_size(page_size).timeout(timeout);
@@ -844,7 +844,7 @@ impl Worker {
             last = Some(page.quorum);
         }
         let keys = (0..self.plan.workload.keys).map(key_text);
-        let covered = |key: &str| match ring.partition_of(key.as_bytes()) {
+        let covered = |key: &str| match ring.partition_of(&Key::plain(key)) {
             other if several => other >= partition,
             other => other == partition,
         };

@@ -42,8 +42,8 @@ use quorate_wire::codec::Blob;
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId, Partition};
 use quorate_wire::random::Random;
 use quorate_wire::{
-    CONTEXT_LEN_MAX, KEY_LEN_MAX, LayoutCommand, Read, RepairCommand, Reply, Request, RequestBody, Scan, ScanPosition,
-    VALUE_LEN_MAX, Write,
+    BucketId, CONTEXT_LEN_MAX, KEY_LEN_MAX, Key, KeyPrefix, LayoutCommand, Read, RepairCommand, Reply, Request,
+    RequestBody, Scan, ScanPosition, VALUE_LEN_MAX, Write,
 };
 use tokio::sync::mpsc;
 
@@ -75,7 +75,7 @@ fn a_strict_repetition_of_a_write_that_a_fallback_has_minted_is_answered() {
             admin: false,
             timeout_ms: 3000,
             body: Body::Write {
-                key: blob("k1"),
+                key: Key::plain("k1"),
                 value: Some(blob("v")),
                 context: Shown::Nothing,
                 op: 3,
@@ -122,7 +122,7 @@ struct Asked {
 #[derive(Debug, Clone)]
 enum Body {
     Write {
-        key: Blob,
+        key: Key,
         value: Option<Blob>,
         context: Shown,
         op: u128,
@@ -164,13 +164,33 @@ fn node(number: u8) -> NodeId {
     NodeId::new(&name(number)).expect("legal")
 }
 
-fn key() -> impl Strategy<Value = Blob> {
+fn key() -> impl Strategy<Value = Key> {
+    let other = (0..3u32, 0..4u8, select(vec!["", "s", "t"])).prop_map(|(bucket, number, sort_key)| {
+        Key::new(BucketId(bucket), format!("k{number}").as_bytes(), sort_key.as_bytes())
+    });
     prop_oneof![
-        12 => (0..4u8).prop_map(|number| blob(&format!("k{number}"))),
-        1 => Just(blob("")),
-        1 => Just(Blob(vec![b'k'; KEY_LEN_MAX].into())),
-        1 => Just(Blob(vec![b'k'; KEY_LEN_MAX + 1].into())),
-        1 => vec(any::<u8>(), 1..20).prop_map(|bytes| Blob(bytes.into())),
+        12 => (0..4u8).prop_map(|number| Key::plain(format!("k{number}"))),
+        1 => Just(Key::plain("")),
+        1 => Just(Key::plain([b'k'; KEY_LEN_MAX])),
+        1 => Just(Key::plain([b'k'; KEY_LEN_MAX + 1])),
+        1 => vec(any::<u8>(), 1..20).prop_map(Key::plain),
+        2 => other,
+    ]
+}
+
+/// Peers may send bytes that are no key.
+fn key_bytes() -> impl Strategy<Value = Blob> {
+    prop_oneof![
+        12 => key().prop_map(Blob::from),
+        1 => vec(any::<u8>(), 0..20).prop_map(|bytes| Blob(bytes.into())),
+    ]
+}
+
+fn prefix() -> impl Strategy<Value = KeyPrefix> {
+    prop_oneof![
+        4 => Just(KeyPrefix::default()),
+        4 => key().prop_map(|key| KeyPrefix::new(key.parts().bucket(), &key.partition_key())),
+        1 => key().prop_map(|key| KeyPrefix::of_partition_key(key.parts().bucket(), &key.partition_key(), b"s")),
     ]
 }
 
@@ -233,7 +253,7 @@ fn layout_command() -> impl Strategy<Value = LayoutCommand> {
 
 fn scan() -> impl Strategy<Value = Scan> {
     let limit = select(vec![0u32, 1, 3, 10_000, 10_001, u32::MAX]);
-    (partition(), option::of(key()), partition(), limit, option::of(key()), any::<bool>(), quorum()).prop_map(
+    (partition(), option::of(key_bytes()), partition(), limit, prefix(), any::<bool>(), quorum()).prop_map(
         |(partition, after, until, limit, prefix, keys_only, r)| {
             let from = ScanPosition { partition, after };
             Scan { from, until, limit, prefix, keys_only, r }
@@ -316,7 +336,8 @@ fn leaves() -> impl Strategy<Value = LeafSet> {
 }
 
 fn heal() -> impl Strategy<Value = HealRequest> {
-    let offer = (key(), sum(), option::of(record())).prop_map(|(key, digest, record)| Offer { key, digest, record });
+    let offer =
+        (key_bytes(), sum(), option::of(record())).prop_map(|(key, digest, record)| Offer { key, digest, record });
     prop_oneof![
         vec((partition(), sum()), 0..20).prop_map(|roots| HealRequest::Roots(Roots { roots })),
         (partition(), vec(sum(), 300..301)).prop_map(|(partition, sums)| HealRequest::Roots(Roots {
@@ -324,11 +345,11 @@ fn heal() -> impl Strategy<Value = HealRequest> {
         })),
         (partition(), prop_oneof![vec(sum(), 16..17), vec(sum(), 0..20)])
             .prop_map(|(partition, groups)| HealRequest::Groups(Groups { partition, groups })),
-        (partition(), leaves(), option::of(key())).prop_map(|(partition, leaves, after)| HealRequest::List(List {
+        (partition(), leaves(), option::of(key_bytes())).prop_map(|(partition, leaves, after)| HealRequest::List(List {
             partition,
             leaves,
             after
-        })),
+        }))),
         (partition(), vec(offer, 0..5))
             .prop_map(|(partition, offers)| HealRequest::Exchange(Exchange { partition, offers })),
         (partition(), leaves()).prop_map(|(partition, leaves)| HealRequest::Recount(Recount { partition, leaves })),
@@ -346,14 +367,14 @@ fn context_keys() -> impl Strategy<Value = ContextKeys> {
 fn peer_body() -> impl Strategy<Value = PeerBody> {
     let limit = select(vec![0u32, 1, 3, 10_000, u32::MAX]);
     prop_oneof![
-        4 => (label(), key(), record()).prop_map(|(label, key, record)| PeerBody::Replicate(Replicate { label, key, record })),
-        4 => (label(), 0..6u8, key(), record())
+        4 => (label(), key_bytes(), record()).prop_map(|(label, key, record)| PeerBody::Replicate(Replicate { label, key, record })),
+        4 => (label(), 0..6u8, key_bytes(), record())
             .prop_map(|(label, target, key, record)| PeerBody::Hint(KeepHint { label, target: node(target), key, record })),
-        3 => (label(), vec((key(), record()), 0..4)).prop_map(|(label, entries)| PeerBody::Handoff(HandOver { label, entries })),
-        2 => (label(), key(), option::of(any::<u128>()), any::<bool>())
+        3 => (label(), vec((key_bytes(), record()), 0..4)).prop_map(|(label, entries)| PeerBody::Handoff(HandOver { label, entries })),
+        2 => (label(), key_bytes(), option::of(any::<u128>()), any::<bool>())
             .prop_map(|(label, key, held, durable)| PeerBody::Fetch(Fetch { label, key, held, durable, r: 2 })),
-        2 => (label(), key()).prop_map(|(label, key)| PeerBody::FetchHint(FetchHint { label, key })),
-        3 => (label(), partition(), option::of(key()), limit)
+        2 => (label(), key_bytes()).prop_map(|(label, key)| PeerBody::FetchHint(FetchHint { label, key })),
+        3 => (label(), partition(), option::of(key_bytes()), limit)
             .prop_map(|(label, partition, after, limit)| PeerBody::FetchRange(FetchRange { label, partition, after, limit, r: 2 })),
         8 => (label(), heal()).prop_map(|(label, request)| PeerBody::Heal(Heal { label, request })),
         1 => Just(PeerBody::LayoutState(GetLayout)),

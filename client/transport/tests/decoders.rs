@@ -5,11 +5,11 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use quorate_wire::codec::{self, Blob};
 use quorate_wire::ids::{LayoutVersion, OpId};
-use quorate_wire::{NotApplied, Reply, Request, RequestBody, Response, Write, Written};
+use quorate_wire::{Key, NotApplied, Reply, Request, RequestBody, Response, Write, Written};
 
 fn request(key: Vec<u8>, value: Option<Vec<u8>>) -> Request {
     let write = Write {
-        key: Blob(key.into()),
+        key: Key::plain(key),
         value: value.map(|value| Blob(value.into())),
         context: Some(Blob::copy_from(b"context")),
         op_id: OpId(7),

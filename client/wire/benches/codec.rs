@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use quorate_wire::Quorum;
 use quorate_wire::codec::{Blob, decode, encode};
 use quorate_wire::ids::{LayoutVersion, OpId};
-use quorate_wire::{Acks, Found, QuorumReport, Reply, Request, RequestBody, Response, Write};
+use quorate_wire::{Acks, Found, Key, QuorumReport, Reply, Request, RequestBody, Response, Write};
 
 const VALUE_LENS: [usize; 2] = [1 << 10, 64 << 10];
 
@@ -18,7 +18,7 @@ fn blob(len: usize) -> Blob {
 /// A put with the context of a read, as [`quorate_client::Client::put`] sends it.
 fn put(value_len: usize) -> Request {
     let write = Write {
-        key: blob(24),
+        key: Key::plain([0xa5; 24]),
         value: Some(blob(value_len)),
         context: Some(blob(CONTEXT_LEN)),
         op_id: OpId(7),

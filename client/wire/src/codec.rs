@@ -10,7 +10,9 @@ use serde::de::{self, DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// The version of all encodings of this release. A decoder refuses any other with a clear error.
-pub const CODEC_VERSION: u8 = 1;
+///
+/// Version 1 had users' keys where version 2 has encoded ones ([`crate::key`]).
+pub const CODEC_VERSION: u8 = 2;
 
 /// How deeply a message may be nested; the deepest legal one has 12 levels.
 const DEPTH_MAX: usize = 24;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use crate::key::key_hash;
+
 /// The name of a node: 1 to 31 characters, lower-case letters, digits and `-`, beginning and ending with a letter or digit.
 ///
 /// An operator chooses it; the node's certificate binds it. It is the same after a restart and with a new disk, so nothing
@@ -247,25 +249,11 @@ impl fmt::Display for Partition {
     }
 }
 
-/// The place of a key on the ring: XXH3-64 with seed 0, fixed for ever (a test vector holds it).
-pub fn key_hash(key: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(key)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn key_hash_is_fixed_for_ever() {
-        assert_eq!(key_hash(b"greeting"), KEY_HASH_OF_GREETING);
-        assert_eq!(key_hash(b""), 0x2d06_8005_38d3_94c2);
-    }
-
-    /// Computed once; a change of it would move every key of every cluster.
-    const KEY_HASH_OF_GREETING: u64 = 2_290_091_270_614_255_425;
 
     #[test]
     fn node_ids_are_checked() {

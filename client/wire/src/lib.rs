@@ -10,6 +10,7 @@
 pub mod codec;
 pub mod fault_points;
 pub mod ids;
+pub mod key;
 pub mod random;
 pub mod story;
 
@@ -27,6 +28,7 @@ pub use admin::{
 };
 pub use evidence::{Asked, Evidence, Role};
 pub use failure::{Failure, NotApplied};
+pub use key::{BucketId, ENCODED_KEY_LEN_MAX, KEY_LEN_MAX, Key, KeyPrefix};
 pub use quorum::Quorum;
 pub use reply::{Acks, Found, QuorumReport, Reply, Response, RouteTable, ScanEntry, Scanned, Written};
 pub use request::{Read, Request, RequestBody, Scan, ScanPosition, Write};
@@ -35,8 +37,6 @@ pub use time::{parse_time, time_text};
 /// The application protocol that clients ask for in the TLS handshake.
 pub const ALPN_CLIENT: &[u8] = b"quorate-client/1";
 
-/// The longest key, in bytes; a key has at least one.
-pub const KEY_LEN_MAX: usize = 1024;
 /// The largest value, in bytes.
 pub const VALUE_LEN_MAX: usize = 1 << 20;
 /// The largest context, in bytes.

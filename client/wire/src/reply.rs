@@ -9,6 +9,7 @@ use crate::codec::Blob;
 use crate::evidence::Evidence;
 use crate::failure::Failure;
 use crate::ids::{LayoutVersion, NodeId};
+use crate::key::Key;
 use crate::request::ScanPosition;
 
 /// A node's answer.
@@ -120,7 +121,7 @@ pub struct Scanned {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScanEntry {
     /// The key.
-    pub key: Blob,
+    pub key: Key,
     /// Its live values, at least one; none with [`Scan::keys_only`](crate::Scan::keys_only).
     pub values: Vec<Blob>,
     /// As [`Found::context`]; with [`Scan::keys_only`](crate::Scan::keys_only) one that has seen nothing.

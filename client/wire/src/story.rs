@@ -21,8 +21,9 @@
 //! A client asks and is told without a `node`; `to` and `from` are then addresses. Whatever else is told has an `act` that can
 //! be read as a predicate: "n1 *mints*", "n2 *keeps a hint*". Listeners show acts that they do not know with all their fields.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
+use crate::key::KeyParts;
 use crate::{Failure, Reply, RequestBody};
 
 /// The target of all events.
@@ -42,9 +43,18 @@ pub fn is_told() -> bool {
     tracing::enabled!(target: TARGET, tracing::Level::TRACE)
 }
 
-/// A key, or any other bytes, as text.
+/// An encoded [`Key`](crate::Key) as its user knows it; any other bytes as text.
 pub fn text(bytes: &[u8]) -> impl Display + '_ {
-    bytes.escape_ascii()
+    struct Text<'a>(&'a [u8]);
+    impl Display for Text<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match KeyParts::of(self.0) {
+                Ok(parts) => parts.fmt(f),
+                Err(_) => self.0.escape_ascii().fmt(f),
+            }
+        }
+    }
+    Text(bytes)
 }
 
 /// What a request asks for, and of which key; nothing for requests that are about no single key's data.
@@ -86,13 +96,7 @@ mod tests {
 
     #[test]
     fn requests_and_answers_are_said_in_a_few_words() {
-        let read = Read {
-            key: crate::codec::Blob::copy_from(b"k\n"),
-            r: None,
-            strict: false,
-            explain: false,
-            monotonic: false,
-        };
+        let read = Read { key: crate::Key::plain(b"k\n"), r: None, strict: false, explain: false, monotonic: false };
         let body = RequestBody::Read(read);
         let (what, key) = asked(&body).expect("it is about a key");
         assert_eq!((what, text(key).to_string().as_str()), ("get", "k\\n"));

@@ -284,8 +284,9 @@ impl Parts {
     }
 }
 
-/// The version of what clients get. Version 1 was the body alone, which anybody can make.
-const VERSION: u8 = 2;
+/// The version of what clients get. Version 1 was the body alone, which anybody can make; version 2 was of a user's key, not of an encoded
+/// one.
+const VERSION: u8 = 3;
 /// A name's number and id.
 const NAME_LEN: usize = 4 + 8;
 /// Half of what HMAC-SHA256 gives: nobody guesses 128 bits.
@@ -300,6 +301,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use quorate_wire::codec;
+    use quorate_wire::{BucketId, Key};
     use xxhash_rust::xxh3::xxh3_128;
 
     use super::super::version::tests::{contexts, dot};
@@ -348,7 +350,7 @@ mod tests {
         assert!(why(&keys, vec![VERSION; CONTEXT_LEN_MAX + 1], CLUSTER, KEY).contains("at most 65536"));
         // As they were before there were codes: anybody can make them.
         let old = context.seal(CLUSTER, KEY);
-        assert_eq!(why(&keys, old, CLUSTER, KEY), "version 1 is unknown, this node speaks 2");
+        assert_eq!(why(&keys, old, CLUSTER, KEY), "version 1 is unknown, this node speaks 3");
     }
 
     #[test]
@@ -448,13 +450,40 @@ mod tests {
     /// Fixed for ever: what clients have kept must open after an update of the node.
     #[test]
     fn what_was_sealed_once_opens() {
-        let sealed = keys(5).seal(&context(), CLUSTER, KEY);
-        let hex: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, SEALED);
+        let hex = |key: &[u8]| {
+            let sealed = keys(5).seal(&context(), CLUSTER, key);
+            sealed.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        assert_eq!(hex(KEY), SEALED);
+        assert_eq!(hex(&Key::plain("key")), SEALED_PLAIN);
+        assert_eq!(hex(&Key::new(BucketId(1), b"key", b"s")), SEALED_S_IN_BUCKET_1);
     }
 
-    const SEALED: &str = "020000000194d0d84fcbbab97b0100000000000000000000000000000007a4bdf4e564564cf8bbea0d63a05165e302026e30\
-        010000000000000000000101026e310100000000000000000700268636c1694f4450acde5004d405267f5c52d3fd";
+    const SEALED_PLAIN: &str = "030000000194d0d84fcbbab97b01000000000000000000000000000000073c8c88879d88aef8a2d77590\
+        5697879b02026e30010000000000000000000101026e310100000000000000000700aee5da058c1bed1bea302baec9209fd2\
+        6946f863";
+    const SEALED_S_IN_BUCKET_1: &str = "030000000194d0d84fcbbab97b01000000000000000000000000000000073363aee5acca9d90\
+        7a75d14f17b75ad602026e30010000000000000000000101026e310100000000000000000700a27037c156d44d31e0f36be7\
+        0aef6e7d8493df9e";
+
+    #[test]
+    fn a_context_is_of_one_bucket_and_of_one_sort_key() {
+        let named = |bucket, sort_key: &[u8]| Key::new(BucketId(bucket), b"key", sort_key);
+        let all = [named(0, b""), named(1, b""), named(0, b"s"), named(1, b"s"), named(0, b"t")];
+        for (at, key) in all.iter().enumerate() {
+            let sealed = keys(1).seal(&context(), CLUSTER, key);
+            for (of, other) in all.iter().enumerate() {
+                match of == at {
+                    true => assert_eq!(keys(1).open(&sealed, CLUSTER, other), Ok(context())),
+                    false => assert_eq!(why(&keys(1), sealed.clone(), CLUSTER, other), "it belongs to another key"),
+                }
+            }
+        }
+    }
+
+    const SEALED: &str = "030000000194d0d84fcbbab97b0100000000000000000000000000000007a4bdf4e564564cf8bbea0d63a05165\
+        e302026e30010000000000000000000101026e310100000000000000000700268636c1fc4ec1db6aa8ff607b0505602ced19\
+        6a";
 
     fn some_keys() -> impl Strategy<Value = ContextKeys> {
         vec((1..4u32, 0..5u8), 0..=KEYS_MAX).prop_map(|keys| {

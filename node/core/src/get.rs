@@ -424,7 +424,10 @@ mod tests {
         }
         let sibling = |counter: &u64| {
             let value = Blob(Bytes::from(counter.to_string()));
-            (dot(*counter), Sibling { value, op_id: OpId((*counter).into()), value_hash: *counter })
+            (
+                dot(*counter),
+                Sibling { value, op_id: OpId((*counter).into()), value_hash: *counter, value_type: 0, time: 0 },
+            )
         };
         Record { siblings: live.iter().map(sibling).collect(), context }
     }

@@ -5,7 +5,8 @@
 //!   hints    length of the target's name, u8 | name | hash, u64 BE | key     those for one node are one range
 //! ```
 //!
-//! Both are formats on disks: test vectors hold them.
+//! Both are formats on disks: test vectors hold them. The key is an encoded one ([`quorate_wire::key`]): its hash covers bucket and
+//! partition key, so that all records of a partition key lie side by side, in the order of their sort keys.
 
 use bytes::Bytes;
 use quorate_wire::ids::{NodeId, Partition, key_hash};
@@ -92,6 +93,8 @@ const HASH_LEN: usize = 8;
 mod tests {
     use proptest::prelude::*;
 
+    use quorate_wire::{BucketId, Key};
+
     use super::*;
 
     fn node(name: &str) -> NodeId {
@@ -101,11 +104,14 @@ mod tests {
     /// Disks hold it.
     #[test]
     fn places_are_fixed_for_ever() {
-        assert_eq!(data_key(b"k").escape_ascii().to_string(), DATA_K);
-        assert_eq!(hint_key(node("n1"), b"k").escape_ascii().to_string(), format!("\\x02n1{DATA_K}"));
+        for (key, place) in [(Key::plain("k"), DATA_K), (Key::new(BucketId(1), b"k", b"s"), DATA_K_S_IN_BUCKET_1)] {
+            assert_eq!(data_key(&key).escape_ascii().to_string(), place);
+            assert_eq!(hint_key(node("n1"), &key).escape_ascii().to_string(), format!("\\x02n1{place}"));
+        }
     }
 
-    const DATA_K: &str = "\\xa9!\\xe3pO\\xda\\x88\\x1dk";
+    const DATA_K: &str = "\\xa9!\\xe3pO\\xda\\x88\\x1d\\x00\\x00\\x00\\x00k\\x00\\x01";
+    const DATA_K_S_IN_BUCKET_1: &str = "\\xfe$\\xb3i\\x8b\\\\<\\x0e\\x00\\x00\\x00\\x01k\\x00\\x01s";
 
     #[test]
     fn nothing_is_left_behind_the_last_place() {
@@ -145,6 +151,24 @@ mod tests {
                 (0..256).filter(|leaf| lies_in(&leaves(own, *leaf, leaf + 1, partitions), &place)).collect();
             prop_assert_eq!(in_leaf.len(), 1);
             prop_assert!(lies_in(&leaves(own, 0, 256, partitions), &place));
+        }
+
+        /// What lies between two records of a partition key is of that partition key as well.
+        #[test]
+        fn records_of_a_partition_key_lie_side_by_side_in_the_order_of_their_sort_keys(
+            bucket in 0..3u32, name in prop::collection::vec(0..3u8, 0..4), sort_keys in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..4), 2),
+            other in (0..3u32, prop::collection::vec(0..3u8, 0..4), prop::collection::vec(any::<u8>(), 0..4)),
+        ) {
+            let place = |sort_key: &[u8]| data_key(&Key::new(BucketId(bucket), &name, sort_key));
+            let (one, two) = (place(&sort_keys[0]), place(&sort_keys[1]));
+            prop_assert_eq!(one.cmp(&two), sort_keys[0].cmp(&sort_keys[1]));
+            let (first, last) = (one.clone().min(two.clone()), one.max(two));
+            let (of_bucket, of_name, of_sort_key) = &other;
+            let stranger = data_key(&Key::new(BucketId(*of_bucket), of_name, of_sort_key));
+            prop_assert!(!(first < stranger && stranger < last) || (*of_bucket, of_name) == (bucket, &name));
+            let hint = |place: &[u8]| hint_key(node("n1"), &key_of_data(&Bytes::copy_from_slice(place)));
+            prop_assert_eq!(hint(&first).cmp(&hint(&last)), first.cmp(&last), "hints lie alike");
+            prop_assert_eq!(hint(&first) == hint(&stranger), first == stranger, "each record has a hint of its own");
         }
 
         #[test]

@@ -4,7 +4,7 @@
 //! Eventually Consistent Data Stores" (2015), in the explicit-dot form:
 //!
 //! ```text
-//! { siblings: dot -> (value, op_id), .. | context: every dot that this record has ever had or been told of }
+//! { siblings: dot -> (value, op_id, type, time), .. | context: every dot that this record has ever had or been told of }
 //! ```
 //!
 //! A dot that the context covers and that is not among the siblings has been replaced or deleted. Invariant: the context
@@ -29,18 +29,22 @@ pub struct Sibling {
     pub op_id: OpId,
     /// XXH3-64 of the value.
     pub value_hash: u64,
+    /// What the bytes of the value mean: 0, bytes as the client gave them, is all that this release writes and reads.
+    pub value_type: u8,
+    /// A time that belongs to the write; 0, none, is all that this release writes and reads.
+    pub time: u64,
 }
 
 impl Sibling {
     /// Hashes the value.
     pub fn new(value: Blob, op_id: OpId) -> Self {
         let value_hash = xxh3_64(&value);
-        Self { value, op_id, value_hash }
+        Self { value, op_id, value_hash, value_type: PLAIN, time: NO_TIME }
     }
 
     /// What decides between two values of one dot, on every replica alike.
-    fn rank(&self) -> (u64, OpId) {
-        (self.value_hash, self.op_id)
+    fn rank(&self) -> (u64, OpId, u8, u64) {
+        (self.value_hash, self.op_id, self.value_type, self.time)
     }
 }
 
@@ -160,7 +164,7 @@ impl Record {
         }
     }
 
-    /// 128 bits of (key, dots, operations, value hashes, context): the same on two replicas exactly if they hold the same.
+    /// 128 bits of (key, dots, operations, types, times, value hashes, context): the same on two replicas exactly if they hold the same.
     /// Digest reads and anti-entropy build on it.
     pub fn digest(&self, key: &[u8]) -> u128 {
         let mut hasher = Xxh3::new();
@@ -173,9 +177,12 @@ impl Record {
     /// For disk and peers. Equal records are equal bytes; the checksum is the storage layer's.
     ///
     /// ```text
-    /// version u8 = 1 | context | siblings
-    ///   index of the dot's actor in the context | counter | operation, 16 bytes | value length | value
+    /// version u8 = 2 | context | siblings
+    ///   index of the dot's actor in the context | counter | operation, 16 bytes | type u8 | time | value length | value
     /// ```
+    ///
+    /// Type and time are seats: both are 0 in this release. A release that gives them a meaning need not raise the version, because
+    /// [`decode`](Self::decode) refuses what it does not know, as [newer](DecodeError::Newer).
     pub fn encode(&self) -> Bytes {
         let mut bytes = Vec::with_capacity(self.encoded_len());
         bytes.push(RECORD_VERSION);
@@ -199,41 +206,52 @@ impl Record {
     /// What [`encode`](Self::encode) wrote. Values are slices of `bytes`, not copies.
     ///
     /// # Errors
-    /// When the bytes are of an unknown version or anything but the encoding of one record; the text says what is wrong. Any
-    /// bytes may be given; memory use is bounded.
-    pub fn decode(bytes: &Bytes) -> Result<Self, String> {
+    /// When the bytes are of an unknown version or anything but the encoding of one record; the error says what is wrong, and whether
+    /// that is damage. Any bytes may be given; memory use is bounded.
+    pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let of_version = |version: u8| format!("record version {version} is unknown, this node knows {RECORD_VERSION}");
         match bytes.first() {
-            None => return Err("the record is empty".into()),
+            None => return Err(DecodeError::Damaged("the record is empty".into())),
             Some(&RECORD_VERSION) => {}
-            Some(version) => {
-                return Err(format!("record version {version} is unknown, this node knows {RECORD_VERSION}"));
-            }
+            Some(version) if *version > RECORD_VERSION => return Err(DecodeError::Newer(of_version(*version))),
+            Some(version) => return Err(DecodeError::Damaged(of_version(*version))),
         }
         let mut source = Source::new(bytes.slice(1..));
         let context = Context::decode(&mut source)?;
         let actors = context.actors();
         let count = source.number("the number of siblings")?;
         if count > DECODED_SIBLINGS_MAX {
-            return Err(format!("{count} siblings are above the limit of {DECODED_SIBLINGS_MAX}"));
+            return Err(format!("{count} siblings are above the limit of {DECODED_SIBLINGS_MAX}").into());
         }
-        let mut siblings = BTreeMap::new();
+        let (mut siblings, mut newer) = (BTreeMap::new(), None);
         let mut last = None;
         for _ in 0..count {
             let actor = sibling_actor(&actors, source.number("a sibling's actor")?)?;
             let dot = Dot { actor, counter: source.number("a sibling's counter")? };
             if last.is_some_and(|last| last >= dot) {
-                return Err(format!("sibling {dot} is out of order"));
+                return Err(format!("sibling {dot} is out of order").into());
             }
             if dot.counter == 0 || !context.covers(&dot) {
-                return Err(format!("sibling {dot} is not in the record's context"));
+                return Err(format!("sibling {dot} is not in the record's context").into());
             }
             last = Some(dot);
             let op_id = OpId(u128::from_be_bytes(source.array("an operation")?));
+            let [value_type] = source.array("a value's type")?;
+            let time = source.number("a value's time")?;
+            if (value_type, time) != (PLAIN, NO_TIME) {
+                newer = newer.or(Some((dot, value_type, time)));
+            }
             let len = source.number("a value's length")?;
             siblings.insert(dot, Sibling::new(Blob(source.bytes(len, "a value")?), op_id));
         }
         source.end()?;
-        Ok(Self { siblings, context })
+        // Said last, so that it is said of whole records only.
+        match newer {
+            Some((dot, value_type, time)) => Err(DecodeError::Newer(format!(
+                "sibling {dot} has type {value_type} and time {time}, this node knows type {PLAIN} and time {NO_TIME}"
+            ))),
+            None => Ok(Self { siblings, context }),
+        }
     }
 
     fn encode_with<S: Sink>(&self, sink: &mut S, value: impl Fn(&mut S, &Sibling)) {
@@ -245,6 +263,8 @@ impl Record {
             sink.put_number(index as u64);
             sink.put_number(dot.counter);
             sink.put(&sibling.op_id.0.to_be_bytes());
+            sink.put(&[sibling.value_type]);
+            sink.put_number(sibling.time);
             value(sink, sibling);
         }
     }
@@ -255,8 +275,30 @@ fn sibling_actor(actors: &[Actor], index: u64) -> Result<Actor, String> {
     actor.ok_or_else(|| format!("a sibling names actor {index} of {}", actors.len()))
 }
 
-/// The version of encoded records.
-const RECORD_VERSION: u8 = 1;
+/// Why bytes are not decoded to a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// They are the encoding of no record.
+    #[error("{0}")]
+    Damaged(String),
+    /// A newer release has written them, and they are as it has written them as far as this one can tell. So this is no loss: nobody
+    /// has to make up for it, and nothing may take the record's place.
+    #[error("a newer version of quorate has written it: {0}")]
+    Newer(String),
+}
+
+impl From<String> for DecodeError {
+    fn from(damage: String) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+/// The version of encoded records. Version 1 had no type and no time.
+const RECORD_VERSION: u8 = 2;
+/// The type of values that are bytes as the client gave them.
+const PLAIN: u8 = 0;
+/// The time of writes that have none.
+const NO_TIME: u64 = 0;
 /// The most siblings that are decoded: bounds memory (about 10 MiB beside the values) when the bytes are garbage. Coordinators
 /// mint up to 100, a merge joins those of at most 255.
 const DECODED_SIBLINGS_MAX: u64 = 1 << 16;
@@ -392,22 +434,25 @@ pub(crate) mod tests {
         record.mint(dot(0, 1), OpId(1), Some(blob("a")), &Context::new());
         record.mint(dot(0, 2), OpId(2), Some(blob("b")), &Context::new());
         let good = record.encode().to_vec();
-        let why = |bytes: Vec<u8>| Record::decode(&bytes.into()).expect_err("refused");
+        let why = |bytes: Vec<u8>| match Record::decode(&bytes.into()).expect_err("refused") {
+            DecodeError::Damaged(why) => why,
+            DecodeError::Newer(why) => panic!("it is damaged, not newer: {why}"),
+        };
         assert!(why(vec![]).contains("empty"));
-        assert!(why(vec![2]).contains("version 2"));
+        assert!(why(vec![1]).contains("version 1"));
         assert!(why([&good[..], &[0]].concat()).contains("follow"));
         for len in 1..good.len() {
             why(good[..len].to_vec());
         }
-        // One sibling is 1 + 1 + 16 + 1 + 1 bytes; before the two stands their number.
-        let (head, siblings) = good.split_at(good.len() - 40);
-        assert!(why([head, &siblings[20..], &siblings[..20]].concat()).contains("out of order"));
-        assert!(why([head, &siblings[..20], &siblings[..20]].concat()).contains("out of order"));
+        // One sibling is 1 + 1 + 16 + 1 + 1 + 1 + 1 bytes; before the two stands their number.
+        let (head, siblings) = good.split_at(good.len() - 44);
+        assert!(why([head, &siblings[22..], &siblings[..22]].concat()).contains("out of order"));
+        assert!(why([head, &siblings[..22], &siblings[..22]].concat()).contains("out of order"));
         let mut uncovered = good.clone();
-        uncovered[good.len() - 19] = 3;
+        uncovered[good.len() - 21] = 3;
         assert!(why(uncovered).contains("not in the record's context"));
         let mut stranger = good.clone();
-        stranger[good.len() - 20] = 1;
+        stranger[good.len() - 22] = 1;
         assert!(why(stranger).contains("actor 1 of 1"));
         let mut many = head[..head.len() - 1].to_vec();
         many.put_number(u64::MAX);
@@ -415,6 +460,65 @@ pub(crate) mod tests {
         let mut most = head[..head.len() - 1].to_vec();
         most.put_number(DECODED_SIBLINGS_MAX);
         assert!(!why(most).contains("above the limit"), "it just ends too early");
+    }
+
+    /// The seats for a type and a time, as a later release fills them.
+    fn typed(value_type: u8, time: u64) -> Record {
+        let mut record = Record::default();
+        record.mint(dot(0, 1), OpId(1), Some(blob("a")), &Context::new());
+        record.mint(dot(1, 7), OpId(2), Some(blob("b")), &Context::new());
+        let sibling = record.siblings.get_mut(&dot(1, 7)).expect("just minted");
+        (sibling.value_type, sibling.time) = (value_type, time);
+        record
+    }
+
+    /// Disks and messages hold it.
+    #[test]
+    fn the_format_is_fixed_for_ever() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(hex(&typed(0, 0).encode()), ENCODED);
+        assert_eq!(hex(&typed(3, 300).encode()), ENCODED_WITH_TYPE_AND_TIME);
+        assert_eq!(format!("{:032x}", typed(0, 0).digest(b"k")), DIGEST);
+        assert_eq!(format!("{:032x}", typed(3, 300).digest(b"k")), DIGEST_WITH_TYPE_AND_TIME);
+    }
+
+    const ENCODED: &str = "0202026e300100000000000000000100026e3101000000000000000007000200010000000000000000000000\
+        00000000010000016101070000000000000000000000000000000200000162";
+    const ENCODED_WITH_TYPE_AND_TIME: &str = "0202026e300100000000000000000100026e3101000000000000000007000200010000\
+        00000000000000000000000000010000016101070000000000000000000000000000000203ac020162";
+    const DIGEST: &str = "0cbe7a0589dec78f2d897ecfcd906bbf";
+    const DIGEST_WITH_TYPE_AND_TIME: &str = "1ccc12571a08d7e11f26ea7e7fff9a83";
+
+    #[test]
+    fn what_a_newer_version_has_written_is_refused_and_is_not_called_damage() {
+        for (value_type, time, named) in [(1, 0, "type 1"), (0, 1, "time 1"), (255, u64::MAX, "type 255")] {
+            let bytes = typed(value_type, time).encode();
+            assert_eq!(bytes.len(), typed(value_type, time).encoded_len());
+            let refused = Record::decode(&bytes).expect_err("newer");
+            assert!(matches!(&refused, DecodeError::Newer(why) if why.contains(named)), "{refused}");
+            assert!(refused.to_string().contains("newer version of quorate"), "{refused}");
+            // Where the rest is not whole that is what is said.
+            for len in 0..bytes.len() {
+                let cut = Record::decode(&bytes.slice(..len));
+                assert!(matches!(cut, Err(DecodeError::Damaged(_))), "cut to {len}: {cut:?}");
+            }
+        }
+        let version = Record::decode(&Bytes::from_static(&[3])).expect_err("newer");
+        assert!(matches!(&version, DecodeError::Newer(why) if why.contains("version 3")), "{version}");
+    }
+
+    #[test]
+    fn type_and_time_are_part_of_a_records_digest_and_of_what_decides_between_two_values() {
+        let all = [typed(0, 0), typed(1, 0), typed(0, 1), typed(1, 1), typed(1, 256)];
+        for (at, one) in all.iter().enumerate() {
+            for other in &all[at + 1..] {
+                assert_ne!(one.digest(b"k"), other.digest(b"k"));
+                let (mut here, mut there) = (one.clone(), other.clone());
+                assert_eq!(here.merge(other, NOTHING).0.incidents, [dot(1, 7)]);
+                there.merge(one, NOTHING);
+                assert_eq!(here, there, "every replica decides alike");
+            }
+        }
     }
 
     #[test]

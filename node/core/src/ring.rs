@@ -147,7 +147,7 @@ impl Ring {
         &self.members
     }
 
-    /// The partition that a key falls into.
+    /// The partition that an encoded key falls into: that of its bucket and partition key.
     pub fn partition_of(&self, key: &[u8]) -> Partition {
         Partition::of(key_hash(key), self.partitions)
     }

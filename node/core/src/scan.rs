@@ -239,7 +239,7 @@ mod tests {
         let mut context = Context::new();
         context.insert(dot);
         let value = Blob(Bytes::from_static(b"0123456789"));
-        let sibling = Sibling { value, op_id: OpId(counter.into()), value_hash: counter };
+        let sibling = Sibling { value, op_id: OpId(counter.into()), value_hash: counter, value_type: 0, time: 0 };
         Record { siblings: live.then_some((dot, sibling)).into_iter().collect(), context }
     }
 

@@ -203,7 +203,7 @@ impl Pair<'_> {
                 let Some(record) = record else { continue };
                 let bytes = key.len() + record.len();
                 self.desk.counters.add(&self.desk.counters.bytes_received, bytes as u64);
-                let record = Record::decode(&record).map_err(|why| format!("its record cannot be decoded: {why}"))?;
+                let Some(record) = found.refused_here.decode(&key, &record)? else { continue };
                 let theirs = record.digest(&key);
                 let merged = match self.desk.merge(self.partition, &key, record, self.peer).await {
                     Ok(merged) => merged,

@@ -101,21 +101,21 @@ impl Desk {
             if self.partition_of(&key)? != partition {
                 return Err(unsupported("a key of another partition".into()));
             }
+            let record = match record {
+                Some(record) => refused.decode(&key, &record).map_err(unsupported)?,
+                None => None,
+            };
             let ours = match record {
-                Some(record) => {
-                    let record = Record::decode(&record)
-                        .map_err(|why| unsupported(format!("the record cannot be decoded: {why}")))?;
-                    match self.merge(partition, &key, record, from).await {
-                        Ok(merged) => {
-                            ticket = Some(merged.ticket);
-                            Some(merged.digest)
-                        }
-                        Err(refusal) => {
-                            refused.note(&key, refusal)?;
-                            None
-                        }
+                Some(record) => match self.merge(partition, &key, record, from).await {
+                    Ok(merged) => {
+                        ticket = Some(merged.ticket);
+                        Some(merged.digest)
                     }
-                }
+                    Err(refusal) => {
+                        refused.note(&key, refusal)?;
+                        None
+                    }
+                },
                 None => None,
             };
             if ours.is_none() || ours != digest.map(|digest| digest.0) {

@@ -18,8 +18,8 @@ use quorate_wire::codec::Blob;
 use quorate_wire::ids::OpId;
 use quorate_wire::random::Random;
 use quorate_wire::{
-    Found, LayoutCommand, LayoutReport, Located, NodeStatus, Read, RepairCommand, RepairReport, Reply, RequestBody,
-    Write, Written,
+    Found, Key, LayoutCommand, LayoutReport, Located, NodeStatus, Read, RepairCommand, RepairReport, Reply,
+    RequestBody, Write, Written,
 };
 use tokio::task::JoinSet;
 
@@ -101,7 +101,7 @@ impl Cluster {
 
     /// Where a key lives.
     pub(crate) async fn locate(&self, key: &Bytes) -> Result<Located, Error> {
-        match self.request(RequestBody::Locate { key: Blob(key.clone()) }).await? {
+        match self.request(RequestBody::Locate { key: Key::plain(key) }).await? {
             Reply::Located(located) => Ok(located),
             other => Err(unexpected(&other)),
         }

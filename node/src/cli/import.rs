@@ -25,7 +25,7 @@ use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{OpId, key_hash};
 use quorate_wire::random::Random;
-use quorate_wire::{Found, Read, Write};
+use quorate_wire::{Found, Key, Read, Write};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -91,7 +91,7 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
             match parsed {
                 Err(why) => reader_job.failed(line, why),
                 Ok(record) => {
-                    let worker = (key_hash(&record.key) % queues.len() as u64) as usize;
+                    let worker = (key_hash(&Key::plain(&record.key)) % queues.len() as u64) as usize;
                     if queues[worker].blocking_send((line, record)).is_err() {
                         return false;
                     }
@@ -193,7 +193,8 @@ impl Job {
         let context = if self.blind {
             before.as_ref().map(|before| before.context.clone())
         } else {
-            let found = self.until_certain(self.retry_for, |_| self.read(&record.key)).await?;
+            let key = Key::plain(&record.key);
+            let found = self.until_certain(self.retry_for, |_| self.read(&key)).await?;
             if is_same(&record.values, &found.values) {
                 return Ok(&self.tally.unchanged);
             }
@@ -212,7 +213,7 @@ impl Job {
         for value in &record.values {
             let op_id = if self.blind { blind_op_id(&record.key, value, last) } else { self.cluster.op_id() };
             let write = Write {
-                key: Blob(record.key.clone()),
+                key: Key::plain(&record.key),
                 value: Some(Blob(value.clone())),
                 context: context.clone(),
                 op_id,
@@ -288,8 +289,8 @@ impl Job {
         }
     }
 
-    async fn read(&self, key: &Bytes) -> Result<Found, Error> {
-        let read = Read { key: Blob(key.clone()), r: self.r, strict: false, monotonic: false, explain: false };
+    async fn read(&self, key: &Key) -> Result<Found, Error> {
+        let read = Read { key: key.clone(), r: self.r, strict: false, monotonic: false, explain: false };
         self.cluster.read(read).await
     }
 

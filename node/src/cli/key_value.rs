@@ -3,7 +3,7 @@
 use comfy_table::Table;
 use quorate_client::error::Error;
 use quorate_wire::codec::Blob;
-use quorate_wire::{Evidence, Found, NotApplied, QuorumReport, Read, Role, Write, Written};
+use quorate_wire::{Evidence, Found, Key, NotApplied, QuorumReport, Read, Role, Write, Written};
 use serde_json::{Map, Value, json};
 
 use super::args::{DelArgs, GetArgs, PutArgs};
@@ -19,7 +19,7 @@ pub(crate) async fn get(args: &GetArgs, settings: &Settings, output: &Output) ->
     let key = args.key.bytes()?;
     let cluster = Cluster::connect(settings).await?;
     let read = Read {
-        key: Blob(key.clone()),
+        key: Key::plain(&key),
         r: settings.r(),
         strict: args.strict || settings.strict(),
         monotonic: args.monotonic,
@@ -94,7 +94,7 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
         None if args.blind => (None, Vec::new()),
         None => {
             let read = Read {
-                key: Blob(key.clone()),
+                key: Key::plain(&key),
                 r: settings.r(),
                 strict: args.strict || settings.strict(),
                 monotonic: false,
@@ -116,7 +116,7 @@ pub(crate) async fn put(args: &PutArgs, settings: &Settings, output: &Output) ->
         }
     };
     let write = Write {
-        key: Blob(key.clone()),
+        key: Key::plain(&key),
         value: Some(Blob(value)),
         context,
         op_id: cluster.op_id(),
@@ -167,7 +167,7 @@ pub(crate) async fn del(args: &DelArgs, settings: &Settings, output: &Output) ->
         Some(context) => (context, Vec::new()),
         None => {
             let read = Read {
-                key: Blob(key.clone()),
+                key: Key::plain(&key),
                 r: settings.r(),
                 strict: args.strict || settings.strict(),
                 monotonic: false,
@@ -194,7 +194,7 @@ pub(crate) async fn del(args: &DelArgs, settings: &Settings, output: &Output) ->
         }
     };
     let write = Write {
-        key: Blob(key.clone()),
+        key: Key::plain(&key),
         value: None,
         context: Some(context),
         op_id: cluster.op_id(),

@@ -10,14 +10,15 @@ use quorate_transport::budget::Room;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::NodeId;
 use quorate_wire::{
-    Acks, Evidence, Found, KEY_LEN_MAX, NotApplied, Read, Reply, Role, Scan, ScanEntry, ScanPosition, Scanned,
+    Acks, BucketId, Evidence, Found, KEY_LEN_MAX, Key, NotApplied, Read, Reply, Role, Scan, ScanEntry, ScanPosition,
+    Scanned,
 };
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::repair::repair;
-use super::{Inner, Turn, check_key, check_len, monotonic, plain};
+use super::{Inner, Turn, check_len, check_served, monotonic, not_served, plain};
 use crate::calls::Calls;
 use crate::layouts::Current;
 use crate::peer_wire::{Fetch, FetchHint, FetchRange, Fetched, FetchedRange};
@@ -63,7 +64,7 @@ pub(super) async fn coordinate_read(
         _ => None,
     };
     let digest = held.as_ref().map(|record| record.digest(&read.key));
-    let question = Question { key: read.key.clone(), own, held, digest, durable: read.monotonic, r: need };
+    let question = Question { key: read.key.encoded().clone(), own, held, digest, durable: read.monotonic, r: need };
     let ask = {
         let (inner, turn, question) = (inner.clone(), turn.clone(), Arc::new(question));
         move |from, role| -> Ask<Record> {
@@ -224,12 +225,16 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan, need: u8)
         "scan: a page of several partitions",
         next.as_ref().is_none_or(|next| next.partition > scan.from.partition)
     );
-    let entry = |(key, record): (Blob, Record)| match scan.keys_only {
+    let entry = |(key, record): (Key, Record)| match scan.keys_only {
         // As if nothing had been seen: a context of values that were not sent would let a write discard them.
         true => ScanEntry { values: Vec::new(), context: inner.seal(&Context::new(), &key), key },
         false => ScanEntry { values: record.values(), context: inner.seal(&record.context, &key), key },
     };
-    Ok(Scanned { entries: entries.into_iter().map(entry).collect(), next, quorum })
+    let decoded = |(key, record): (Blob, Record)| match Key::from_encoded(key) {
+        Ok(key) => Ok(entry((key, record))),
+        Err(error) => Err(NotApplied::Storage { node: inner.me, why: format!("a record lies under {error}") }),
+    };
+    Ok(Scanned { entries: entries.into_iter().map(decoded).collect::<Result<_, _>>()?, next, quorum })
 }
 
 /// What came of one partition.
@@ -251,7 +256,7 @@ async fn scan_partition(
     may_wait: bool,
 ) -> Result<OnePage, NotApplied> {
     // Of what is read for a prefix little may be wanted.
-    let limit = if scan.prefix.is_some() { (left as u32).max(SCAN_FILTERED) } else { left as u32 };
+    let limit = if scan.prefix.is_whole_bucket() { left as u32 } else { (left as u32).max(SCAN_FILTERED) };
     let ask = {
         let (inner, turn, after) = (inner.clone(), turn.clone(), after.clone());
         move |from, _| -> Ask<Page> {
@@ -265,8 +270,7 @@ async fn scan_partition(
     let (acks, decisive) = (gathering.get.acks(), gathering.get.into_decisive());
     let counts_own = decisive.iter().any(|(node, _)| *node == inner.me);
     let pages = decisive.into_iter().map(|(_, page)| page).collect();
-    let wanted = |key: &[u8]| scan.prefix.as_ref().is_none_or(|prefix| key.starts_with(prefix));
-    let page = merge_pages(pages, left, bytes_max, wanted);
+    let page = merge_pages(pages, left, bytes_max, |key| scan.prefix.matches(key));
     sometimes!("scan: a page ended where another replica's did", page.next.is_some() && page.entries.len() < left);
     Ok(OnePage { page, acks, counts_own })
 }
@@ -286,11 +290,14 @@ pub(super) fn check_scan(scan: &Scan, current: &Current) -> Result<(), NotApplie
     if !(1..=SCAN_LIMIT_MAX).contains(&scan.limit) {
         return unsupported(format!("a page of {} records, 1 to {SCAN_LIMIT_MAX} are possible", scan.limit));
     }
-    if let Some(prefix) = &scan.prefix {
-        check_len("prefix", KEY_LEN_MAX, prefix.len())?;
+    check_len("prefix", KEY_LEN_MAX, scan.prefix.len())?;
+    match (scan.prefix.bucket(), scan.prefix.sort_key_prefix()) {
+        (BucketId::DEFAULT, None) => {}
+        (BucketId::DEFAULT, Some(_)) => return Err(not_served("the scan is one of a partition key's sort keys")),
+        (bucket, _) => return Err(not_served(&format!("the scan is of bucket {bucket}"))),
     }
     if let Some(after) = after {
-        check_key(after)?;
+        check_served(after)?;
         if current.ring.partition_of(after) != *partition {
             return unsupported(format!("a position that is not in partition {partition}"));
         }

@@ -248,6 +248,16 @@ async fn an_unknown_request_is_refused_and_costs_nothing() {
         let reply = codec::decode::<PeerAnswer>(&reply).expect("a reply").reply;
         assert!(matches!(reply, PeerReply::Refused(NotApplied::Unsupported { .. })), "{reply:?}");
     }
+    // The release before this one, which had version 1.
+    let mut older =
+        codec::encode(&PeerRequest { request_id: 1, beacon: 0, body: PeerBody::LayoutState(GetLayout) }).to_vec();
+    older[0] = 1;
+    let reply = lanes.call(class::CONTROL, older.into(), SECOND).await.expect("an answer");
+    let told = match codec::decode::<PeerAnswer>(&reply).expect("a reply").reply {
+        PeerReply::Refused(refusal) => refusal.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(told.contains("message version 1 is unknown, this side speaks 2"), "{told}");
     // Known, but nobody has said hello: it waits, and then the connection is refused.
     let request = codec::encode(&PeerRequest { request_id: 1, beacon: 0, body: PeerBody::LayoutState(GetLayout) });
     assert!(lanes.call(class::CONTROL, request, SECOND / 4).await.is_err());

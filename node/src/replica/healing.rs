@@ -1,10 +1,12 @@
 //! What anti-entropy asks of a replica: lists of what it holds, whole records whatever their state, and hash trees that are
 //! summed up anew.
 //!
-//! A record that is corrupt counts as missing here: a peer's copy of it is what heals it.
+//! A record that is corrupt counts as missing here: a peer's copy of it is what heals it. So does one that a newer release has written, but
+//! that one is not lost: a merge refuses to take its place.
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use quorate_wire::NotApplied;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, Partition, key_hash};
@@ -18,7 +20,7 @@ use crate::store::{StoreError, Tree};
 use quorate_core::exchange::Listed;
 use quorate_core::keyspace::{self, Range, data_key};
 use quorate_core::merkle::{self, HashTree, LEAVES, Leaves, LiveTree};
-use quorate_core::record::Record;
+use quorate_core::record::{DecodeError, Record};
 
 impl Replica {
     /// What it has lost.
@@ -177,16 +179,18 @@ impl Replica {
         Ok(Scrubbed { records: entries.len() as u64, tombstones, corrupt, next })
     }
 
-    /// The record of a key as it lies here, whether or not this replica may serve it; nothing if there is none or it is corrupt.
+    /// The record of a key as it lies here, whether or not this replica may serve it; nothing if there is none, it is corrupt, or a newer
+    /// release has written it.
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed.
     pub async fn held(&self, partition: Partition, key: &Blob) -> Result<Option<Record>, NotApplied> {
         let (inner, key) = (self.0.clone(), key.clone());
-        let job = move || match inner.stored(&key) {
-            Ok(record) => Ok(record),
+        let job = move || match inner.raw(&Place::Data, &key).map(|bytes| bytes.map(|bytes| Record::decode(&bytes))) {
+            Ok(None) | Ok(Some(Err(DecodeError::Newer(_)))) => Ok(None),
+            Ok(Some(Ok(record))) => Ok(Some(record)),
             Err(Unreadable::Failed(why)) => Err(inner.failed(why)),
-            Err(Unreadable::Corrupt(why)) => {
+            Err(Unreadable::Corrupt(why)) | Ok(Some(Err(DecodeError::Damaged(why)))) => {
                 inner.found_corrupt(partition, &Place::Data, &key, &why);
                 Ok(None)
             }
@@ -288,7 +292,8 @@ pub(super) struct DigestPage {
 }
 
 impl Inner {
-    /// The digests of the records between two places, at most `limit`. Corrupt records are left out, and noted.
+    /// The digests of the records between two places, at most `limit`. Corrupt records are left out, and noted; those that a newer release
+    /// has written are left out.
     pub(super) fn digests(
         &self,
         partition: Partition,
@@ -299,6 +304,17 @@ impl Inner {
         let next_after = |last: &[u8]| [last, &[0]].concat();
         let mut page = DigestPage { entries: Vec::new(), tombstones: 0, corrupt: 0, next: None };
         let found_corrupt = |key: &Blob, why: &str| drop(self.found_corrupt(partition, &Place::Data, key, why));
+        let mut newer: Option<(usize, DecodeError)> = None;
+        let mut add = |page: &mut DigestPage, key: Blob, value: &Bytes| match Record::decode(value) {
+            Ok(record) => page.add(key, &record),
+            Err(DecodeError::Damaged(why)) => {
+                page.corrupt += 1;
+                found_corrupt(&key, &why);
+            }
+            Err(error @ DecodeError::Newer(_)) => {
+                newer = Some(newer.take().map_or((1, error), |(count, first)| (count + 1, first)));
+            }
+        };
         match self.store.scan(Tree::Data, from, to, limit, PAGE_BYTES) {
             Ok(entries) => {
                 let bytes: usize = entries.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -306,14 +322,7 @@ impl Inner {
                     page.next = entries.last().map(|(key, _)| next_after(key));
                 }
                 for (place, value) in entries {
-                    let key = Blob(keyspace::key_of_data(&place));
-                    match Record::decode(&value) {
-                        Ok(record) => page.add(key, &record),
-                        Err(why) => {
-                            page.corrupt += 1;
-                            found_corrupt(&key, &why);
-                        }
-                    }
+                    add(&mut page, Blob(keyspace::key_of_data(&place)), &value);
                 }
             }
             // A scan does not get past a damaged value, and does not say whose it is.
@@ -326,8 +335,8 @@ impl Inner {
                 }
                 for place in keys {
                     let key = Blob(keyspace::key_of_data(&place));
-                    match self.stored(&key) {
-                        Ok(Some(record)) => page.add(key, &record),
+                    match self.raw(&Place::Data, &key) {
+                        Ok(Some(value)) => add(&mut page, key, &value),
                         Ok(None) => {}
                         Err(Unreadable::Corrupt(why)) => {
                             page.corrupt += 1;
@@ -338,6 +347,10 @@ impl Inner {
                 }
             }
             Err(error) => return Err(self.failed(error.to_string())),
+        }
+        if let Some((records, first)) = newer {
+            tracing::error!(node = %self.node, %partition, records, why = %first,
+                "records are neither served nor replaced: start a newer version of quorate");
         }
         Ok(page)
     }

@@ -26,7 +26,7 @@ use super::{
 use crate::store::{StoreError, Tree};
 use quorate_core::keyspace::{self, Range, hint_key};
 use quorate_core::partition::PartitionState;
-use quorate_core::record::Record;
+use quorate_core::record::{DecodeError, Record};
 use quorate_core::version::Context;
 
 /// What is kept for one node.
@@ -66,7 +66,7 @@ impl Replica {
     /// Counts the hints that an earlier life has left. To be called once, before anything is kept.
     ///
     /// # Errors
-    /// When the store cannot be read. Hints that are damaged are let go.
+    /// When the store cannot be read. Hints that are damaged are let go, those that a newer release has written stay.
     pub async fn load_hints(&self) -> Result<(), StoreError> {
         let inner = self.0.clone();
         self.0.executor.run(move || inner.load_hints()).await
@@ -163,7 +163,7 @@ impl Replica {
     }
 
     /// A page of the hints for `target` after the key `after`: at most `limit` of them, ending with the one that passes
-    /// `bytes_max`. Those that are damaged are let go on the way.
+    /// `bytes_max`. Those that are damaged are let go on the way, and those that a newer release has written are passed over.
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store failed.
@@ -195,7 +195,8 @@ impl Replica {
                 Ok((since_ms, record, _)) => {
                     page.hints.push(Hinted { digest: record.digest(&key), key, record, since_ms });
                 }
-                Err(_) => {
+                Err(Unusable::Newer { .. }) => {}
+                Err(Unusable::Damaged(_)) => {
                     let key_owned = key.clone();
                     self.locked(&key, move |inner, _| inner.let_damaged_go(target, &key_owned)).await?;
                 }
@@ -249,11 +250,20 @@ impl Inner {
             for (stored, entry) in entries {
                 let target = keyspace::target_and_key_of_hint(&stored).map(|(target, _)| target);
                 match (target, entry) {
+                    // It is no loss: it stays, for a newer release to hand over.
+                    (Some(target), Err(Unusable::Newer { why, since_ms, len })) => {
+                        tracing::error!(node = %self.node, why, "a hint is left as it is: start a newer version of quorate");
+                        lock(&self.kept).add(target, since_ms, 0, (stored.len() + len) as u64);
+                    }
                     (Some(target), Ok((since_ms, _, len))) => {
                         lock(&self.kept).add(target, since_ms, 0, (stored.len() + len) as u64);
                     }
                     (_, entry) => {
-                        self.tell_damaged(&entry.err().unwrap_or_else(|| "it names no target".into()));
+                        let why = match entry {
+                            Err(Unusable::Damaged(why)) => why,
+                            Ok(_) | Err(Unusable::Newer { .. }) => "it names no target".into(),
+                        };
+                        self.tell_damaged(&why);
                         match (self.store.remove(Tree::Hints, &stored), target) {
                             (Ok(()), _) => {}
                             // It goes when it is met again, with room.
@@ -269,7 +279,7 @@ impl Inner {
         }
     }
 
-    /// Hints between two places: since when each is kept, its record and the length of its value, or how it is damaged.
+    /// Hints between two places: since when each is kept, its record and the length of its value, or why it is of no use.
     fn hint_entries(
         &self,
         from: &[u8],
@@ -277,7 +287,14 @@ impl Inner {
         limit: usize,
         bytes_max: usize,
     ) -> Result<Vec<(Bytes, Entry)>, StoreError> {
-        let read = |value: Bytes| decode(&value).map(|(since_ms, record)| (since_ms, record, value.len()));
+        let read = |value: Bytes| match decode(&value) {
+            Ok((since_ms, record)) => Ok((since_ms, record, value.len())),
+            Err(DecodeError::Damaged(why)) => Err(Unusable::Damaged(why)),
+            Err(newer @ DecodeError::Newer(_)) => {
+                let since_ms = value.first_chunk().map_or(u64::MAX, |since_ms| u64::from_be_bytes(*since_ms));
+                Err(Unusable::Newer { why: newer.to_string(), since_ms, len: value.len() })
+            }
+        };
         match self.store.scan(Tree::Hints, from, to, limit, bytes_max) {
             Ok(entries) => Ok(entries.into_iter().map(|(stored, value)| (stored, read(value))).collect()),
             // A scan does not get past a damaged value, and does not say whose it is.
@@ -285,7 +302,7 @@ impl Inner {
                 let keys = self.store.keys(Tree::Hints, from, to, limit.min(ONE_BY_ONE))?;
                 let entry = |stored: Bytes| match self.store.get(Tree::Hints, &stored) {
                     Ok(value) => value.map(|value| Ok((stored, read(value)))),
-                    Err(StoreError::Corrupt(why)) => Some(Ok((stored, Err(why)))),
+                    Err(StoreError::Corrupt(why)) => Some(Ok((stored, Err(Unusable::Damaged(why))))),
                     Err(error) => Some(Err(error)),
                 };
                 keys.into_iter().filter_map(entry).collect()
@@ -300,8 +317,8 @@ impl Inner {
         let why = match self.raw(&place, key) {
             Ok(None) => return Ok(()),
             Ok(Some(value)) => match decode(&value) {
-                Ok(_) => return Ok(()),
-                Err(why) => why,
+                Ok(_) | Err(DecodeError::Newer(_)) => return Ok(()),
+                Err(DecodeError::Damaged(why)) => why,
             },
             Err(Unreadable::Corrupt(why)) => why,
             Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
@@ -484,17 +501,25 @@ fn encode(since_ms: u64, record: &Record) -> Vec<u8> {
 #[doc(hidden)]
 pub fn decode_hint(stored: &Bytes, value: &Bytes) -> Result<(NodeId, Bytes, Record), String> {
     let (target, key) = keyspace::target_and_key_of_hint(stored).ok_or("it names no target")?;
-    Ok((target, key, decode(value)?.1))
+    Ok((target, key, decode(value).map_err(|error| error.to_string())?.1))
 }
 
 /// When a hint was begun, and its record.
-pub(super) fn decode(value: &Bytes) -> Result<(u64, Record), String> {
-    let since_ms = value.first_chunk().ok_or("a hint is too short")?;
+pub(super) fn decode(value: &Bytes) -> Result<(u64, Record), DecodeError> {
+    let since_ms = value.first_chunk().ok_or_else(|| "a hint is too short".to_owned())?;
     Ok((u64::from_be_bytes(*since_ms), Record::decode(&value.slice(TIME_LEN..))?))
 }
 
-/// Since when it is kept, its record and the length of its value; or why it cannot be read.
-type Entry = Result<(u64, Record, usize), String>;
+/// Since when it is kept, its record and the length of its value; or why it is of no use.
+type Entry = Result<(u64, Record, usize), Unusable>;
+
+/// A hint that cannot be handed over.
+enum Unusable {
+    /// It is lost.
+    Damaged(String),
+    /// A newer release has written it, at this time, in so many bytes.
+    Newer { why: String, since_ms: u64, len: usize },
+}
 
 const TIME_LEN: usize = 8;
 /// How many hints, and bytes of them, are counted at once when a node starts.

@@ -6,6 +6,7 @@ use quorate_wire::random::Random;
 
 use super::*;
 use crate::recovery::Recovery;
+use crate::store::Store as _;
 use crate::store::room::Reserved;
 use crate::store::{Committer, DiskReserve, DiskRoom, Durability, Executor, MemoryStore, Space};
 use quorate_core::version::{Actor, Dot};
@@ -263,3 +264,43 @@ async fn a_damaged_hint_is_no_reason_not_to_start_on_a_full_disk() {
     assert_eq!(page(&after, "b").await.len(), 1);
     assert_eq!(after.hint_totals()[&node("b")].count, 1, "the damaged one has gone");
 }
+
+/// A hint of a later release, on the disk of a node that was set back to this one.
+#[tokio::test(start_paused = true)]
+async fn a_hint_of_a_newer_version_stays_where_it_is_and_in_nobodys_way() {
+    let store = std::sync::Arc::<MemoryStore>::default();
+    let mut newer = record(1);
+    newer.siblings.values_mut().for_each(|sibling| sibling.time = 9);
+    let (place, value) = (hint_key(node("b"), b"l"), encode(5, &newer));
+    store.insert(Tree::Hints, &place, &value).expect("memory takes everything");
+    let one = replica(&store);
+    one.set_partitions(1);
+    one.load_hints().await.expect("readable");
+    for text in ["k", "m"] {
+        one.keep_hint(P, &key(text), node("b"), record(1), 6).await.expect("room");
+    }
+    assert_eq!((one.hint_totals()[&node("b")].count, one.hint_totals()[&node("b")].oldest_ms), (3, 5));
+    let refused = one.keep_hint(P, &key("l"), node("b"), record(2), 7).await.expect_err("it would take its place");
+    assert!(refused.to_string().contains("newer version of quorate"), "{refused}");
+    one.hinted(P, &key("l"), &primaries()).await.expect_err("not understood, which is not nothing");
+    let page = one.hint_page(node("b"), None, 100, 1 << 20).await.expect("readable");
+    assert_eq!(page.hints.len(), 2);
+    for hint in page.hints {
+        assert!(one.hint_delivered(P, &hint.key, node("b"), hint.digest, false).await.expect("gone"));
+    }
+    let kept = one.hint_totals()[&node("b")];
+    assert_eq!((kept.count, kept.bytes, one.stats().hints_damaged), (1, (place.len() + value.len()) as u64, 0));
+    assert_eq!(store.get(Tree::Hints, &place).expect("readable"), Some(value.into()));
+}
+
+/// Disks hold it.
+#[test]
+fn the_format_of_hints_is_fixed_for_ever() {
+    let mut record = record(1);
+    record.siblings.values_mut().for_each(|sibling| (sibling.value_type, sibling.time) = (7, 300));
+    let hex: String = encode(0x0102_0304, &record).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, HINT);
+}
+
+const HINT: &str = "00000000010203040201016101000000000000000101000100010000000000000000000000000000000107ac02077661\
+    6c75652031";

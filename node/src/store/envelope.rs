@@ -25,7 +25,7 @@ pub fn open<'a>(tree: Tree, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], St
     open_tagged(tree.tag(), key, sealed).ok_or_else(|| {
         StoreError::Corrupt(format!(
             "the value of key {} in tree {tree} ({} bytes) fails its checksum",
-            key.escape_ascii(),
+            tree.shown(key),
             sealed.len()
         ))
     })

@@ -40,7 +40,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_core::keyspace;
 use quorate_wire::ids::{ClusterId, DiskId, NodeId};
+use quorate_wire::story;
 
 pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};
@@ -82,6 +84,22 @@ impl Tree {
             Self::Hints => "hints",
             Self::Meta => "meta",
             Self::HashTree => "tree",
+        }
+    }
+
+    /// What lies at a place, for people: the user's key of a record or a hint, and the bytes in other trees.
+    pub fn shown(self, place: &[u8]) -> String {
+        let place = Bytes::copy_from_slice(place);
+        match self {
+            Self::Data => match keyspace::key_of_data(&place) {
+                key if key.is_empty() => place.escape_ascii().to_string(),
+                key => story::text(&key).to_string(),
+            },
+            Self::Hints => match keyspace::target_and_key_of_hint(&place) {
+                Some((target, key)) => format!("{} kept for {target}", story::text(&key)),
+                None => place.escape_ascii().to_string(),
+            },
+            Self::Meta | Self::HashTree => place.escape_ascii().to_string(),
         }
     }
 

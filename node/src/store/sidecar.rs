@@ -44,8 +44,11 @@ pub struct Content {
     pub quarantined: Option<String>,
 }
 
-/// The version of the directory's format that this code writes, and the only one that it reads.
-pub const FORMAT: u32 = 1;
+/// The version of the directory's format that this code writes, and the only one that it reads: of this file, of the keys and values in the
+/// engine, and of what they are called there.
+///
+/// Format 1 had users' keys where format 2 has encoded ones ([`quorate_wire::key`]), and records without types and times.
+pub const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Document {
@@ -70,7 +73,7 @@ pub fn path(dir: &Path) -> PathBuf {
 /// Reads the sidecar of a data directory; `None` when there is none.
 ///
 /// # Errors
-/// [`StoreError::Corrupt`] when there is a file that is not a whole sidecar, [`StoreError::Io`] when it is of a newer
+/// [`StoreError::Corrupt`] when there is a file that is not a whole sidecar, [`StoreError::Io`] when it is of another
 /// format or cannot be read.
 pub fn read(dir: &Path) -> Result<Option<Content>, StoreError> {
     let path = path(dir);
@@ -91,7 +94,15 @@ pub fn read(dir: &Path) -> Result<Option<Content>, StoreError> {
     match document.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format > u64::from(FORMAT) => {
             return Err(StoreError::Io(format!(
-                "{} has format {format}; this version reads up to {FORMAT}: start a newer version of quorate",
+                "{} has format {format}; this version reads {FORMAT}: start a newer version of quorate",
+                path.display()
+            )));
+        }
+        Some(format) if format < u64::from(FORMAT) => {
+            return Err(StoreError::Io(format!(
+                "{} has format {format}, which an older version of quorate has written; this version reads {FORMAT} and has changed \
+                 nothing: start the older version and `quorate export` the records, or move the whole directory away to begin with \
+                 an empty disk",
                 path.display()
             )));
         }
@@ -174,7 +185,7 @@ mod tests {
             fs::write(path(dir.path()), &changed).expect("room");
             match read(dir.path()) {
                 Err(StoreError::Corrupt(_)) => {}
-                // Changed white space is no damage, and a changed format number is a newer format.
+                // Changed white space is no damage, and a changed format number is another format.
                 Ok(Some(read)) => assert_eq!(read, content(), "byte {at}"),
                 Err(StoreError::Io(text)) => assert!(text.contains("format"), "{text}"),
                 other => panic!("byte {at}: {other:?}"),
@@ -188,8 +199,21 @@ mod tests {
     #[test]
     fn a_newer_format_is_named_and_is_not_called_damage() {
         let dir = tempfile::tempdir().expect("a directory");
-        fs::write(path(dir.path()), br#"{"format": 2, "other": "fields"}"#).expect("room");
+        fs::write(path(dir.path()), br#"{"format": 3, "other": "fields"}"#).expect("room");
         let error = read(dir.path()).expect_err("newer").to_string();
-        assert!(error.contains("format 2") && error.contains("reads up to 1"), "{error}");
+        assert!(error.contains("format 3") && error.contains("reads 2") && error.contains("newer version"), "{error}");
+    }
+
+    /// As the release before wrote it, checksum and all.
+    #[test]
+    fn an_older_format_is_refused_with_what_to_do_and_is_not_called_damage() {
+        let dir = tempfile::tempdir().expect("a directory");
+        write(dir.path(), &Content { format: 1, ..content() }).expect("room");
+        let before = fs::read(path(dir.path())).expect("written");
+        let error = read(dir.path()).expect_err("older");
+        assert!(matches!(&error, StoreError::Io(_)), "{error:?}");
+        let error = error.to_string();
+        assert!(error.contains("format 1") && error.contains("older version") && error.contains("export"), "{error}");
+        assert_eq!(fs::read(path(dir.path())).expect("still there"), before);
     }
 }

@@ -10,6 +10,7 @@ use quorate_client::Client;
 use quorate_core::keyspace::key_of_data;
 use quorate_core::record::Record;
 use quorate_node::store::Tree;
+use quorate_wire::Key;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Broken;
@@ -280,7 +281,7 @@ impl Stage {
         let machine = &self.parts.machines[usize::from(self.node(node)?)];
         let mut values = Vec::new();
         for (stored, encoded) in machine.disk.content(Tree::Data) {
-            if key_of_data(&stored) == key.as_bytes() {
+            if key_of_data(&stored)[..] == Key::plain(key)[..] {
                 let record = Record::decode(&encoded).map_err(|why| Broken(format!("a record on {node}: {why}")))?;
                 values.extend(record.values().iter().map(|value| player::text(value)));
             }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use quorate_wire::codec::{self, Blob};
 use quorate_wire::ids::{NodeId, Partition, key_hash};
+use quorate_wire::key::{KEY_LEN_MAX, KeyParts};
 use quorate_wire::random::Random;
 use quorate_core::record::Record;
 use quorate_node::peer_wire::heal::{HealRequest, List};
@@ -19,9 +20,10 @@ use quorate_node::store::{Committer, Durability, Executor, MemoryStore, Store};
 
 const PARTITIONS: u16 = 8;
 
-/// As a node does before it gives a request to its replica: keys have 1 to 1,024 bytes.
+/// As a node does before it gives a request to its replica: keys are encoded ones of 1 to 1,024 bytes.
 fn partition_of(key: &Blob) -> Option<Partition> {
-    (1..=1024).contains(&key.len()).then(|| Partition::of(key_hash(key), PARTITIONS))
+    let parts = KeyParts::of(key).ok()?;
+    (parts.partition_key_len() > 0 && parts.len() <= KEY_LEN_MAX).then(|| Partition::of(key_hash(key), PARTITIONS))
 }
 
 async fn serve(replica: &Replica, body: PeerBody) {
