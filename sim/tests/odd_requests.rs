@@ -345,11 +345,8 @@ fn heal() -> impl Strategy<Value = HealRequest> {
         })),
         (partition(), prop_oneof![vec(sum(), 16..17), vec(sum(), 0..20)])
             .prop_map(|(partition, groups)| HealRequest::Groups(Groups { partition, groups })),
-        (partition(), leaves(), option::of(key_bytes())).prop_map(|(partition, leaves, after)| HealRequest::List(List {
-            partition,
-            leaves,
-            after
-        }))),
+        (partition(), leaves(), option::of(key_bytes()))
+            .prop_map(|(partition, leaves, after)| HealRequest::List(List { partition, leaves, after })),
         (partition(), vec(offer, 0..5))
             .prop_map(|(partition, offers)| HealRequest::Exchange(Exchange { partition, offers })),
         (partition(), leaves()).prop_map(|(partition, leaves)| HealRequest::Recount(Recount { partition, leaves })),

@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use quorate_core::ring::{Ring, RingMember};
+use quorate_wire::Key;
 use quorate_wire::ids::NodeId;
 
 /// Members of weight 1, dealt to this many zones.
@@ -23,18 +24,18 @@ fn ring(criterion: &mut Criterion) {
         });
     }
     let ring = Ring::build(&members(100, 3), 3, 1024).expect("builds");
-    let keys: Vec<String> = (0..1024).map(|i| format!("some/key/{i}")).collect();
+    let keys: Vec<Key> = (0..1024).map(|i| Key::plain(format!("some/key/{i}"))).collect();
     let mut next = keys.iter().cycle();
     criterion.bench_function("ring/primaries of a key", |bencher| {
         bencher.iter(|| {
             let key = next.next().expect("a cycle");
-            black_box(ring.primaries(ring.partition_of(key.as_bytes())));
+            black_box(ring.primaries(ring.partition_of(key)));
         });
     });
     criterion.bench_function("ring/preference list of a key, 100 members", |bencher| {
         bencher.iter(|| {
             let key = next.next().expect("a cycle");
-            black_box(ring.preference_list(ring.partition_of(key.as_bytes())))
+            black_box(ring.preference_list(ring.partition_of(key)))
         });
     });
 }

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use quorate_transport::quic;
 use quorate_transport::tls::Credentials;
 use quorate_transport::{Gate, Link as LinkKind, Seams};
-use quorate_wire::ALPN_CLIENT;
 use quorate_wire::ids::{DiskId, LayoutVersion};
+use quorate_wire::{ALPN_CLIENT, BucketId, Key};
 
 use super::*;
 use crate::cert::{Ca, Issued, VALIDITY};
@@ -264,6 +264,25 @@ async fn an_unknown_request_is_refused_and_costs_nothing() {
     let told = explain_connection_error(&connection.closed().await);
     assert!(told.contains("no acceptable hello"), "{told}");
 }
+
+/// As they are sent, with the places for a bucket and a sort key.
+#[test]
+fn messages_about_a_key_are_fixed_for_ever() {
+    let label = crate::peer_wire::Label { low: LayoutVersion(1), high: LayoutVersion(1) };
+    let key = codec::Blob::from(Key::new(BucketId(1), b"k", b"s"));
+    let (target, record) = (id("n1"), codec::Blob::copy_from(b"r"));
+    for (body, expected) in [
+        (PeerBody::Replicate(Replicate { label, key: key.clone(), record: record.clone() }), REPLICATE),
+        (PeerBody::Hint(KeepHint { label, target, key: key.clone(), record }), HINT),
+    ] {
+        assert_eq!(body.keys(), [&key]);
+        let frame = codec::encode(&PeerRequest { request_id: 1, beacon: 2, body });
+        assert_eq!(frame.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), expected);
+    }
+}
+
+const REPLICATE: &str = "0293010281a95265706c696361746593920101c408000000016b000173c40172";
+const HINT: &str = "0293010281a448696e7494920101a26e31c408000000016b000173c40172";
 
 #[tokio::test]
 async fn hello_at_finds_out_who_listens_somewhere() {
