@@ -203,10 +203,7 @@ fn reload(config: &ServerConfig, node: &Node) {
     match renewed {
         Ok(until) => {
             let days = left_s(until, wall_clock()) / 86_400;
-            tracing::info!(
-                days,
-                "SIGHUP: the certificate was read anew and is valid for so many days, the log was opened anew"
-            );
+            tracing::info!(days, "SIGHUP: the certificate was read anew and is valid for so many days");
         }
         Err(failure) => {
             tracing::error!("SIGHUP: the certificate stays as it was: {}; {}", failure.message, failure.hint)
