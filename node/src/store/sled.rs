@@ -130,8 +130,10 @@ impl Engine for SledEngine {
         options.stamp_bytes
     }
 
-    fn is_there(dir: &Path) -> bool {
-        fs::metadata(dir.join("db")).is_ok_and(|db| db.len() > 0)
+    fn is_there(dir: &Path) -> io::Result<bool> {
+        // As sled opens it, so that what it may not open is known before anything is changed.
+        let db = File::options().read(true).write(true).open(dir.join("db"))?;
+        Ok(db.metadata()?.len() > 0)
     }
 
     fn open(dir: &Path, options: &SledOptions) -> Result<Self, Refusal> {
