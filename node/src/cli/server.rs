@@ -9,6 +9,7 @@ use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::certificate::left_s;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
+use quorate_node::store::check_ours;
 use quorate_node::store::room::space_of;
 use quorate_node::supervise;
 use quorate_transport::tls::{Credentials, Subject, key_is_open};
@@ -84,6 +85,12 @@ async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
         if let Err(failure) = resolve(endpoint).await {
             output.say(&format!("warning: {}", explain(failure, config).message));
         }
+    }
+    if let Err(error) = check_ours(&config.data_dir) {
+        return Err(Failure::new(
+            format!("the data directory cannot be used: {error}"),
+            "let `data_dir` name a directory that this user may read and write",
+        ));
     }
     if config.data_dir.is_dir() {
         let space = space_of(config.data_dir.clone())().ok();

@@ -39,6 +39,7 @@ pub(super) fn open<E: Engine>(
     make_room: impl FnOnce(),
 ) -> Result<Opened, StoreError> {
     let new = !is_there(dir)?;
+    check_ours::<E>(dir)?;
     fs::create_dir_all(dir)
         .map_err(|e| StoreError::from_io(&format!("making the data directory {}", dir.display()), &e))?;
     let lock = lock(dir)?;
@@ -167,6 +168,28 @@ fn set_aside(dir: &Path, engine_dir: &Path, aside: &Path) -> Result<(), StoreErr
     moved.map_err(|e| StoreError::from_io(&format!("moving {} to {}", engine_dir.display(), aside.display()), &e))
 }
 
+/// Refuses a directory without a sidecar that holds what no node has made: the first start would close it to everybody else. Nothing is
+/// changed, or made.
+pub(super) fn check_ours<E: Engine>(dir: &Path) -> Result<(), StoreError> {
+    if !is_there(dir)? || is_there(&sidecar::path(dir))? || engine_is_there::<E>(&dir.join(E::NAME))? {
+        return Ok(());
+    }
+    let failed = |e: &io::Error| StoreError::from_io(&format!("listing the data directory {}", dir.display()), e);
+    for entry in fs::read_dir(dir).map_err(|e| failed(&e))? {
+        let name = entry.map_err(|e| failed(&e))?.file_name();
+        // A file system of its own has this one.
+        if name != "lost+found" && !private::is_ours(&name) {
+            return Err(StoreError::Occupied(format!(
+                "{} is not empty and is not a data directory of Quorate: it holds {}. Nothing was changed; name a new directory or an \
+                 empty one",
+                dir.display(),
+                Path::new(&name).display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Whether there is something at this path. Only what is said not to be there is not there: what may not be looked at, or cannot,
 /// says nothing of what is in it, and no start goes on from there.
 fn is_there(path: &Path) -> Result<bool, StoreError> {
@@ -293,6 +316,7 @@ const LOCK_WAIT: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::ffi::OsString;
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -548,6 +572,34 @@ pub(super) mod tests {
         fs::remove_dir_all(&engine).expect("there");
         fs::rename(&copy, &engine).expect("moved");
         assert!(replaced(&dir), "an older copy");
+    }
+
+    #[test]
+    fn a_directory_with_other_things_in_it_is_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().join("data");
+        fs::create_dir(&data).expect("room");
+        fs::write(data.join("thesis.tex"), b"mine").expect("room");
+        let mode = |mode: u32| fs::set_permissions(&data, Permissions::from_mode(mode)).expect("set");
+        let mode_now = || fs::metadata(&data).expect("there").permissions().mode() & 0o7777;
+        let names = || -> Vec<OsString> {
+            fs::read_dir(&data).expect("there").map(|e| e.expect("readable").file_name()).collect()
+        };
+        mode(0o1777);
+        let error = open_n1(&data).expect_err("somebody else's");
+        assert!(matches!(&error, StoreError::Occupied(text) if text.contains("thesis.tex")), "{error}");
+        assert_eq!((mode_now(), names()), (0o1777, vec![OsString::from("thesis.tex")]));
+
+        // What a first start leaves that was killed before it had a sidecar, on a file system of its own.
+        fs::remove_file(data.join("thesis.tex")).expect("there");
+        for name in ["lock", "ballast", "quorate.json.new"] {
+            fs::write(data.join(name), b"").expect("room");
+        }
+        fs::create_dir(data.join("lost+found")).expect("room");
+        assert_eq!(open_n1(&data).expect("ours").identity.boot, 1);
+        assert_eq!(mode_now() & 0o077, 0, "it is tightened");
+        fs::write(data.join("notes"), b"beside").expect("room");
+        assert_eq!(open_n1(&data).expect("it has a sidecar").identity.boot, 2);
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Default for SledOptions {
 ///
 /// # Errors
 /// - [`StoreError::Locked`] when another process has it open, after two seconds of trying.
-/// - [`StoreError::Foreign`] when it is another node's or another cluster's; nothing in it was changed.
+/// - [`StoreError::Foreign`] when it is another node's or another cluster's, [`StoreError::Occupied`] when it holds other things and
+///   no data of a node; nothing in it was changed.
 /// - [`StoreError::Corrupt`] when the sidecar is damaged, [`StoreError::Quarantined`] when there is data but no sidecar:
 ///   nobody can say whose data it is.
 /// - [`StoreError::Full`], [`StoreError::Io`].
@@ -95,6 +96,14 @@ pub fn open_once_locked(
     make_room: impl FnOnce(),
 ) -> Result<Opened, StoreError> {
     directory::open::<SledEngine>(dir, cluster, node, random, options, make_room)
+}
+
+/// Whether a start may take this directory: it is not there, empty, or a node's own. Looks only, and asks nobody whether it is in use.
+///
+/// # Errors
+/// [`StoreError::Occupied`] when it holds other things, [`StoreError::Io`] when it cannot be looked at.
+pub fn check_ours(dir: &Path) -> Result<(), StoreError> {
+    directory::check_ours::<SledEngine>(dir)
 }
 
 /// sled, as an [`Engine`].
