@@ -45,7 +45,7 @@ use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::request_memory::Pools;
 use crate::server::{self, Admission, Services};
-use crate::status::Status;
+use crate::status::{OtherLayouts, Status};
 use crate::store::room::Reserved;
 use crate::store::{Committer, DiskRoom, Durability, Store, StoreError, SyncFailed};
 use crate::supervise;
@@ -211,9 +211,12 @@ impl Node {
                 remembers: beacons.of(to),
             })
         };
+        let other_layouts = OtherLayouts::default();
         let check = {
             let (known, beacons, recovery) = (known.clone(), beacons.clone(), recovery.clone());
+            let other_layouts = other_layouts.clone();
             Arc::new(move |hello: &Hello| {
+                other_layouts.heard(hello, known.get().and_then(|layouts| layouts.accepted_first()));
                 // Before anything is answered to this peer.
                 if beacons.told(&hello.remembers) {
                     recovery.doubt(Doubt::SetBack);
@@ -329,6 +332,7 @@ impl Node {
             wall_clock: Arc::clone(&env.seams.wall_clock),
             room: room.clone(),
             certificate: certificate.clone(),
+            other_layouts,
         };
         let admission = Admission::new(pools);
         watch_parts(&metrics, &status, &admission, &replica, &coordinator);

@@ -407,7 +407,8 @@ const KEYS_HOW: &str =
 /// Show the state of the cluster
 ///
 /// The verdict and its reasons first: HEALTHY, DEGRADED, AT RISK (one more failure makes some keys unavailable), or UNAVAILABLE
-/// for some keys. Then the layout and who is up, as one node sees it, and what nodes keep for others.
+/// for some keys; or TWO LAYOUTS, which are two clusters side by side. Then the layout and who is up, as one node sees it, and what
+/// nodes keep for others.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

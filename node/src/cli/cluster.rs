@@ -269,6 +269,7 @@ pub(crate) mod tests {
             disk_full: None,
             certificate_left_s: None,
             authority_left_s: None,
+            other_layouts: Vec::new(),
         }
     }
 
