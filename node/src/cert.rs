@@ -215,7 +215,9 @@ pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
 /// When it cannot be written; the text names it.
 pub fn replace_public(path: &Path, text: &str) -> io::Result<()> {
     let fail = |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A link stays one: what it leads to is replaced.
+    let path = &path.canonicalize().map_err(fail)?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
     let mode = std::fs::metadata(path).map_err(fail)?.permissions();
     let mut beside = tempfile::Builder::new().prefix(".quorate-cert-").tempfile_in(dir).map_err(fail)?;
     beside.write_all(text.as_bytes()).map_err(fail)?;

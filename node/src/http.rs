@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use crate::metrics::{Format, Metrics};
@@ -50,13 +50,13 @@ pub async fn serve(listener: TcpListener, watched: Watched) {
         .fallback(|| async { (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n") })
         .with_state(watched);
     let mut tasks = JoinSet::new();
-    let mut places: VecDeque<AbortHandle> = VecDeque::new();
+    let mut places: VecDeque<Place> = VecDeque::new();
     let mut refused_before = false;
     loop {
         let accepted = tokio::select! {
             biased;
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {
-                places.retain(|place| !place.is_finished());
+                places.retain(|place| !place.task.is_finished());
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -65,10 +65,12 @@ pub async fn serve(listener: TcpListener, watched: Watched) {
             Ok((stream, _)) => {
                 refused_before = false;
                 while places.len() >= CONNECTIONS_MAX {
-                    give_up_oldest(&mut places);
+                    if let Some(oldest) = places.pop_front() {
+                        oldest.task.abort();
+                    }
                 }
                 let served = supervise::watched("http: a connection", connection(stream, app.clone()));
-                places.push_back(tasks.spawn(served));
+                places.push_back(Place { task: tasks.spawn(served), since: Instant::now() });
             }
             // The other end has gone again, or there are no descriptors for a moment: what waits in the kernel's queue is taken
             // once there are.
@@ -77,18 +79,33 @@ pub async fn serve(listener: TcpListener, watched: Watched) {
                     if !std::mem::replace(&mut refused_before, true) {
                         warn!("no connections are accepted on the HTTP port for the moment: {error}");
                     }
-                    give_up_oldest(&mut places);
-                    sleep(ACCEPT_PAUSE).await;
+                    match give_up_heard(&mut places, Instant::now()) {
+                        0 => sleep(ACCEPT_PAUSE).await,
+                        // Their descriptors are free when they have ended.
+                        given_up => {
+                            for _ in 0..given_up {
+                                tasks.join_next().await;
+                            }
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-fn give_up_oldest(places: &mut VecDeque<AbortHandle>) {
-    if let Some(oldest) = places.pop_front() {
-        oldest.abort();
-    }
+/// A connection that is served.
+struct Place {
+    task: AbortHandle,
+    since: Instant,
+}
+
+/// Without descriptors whoever has had the time for a request gives way to those who wait to be accepted: all of them at once, since as
+/// many may wait as the kernel's queue takes. How many they were.
+fn give_up_heard(places: &mut VecDeque<Place>, now: Instant) -> usize {
+    let heard = places.iter().take_while(|place| now.saturating_duration_since(place.since) >= HEARD_AFTER).count();
+    places.drain(..heard).for_each(|place| place.task.abort());
+    heard
 }
 
 /// Whether only the one connection is concerned that was to be accepted.
@@ -134,8 +151,11 @@ const HEAD_TIME: Duration = Duration::from_secs(5);
 /// The longest head.
 const HEAD_LEN_MAX: usize = 16 << 10;
 
-/// How long nothing is accepted after an accept has failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection is kept at least while descriptors are short: what is asked has mostly arrived before it is accepted.
+const HEARD_AFTER: Duration = Duration::from_millis(20);
+
+/// How long nothing is accepted after an accept has failed, unless room was made.
+const ACCEPT_PAUSE: Duration = HEARD_AFTER;
 
 #[cfg(test)]
 mod tests {
@@ -192,6 +212,22 @@ mod tests {
         let ended = timeout(HEAD_TIME, silent[0].read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "its place was taken");
         server.abort();
+    }
+
+    #[tokio::test]
+    async fn without_descriptors_all_who_had_their_time_give_way_at_once() {
+        let mut tasks: JoinSet<()> = JoinSet::new();
+        let now = Instant::now();
+        let mut places: VecDeque<Place> = (0..10u32)
+            .rev()
+            .map(|age| Place { task: tasks.spawn(std::future::pending()), since: now - HEARD_AFTER / 4 * age })
+            .collect();
+        assert_eq!(give_up_heard(&mut places, now), 6, "those of ages 9 to 4");
+        for _ in 0..6 {
+            assert!(tasks.join_next().await.expect("one of them").expect_err("given up").is_cancelled());
+        }
+        assert_eq!((places.len(), tasks.len()), (4, 4));
+        assert_eq!(give_up_heard(&mut places, now), 0, "the young ones are served");
     }
 
     #[tokio::test]

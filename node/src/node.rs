@@ -47,7 +47,7 @@ use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::request_memory::Pools;
 use crate::server::{self, Admission, Services};
-use crate::status::Status;
+use crate::status::{OtherLayouts, Status};
 use crate::store::room::Reserved;
 use crate::store::{Committer, DiskRoom, Durability, Identity, Opened, Store, StoreError, SyncFailed};
 use crate::supervise;
@@ -120,7 +120,7 @@ impl Node {
     /// Puts together what serves requests and what heals, and begins.
     fn serve(config: NodeConfig, env: Env, parts: (Disk, Port, Cluster), decided: bool) -> Self {
         let (me, random, wall_clock) = (config.node, &env.seams.random, &env.seams.wall_clock);
-        let (disk, port, Cluster { peers, membership, layouts }) = parts;
+        let (disk, port, Cluster { peers, membership, layouts, other_layouts }) = parts;
         let coordinator = Coordinator::new(CoordinatorParts {
             me,
             cluster: disk.identity.cluster,
@@ -166,6 +166,7 @@ impl Node {
             wall_clock: Arc::clone(wall_clock),
             room: disk.room.clone(),
             certificate: certificate.clone(),
+            other_layouts,
         };
         watch_parts(&metrics, &status, &admission, &disk.replica, &coordinator);
         let services = Arc::new(Services {
@@ -481,6 +482,7 @@ struct Cluster {
     peers: Peers,
     membership: Membership,
     layouts: Layouts,
+    other_layouts: OtherLayouts,
 }
 
 impl Cluster {
@@ -490,6 +492,7 @@ impl Cluster {
         let executors = (env.executor.clone(), env.computing.clone());
         let known = LayoutStore::open(Arc::clone(&disk.store), executors, who, disk.failed.clone()).await?;
         let known = Arc::new(known);
+        let other_layouts = OtherLayouts::default();
         let (datagrams_tx, datagrams) = mpsc::channel(DATAGRAMS_MAX);
         let peers = Peers::start(PeersConfig {
             me,
@@ -499,7 +502,7 @@ impl Cluster {
             random: random.fork(),
             hello: says(&disk.identity, port.addr, &known, &disk.beacons),
             beacons: disk.beacons.clone(),
-            check: hears(&known, &disk.beacons, &disk.recovery),
+            check: hears(&known, &other_layouts, &disk.beacons, &disk.recovery),
             datagrams: datagrams_tx,
             pools: port.pools.clone(),
         });
@@ -514,7 +517,7 @@ impl Cluster {
             random: random.fork(),
         });
         let layouts = Layouts::start(known, peers.clone(), &membership, random.fork());
-        Ok(Self { peers, membership, layouts })
+        Ok(Self { peers, membership, layouts, other_layouts })
     }
 }
 
@@ -542,9 +545,11 @@ fn says(
 }
 
 /// What a node makes of what another one says of itself, before anything is answered to it.
-fn hears(known: &Arc<LayoutStore>, beacons: &Beacons, recovery: &Recovery) -> HelloCheck {
-    let (known, beacons, recovery) = (Arc::clone(known), beacons.clone(), recovery.clone());
+fn hears(known: &Arc<LayoutStore>, other_layouts: &OtherLayouts, beacons: &Beacons, recovery: &Recovery) -> HelloCheck {
+    let (known, other_layouts) = (Arc::clone(known), other_layouts.clone());
+    let (beacons, recovery) = (beacons.clone(), recovery.clone());
     Arc::new(move |hello: &Hello| {
+        other_layouts.heard(hello, known.accepted_first());
         if beacons.told(&hello.remembers) {
             recovery.doubt(Doubt::SetBack);
             beacons.announce_set_back();

@@ -1,11 +1,13 @@
 //! What a node tells of itself and of its peers: the answer to `quorate status`.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::UNIX_EPOCH;
 
+use quorate_core::layout::LayoutHash;
 use quorate_wire::ids::{ClusterId, NodeId, Partition};
-use quorate_wire::{NodeStatus, PeerStatus};
+use quorate_wire::{NodeStatus, OtherLayout, PeerStatus};
 use tokio::time::Instant;
 
 use crate::anti_entropy::AntiEntropy;
@@ -15,6 +17,7 @@ use crate::handoff::Handoff;
 use crate::layouts::Layouts;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::peer_wire::Hello;
 use crate::replica::HINT_BYTES_MAX;
 use crate::store::{DiskRoom, Identity, Store};
 
@@ -35,7 +38,38 @@ pub(crate) struct Status {
     pub(crate) wall_clock: WallClock,
     pub(crate) room: DiskRoom,
     pub(crate) certificate: Certificate,
+    pub(crate) other_layouts: OtherLayouts,
 }
+
+/// Who has accepted another layout 1 than this node, as their last hellos said. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OtherLayouts(Arc<Mutex<BTreeMap<NodeId, OtherLayout>>>);
+
+impl OtherLayouts {
+    /// A hello has come, with its node's layout 1, if it has accepted one; `own` is this node's.
+    pub(crate) fn heard(&self, hello: &Hello, own: Option<LayoutHash>) {
+        let mut others = self.0.lock().expect("nothing panics while it holds this lock");
+        match (own, hello.first_layout) {
+            (Some(own), Some(other)) if own != other => {
+                if others.len() < OTHERS_MAX || others.contains_key(&hello.node) {
+                    let other =
+                        OtherLayout { node: hello.node, addr: hello.addr, hash: other.short(), own: own.short() };
+                    others.insert(hello.node, other);
+                }
+            }
+            _ => {
+                others.remove(&hello.node);
+            }
+        }
+    }
+
+    fn get(&self) -> Vec<OtherLayout> {
+        self.0.lock().expect("nothing panics while it holds this lock").values().cloned().collect()
+    }
+}
+
+/// More nodes than any sensible cluster has.
+const OTHERS_MAX: usize = 256;
 
 impl fmt::Debug for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,7 +155,7 @@ impl Status {
             disk_bytes: stats.disk_bytes,
             not_serving: self.not_serving(),
             layout: layout.map(|layout| layout.version).unwrap_or_default(),
-            layout_hash: current.as_ref().map(|current| current.hash.to_string()[..16].to_owned()).unwrap_or_default(),
+            layout_hash: current.as_ref().map(|current| current.hash.short()).unwrap_or_default(),
             n: layout.map_or(0, |layout| layout.n),
             r: layout.map_or(0, |layout| layout.r),
             w: layout.map_or(0, |layout| layout.w),
@@ -135,6 +169,42 @@ impl Status {
             disk_full: self.room.why(),
             certificate_left_s: Some(certificate_left_s),
             authority_left_s: Some(authority_left_s),
+            other_layouts: self.other_layouts.get(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_wire::ids::{DiskId, LayoutVersion};
+
+    use super::*;
+
+    #[test]
+    fn a_node_with_another_layout_1_is_told_of_until_it_has_none_or_ours() {
+        let hash = |byte: u8| LayoutHash([byte; 32]);
+        let hello = |first_layout| Hello {
+            cluster: ClusterId(1),
+            node: NodeId::new("n3").expect("legal"),
+            disk: DiskId(1),
+            boot: 1,
+            addr: "127.0.0.1:7403".parse().expect("an address"),
+            layout: LayoutVersion::NONE,
+            first_layout,
+            release: "test".into(),
+            life: 1,
+            beacon: 0,
+            remembers: Vec::new(),
+        };
+        let others = OtherLayouts::default();
+        others.heard(&hello(Some(hash(1))), Some(hash(1)));
+        others.heard(&hello(Some(hash(2))), None);
+        assert_eq!(others.get(), []);
+        others.heard(&hello(Some(hash(2))), Some(hash(1)));
+        let told = others.get();
+        assert_eq!((told.len(), told[0].node.as_str()), (1, "n3"));
+        assert_eq!((&*told[0].hash, &*told[0].own), ("0202020202020202", "0101010101010101"));
+        others.heard(&hello(None), Some(hash(1)));
+        assert_eq!(others.get(), [], "its disk was emptied");
     }
 }

@@ -156,6 +156,22 @@ pub struct NodeStatus {
     /// Seconds until the cluster's CA certificate, as the node has it, expires.
     #[serde(default)]
     pub authority_left_s: Option<i64>,
+    /// The nodes that it has met and cannot talk to, because they have accepted another layout 1, by name.
+    #[serde(default)]
+    pub other_layouts: Vec<OtherLayout>,
+}
+
+/// A node that has accepted another layout 1 than the one who tells of it: the two belong to different layouts for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherLayout {
+    /// Who.
+    pub node: NodeId,
+    /// Where it says that it listens.
+    pub addr: SocketAddr,
+    /// The first 16 hex digits of the hash of its layout 1.
+    pub hash: String,
+    /// Those of the hash of the layout 1 of the node that tells.
+    pub own: String,
 }
 
 /// What one node keeps for another one.

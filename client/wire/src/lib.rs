@@ -23,8 +23,8 @@ mod request;
 mod time;
 
 pub use admin::{
-    HintStatus, LayoutCommand, LayoutReport, LayoutView, Located, Located1, MemberView, NodeStatus, PeerStatus,
-    Recovering, RepairCommand, RepairReport,
+    HintStatus, LayoutCommand, LayoutReport, LayoutView, Located, Located1, MemberView, NodeStatus, OtherLayout,
+    PeerStatus, Recovering, RepairCommand, RepairReport,
 };
 pub use evidence::{Asked, Evidence, Role};
 pub use failure::{Failure, NotApplied};

@@ -219,7 +219,8 @@ pub(crate) struct GetArgs {
 /// Without --context or --blind the key is read first, and the write replaces what the read saw: an overwrite, as one
 /// expects. If the read sees several values (siblings), nothing is written: they are shown, and it is yours to merge them.
 /// Another writer's value that comes in between is never lost; it stays beside this one as a sibling (exit code 6). Prints the
-/// new context, which a later put or del can name as its cause; what was replaced is told on stderr.
+/// new context, which a later put or del can name as its cause. What was replaced is told on stderr: the values that the read
+/// saw; with --context, for which nothing is read, only how many there were (in JSON `replaced_values` is null then).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -406,7 +407,8 @@ const KEYS_HOW: &str =
 /// Show the state of the cluster
 ///
 /// The verdict and its reasons first: HEALTHY, DEGRADED, AT RISK (one more failure makes some keys unavailable), or UNAVAILABLE
-/// for some keys. Then the layout and who is up, as one node sees it, and what nodes keep for others.
+/// for some keys; or TWO LAYOUTS, which are two clusters side by side. Then the layout and who is up, as one node sees it, and what
+/// nodes keep for others.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

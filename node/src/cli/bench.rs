@@ -8,6 +8,7 @@
 //! benchmark would measure the making of siblings.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +50,7 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
         read_ratio: args.read_ratio,
         value: Bytes::from(vec![b'q'; args.value_size as usize]),
         keys_each: args.keys.div_ceil(u64::from(args.clients)).max(1),
+        begun: AtomicU64::new(0),
         zipfian: args.distribution == KeyDistribution::Zipfian,
         pace: match args.mode {
             BenchMode::Closed => None,
@@ -74,8 +76,7 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
             biased;
             name = ends.wait() => {
                 bar.finish_and_clear();
-                let keys = load.keys_each * workers.len() as u64;
-                return Err(interrupted(&format!("ended by {name} before anything was measured; {keys} keys were written")));
+                return Err(ended_while_filling(name, load.begun.load(Ordering::Relaxed)));
             }
             filled = filling.join_next() => filled,
         };
@@ -147,6 +148,12 @@ pub(crate) async fn run(args: &BenchArgs, settings: &Settings, output: &Output) 
     }
 }
 
+/// Writes that had begun may be there, whether they were answered or not.
+fn ended_while_filling(name: &str, begun: u64) -> Failure {
+    let message = format!("ended by {name} before anything was measured; writes of {begun} keys were begun");
+    Failure { may_have_applied: begun > 0, ..interrupted(&message) }
+}
+
 fn interrupted(message: &str) -> Failure {
     Failure { exit: Exit::Interrupted, ..Failure::new(message, "run the benchmark again") }
 }
@@ -156,6 +163,8 @@ struct Load {
     read_ratio: f64,
     value: Bytes,
     keys_each: u64,
+    /// How many keys were begun to be written while filling.
+    begun: AtomicU64,
     zipfian: bool,
     /// The time between two requests of one client in the open loop.
     pace: Option<Duration>,
@@ -198,6 +207,7 @@ impl Worker {
             let context = match found {
                 Some(read) => read.context().clone(),
                 None => {
+                    self.load.begun.fetch_add(1, Ordering::Relaxed);
                     let put = self.client.put(&key, self.load.value.clone(), Blind).timeout(FILL_TIMEOUT);
                     put.await?.context().clone()
                 }
@@ -468,6 +478,13 @@ mod tests {
         assert_eq!((row.count, row.per_second), (100, 10.0));
         assert!((49_000..=51_000).contains(&row.p50_us), "{row:?}");
         assert!(row.max_us >= 59_000_000, "{row:?}");
+    }
+
+    #[test]
+    fn what_was_begun_while_filling_may_be_there() {
+        let failure = ended_while_filling("SIGTERM", 3);
+        assert!(failure.may_have_applied && failure.message.contains("writes of 3 keys were begun"), "{failure:?}");
+        assert!(!ended_while_filling("SIGTERM", 0).may_have_applied);
     }
 
     #[test]

@@ -116,8 +116,20 @@ fn show(files: &[PathBuf], args: &CertArgs, output: &Output) -> Outcome {
         named => named.iter().map(|named| in_dir(named, &args.dir)).collect(),
     };
     let now = wall_clock();
-    let shown = files.iter().map(|file| Shown::read(file, now)).collect::<Outcome<Vec<_>>>()?;
-    let well = shown.iter().all(|shown| shown.left_s > WARNED_BEFORE.as_secs() as i64);
+    let (mut shown, mut unread) = (Vec::new(), Vec::new());
+    for file in &files {
+        match Shown::read(file, now) {
+            Ok(one) => shown.push(one),
+            Err(failure) => unread.push((file.display().to_string(), failure)),
+        }
+    }
+    if shown.is_empty()
+        && let Some((_, failure)) = unread.pop()
+    {
+        return Err(failure);
+    }
+    // Nobody can say of one that cannot be read that it is valid.
+    let well = unread.is_empty() && shown.iter().all(|shown| shown.left_s > WARNED_BEFORE.as_secs() as i64);
     let json = json!({
         "schema": "quorate.certs.v1",
         "ok": well,
@@ -130,6 +142,10 @@ fn show(files: &[PathBuf], args: &CertArgs, output: &Output) -> Outcome {
             "valid_until": shown.until,
             "seconds_left": shown.left_s,
         })).collect::<Vec<_>>(),
+        "unreadable": unread.iter().map(|(file, failure)| json!({
+            "file": file,
+            "error": failure.message,
+        })).collect::<Vec<_>>(),
     });
     print(output, &json, || {
         let mut rows = table(&["FILE", "HOLDER", "KIND", "VALID UNTIL", "LEFT"]);
@@ -139,6 +155,11 @@ fn show(files: &[PathBuf], args: &CertArgs, output: &Output) -> Outcome {
         }
         rows
     })?;
+    if !output.is_json() {
+        for (_, failure) in &unread {
+            output.say(&format!("warning: {}", failure.message));
+        }
+    }
     Ok(if well { Exit::Done } else { Exit::Degraded })
 }
 
@@ -285,6 +306,31 @@ mod tests {
         let failure = outcome.expect_err("there is an authority already");
         assert!(failure.message.contains("not overwritten"), "{failure:?}");
         assert_eq!(std::fs::read(dir.path().join("ca.key")).expect("readable"), before);
+    }
+
+    #[test]
+    fn one_file_that_is_no_certificate_hides_no_other() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        write_all(dir.path());
+        std::fs::write(dir.path().join("bad.pem"), "no certificate").expect("written");
+        let show = |files: Vec<PathBuf>| run(&CertCommand::Show { files, args: args(dir.path()) }).1;
+        assert_eq!(show(Vec::new()).expect("the others are shown"), Exit::Degraded);
+        assert_eq!(show(vec!["ca".into()]).expect("shown"), Exit::Done);
+        let failure = show(vec!["bad".into()]).expect_err("there is nothing to show");
+        assert!(failure.message.contains("bad.pem"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_link_to_a_certificate_leads_to_the_renewed_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (store, link) = (dir.path().join("store"), dir.path().join("n1.pem"));
+        std::fs::create_dir(&store).expect("made");
+        std::fs::write(store.join("real.pem"), "old").expect("written");
+        std::os::unix::fs::symlink("store/real.pem", &link).expect("linked");
+        replace_public(&link, "new").expect("replaced");
+        assert!(std::fs::symlink_metadata(&link).expect("there").is_symlink());
+        assert_eq!(std::fs::read_to_string(store.join("real.pem")).expect("there"), "new");
+        assert_eq!(std::fs::read_dir(&store).expect("listed").count(), 1, "no temporary file stays");
     }
 
     #[test]

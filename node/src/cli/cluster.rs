@@ -5,7 +5,7 @@ use quorate_wire::{Located, NodeStatus};
 use serde_json::{Value, json};
 
 use super::args::{LocateArgs, StatusArgs};
-use super::connection::Cluster;
+use super::connection::{Cluster, resolve_in_time};
 use super::failure::{Exit, Failure, Outcome};
 use super::health::{self, Answer};
 use super::key_value::with_key;
@@ -17,7 +17,10 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
     let cluster = Cluster::connect(settings).await?;
     let status = match &args.on {
         None => cluster.status().await.map_err(Failure::of_read)?,
-        Some(endpoint) => cluster.status_at(endpoint.to_string()).await.map_err(Failure::of_read)?,
+        Some(endpoint) => {
+            resolve_in_time(endpoint).await?;
+            cluster.status_at(endpoint.to_string()).await.map_err(Failure::of_read)?
+        }
     };
     let answers = health::ask_all(&cluster, &status, false).await?;
     let (verdict, troubles) = health::judge(&status, &answers);
@@ -266,6 +269,7 @@ pub(crate) mod tests {
             disk_full: None,
             certificate_left_s: None,
             authority_left_s: None,
+            other_layouts: Vec::new(),
         }
     }
 

@@ -209,20 +209,15 @@ pub(crate) fn read_credentials(ca: &Path, cert: &Path, key: &Path) -> Outcome<Cr
 async fn resolvable(seeds: &[Endpoint]) -> Outcome<Vec<String>> {
     let (mut found, mut first, mut jobs) = (Vec::new(), None, JoinSet::new());
     for (place, seed) in seeds.iter().cloned().enumerate() {
-        jobs.spawn(async move { (place, tokio::time::timeout(RESOLVE_TIME, resolve(&seed)).await, seed) });
+        jobs.spawn(async move { (place, resolve_in_time(&seed).await, seed) });
     }
     let mut resolved = jobs.join_all().await;
     resolved.sort_by_key(|(place, ..)| *place);
     for (_, outcome, seed) in resolved {
         match outcome {
-            Ok(Ok(_)) => found.push(seed.to_string()),
-            Ok(Err(failure)) => {
+            Ok(_) => found.push(seed.to_string()),
+            Err(failure) => {
                 let _ = first.get_or_insert(failure);
-            }
-            Err(_) => {
-                let late =
-                    Failure::new(format!("{seed} was not resolved within {RESOLVE_TIME:?}"), "look at the name server");
-                let _ = first.get_or_insert(Failure { exit: Exit::Unavailable, retryable: true, ..late });
             }
         }
     }
@@ -233,6 +228,17 @@ async fn resolvable(seeds: &[Endpoint]) -> Outcome<Vec<String>> {
             Ok(found)
         }
         None => Ok(found),
+    }
+}
+
+/// As [`resolve`], within the time that a name may take.
+pub(crate) async fn resolve_in_time(endpoint: &Endpoint) -> Outcome<Vec<SocketAddr>> {
+    match tokio::time::timeout(RESOLVE_TIME, resolve(endpoint)).await {
+        Ok(resolved) => resolved,
+        Err(_) => {
+            let text = format!("{endpoint} was not resolved within {RESOLVE_TIME:?}");
+            Err(Failure { exit: Exit::Unavailable, retryable: true, ..Failure::new(text, "look at the name server") })
+        }
     }
 }
 
@@ -274,7 +280,7 @@ const CONNECT_TIME_MIN: Duration = Duration::from_secs(2);
 /// How long closing the connections may hold up the end of a command.
 const CLOSE_TIME: Duration = Duration::from_millis(100);
 
-/// How long a seed's name may take: the others are asked meanwhile, and are enough.
+/// How long a name may take; of several seeds the others are asked meanwhile, and are enough.
 const RESOLVE_TIME: Duration = Duration::from_secs(2);
 
 /// The least time that a page of a scan gets.

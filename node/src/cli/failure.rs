@@ -252,10 +252,11 @@ impl From<Error> for Failure {
 /// Why one node that was asked has not answered, in few words.
 pub(crate) fn reason_of(error: Error) -> String {
     match error {
-        Error::NoNodeReachable { tried } | Error::NoAnswer { tried, .. } => match tried.into_iter().next_back() {
-            Some(last) => last.what,
-            None => "it was not reached".to_owned(),
-        },
+        Error::NoNodeReachable { tried } | Error::NoAnswer { tried, .. } => {
+            // The end of the time cuts the last attempt short, which says less than one that ended by itself.
+            let telling = tried.iter().rev().find(|tried| !tried.was_cut_short()).or(tried.last());
+            telling.map_or_else(|| "it was not reached".to_owned(), |tried| tried.what.clone())
+        }
         Error::NotApplied(refusal) => refusal.reason(),
         other => Failure::of_read(other).message,
     }
@@ -418,6 +419,19 @@ mod tests {
         let failure = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!(failure.exit.code(), 141);
         assert_eq!(Failure::from(io::Error::other("disk")).exit, Exit::Failed);
+    }
+
+    #[test]
+    fn a_refused_certificate_is_not_hidden_by_a_later_attempt_that_was_cut_short() {
+        let what = |what: &str| Tried { node: "127.0.0.1:7401".into(), what: what.into() };
+        let reason = |tried: &[Tried]| reason_of(Error::NoNodeReachable { tried: tried.to_vec() });
+        let cut = || what("not connected within 20 ms");
+        assert_eq!(
+            reason(&[what("first"), what("its certificate is refused here"), cut()]),
+            "its certificate is refused here"
+        );
+        assert_eq!(reason(&[cut()]), "not connected within 20 ms");
+        assert_eq!(reason(&[]), "it was not reached");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `hints`, `check` and the verdict of `status`: how well a cluster is, from what all of its nodes say.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use comfy_table::Table;
 use quorate_node::certificate::{WARNED_BEFORE, days, left_s};
 use quorate_transport::tls::Credentials;
@@ -54,6 +56,8 @@ pub(crate) enum Verdict {
     /// For some keys a quorum of owners cannot be met: strict requests fail, and so may reads. Sloppy writes still succeed
     /// wherever W nodes can be reached.
     Unavailable,
+    /// Nodes hold different layouts of one number: they are two clusters, and none sees what the other one is told.
+    TwoLayouts,
 }
 
 impl Verdict {
@@ -63,6 +67,7 @@ impl Verdict {
             Self::Degraded => "DEGRADED",
             Self::AtRisk => "AT RISK",
             Self::Unavailable => "UNAVAILABLE for some keys",
+            Self::TwoLayouts => "TWO LAYOUTS side by side",
         }
     }
 }
@@ -74,11 +79,12 @@ pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<Stri
         reasons.push((Verdict::Degraded, format!("{} does not serve data: {why}", seen.node)));
     }
     if seen.n == 0 {
-        let why = "there is no layout yet; stage one with `quorate layout stage join`";
+        let why = NO_LAYOUT_YET;
         // A store that cannot be read hides the layout as well: then that is the reason to see first.
         let others = reasons.into_iter().map(|(_, reason)| reason).filter(|reason| !reason.contains("no layout yet"));
         return (Verdict::Unavailable, others.chain([why.to_owned()]).collect());
     }
+    reasons.extend(two_layouts(seen, answers).map(|why| (Verdict::TwoLayouts, why)));
     let need = seen.r.max(seen.w);
     for (reachable, &partitions) in seen.reachable.iter().enumerate().take(usize::from(seen.n)) {
         if partitions == 0 {
@@ -92,7 +98,7 @@ pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<Stri
         let meaning = match verdict {
             Verdict::Unavailable => format!(": {need} are needed"),
             Verdict::AtRisk => ": one more failure makes them unavailable".to_owned(),
-            Verdict::Healthy | Verdict::Degraded => String::new(),
+            Verdict::Healthy | Verdict::Degraded | Verdict::TwoLayouts => String::new(),
         };
         reasons.push((
             verdict,
@@ -124,6 +130,44 @@ pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<Stri
     let verdict = reasons.first().map_or(Verdict::Healthy, |(verdict, _)| *verdict);
     (verdict, reasons.into_iter().map(|(_, reason)| reason).collect())
 }
+
+/// Who holds which layout, if nodes hold different ones of the same number.
+fn two_layouts(seen: &NodeStatus, answers: &[Answer]) -> Option<String> {
+    let answered = answers.iter().filter_map(|(_, answer)| answer.as_ref()?.as_ref().ok());
+    // Of layout 1 by its hash, and of later ones by theirs: two of one number cannot come from one layout 1 either.
+    let mut holders: BTreeMap<(u64, &str), BTreeSet<NodeId>> = BTreeMap::new();
+    for own in std::iter::once(seen).chain(answered).filter(|own| own.n > 0) {
+        holders.entry((own.layout.0, &own.layout_hash)).or_default().insert(own.node);
+        for other in &own.other_layouts {
+            holders.entry((1, &other.own)).or_default().insert(own.node);
+            holders.entry((1, &other.hash)).or_default().insert(other.node);
+        }
+    }
+    let double: BTreeSet<u64> = holders
+        .keys()
+        .map(|(version, _)| *version)
+        .filter(|version| holders.keys().filter(|(other, _)| other == version).count() > 1)
+        .collect();
+    let version = double.first()?;
+    let told: Vec<String> = holders
+        .iter()
+        .filter(|((other, _), _)| other == version)
+        .map(|((_, hash), nodes)| {
+            let names: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+            format!("{} {} {hash}", names.join(", "), if names.len() == 1 { "holds" } else { "hold" })
+        })
+        .collect();
+    Some(format!(
+        "there are different layouts {version}: {}. What is written under one of them is not seen under the other: keep one, and start \
+         the nodes of the other with empty data directories (what only they hold is lost then: export it first)",
+        told.join("; ")
+    ))
+}
+
+/// What a node without a layout needs.
+pub(crate) const NO_LAYOUT_YET: &str = "there is no layout yet. First start every node that `join` names and that is not shown here: a \
+    node that has lost its disk is told the cluster's layout by them, and one that is staged without them is another cluster's for ever. \
+    For a new cluster, stage one with `quorate layout stage join` then";
 
 /// Whether some key may lack a quorum of owners that answer this client: who is gone is counted as up until gossip has found out.
 fn short_if_silent(seen: &NodeStatus, answers: &[Answer]) -> Option<String> {
@@ -271,21 +315,29 @@ fn expires(what: &str, left_s: i64) -> Option<String> {
     }
 }
 
+/// The nodes whose certificates were not seen: nobody can say that they are valid. A node may be down because its own is not.
+fn unseen(answers: &[Answer]) -> Vec<String> {
+    let told = |(peer, answer): &Answer| {
+        let why = match answer {
+            Some(Ok(own)) if own.certificate_left_s.is_some() => return None,
+            Some(Ok(_)) => return Some(format!("{} does not say: its release is older", peer.node)),
+            Some(Err(why)) => format!(" ({why})"),
+            None if peer.member => String::new(),
+            // It was met once, and has no part in the cluster.
+            None => return None,
+        };
+        Some(format!("{} does not answer{why}: its certificate is not known", peer.node))
+    };
+    answers.iter().filter_map(told).collect()
+}
+
 /// `check certs`.
 fn check_certs(answers: &[Answer], own: &Credentials, output: &Output) -> Outcome {
     let now = wall_clock();
     let mut reasons = expiring(answers);
     reasons.extend(expires("this client's certificate", left_s(own.not_after(), now)));
     reasons.extend(expires("the CA certificate of this client", left_s(own.authority_not_after(), now)));
-    for (peer, answer) in answers {
-        match answer {
-            Some(Ok(own)) if own.certificate_left_s.is_some() => {}
-            Some(Ok(_)) => reasons.push(format!("{} does not say: its release is older", peer.node)),
-            Some(Err(why)) => reasons.push(format!("{} does not answer: {why}", peer.node)),
-            // It is down, and shows its certificate to nobody; `check replicas` is about that.
-            None => {}
-        }
-    }
+    reasons.extend(unseen(answers));
     report_check(
         "certs",
         reasons.is_empty(),
@@ -349,6 +401,7 @@ const HINTS_FULL_PERCENT: u64 = 80;
 
 #[cfg(test)]
 mod tests {
+    use quorate_wire::OtherLayout;
     use quorate_wire::ids::LayoutVersion;
 
     use super::super::cluster::tests::healthy;
@@ -381,6 +434,49 @@ mod tests {
         assert_eq!(expiring(&answers(&seen, of(Some(-5)))), ["the certificate has expired on n1"]);
         assert_eq!(expiring(&answers(&seen, of(Some(31 * 86_400)))), [""; 0]);
         assert_eq!(expiring(&answers(&seen, of(None))), [""; 0]);
+    }
+
+    #[test]
+    fn a_certificate_that_nobody_has_seen_is_not_said_to_be_valid() {
+        let seen = healthy();
+        let own = NodeStatus { certificate_left_s: Some(1 << 40), authority_left_s: Some(1 << 40), ..healthy() };
+        let of = |place: usize, answer| vec![(seen.peers[place].clone(), answer)];
+        assert_eq!(unseen(&of(0, Some(Ok(own)))), [""; 0]);
+        assert_eq!(unseen(&of(1, None)), ["n2 does not answer: its certificate is not known"]);
+        let silent = of(1, Some(Err("no answer within 5s".to_owned())));
+        assert_eq!(unseen(&silent), ["n2 does not answer (no answer within 5s): its certificate is not known"]);
+        let mut stranger = of(1, None);
+        stranger[0].0.member = false;
+        assert_eq!(unseen(&stranger), [""; 0]);
+    }
+
+    #[test]
+    fn two_layouts_of_one_number_are_the_worst_that_can_be_told() {
+        let mut seen = healthy();
+        (seen.n, seen.r, seen.w, seen.partitions, seen.reachable) = (3, 2, 2, 16, vec![0, 0, 0, 16]);
+        seen.layout_hash = "aaaa".to_owned();
+        let answered = |hash: &str, version: u64| {
+            let own = NodeStatus {
+                node: node("n2"),
+                layout_hash: hash.to_owned(),
+                layout: LayoutVersion(version),
+                ..seen.clone()
+            };
+            answers(&seen, own)
+        };
+        assert_eq!(judge(&seen, &answered("aaaa", 1)).0, Verdict::Healthy);
+        assert_eq!(two_layouts(&seen, &answered("bbbb", 2)), None, "the newer one of the same cluster");
+        let (verdict, reasons) = judge(&seen, &answered("bbbb", 1));
+        assert_eq!(verdict, Verdict::TwoLayouts);
+        assert!(reasons[0].contains("n1 holds aaaa; n2 holds bbbb"), "{reasons:?}");
+
+        // A node that refuses the other one never answers for it.
+        let addr = seen.peers[0].addr;
+        let other = OtherLayout { node: node("n3"), addr, hash: "cccc".to_owned(), own: "aaaa".to_owned() };
+        let told = NodeStatus { other_layouts: vec![other], ..seen.clone() };
+        let (verdict, reasons) = judge(&told, &answers(&seen, seen.clone()));
+        assert_eq!(verdict, Verdict::TwoLayouts);
+        assert!(reasons[0].contains("n1 holds aaaa; n3 holds cccc") && reasons[0].contains("not seen"), "{reasons:?}");
     }
 
     #[test]

@@ -494,6 +494,10 @@ fn other_encoding(start: &[u8]) -> Option<(&'static str, &'static str)> {
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(("compressed with xz", "xzcat FILE | quorate import -")),
         [b'B', b'Z', b'h', ..] => Some(("compressed with bzip2", "bzcat FILE | quorate import -")),
         [b'P', b'K', 3, 4, ..] => Some(("a zip archive", "unzip -p FILE | quorate import -")),
+        // As old systems end lines. No string of JSON holds one as it is.
+        _ if start.split(|byte| *byte == b'\n').next()?.windows(3).any(|three| three == b"}\r{") => {
+            Some(("text whose lines end with carriage returns", "tr '\\r' '\\n' < FILE | quorate import -"))
+        }
         _ => None,
     }
 }
@@ -740,6 +744,7 @@ mod tests {
             (b"\xfe\xff\x00{", "UTF-16"),
             (&utf_16, "UTF-16"),
             (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"{\"key\":\"a\",\"value\":\"1\"}\r{\"key\":\"b\",\"value\":\"2\"}\r", "carriage returns"),
         ] {
             match input(text).each_line(|_, _, _| true) {
                 Err(Unreadable::Encoded { what, way }) => assert!(what.contains(wanted) && way.contains("FILE |")),

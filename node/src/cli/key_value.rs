@@ -259,14 +259,19 @@ fn siblings_stand(schema: &str, done: &str, key: &[u8], found: &Found, output: &
 /// What a write has replaced is worth a word when it was more than one expects.
 fn tell_replaced(what: &str, written: &Written, values: &[Blob], output: &Output) {
     match (values, written.replaced) {
-        ([], count @ 2..) => output.say(&format!("{what} {count} values: all that the context covers")),
-        ([], _) => {}
+        ([], 0) => {}
+        ([], count) => output.say(&replaced_text(what, count)),
         ([value], _) => output.hint(&format!("{what} {}", readable(value, VALUE_SHOWN_MAX))),
         (several, _) => {
             output.say(&format!("{what} {} values:", several.len()));
             output.say(&output.rendered(&siblings_table(several)));
         }
     }
+}
+
+/// Of values that this command has not read.
+fn replaced_text(what: &str, count: u32) -> String {
+    format!("{what} {count} {}: all that the context covers", if count == 1 { "value" } else { "values" })
 }
 
 fn not_found(key: &[u8]) -> Failure {
@@ -309,14 +314,15 @@ fn written_json(schema: &str, key: &[u8], op_id: &str, written: &Written, replac
     json["context_large"] = written.context_large.into();
     json["quorum"] = json!(written.quorum);
     json["evidence"] = json!(written.evidence);
+    // What the read before the write has seen. With --context there was none, and nobody knows what was replaced.
+    let replaced_values = if replaces.is_empty() && written.replaced > 0 { Value::Null } else { values_json(replaces) };
     if schema == "quorate.del.v1" {
         json["deleted"] = written.replaced.into();
-        json["deleted_values"] = values_json(replaces);
+        json["deleted_values"] = replaced_values;
     } else {
         json["written"] = true.into();
         json["replaced"] = written.replaced.into();
-        // What the read before the write has seen; with --context or --blind there was none.
-        json["replaced_values"] = values_json(replaces);
+        json["replaced_values"] = replaced_values;
     }
     Ok(json)
 }
@@ -491,6 +497,12 @@ mod tests {
         assert_eq!(put["replaced_values"], json!([{ "value": "old" }, { "value_b64": "/w==" }]));
         let del = written_json("quorate.del.v1", b"k\xff", "00", &written, &[]).expect("a legal context");
         assert_eq!((&del["deleted"], del.get("replaced")), (&json!(2), None));
+        assert_eq!(del["deleted_values"], Value::Null, "not read, so not known");
+        let none = Written { replaced: 0, ..written };
+        let put = written_json("quorate.put.v1", b"k", "00", &none, &[]).expect("a legal context");
+        assert_eq!((&put["replaced"], &put["replaced_values"]), (&json!(0), &json!([])));
+        assert_eq!(replaced_text("replaced", 1), "replaced 1 value: all that the context covers");
+        assert_eq!(replaced_text("deleted", 2), "deleted 2 values: all that the context covers");
         assert_eq!((&del["key_b64"], del.get("key")), (&json!("a/8="), None));
     }
 

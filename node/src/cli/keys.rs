@@ -25,10 +25,17 @@ pub(crate) async fn keys(args: &KeysArgs, settings: &Settings, output: &Output) 
     let (mut count, mut degraded) = (0, false);
     let listed = !args.count;
     if output.is_json() && listed {
-        write!(out, "{{\"schema\":\"quorate.keys.v1\",\"keys\":[")?;
+        write!(out, "{BEGIN_OF_LIST}")?;
     }
+    let mut failed = None;
     'all: while let Some(page) = pages.recv().await {
-        let (page, _) = page.map_err(Failure::of_read)?;
+        let page = match page {
+            Ok((page, _)) => page,
+            Err(error) => {
+                failed = Some(Failure::of_read(error));
+                break;
+            }
+        };
         degraded |= page.quorum.degraded;
         for record in page.records {
             if count == limit {
@@ -50,24 +57,52 @@ pub(crate) async fn keys(args: &KeysArgs, settings: &Settings, output: &Output) 
             break;
         }
     }
+    // What was begun is ended, so that whoever parses it sees how far it came.
+    let complete = failed.is_none();
     match (output.is_json(), listed) {
-        (true, true) => writeln!(out, "],\"count\":{count},\"degraded\":{degraded}}}")?,
+        (true, true) => writeln!(out, "{}", end_of_list(count, degraded, complete))?,
         (true, false) => {
-            writeln!(
-                out,
-                "{}",
-                serde_json::json!({ "schema": "quorate.keys.v1", "count": count, "degraded": degraded })
-            )?;
+            let counted = serde_json::json!({
+                "schema": "quorate.keys.v1", "count": count, "degraded": degraded, "complete": complete
+            });
+            writeln!(out, "{counted}")?;
         }
         (false, true) => {}
-        (false, false) => writeln!(out, "{count}")?,
+        (false, false) if complete => writeln!(out, "{count}")?,
+        (false, false) => {}
     }
     out.flush()?;
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
     if degraded && !output.is_json() {
         output.say("warning: degraded: stand-ins answered for owners, some keys may be missing");
     }
     Ok(Exit::Done)
 }
 
+/// What stands before the keys in JSON.
+const BEGIN_OF_LIST: &str = "{\"schema\":\"quorate.keys.v1\",\"keys\":[";
+
+/// What stands after them; `complete` if they are all that there are, or all that were asked for.
+fn end_of_list(count: u64, degraded: bool, complete: bool) -> String {
+    format!("],\"count\":{count},\"degraded\":{degraded},\"complete\":{complete}}}")
+}
+
 /// Keys are short: a page of them is large.
 const PAGE_KEYS_MAX: u32 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_was_cut_short_is_json_that_says_so() {
+        for complete in [true, false] {
+            let text = format!("{BEGIN_OF_LIST}{}{}", named("key", b"k"), end_of_list(1, false, complete));
+            let json: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+            assert_eq!((&json["count"], &json["complete"]), (&1.into(), &complete.into()));
+            assert_eq!(json["keys"][0]["key"], "k");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use quorate_wire::{LayoutCommand as Ask, LayoutReport, LayoutView};
 use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};
-use super::connection::{Cluster, resolve};
+use super::connection::{Cluster, resolve, resolve_in_time};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Output, table};
 use super::settings::Settings;
@@ -28,7 +28,10 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     let cluster = Cluster::connect(settings).await?;
     let at = match &command.args().on {
         None => cluster.first_seed().to_owned(),
-        Some(endpoint) => endpoint.to_string(),
+        Some(endpoint) => {
+            resolve_in_time(endpoint).await?;
+            endpoint.to_string()
+        }
     };
     let mut last = None;
     for ask in asks(command, Some(&cluster)).await? {

@@ -201,8 +201,32 @@ impl Sink {
     fn reopen(&mut self) {
         match self {
             Self::Stderr { .. } => {}
-            Self::File(file) => file.reopen(),
+            Self::File(file) => match file.reopen() {
+                Ok(()) => tracing::info!(file = %file.path().display(), "the log file was opened anew"),
+                Err(error) => {
+                    let path = file.path().display();
+                    let text =
+                        format!("the log file {path} cannot be opened anew: {error}; it is tried again every second\n");
+                    complain(text);
+                }
+            },
         }
+    }
+}
+
+/// Says something on stderr: the log itself may be read by nobody now. Who reads stderr may be slow or gone, which must not hold this
+/// thread; one who has not read the last complaint is told no other.
+fn complain(text: String) {
+    static COMPLAINING: AtomicBool = AtomicBool::new(false);
+    if COMPLAINING.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let speaking = std::thread::Builder::new().spawn(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        COMPLAINING.store(false, Ordering::SeqCst);
+    });
+    if speaking.is_err() {
+        COMPLAINING.store(false, Ordering::SeqCst);
     }
 }
 

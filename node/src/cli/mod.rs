@@ -33,6 +33,7 @@ mod server;
 mod bench;
 mod echo;
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +51,10 @@ use self::settings::{Settings, Surroundings};
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::parse_args(std::env::args_os()) {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && asks_for_json(std::env::args_os()) => {
+            Output::new(OutputFormat::Json).failure(&of_usage(&error));
+            return Exit::Usage.into();
+        }
         Err(error) => {
             // Help and versions come this way as well, with code 0. A closed pipe is nobody's loss here.
             let _ = error.print();
@@ -68,6 +73,26 @@ pub(crate) fn main() -> ExitCode {
             exit.into()
         }
     }
+}
+
+/// Whether a command line that is wrong asks for JSON all the same, or the environment does.
+fn asks_for_json(args: impl IntoIterator<Item = OsString>) -> bool {
+    let args: Vec<OsString> = args.into_iter().take_while(|arg| arg != "--").collect();
+    let joined = ["-ojson", "-o=json", "--output=json"];
+    let mut said = args.iter().zip(args.iter().skip(1).map(Some).chain([None]));
+    let by_flag = said.any(|(flag, next)| {
+        joined.iter().any(|json| flag == json)
+            || ((flag == "-o" || flag == "--output") && next.is_some_and(|next| next == "json"))
+    });
+    by_flag || variable("QUORATE_OUTPUT").is_some_and(|text| text == "json")
+}
+
+/// What is wrong with a command line, without what is only for people.
+fn of_usage(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let what = text.split("\n\nUsage:").next().unwrap_or(&text).split("\n\nFor more").next().unwrap_or(&text);
+    let what: Vec<&str> = what.trim_start_matches("error:").split_whitespace().collect();
+    Failure::usage(what.join(" "), "the command's --help shows what is possible")
 }
 
 /// Says something after all that was logged. It is not waited for long: whoever reads may be gone or slow, and the process ends all

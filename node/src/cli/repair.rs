@@ -99,10 +99,7 @@ fn failure(error: Error) -> Failure {
 /// The members that are named, or all of them.
 fn chosen(named: &[NodeId], members: &[(NodeId, SocketAddr)]) -> Outcome<Vec<(NodeId, SocketAddr)>> {
     if members.is_empty() {
-        return Err(Failure::new(
-            "the cluster has no members yet".to_owned(),
-            "there is no layout yet; stage one with `quorate layout stage join`",
-        ));
+        return Err(Failure::new("the cluster has no members yet".to_owned(), health::NO_LAYOUT_YET));
     }
     if let Some(stranger) = named.iter().find(|node| members.iter().all(|(member, _)| member != *node)) {
         return Err(health::stranger(*stranger, members.iter().map(|(member, _)| *member)));

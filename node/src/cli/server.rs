@@ -9,6 +9,7 @@ use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::certificate::left_s;
 use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
+use quorate_node::store::check_ours;
 use quorate_node::store::room::space_of;
 use quorate_node::supervise;
 use quorate_transport::tls::{Credentials, Subject, key_is_open};
@@ -85,6 +86,12 @@ async fn checked(config: &ServerConfig, output: &Output) -> Outcome {
             output.say(&format!("warning: {}", explain(failure, config).message));
         }
     }
+    if let Err(error) = check_ours(&config.data_dir) {
+        return Err(Failure::new(
+            format!("the data directory cannot be used: {error}"),
+            "let `data_dir` name a directory that this user may read and write",
+        ));
+    }
     if config.data_dir.is_dir() {
         let space = space_of(config.data_dir.clone())().ok();
         if let Some(why) = space.and_then(|space| config.disk_reserve.warning(space.total)) {
@@ -122,7 +129,7 @@ fn explain(failure: Failure, config: &ServerConfig) -> Failure {
 
 async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) -> Outcome {
     // From here on a signal ends the node cleanly, also while it is still starting.
-    let mut ends = Ends::new()?;
+    let mut ends = Ends::of_server()?;
     // A terminal that goes away says this too, at any time.
     let mut hangups = listen(SignalKind::hangup())?;
     let start = async {
@@ -203,10 +210,7 @@ fn reload(config: &ServerConfig, node: &Node) {
     match renewed {
         Ok(until) => {
             let days = left_s(until, wall_clock()) / 86_400;
-            tracing::info!(
-                days,
-                "SIGHUP: the certificate was read anew and is valid for so many days, the log was opened anew"
-            );
+            tracing::info!(days, "SIGHUP: the certificate was read anew and is valid for so many days");
         }
         Err(failure) => {
             tracing::error!("SIGHUP: the certificate stays as it was: {}; {}", failure.message, failure.hint)
@@ -269,21 +273,43 @@ fn listen(kind: SignalKind) -> Outcome<Signal> {
 pub(crate) struct Ends {
     interrupt: Signal,
     terminate: Signal,
+    /// Nothing if it means something else to the process, or was to be ignored.
+    hangup: Option<Signal>,
 }
 
 impl Ends {
+    /// Those of a command: a terminal that is closed ends it as well, unless it was started with `nohup`.
     pub(crate) fn new() -> Outcome<Self> {
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        let hangup = (!hangup_is_ignored()).then(|| listen(SignalKind::hangup())).transpose()?;
+        Ok(Self { hangup, ..Self::of_server()? })
+    }
+
+    /// Those of a server, to which SIGHUP says something else.
+    fn of_server() -> Outcome<Self> {
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: None,
+        })
     }
 
     /// The name of the next one.
     pub(crate) async fn wait(&mut self) -> &'static str {
+        let Self { interrupt, terminate, hangup } = self;
         tokio::select! {
             biased;
-            _ = self.interrupt.recv() => "interrupt",
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "interrupt",
+            _ = terminate.recv() => "SIGTERM",
+            Some(()) = async { hangup.as_mut()?.recv().await } => "SIGHUP",
         }
     }
+}
+
+/// Whether whoever started this process wants it to outlive the terminal. Where the system does not tell, it does not.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
 }
 
 /// The certificate decides who a node is; a configuration that says otherwise is a mix-up of files.
@@ -427,7 +453,7 @@ const RESOLVE_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::io::{BufRead as _, Write as _};
     use std::process::Command;
 
     use quorate_node::http::{self, Watched};
@@ -438,6 +464,45 @@ mod tests {
     use crate::cli::args::OutputFormat;
 
     const CHILD: &str = "QUORATE_TEST_PANICS";
+
+    /// A terminal that is closed: this test is run once more, in a process of its own, which says what has ended it.
+    #[test]
+    fn a_hangup_ends_a_command_in_an_orderly_way_unless_it_was_to_be_ignored() {
+        const ENDS: &str = "QUORATE_TEST_ENDS";
+        if std::env::var_os(ENDS).is_some() {
+            let ended = async {
+                let mut ends = Ends::new().expect("there are signals");
+                let say = |text: &str| writeln!(std::io::stdout(), "{text}").expect("it is read");
+                say("it listens");
+                let name = ends.wait().await;
+                say(&format!("ended by {name}"));
+            };
+            block_on(ended).expect("there are threads");
+            return;
+        }
+        let name = "cli::server::tests::a_hangup_ends_a_command_in_an_orderly_way_unless_it_was_to_be_ignored";
+        for (before, signals, wanted) in
+            [("trap - HUP", &["-HUP"][..], "ended by SIGHUP"), ("trap '' HUP", &["-HUP", "-TERM"], "ended by SIGTERM")]
+        {
+            let mut child = Command::new("sh")
+                .args(["-c", &format!("{before}; exec \"$0\" \"$@\"")])
+                .arg(std::env::current_exe().expect("a process knows its file"))
+                .args(["--exact", name, "--nocapture"])
+                .env(ENDS, "1")
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .expect("sh runs");
+            let mut lines = std::io::BufReader::new(child.stdout.take().expect("it is piped")).lines();
+            let mut said = |wanted: &str| lines.any(|line| line.is_ok_and(|line| line.contains(wanted)));
+            assert!(said("it listens"), "{before}");
+            for signal in signals {
+                let sent = Command::new("kill").args([signal, &*child.id().to_string()]).status().expect("kill runs");
+                assert!(sent.success());
+            }
+            assert!(said(wanted), "{before}: {wanted}");
+            assert!(child.wait().expect("it has ended").success());
+        }
+    }
 
     /// What a process does of which a task panics: this test is run once more, in a process of its own.
     #[cfg_attr(not(debug_assertions), ignore = "the fault point is not compiled in")]

@@ -279,3 +279,21 @@ fn times_have_units() {
         assert!(parse_time(bad).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn a_wrong_command_line_is_told_in_json_if_it_asks_for_that() {
+    for (line, json) in [
+        ("get k --nope -o json", true),
+        ("get --output=json", true),
+        ("-ojson get", true),
+        ("get k --nope -o text", false),
+        ("get k --nope", false),
+        ("put --nope -- -o json", false),
+    ] {
+        assert_eq!(super::asks_for_json(line.split(' ').map(Into::into)), json, "{line}");
+        let failure = super::of_usage(&parse(line).expect_err("wrong"));
+        let (message, hint) = (&failure.message, &failure.hint);
+        assert!(!message.is_empty() && !message.contains('\n') && !message.contains("Usage"), "{message}");
+        assert!(!message.starts_with("error") && hint.contains("--help"), "{message}; {hint}");
+    }
+}

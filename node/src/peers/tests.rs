@@ -11,7 +11,7 @@ use quorate_wire::{ALPN_CLIENT, BucketId, Key};
 
 use super::*;
 use crate::cert::{Ca, Issued, VALIDITY};
-use crate::peer_wire::{GetLayout, Replicate};
+use crate::peer_wire::{GetLayout, KeepHint, Replicate};
 use crate::request_memory::RequestMemory;
 use crate::store::{Committer, Durability, Executor, MemoryStore, Store};
 

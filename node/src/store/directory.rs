@@ -5,6 +5,7 @@
 //!   DIR/quorate.json      the sidecar: whose directory, and what must be found in the engine
 //!   DIR/ENGINE/           the engine's files, as in `sled/`
 //!   DIR/ENGINE.damaged/   an engine that was found damaged, kept as evidence
+//!   DIR/quorate.json.DISK the sidecar of an engine that was given up: with it the engine is taken again once it is put back
 //! ```
 //!
 //! All of it is the same for every [`Engine`].
@@ -25,7 +26,7 @@ use super::on_disk::{DiskStore, STAMP_KEY, open_stamp};
 use super::private;
 use super::quarantine::QuarantinedStore;
 use super::sidecar::{self, Content};
-use super::{Identity, Opened, StoreError, Tree};
+use super::{Identity, Opened, StoreError, Tree, with_descriptors};
 
 /// Opens a node's data directory, or makes it; [`sled::open`](super::sled::open) says what its callers are promised. `make_room` is called
 /// once this process holds the directory's lock and knows that it is this node's, before anything in it is written.
@@ -37,12 +38,13 @@ pub(super) fn open<E: Engine>(
     options: &E::Options,
     make_room: impl FnOnce(),
 ) -> Result<Opened, StoreError> {
-    let new = !dir.exists();
+    let new = !is_there(dir)?;
+    check_ours::<E>(dir)?;
     fs::create_dir_all(dir)
         .map_err(|e| StoreError::from_io(&format!("making the data directory {}", dir.display()), &e))?;
     let lock = lock(dir)?;
     let engine_dir = dir.join(E::NAME);
-    let engine_there = E::is_there(&engine_dir);
+    let engine_there = engine_is_there::<E>(&engine_dir)?;
     let mut content = match sidecar::read(dir)? {
         Some(content) if (content.cluster, content.node) != (cluster, node) => {
             return Err(StoreError::Foreign(format!(
@@ -78,7 +80,7 @@ pub(super) fn open<E: Engine>(
     private::tighten(dir, new);
     make_room();
     content.boot += 1;
-    let identity = Identity { cluster, node, disk: content.disk, boot: content.boot, clean: content.clean };
+    let mut identity = Identity { cluster, node, disk: content.disk, boot: content.boot, clean: content.clean };
     content.clean = false;
     sidecar::write(dir, &content)?;
     if content.boot == 1 {
@@ -89,11 +91,18 @@ pub(super) fn open<E: Engine>(
     let opened = match &content.quarantined {
         Some(_) => None,
         None if made && !engine_there => Some(Err(Refusal::Damaged("its files are gone".to_owned()))),
-        None => Some(open_engine::<E>(&engine_dir, &content, options)),
+        None => Some(open_engine::<E>(dir, &content, options)),
     };
     match opened {
-        Some(Ok((engine, stamp))) => {
-            content.stamp = stamp;
+        Some(Ok((engine, found))) => {
+            if found.disk != content.disk {
+                tracing::warn!(disk = %found.disk, other = %content.disk,
+                    "the engine of an earlier disk of this node was put back, and the node goes on with it");
+                // The other one's engine may come back as well.
+                sidecar::keep(dir, &Content { clean: identity.clean, ..content })?;
+                (identity.disk, identity.clean) = (found.disk, found.clean);
+            }
+            let content = Content { boot: identity.boot, clean: false, ..found };
             let store = DiskStore::start(dir, engine, content, E::stamp_bytes(options), lock)?;
             return Ok(Opened { store: Arc::new(store), identity, quarantined: None });
         }
@@ -108,11 +117,13 @@ pub(super) fn open<E: Engine>(
     }
     let damage = content.quarantined.clone().expect("else it would have been opened");
     let aside = dir.join(format!("{}.damaged", E::NAME));
-    if !aside.exists() || !engine_dir.exists() {
-        if engine_dir.exists() {
+    let anything_there = is_entry(&engine_dir)?;
+    if !anything_there || !is_entry(&aside)? {
+        let lost = content.disk;
+        sidecar::keep(dir, &Content { quarantined: None, ..content.clone() })?;
+        if anything_there {
             set_aside(dir, &engine_dir, &aside)?;
         }
-        let lost = content.disk;
         let fresh = loop {
             let drawn = DiskId(random.u128());
             // Not even by a generator that began anew with its old seed.
@@ -122,11 +133,13 @@ pub(super) fn open<E: Engine>(
         };
         content = Content { disk: fresh, has_data: false, stamp: 0, records: 0, quarantined: None, ..content };
         sidecar::write(dir, &content)?;
+        let (kept, whole) = (sidecar::kept_path(dir, lost), engine_dir.display());
         tracing::error!(%lost, disk = %content.disk, aside = %aside.display(),
-            "{damage}. It was moved aside, and the node begins with an empty disk: other owners bring back what it held");
-        return match open_engine::<E>(&engine_dir, &content, options) {
-            Ok((engine, stamp)) => {
-                content.stamp = stamp;
+            "{damage}. What there was of it was moved aside, and the node begins with an empty disk: other owners bring back what it held. \
+             Should the store of disk {lost} turn up whole: stop the node, move {whole} away, put that store in its place and keep {}; the \
+             next start goes on with it", kept.display());
+        return match open_engine::<E>(dir, &content, options) {
+            Ok((engine, content)) => {
                 let identity = Identity { disk: content.disk, clean: true, ..identity };
                 let store = DiskStore::start(dir, engine, content, E::stamp_bytes(options), lock)?;
                 Ok(Opened { store: Arc::new(store), identity, quarantined: None })
@@ -155,8 +168,66 @@ fn set_aside(dir: &Path, engine_dir: &Path, aside: &Path) -> Result<(), StoreErr
     moved.map_err(|e| StoreError::from_io(&format!("moving {} to {}", engine_dir.display(), aside.display()), &e))
 }
 
-/// Opens the engine and compares it with the sidecar; with the stamp that was found in it.
-fn open_engine<E: Engine>(dir: &Path, content: &Content, options: &E::Options) -> Result<(E, u64), Refusal> {
+/// Refuses a directory without a sidecar that holds what no node has made: the first start would close it to everybody else. Nothing is
+/// changed, or made.
+pub(super) fn check_ours<E: Engine>(dir: &Path) -> Result<(), StoreError> {
+    if !is_there(dir)? || is_there(&sidecar::path(dir))? || engine_is_there::<E>(&dir.join(E::NAME))? {
+        return Ok(());
+    }
+    let failed = |e: &io::Error| StoreError::from_io(&format!("listing the data directory {}", dir.display()), e);
+    for entry in fs::read_dir(dir).map_err(|e| failed(&e))? {
+        let name = entry.map_err(|e| failed(&e))?.file_name();
+        // A file system of its own has this one.
+        if name != "lost+found" && !private::is_ours(&name) {
+            return Err(StoreError::Occupied(format!(
+                "{} is not empty and is not a data directory of Quorate: it holds {}. Nothing was changed; name a new directory or an \
+                 empty one",
+                dir.display(),
+                Path::new(&name).display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is something at this path. Only what is said not to be there is not there: what may not be looked at, or cannot,
+/// says nothing of what is in it, and no start goes on from there.
+fn is_there(path: &Path) -> Result<bool, StoreError> {
+    known(path, fs::metadata(path).map(|_| true))
+}
+
+/// As [`is_there`]; a link is there also if what it leads to is not.
+fn is_entry(path: &Path) -> Result<bool, StoreError> {
+    known(path, fs::symlink_metadata(path).map(|_| true))
+}
+
+/// Whether the files of an engine are there.
+fn engine_is_there<E: Engine>(engine_dir: &Path) -> Result<bool, StoreError> {
+    if is_entry(engine_dir)? && !is_there(engine_dir)? {
+        return Err(StoreError::Io(format!(
+            "{} is a link that leads nowhere: is the disk that it leads to not mounted? Nothing was changed",
+            engine_dir.display()
+        )));
+    }
+    known(engine_dir, with_descriptors(|| E::is_there(engine_dir)))
+}
+
+fn known(path: &Path, found: io::Result<bool>) -> Result<bool, StoreError> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => found.map_err(|error| {
+            let path = path.display();
+            StoreError::Io(format!(
+                "cannot tell what is in {path}: {error}. Nothing was changed: let this user read and write {path} and all that is in it"
+            ))
+        }),
+    }
+}
+
+/// Opens the engine in a data directory and compares it with the sidecar, or with the kept one of the disk that it is the engine of;
+/// with what the sidecar has to say from now on.
+fn open_engine<E: Engine>(data_dir: &Path, content: &Content, options: &E::Options) -> Result<(E, Content), Refusal> {
+    let dir = &data_dir.join(E::NAME);
     let engine = E::open(dir, options)?;
     // A damaged engine may open without a word, and panic when it is read.
     let read = || -> Result<_, EngineError> {
@@ -169,27 +240,43 @@ fn open_engine<E: Engine>(dir: &Path, content: &Content, options: &E::Options) -
         Ok(Err(error)) => return Err(Refusal::of(error, dir)),
         Err(panic) => return Err(Refusal::of_panic::<E>(&*panic, dir)),
     };
-    let stamp = match stamp {
+    let mut content = content.clone();
+    content.stamp = match stamp {
         None if content.stamp == 0 => 0,
         None => return Err(Refusal::Damaged("it opens as if it were new".to_owned())),
-        Some(value) => match open_stamp(&value) {
-            Some((disk, _)) if disk != content.disk => {
-                return Err(Refusal::Damaged(format!("it is the engine of disk {disk}")));
+        Some(value) => {
+            let Some((disk, stamp)) = open_stamp(&value) else {
+                return Err(Refusal::Damaged("its stamp fails its checksum".to_owned()));
+            };
+            if disk != content.disk {
+                content = earlier(data_dir, &content, disk)?;
             }
-            Some((_, stamp)) if stamp < content.stamp => {
-                let want = content.stamp;
+            let want = content.stamp;
+            if stamp < want {
                 return Err(Refusal::Damaged(format!(
                     "the end of its log is lost: stamp {stamp} found, {want} expected"
                 )));
             }
-            Some((_, stamp)) => stamp,
-            None => return Err(Refusal::Damaged("its stamp fails its checksum".to_owned())),
-        },
+            stamp
+        }
     };
     if content.has_data && empty {
         return Err(Refusal::Damaged("there were records, and none is left".to_owned()));
     }
-    Ok((engine, stamp))
+    Ok((engine, content))
+}
+
+/// The sidecar of an earlier disk of this node, whose engine was found. It is no danger that the node has lived on another disk since:
+/// its beacons went on above this one's, so that others tell it what it lacks (see [`beacons`](crate::beacons)).
+fn earlier(dir: &Path, content: &Content, disk: DiskId) -> Result<Content, Refusal> {
+    let of_another = |why: &str| Refusal::Damaged(format!("it is the engine of disk {disk}, {why}"));
+    match sidecar::kept(dir, disk) {
+        Ok(Some(kept)) if (kept.cluster, kept.node, kept.disk) == (content.cluster, content.node, disk) => Ok(kept),
+        Ok(Some(_)) => Err(of_another("which was another node's")),
+        Ok(None) => Err(of_another("which this node has not had")),
+        Err(StoreError::Corrupt(why)) => Err(of_another(&format!("and {why}"))),
+        Err(error) => Err(Refusal::Failed(error)),
+    }
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {
@@ -229,6 +316,7 @@ const LOCK_WAIT: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::ffi::OsString;
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -302,8 +390,8 @@ pub(super) mod tests {
             drop(opened);
             // The same by hand, for the concrete type.
             let content = sidecar::read(dir).expect("whole").expect("there");
-            let (engine, stamp) = open_engine::<E>(&dir.join(E::NAME), &content, &self.options).expect("whole");
-            let (content, lock) = (Content { stamp, ..content }, lock(dir).expect("not in use"));
+            let (engine, content) = open_engine::<E>(dir, &content, &self.options).expect("whole");
+            let lock = lock(dir).expect("not in use");
             let store = DiskStore::start(dir, engine, content, E::stamp_bytes(&self.options), lock);
             self.store = Some(Arc::new(store.expect("it starts")));
         }
@@ -484,6 +572,104 @@ pub(super) mod tests {
         fs::remove_dir_all(&engine).expect("there");
         fs::rename(&copy, &engine).expect("moved");
         assert!(replaced(&dir), "an older copy");
+    }
+
+    #[test]
+    fn a_directory_with_other_things_in_it_is_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().join("data");
+        fs::create_dir(&data).expect("room");
+        fs::write(data.join("thesis.tex"), b"mine").expect("room");
+        let mode = |mode: u32| fs::set_permissions(&data, Permissions::from_mode(mode)).expect("set");
+        let mode_now = || fs::metadata(&data).expect("there").permissions().mode() & 0o7777;
+        let names = || -> Vec<OsString> {
+            fs::read_dir(&data).expect("there").map(|e| e.expect("readable").file_name()).collect()
+        };
+        mode(0o1777);
+        let error = open_n1(&data).expect_err("somebody else's");
+        assert!(matches!(&error, StoreError::Occupied(text) if text.contains("thesis.tex")), "{error}");
+        assert_eq!((mode_now(), names()), (0o1777, vec![OsString::from("thesis.tex")]));
+
+        // What a first start leaves that was killed before it had a sidecar, on a file system of its own.
+        fs::remove_file(data.join("thesis.tex")).expect("there");
+        for name in ["lock", "ballast", "quorate.json.new"] {
+            fs::write(data.join(name), b"").expect("room");
+        }
+        fs::create_dir(data.join("lost+found")).expect("room");
+        assert_eq!(open_n1(&data).expect("ours").identity.boot, 1);
+        assert_eq!(mode_now() & 0o077, 0, "it is tightened");
+        fs::write(data.join("notes"), b"beside").expect("room");
+        assert_eq!(open_n1(&data).expect("it has a sidecar").identity.boot, 2);
+    }
+
+    #[test]
+    fn an_engine_that_cannot_be_looked_at_is_not_gone() {
+        use std::os::unix::fs::symlink;
+
+        let dir = filled(true);
+        let (engine, away) = (dir.path().join("sled"), dir.path().join("away"));
+        let before = fs::read(sidecar::path(dir.path())).expect("there");
+        let refused = |hurt: &dyn Fn(), mend: &dyn Fn(), words: &str| {
+            hurt();
+            let error = open_n1(dir.path()).expect_err("nobody knows what is there").to_string();
+            assert!(
+                error.contains("sled") && error.contains(words) && error.contains("Nothing was changed"),
+                "{error}"
+            );
+            mend();
+            assert_eq!(fs::read(sidecar::path(dir.path())).expect("there"), before, "{words}");
+            assert!(!dir.path().join("sled.damaged").exists(), "{words}");
+        };
+        let moved = || fs::rename(&engine, &away).expect("moved");
+        let back = || {
+            fs::remove_file(&engine).expect("there");
+            fs::rename(&away, &engine).expect("moved");
+        };
+        // What may not be read cannot be shown to a test that root runs; these are other answers that are not "it is not there".
+        let to = |target: &Path| {
+            moved();
+            symlink(target, &engine).expect("linked");
+        };
+        refused(&|| to(&engine), &back, "symbolic links");
+        refused(&|| to(&dir.path().join("not mounted")), &back, "leads nowhere");
+        let file = || {
+            moved();
+            fs::write(&engine, b"").expect("room");
+        };
+        refused(&file, &back, "Not a directory");
+        let opened = open_n1(dir.path()).expect("as before");
+        assert_eq!(opened.store.get(Tree::Data, &key(5)).expect("readable").as_deref(), Some(&value(5)[..]));
+    }
+
+    #[test]
+    fn an_engine_that_is_put_back_is_taken_again() {
+        let dir = filled(true);
+        let (engine, away, fresh) = (dir.path().join("sled"), dir.path().join("away"), dir.path().join("sled.fresh"));
+        let first = sidecar::read(dir.path()).expect("whole").expect("there").disk;
+        fs::rename(&engine, &away).expect("moved");
+        let opened = open_n1(dir.path()).expect("it begins anew");
+        let second = opened.identity.disk;
+        assert_ne!(second, first);
+        opened.store.insert(Tree::Data, b"second", b"v").expect("room");
+        opened.store.close().expect("closed");
+        drop(opened);
+
+        fs::rename(&engine, &fresh).expect("moved");
+        fs::rename(&away, &engine).expect("moved");
+        for boot in 3..=4 {
+            let opened = open_n1(dir.path()).expect("it is put back");
+            let found = (opened.identity.disk, opened.identity.boot, opened.quarantined.clone());
+            assert_eq!(found, (first, boot, None), "the starts are counted over all disks");
+            assert_eq!(opened.store.get(Tree::Data, &key(5)).expect("readable").as_deref(), Some(&value(5)[..]));
+            opened.store.close().expect("closed");
+        }
+        assert!(!dir.path().join("sled.damaged").exists());
+
+        fs::rename(&engine, &away).expect("moved");
+        fs::rename(&fresh, &engine).expect("moved");
+        let opened = open_n1(dir.path()).expect("the other one is put back");
+        assert_eq!((opened.identity.disk, opened.identity.clean), (second, true));
+        assert_eq!(opened.store.get(Tree::Data, b"second").expect("readable").as_deref(), Some(&b"v"[..]));
     }
 
     fn copy_dir(from: &Path, to: &Path) {

@@ -26,8 +26,9 @@ pub(super) trait Engine: Send + Sync + fmt::Debug + Sized + 'static {
     /// After so many inserted bytes a sync also stamps the engine and the sidecar.
     fn stamp_bytes(options: &Self::Options) -> u64;
 
-    /// Whether its folder holds files of it with anything in them.
-    fn is_there(dir: &Path) -> bool;
+    /// Whether its folder holds files of it with anything in them, which this process may open. `NotFound` says no as well; any other
+    /// error that nobody can tell.
+    fn is_there(dir: &Path) -> io::Result<bool>;
 
     /// Opens what is in its folder, or makes it; the names of the files that it makes survive a power cut.
     ///
@@ -175,10 +176,10 @@ fn is_of_the_files(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a panic tells of something that has run out, such as threads, and says nothing of the data.
+/// Whether a panic tells of something that has run out, such as threads, or is not allowed, and says nothing of the data.
 fn is_want(text: &str) -> bool {
-    // EAGAIN, ENOMEM, ENFILE, EMFILE and ENOSPC, as a Rust error is written.
-    [11, 12, 23, 24, 28].iter().any(|code| text.contains(&format!("Os {{ code: {code},")))
+    // EPERM, EAGAIN, ENOMEM, EACCES, ENFILE, EMFILE, ENOSPC and EROFS, as a Rust error is written.
+    [1, 11, 12, 13, 23, 24, 28, 30].iter().any(|code| text.contains(&format!("Os {{ code: {code},")))
 }
 
 /// What a panic says.
@@ -199,7 +200,7 @@ mod tests {
     /// As sled says it when a thread is not to be had.
     #[test]
     fn a_want_is_no_damage() {
-        for code in [11, 12, 23, 24, 28] {
+        for code in [1, 11, 12, 13, 23, 24, 28, 30] {
             let spawn = || -> io::Result<()> { Err(io::Error::from_raw_os_error(code)) };
             let panic = catch_unwind(AssertUnwindSafe(|| spawn().unwrap())).expect_err("an unwrap of an error");
             assert!(is_want(panic_text(&*panic)), "{}", panic_text(&*panic));

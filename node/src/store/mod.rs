@@ -48,7 +48,7 @@ pub use committer::{Committer, Durability, SyncFailed, Ticket};
 pub use executor::{Executor, Latency, Threads};
 pub use memory::MemoryStore;
 pub use room::{AskSpace, DiskReserve, DiskRoom, Space};
-pub use sled::{SledOptions, open, open_once_locked};
+pub use sled::{SledOptions, check_ours, open, open_once_locked};
 
 /// The separate key spaces of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -259,6 +259,9 @@ pub enum StoreError {
     /// The data directory is of another node or cluster.
     #[error("the data directory belongs to {0}")]
     Foreign(String),
+    /// The directory holds other things, and no data of a node.
+    #[error("{0}")]
+    Occupied(String),
     /// Anything else, with what was tried.
     #[error("storage failed: {0}")]
     Io(String),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
@@ -38,8 +39,8 @@ impl Engine for PlainEngine {
         *options
     }
 
-    fn is_there(dir: &Path) -> bool {
-        dir.join("all").exists()
+    fn is_there(dir: &Path) -> io::Result<bool> {
+        fs::metadata(dir.join("all")).map(|_| true)
     }
 
     fn open(dir: &Path, _options: &u64) -> Result<Self, Refusal> {
@@ -48,7 +49,8 @@ impl Engine for PlainEngine {
         let file = dir.join("all");
         let trees = match fs::read(&file) {
             Ok(bytes) => rmp_serde::from_slice(&bytes).map_err(|error| Refusal::Damaged(error.to_string()))?,
-            Err(_) => Trees::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Trees::new(),
+            Err(error) => return Err(failed(error)),
         };
         sidecar::sync_dir(dir).map_err(failed)?;
         Ok(Self { file, trees: Mutex::new(trees) })

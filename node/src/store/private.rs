@@ -39,7 +39,7 @@ fn data_directory(dir: &Path) -> io::Result<u64> {
 }
 
 /// Whether a node makes something of this name in its data directory.
-fn is_ours(name: &OsStr) -> bool {
+pub(super) fn is_ours(name: &OsStr) -> bool {
     let begins = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
     name == "lock" || name == "ballast" || begins(sidecar::FILE_NAME) || name == "sled" || begins("sled.damaged")
 }

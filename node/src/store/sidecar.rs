@@ -76,8 +76,32 @@ pub fn path(dir: &Path) -> PathBuf {
 /// [`StoreError::Corrupt`] when there is a file that is not a whole sidecar, [`StoreError::Io`] when it is of another
 /// format or cannot be read.
 pub fn read(dir: &Path) -> Result<Option<Content>, StoreError> {
-    let path = path(dir);
-    let text = match fs::read(&path) {
+    read_at(&path(dir))
+}
+
+/// Where the sidecar of a disk is kept whose engine was given up.
+pub fn kept_path(dir: &Path, disk: DiskId) -> PathBuf {
+    dir.join(format!("{FILE_NAME}.{disk}"))
+}
+
+/// As [`read`], of a disk whose engine was given up.
+///
+/// # Errors
+/// As [`read`].
+pub fn kept(dir: &Path, disk: DiskId) -> Result<Option<Content>, StoreError> {
+    read_at(&kept_path(dir, disk))
+}
+
+/// Keeps a sidecar by the name of its disk, durably.
+///
+/// # Errors
+/// As [`write`].
+pub fn keep(dir: &Path, content: &Content) -> Result<(), StoreError> {
+    write_at(dir, &kept_path(dir, content.disk), content)
+}
+
+fn read_at(path: &Path) -> Result<Option<Content>, StoreError> {
+    let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::from_io(&format!("reading {}", path.display()), &error)),
@@ -124,7 +148,10 @@ pub fn read(dir: &Path) -> Result<Option<Content>, StoreError> {
 /// # Errors
 /// [`StoreError::Full`] or [`StoreError::Io`].
 pub fn write(dir: &Path, content: &Content) -> Result<(), StoreError> {
-    let path = path(dir);
+    write_at(dir, &path(dir), content)
+}
+
+fn write_at(dir: &Path, path: &Path, content: &Content) -> Result<(), StoreError> {
     let mut text = serde_json::to_vec_pretty(&Document::new(content.clone()))
         .expect("numbers, texts and booleans have a JSON form");
     text.push(b'\n');
@@ -133,7 +160,7 @@ pub fn write(dir: &Path, content: &Content) -> Result<(), StoreError> {
         let mut file = File::create(&beside)?;
         file.write_all(&text)?;
         file.sync_all()?;
-        fs::rename(&beside, &path)?;
+        fs::rename(&beside, path)?;
         sync_dir(dir)
     };
     with_descriptors(replace).map_err(|error| StoreError::from_io(&format!("writing {}", path.display()), &error))

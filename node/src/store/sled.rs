@@ -67,7 +67,8 @@ impl Default for SledOptions {
 ///
 /// # Errors
 /// - [`StoreError::Locked`] when another process has it open, after two seconds of trying.
-/// - [`StoreError::Foreign`] when it is another node's or another cluster's; nothing in it was changed.
+/// - [`StoreError::Foreign`] when it is another node's or another cluster's, [`StoreError::Occupied`] when it holds other things and
+///   no data of a node; nothing in it was changed.
 /// - [`StoreError::Corrupt`] when the sidecar is damaged, [`StoreError::Quarantined`] when there is data but no sidecar:
 ///   nobody can say whose data it is.
 /// - [`StoreError::Full`], [`StoreError::Io`].
@@ -95,6 +96,14 @@ pub fn open_once_locked(
     make_room: impl FnOnce(),
 ) -> Result<Opened, StoreError> {
     directory::open::<SledEngine>(dir, cluster, node, random, options, make_room)
+}
+
+/// Whether a start may take this directory: it is not there, empty, or a node's own. Looks only, and asks nobody whether it is in use.
+///
+/// # Errors
+/// [`StoreError::Occupied`] when it holds other things, [`StoreError::Io`] when it cannot be looked at.
+pub fn check_ours(dir: &Path) -> Result<(), StoreError> {
+    directory::check_ours::<SledEngine>(dir)
 }
 
 /// sled, as an [`Engine`].
@@ -130,8 +139,10 @@ impl Engine for SledEngine {
         options.stamp_bytes
     }
 
-    fn is_there(dir: &Path) -> bool {
-        fs::metadata(dir.join("db")).is_ok_and(|db| db.len() > 0)
+    fn is_there(dir: &Path) -> io::Result<bool> {
+        // As sled opens it, so that what it may not open is known before anything is changed.
+        let db = File::options().read(true).write(true).open(dir.join("db"))?;
+        Ok(db.metadata()?.len() > 0)
     }
 
     fn open(dir: &Path, options: &SledOptions) -> Result<Self, Refusal> {

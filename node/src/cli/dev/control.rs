@@ -169,8 +169,11 @@ impl Call {
     }
 }
 
+/// The name of the socket in the directory.
+pub(super) const CONTROL: &str = "control.sock";
+
 fn socket(dir: &Path) -> PathBuf {
-    dir.join("control.sock")
+    dir.join(CONTROL)
 }
 
 /// The longest path that the kernel takes for a socket (108 bytes with the final zero).

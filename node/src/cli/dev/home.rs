@@ -1,5 +1,6 @@
 //! Where a development cluster lives: the directory in which other commands find it, and the one of `--persist`.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use quorate_wire::ids::ClusterId;
 use quorate_wire::random::Random;
 use serde::{Deserialize, Serialize};
 
-use super::control::Control;
+use super::control::{CONTROL, Control};
 use super::{BASE_PORT_DEFAULT, NODES_DEFAULT};
 use crate::cli::args::DevArgs;
 use crate::cli::failure::{Failure, Outcome};
@@ -40,6 +41,7 @@ pub(super) struct Home {
 impl Home {
     /// Makes the directory, locks it, and removes what a dead cluster has left.
     pub(super) fn claim(dir: PathBuf) -> Outcome<Self> {
+        check_home(&dir)?;
         make_private(&dir)?;
         let lock = lock(&dir, || {
             Failure::new(
@@ -71,10 +73,38 @@ impl Home {
 
     /// Removes what was written for clients; the lock file stays, since another process may be about to lock it.
     fn clean(&self) {
-        for name in [PROFILE, "client.pem", "client.key", "ca.pem"] {
+        for name in FOR_CLIENTS {
             // What cannot be removed is found when it is written anew.
             let _ = std::fs::remove_file(self.dir.join(name));
         }
+    }
+}
+
+/// What is written for clients, and goes with the cluster.
+const FOR_CLIENTS: [&str; 4] = [PROFILE, "client.pem", "client.key", "ca.pem"];
+
+/// Refuses a directory in which somebody else keeps things, before anything in it is changed. Files of the names that are written for
+/// clients count as a dead cluster's only beside its lock file: a real client may keep its own under the same names.
+fn check_home(dir: &Path) -> Outcome<()> {
+    let names = names_in(dir)?;
+    let has_lock = names.iter().any(|name| name == "lock");
+    let is_ours = |name: &str| name == "lock" || has_lock && (name == CONTROL || FOR_CLIENTS.contains(&name));
+    match names.iter().find(|name| !name.to_str().is_some_and(is_ours)) {
+        None => Ok(()),
+        Some(name) => Err(Failure::usage(
+            format!("{} is not the directory of a development cluster (it has {})", dir.display(), name.display()),
+            "let QUORATE_DEV_DIR name an empty or a new directory",
+        )),
+    }
+}
+
+/// What is in a directory; nothing if it is not there.
+fn names_in(dir: &Path) -> Outcome<Vec<OsString>> {
+    let fail = |error: io::Error| Failure::file("list", dir, &error);
+    match std::fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.file_name()).map_err(fail)).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(fail(error)),
     }
 }
 
@@ -104,6 +134,8 @@ struct Content {
 impl Persisted {
     /// Goes on with the cluster in the directory, or makes a new one in an empty directory.
     pub(super) fn open(dir: &Path, args: &DevArgs) -> Outcome<Self> {
+        // Asked before anything is changed, and once more when nobody else can make a cluster here.
+        find(dir)?;
         make_private(dir)?;
         // The certificates and data paths must mean the same from now on, wherever the process goes.
         let dir = dir.canonicalize().map_err(|error| Failure::file("open the directory", dir, &error))?;
@@ -113,14 +145,11 @@ impl Persisted {
                 "end that one, or name another directory",
             )
         })?;
-        let file = dir.join("cluster.json");
-        let content = match std::fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                Failure::new(format!("{}: {error}", file.display()), "restore the file, or name another directory")
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create(&dir, &file, args)?,
-            Err(error) => return Err(Failure::file("read", &file, &error)),
+        let content = match find(&dir)? {
+            Some(content) => content,
+            None => create(&dir, args)?,
         };
+        settle(&dir)?;
         for (flag, asked, has) in [
             ("-n", args.nodes.map(u16::from), u16::from(content.nodes)),
             ("--base-port", args.base_port, content.base_port),
@@ -165,41 +194,77 @@ impl Persisted {
     }
 }
 
-/// Makes a cluster. `cluster.json` comes last and whole: without it the next attempt begins from the start.
-fn create(dir: &Path, file: &Path, args: &DevArgs) -> Outcome<Content> {
-    let entries = std::fs::read_dir(dir).map_err(|error| Failure::file("list", dir, &error))?;
-    for entry in entries {
-        let name = entry.map_err(|error| Failure::file("list", dir, &error))?.file_name();
-        match name.to_str() {
-            Some("lock") => {}
-            // Of an attempt that was cut short; nothing has used them yet.
-            Some("ca.pem" | "ca.key" | "cluster.json.new") => {
-                let path = dir.join(&name);
-                std::fs::remove_file(&path).map_err(|error| Failure::file("remove", &path, &error))?;
+/// The cluster in a directory; nothing if one can be made there. Changes nothing.
+fn find(dir: &Path) -> Outcome<Option<Content>> {
+    let file = dir.join(CLUSTER);
+    match std::fs::read(&file) {
+        Ok(bytes) => {
+            return serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+                Failure::new(format!("{}: {error}", file.display()), "restore the file, or name another directory")
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Failure::file("read", &file, &error)),
+    }
+    let is_ours = |name: &str| name == "lock" || name == CLUSTER_NEW || AUTHORITY.iter().any(|(_, new)| name == *new);
+    match names_in(dir)?.iter().find(|name| !name.to_str().is_some_and(is_ours)) {
+        None => Ok(None),
+        Some(name) => Err(Failure::usage(
+            format!("{} is not empty and holds no development cluster (it has {})", dir.display(), name.display()),
+            "name an empty or a new directory",
+        )),
+    }
+}
+
+/// Makes a cluster. All of it is written under names that nothing else has, `cluster.json` takes its own name when the rest is there, and
+/// [`settle`] does the rest: without `cluster.json` the next attempt begins from the start.
+fn create(dir: &Path, args: &DevArgs) -> Outcome<Content> {
+    let fail = |error: io::Error| Failure::new(error.to_string(), "check the directory's permissions and its disk");
+    let path = |name: &str| dir.join(name);
+    for name in AUTHORITY.iter().map(|(_, new)| *new).chain([CLUSTER_NEW]) {
+        // Of an attempt that was cut short; nothing has used it yet.
+        match std::fs::remove_file(path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::file("remove", &path(name), &error));
             }
-            _ => {
-                return Err(Failure::usage(
-                    format!(
-                        "{} is not empty and holds no development cluster (it has {})",
-                        dir.display(),
-                        name.display()
-                    ),
-                    "name an empty or a new directory",
-                ));
-            }
+            _ => {}
         }
     }
-    let fail = |error: io::Error| Failure::new(error.to_string(), "check the directory's permissions and its disk");
     let ca = new_ca(&Random::from_os())?;
-    write_private(&dir.join("ca.key"), &ca.key()).map_err(fail)?;
-    write_public(&dir.join("ca.pem"), ca.certificate()).map_err(fail)?;
+    let [(_, certificate), (_, key)] = AUTHORITY;
+    write_private(&path(key), &ca.key()).map_err(fail)?;
+    write_public(&path(certificate), ca.certificate()).map_err(fail)?;
     let content =
         Content { nodes: args.nodes.unwrap_or(NODES_DEFAULT), base_port: args.base_port.unwrap_or(BASE_PORT_DEFAULT) };
-    let new = dir.join("cluster.json.new");
-    write_public(&new, &serde_json::to_string(&content).expect("plain data")).map_err(fail)?;
-    std::fs::rename(&new, file).map_err(|error| Failure::file("write", file, &error))?;
+    write_public(&path(CLUSTER_NEW), &serde_json::to_string(&content).expect("plain data")).map_err(fail)?;
+    std::fs::rename(path(CLUSTER_NEW), path(CLUSTER))
+        .map_err(|error| Failure::file("write", &path(CLUSTER), &error))?;
     Ok(content)
 }
+
+/// Gives the authority of a cluster that is made its names, and replaces none.
+fn settle(dir: &Path) -> Outcome<()> {
+    for (name, new) in AUTHORITY {
+        let (path, new) = (dir.join(name), dir.join(new));
+        if std::fs::symlink_metadata(&path).is_ok() {
+            continue;
+        }
+        match std::fs::rename(&new, &path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::file("write", &path, &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The cluster's file, and its name until it is whole.
+const CLUSTER: &str = "cluster.json";
+const CLUSTER_NEW: &str = "cluster.json.new";
+
+/// The two files of the authority, and their names until the cluster is made.
+const AUTHORITY: [(&str, &str); 2] = [("ca.pem", "dev-ca.pem.new"), ("ca.key", "dev-ca.key.new")];
 
 /// The certificate authority of a new cluster.
 pub(super) fn new_ca(random: &Random) -> Outcome<Ca> {
@@ -290,15 +355,48 @@ mod tests {
         assert!(failure.message.contains("--base-port 9000"), "{failure:?}");
     }
 
+    /// Every name in a directory with what it holds, and the directory's permissions.
+    fn all(dir: &Path) -> (u32, std::collections::BTreeMap<OsString, Vec<u8>>) {
+        let read = |name: OsString| (name.clone(), std::fs::read(dir.join(name)).expect("readable"));
+        let mode = std::fs::metadata(dir).expect("there").permissions().mode() & 0o777;
+        (mode, names_in(dir).expect("readable").into_iter().map(read).collect())
+    }
+
     #[test]
-    fn a_directory_with_other_things_is_left_alone_and_a_half_made_cluster_is_begun_anew() {
+    fn a_directory_with_other_things_is_left_as_it_is() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        std::fs::write(dir.path().join("ca.key"), "half").expect("written");
-        drop(Persisted::open(dir.path(), &args(None, None)).expect("begun anew"));
-        let other = tempfile::tempdir().expect("a temporary directory");
-        std::fs::write(other.path().join("thesis.tex"), "mine").expect("written");
-        let failure = Persisted::open(other.path(), &args(None, None)).expect_err("not empty");
-        assert!(failure.message.contains("thesis.tex"), "{failure:?}");
-        assert_eq!(std::fs::read(other.path().join("thesis.tex")).expect("there"), b"mine");
+        let write = |name: &str| std::fs::write(dir.path().join(name), name).expect("written");
+        // A real cluster's certificates: the file that tells it may be listed after the authority's, or there may be none.
+        for names in [&["ca.pem", "ca.key"][..], &["n1.pem", "n1.key", "client.toml", "client.pem", "client.key"]] {
+            names.iter().for_each(|name| write(name));
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("set");
+            let before = all(dir.path());
+            let failure = Persisted::open(dir.path(), &args(None, None)).expect_err("not empty");
+            assert!(failure.message.contains("is not empty"), "{failure:?}");
+            let failure = Home::claim(dir.path().to_owned()).expect_err("not a development cluster's");
+            assert!(failure.hint.contains("QUORATE_DEV_DIR"), "{failure:?}");
+            assert_eq!(all(dir.path()), before);
+        }
+        let client = tempfile::tempdir().expect("a temporary directory");
+        for name in FOR_CLIENTS {
+            std::fs::write(client.path().join(name), "a real client's").expect("written");
+        }
+        let before = all(client.path());
+        Home::claim(client.path().to_owned()).expect_err("a real client's");
+        assert_eq!(all(client.path()), before);
+    }
+
+    #[test]
+    fn a_cluster_whose_making_was_cut_short_is_begun_anew_or_gone_on_with() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for name in ["lock", "dev-ca.key.new", "dev-ca.pem.new", "cluster.json.new"] {
+            std::fs::write(dir.path().join(name), "half").expect("written");
+        }
+        let cluster = Persisted::open(dir.path(), &args(None, None)).expect("begun anew").ca().cluster();
+        let names: Vec<_> = all(dir.path()).1.into_keys().collect();
+        assert_eq!(names, ["ca.key", "ca.pem", "cluster.json", "lock"]);
+        // Cut short between two names.
+        std::fs::rename(dir.path().join("ca.key"), dir.path().join("dev-ca.key.new")).expect("there");
+        assert_eq!(Persisted::open(dir.path(), &args(None, None)).expect("gone on with").ca().cluster(), cluster);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,12 +20,15 @@ pub(super) struct RotatedFile {
     torn: bool,
     /// When opening or rotating may be tried again after it has failed.
     next_try: Option<Instant>,
+    /// It was to be opened anew, which has failed.
+    reopen_due: bool,
 }
 
 impl RotatedFile {
     /// Opens it, or makes it. A disk that is full is no reason not to start: then it is tried again later.
     pub(super) fn open(config: &LogFile) -> io::Result<Self> {
-        let mut new = Self { config: config.clone(), file: None, len: 0, torn: false, next_try: None };
+        let mut new =
+            Self { config: config.clone(), file: None, len: 0, torn: false, next_try: None, reopen_due: false };
         match new.reopened() {
             Err(error) if !is_full(&error) => Err(error),
             Ok(()) | Err(_) => Ok(new),
@@ -36,7 +39,7 @@ impl RotatedFile {
     pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let bytes = line.len() as u64;
         let full = self.len > 0 && self.len + bytes > self.config.max_bytes;
-        if (full || self.file.is_none()) && self.next_try.is_none_or(|at| Instant::now() >= at) {
+        if (full || self.file.is_none() || self.reopen_due) && self.next_try.is_none_or(|at| Instant::now() >= at) {
             let done = if full { self.rotate() } else { self.reopened() };
             // The old file goes on if it can.
             self.next_try = done.is_err().then(|| Instant::now() + TRY_AGAIN);
@@ -51,11 +54,22 @@ impl RotatedFile {
         Ok(())
     }
 
-    /// Opens the file by its name again: somebody else may have moved it. If that fails the old one goes on.
-    pub(super) fn reopen(&mut self) {
-        if let Err(error) = self.reopened() {
-            tracing::warn!(file = %self.config.path.display(), %error, "the log file cannot be opened anew, the old one goes on");
+    /// Opens the file by its name again: somebody else may have moved it. If that fails it is tried again with later lines, and
+    /// the old one goes on, unless it has no name any more: then nobody would read what is written to it.
+    pub(super) fn reopen(&mut self) -> io::Result<()> {
+        let done = self.reopened();
+        if done.is_err() {
+            (self.reopen_due, self.next_try) = (true, Some(Instant::now() + TRY_AGAIN));
+            let nameless = |file: &File| file.metadata().is_ok_and(|file| file.nlink() == 0);
+            if self.file.as_ref().is_some_and(nameless) {
+                self.file = None;
+            }
         }
+        done
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.config.path
     }
 
     fn reopened(&mut self) -> io::Result<()> {
@@ -63,6 +77,7 @@ impl RotatedFile {
         self.len = file.metadata()?.len();
         // What is in the file may have been cut in the middle of a line by an earlier process.
         self.torn = false;
+        self.reopen_due = false;
         self.file = Some(file);
         Ok(())
     }
@@ -150,7 +165,7 @@ mod tests {
         file.write(b"before\n").expect("writes");
         fs::rename(dir.path().join("node.log"), dir.path().join("moved")).expect("moves");
         file.write(b"still the old one\n").expect("writes");
-        file.reopen();
+        file.reopen().expect("opens");
         file.write(b"after\n").expect("writes");
         assert_eq!(text(dir.path(), "moved").as_deref(), Some("before\nstill the old one\n"));
         assert_eq!(text(dir.path(), "node.log").as_deref(), Some("after\n"));
@@ -186,6 +201,33 @@ mod tests {
             file.write(b"new\n").expect("writes");
             assert_eq!(text(dir.path(), "node.log").as_deref(), Some("new\n"), "keep: {keep}");
         }
+    }
+
+    #[test]
+    fn lines_go_to_no_file_that_nobody_can_read_and_to_the_next_one_that_can_be_opened() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let logs = dir.path().join("logs");
+        fs::create_dir(&logs).expect("made");
+        let mut file = RotatedFile::open(&config(&logs, 100, 2)).expect("opens");
+        file.write(b"before\n").expect("writes");
+        fs::remove_dir_all(&logs).expect("goes");
+        file.reopen().expect_err("there is no directory");
+        file.write(b"lost\n").expect_err("it is counted, and not written to a deleted file");
+        fs::create_dir(&logs).expect("made");
+        file.next_try = None;
+        file.write(b"after\n").expect("it is tried again");
+        assert_eq!(text(&logs, "node.log").as_deref(), Some("after\n"));
+
+        // One that was only moved goes on meanwhile.
+        let away = dir.path().join("away");
+        fs::rename(&logs, &away).expect("moved");
+        file.reopen().expect_err("there is no directory");
+        file.write(b"moved\n").expect("the old one goes on");
+        fs::create_dir(&logs).expect("made");
+        file.next_try = None;
+        file.write(b"new\n").expect("it is tried again");
+        assert_eq!(text(&away, "node.log").as_deref(), Some("after\nmoved\n"));
+        assert_eq!(text(&logs, "node.log").as_deref(), Some("new\n"));
     }
 
     #[test]
