@@ -243,8 +243,9 @@ impl Replica {
     ) -> Result<Minted, MintError> {
         check_key(key)?;
         check_len("value", value.as_ref().map_or(0, |value| value.len()), VALUE_LEN_MAX)?;
+        let len = value.as_ref().map_or(0, |value| value.len());
         let write = Write { partition, key: key.clone(), operation: operation.into(), value, cause };
-        self.locked(key, move |inner, now| {
+        self.locked(key, len, move |inner, now| {
             let held = inner.read_or_refuse(partition, &write.key)?.unwrap_or_default();
             inner.mint(write, &Place::Data, held, now)
         })
@@ -258,8 +259,8 @@ impl Replica {
     /// failed insert is there.
     pub async fn merge(&self, partition: Partition, key: &Blob, record: Record) -> Result<Merged, NotApplied> {
         check_key(key)?;
-        let key_owned = key.clone();
-        self.locked(key, move |inner, now| inner.merge(partition, &Place::Data, &key_owned, &record, now)).await
+        let (key_owned, len) = (key.clone(), values_len(&record));
+        self.locked(key, len, move |inner, now| inner.merge(partition, &Place::Data, &key_owned, &record, now)).await
     }
 
     /// The record of a key for a read above the layout's floor, see [`read_for`](Self::read_for).
@@ -328,7 +329,7 @@ impl Replica {
             (Err(Unreadable::Corrupt(_)), Some(partitions)) => {
                 let key_owned = key.clone();
                 let partition = Partition::of(key_hash(key), partitions);
-                self.locked(key, move |inner, _| inner.read_or_refuse(partition, &key_owned)).await
+                self.locked(key, 0, move |inner, _| inner.read_or_refuse(partition, &key_owned)).await
             }
         }
     }
@@ -424,8 +425,9 @@ impl Replica {
         }
     }
 
-    /// Runs a job under the key's lock. The job has the lock, so that both end together, also if nobody waits any longer.
-    async fn locked<T, F>(&self, key: &Blob, job: F) -> T
+    /// Runs a job under the key's lock. The job has the lock, so that both end together, also if nobody waits any longer. It is a
+    /// [short](Executor::run_short) one if the values that it brings take few bytes.
+    async fn locked<T, F>(&self, key: &Blob, values_len: usize, job: F) -> T
     where
         T: Send + 'static,
         F: FnOnce(&Inner, Duration) -> T + Send + 'static,
@@ -437,14 +439,15 @@ impl Replica {
         // A storage thread has no runtime, whose clock may be a simulation's.
         let now = self.0.partitions.now();
         let inner = self.0.clone();
-        self.0
-            .executor
-            .run(move || {
-                let done = job(&inner, now);
-                drop(lock);
-                done
-            })
-            .await
+        let job = move || {
+            let done = job(&inner, now);
+            drop(lock);
+            done
+        };
+        match values_len <= SHORT_LEN_MAX {
+            true => self.0.executor.run_short(job).await,
+            false => self.0.executor.run(job).await,
+        }
     }
 }
 
@@ -1035,6 +1038,13 @@ fn names(record: &Record) -> String {
     names.join(" ")
 }
 
+/// How many bytes the values take in a record.
+fn values_len(record: &Record) -> usize {
+    record.siblings.values().map(|sibling| sibling.value.len()).sum()
+}
+
+/// Values that take more are not stored in microseconds: sled writes them, with the records beside them, to files of their own.
+const SHORT_LEN_MAX: usize = 16 << 10;
 /// Locks that keys share by the first ten bits of their hash: far more than there are requests in flight on few keys, and
 /// 64 KiB in all.
 const STRIPES: usize = 1024;

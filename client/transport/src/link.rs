@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ServerConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, ServerConfig, TransportConfig, VarInt};
 
 /// Who is at the other end: decides how much it may have under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,9 @@ pub(crate) fn transport(link: Link) -> TransportConfig {
     config.datagram_send_buffer_size(DATAGRAM_BUFFER);
     config.max_idle_timeout(Some(idle.try_into().expect("a few seconds fit into a QUIC idle time-out")));
     config.keep_alive_interval(Some(keep_alive));
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(UNACKNOWLEDGED_MAX));
+    config.ack_frequency_config(Some(acks));
     config
 }
 
@@ -59,6 +62,11 @@ const CLIENT_WINDOW: u32 = 5 << 20;
 
 /// The same for a peer: the product of 10 Gbit/s and 13 ms, so that bulk streams cannot starve the lanes beside them.
 const PEER_WINDOW: u32 = 16 << 20;
+
+/// So many packets may come before an acknowledgement is sent for them alone. Nearly every packet of ours is answered by one that carries
+/// the acknowledgement with it; the others are acknowledged after 25 ms at the latest. Fewer than go out before the first acknowledgement
+/// on a new connection, or a large body would wait for that time.
+const UNACKNOWLEDGED_MAX: u32 = 8;
 
 /// What one stream may have in flight. Below the connection's window, so that one slow lane leaves room for the others.
 const STREAM_WINDOW: u32 = 2 << 20;

@@ -22,6 +22,7 @@ use quorate_wire::{buggify, sometimes, story, tell};
 
 use super::{
     Inner, Merged, MintError, Minted, Operation, Place, Replica, Unreadable, Write, check_key, check_len, count, lock,
+    values_len,
 };
 use crate::store::{StoreError, Tree};
 use quorate_core::keyspace::{self, Range, hint_key};
@@ -90,8 +91,9 @@ impl Replica {
     ) -> Result<Minted, MintError> {
         check_key(key)?;
         check_len("value", value.as_ref().map_or(0, |value| value.len()), VALUE_LEN_MAX)?;
+        let len = value.as_ref().map_or(0, |value| value.len());
         let write = Write { partition, key: key.clone(), operation: operation.into(), value, cause };
-        self.locked(key, move |inner, now| {
+        self.locked(key, len, move |inner, now| {
             let held = inner.joined(partition, &write.key, &primaries)?.unwrap_or_default();
             let place = inner.hint_place(target, &write.key, now_ms);
             inner.mint(write, &place, held, now)
@@ -113,8 +115,8 @@ impl Replica {
         now_ms: u64,
     ) -> Result<Merged, NotApplied> {
         check_key(key)?;
-        let key_owned = key.clone();
-        self.locked(key, move |inner, now| {
+        let (key_owned, len) = (key.clone(), values_len(&record));
+        self.locked(key, len, move |inner, now| {
             let place = inner.hint_place(target, &key_owned, now_ms);
             let merged = inner.merge(partition, &place, &key_owned, &record, now)?;
             count(&inner.counters.hints_kept, 1);
@@ -198,7 +200,7 @@ impl Replica {
                 Err(Unusable::Newer { .. }) => {}
                 Err(Unusable::Damaged(_)) => {
                     let key_owned = key.clone();
-                    self.locked(&key, move |inner, _| inner.let_damaged_go(target, &key_owned)).await?;
+                    self.locked(&key, 0, move |inner, _| inner.let_damaged_go(target, &key_owned)).await?;
                 }
             }
         }
@@ -219,7 +221,7 @@ impl Replica {
         owner: bool,
     ) -> Result<bool, NotApplied> {
         let key_owned = key.clone();
-        self.locked(key, move |inner, _| inner.hint_delivered(partition, &key_owned, target, digest, owner)).await
+        self.locked(key, 0, move |inner, _| inner.hint_delivered(partition, &key_owned, target, digest, owner)).await
     }
 
     /// How much is kept for whom.

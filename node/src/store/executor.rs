@@ -1,13 +1,18 @@
 //! Where blocking storage calls run: on threads of their own, or on the caller's task in a simulation.
+//!
+//! To hand a job over to a thread and to be woken again takes longer than reading and inserting one record, which almost always
+//! ends in memory. So [short](Executor::run_short) jobs run on the caller's task as well, as long as the store is not slow.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
 
 use crate::supervise;
 
@@ -41,6 +46,7 @@ impl Executor {
             queue: Mutex::new(Queue { jobs: VecDeque::new(), closed: false }),
             filled: Condvar::new(),
             places: Arc::new(Semaphore::new(QUEUE_MAX)),
+            pace: Pace::new(),
         });
         let workers = (0..count.max(1))
             .map(|number| {
@@ -52,6 +58,17 @@ impl Executor {
             })
             .collect();
         Self::Threads(Threads { pool: Arc::new(Pool { shared, workers: Mutex::new(workers) }) })
+    }
+
+    /// Runs a job of one key: a few reads and writes of small values. It runs on the caller's task as long as the store is quick, and
+    /// else as [`run`](Self::run) does it.
+    pub async fn run_short<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        if let Self::Threads(threads) = self
+            && let Some(_timed) = threads.pool.shared.pace.quick()
+        {
+            return job();
+        }
+        self.run(job).await
     }
 
     /// Runs a blocking job and returns its result. Waits while the queue is full. A panic in the job resurfaces here.
@@ -148,6 +165,48 @@ struct Shared {
     queue: Mutex<Queue>,
     filled: Condvar,
     places: Arc<Semaphore>,
+    pace: Pace,
+}
+
+/// Whether the store is quick. Whoever waits for it on a task of the runtime holds up a thread that everything else of the node runs on
+/// as well, so that after a slow job others go to the storage threads, for a time that makes up for it.
+struct Pace {
+    started: Instant,
+    /// Until when the store counts as slow, in microseconds since `started`.
+    slow_until_us: AtomicU64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { started: Instant::now(), slow_until_us: AtomicU64::new(0) }
+    }
+
+    /// To be held while a job runs on its caller's task; nothing if it must not.
+    fn quick(&self) -> Option<Timed<'_>> {
+        let begun_us = self.now_us();
+        let quick = begun_us >= self.slow_until_us.load(Ordering::Relaxed);
+        quick.then_some(Timed { pace: self, begun_us })
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+struct Timed<'a> {
+    pace: &'a Pace,
+    begun_us: u64,
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        let now_us = self.pace.now_us();
+        let took_us = now_us.saturating_sub(self.begun_us);
+        if took_us >= SLOW_US {
+            let until_us = now_us.saturating_add(took_us.saturating_mul(SLOW_FOR));
+            self.pace.slow_until_us.fetch_max(until_us, Ordering::Relaxed);
+        }
+    }
 }
 
 struct Queue {
@@ -188,9 +247,16 @@ impl Shared {
 /// engine, and small enough that a request which waits here still meets its deadline. Beyond it callers wait in order.
 const QUEUE_MAX: usize = 1024;
 
+/// A job that takes longer has waited for the disk, or for another job that does: an insert takes 20 us. A busy machine may take the
+/// thread away for some milliseconds.
+const SLOW_US: u64 = 10_000;
+/// So many times as long as it took, the storage threads take all jobs: a store that is slow all the time holds up the node for a
+/// hundredth of its time.
+const SLOW_FOR: u64 = 100;
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
 
     use super::*;
@@ -202,6 +268,30 @@ mod tests {
         assert_eq!(Executor::Inline.run(name).await, here);
         let elsewhere = Executor::threads(2).run(name).await.expect("a name");
         assert!(elsewhere.starts_with("quorate-store-"), "{elsewhere}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn short_jobs_run_on_the_caller_until_one_of_them_shows_that_the_store_is_slow() {
+        let executor = Executor::threads(1);
+        let Executor::Threads(threads) = &executor else { unreachable!("made with threads") };
+        let pace = &threads.pool.shared.pace;
+        let here = || thread::current().id();
+        let takes = async |us| {
+            let timed = pace.quick().expect("the store is quick");
+            tokio::time::advance(Duration::from_micros(us)).await;
+            drop(timed);
+        };
+        assert_eq!(executor.run_short(here).await, here());
+        takes(SLOW_US - 1).await;
+        assert_eq!(executor.run_short(here).await, here(), "that was quick enough");
+        takes(2 * SLOW_US).await;
+        assert_ne!(executor.run_short(here).await, here(), "that was slow");
+        tokio::time::advance(Duration::from_micros(2 * SLOW_US * SLOW_FOR - 1)).await;
+        assert_ne!(executor.run_short(here).await, here());
+        tokio::time::advance(Duration::from_micros(1)).await;
+        assert_eq!(executor.run_short(here).await, here(), "it is tried again");
+        let panicked = tokio::spawn(async move { executor.run_short(|| panic!("on purpose")).await }).await;
+        assert!(panicked.expect_err("the job panicked").is_panic());
     }
 
     #[tokio::test(start_paused = true)]
