@@ -1,12 +1,13 @@
 //! Where blocking storage calls run: on threads of their own, or on the caller's task in a simulation.
 //!
 //! To hand a job over to a thread and to be woken again takes longer than reading and inserting one record, which almost always
-//! ends in memory. So [short](Executor::run_short) jobs run on the caller's task as well, as long as the store is not slow.
+//! ends in memory. So [short](Executor::run_short) jobs run on the caller's task as well, as long as the store is not slow, and only so
+//! many at a time that a store which hangs leaves the node threads to say so.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -46,7 +47,7 @@ impl Executor {
             queue: Mutex::new(Queue { jobs: VecDeque::new(), closed: false }),
             filled: Condvar::new(),
             places: Arc::new(Semaphore::new(QUEUE_MAX)),
-            pace: Pace::new(),
+            pace: Pace::new(thread::available_parallelism().map_or(1, |threads| threads.get() / 2)),
         });
         let workers = (0..count.max(1))
             .map(|number| {
@@ -174,18 +175,27 @@ struct Pace {
     started: Instant,
     /// Until when the store counts as slow, in microseconds since `started`.
     slow_until_us: AtomicU64,
+    /// Jobs that run on their callers' tasks, and how many may.
+    here: AtomicUsize,
+    here_max: usize,
 }
 
 impl Pace {
-    fn new() -> Self {
-        Self { started: Instant::now(), slow_until_us: AtomicU64::new(0) }
+    /// `here_max`: half of the threads that the runtime has, at least one.
+    fn new(here_max: usize) -> Self {
+        let (slow_until_us, here) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Self { started: Instant::now(), slow_until_us, here, here_max: here_max.max(1) }
     }
 
     /// To be held while a job runs on its caller's task; nothing if it must not.
     fn quick(&self) -> Option<Timed<'_>> {
         let begun_us = self.now_us();
-        let quick = begun_us >= self.slow_until_us.load(Ordering::Relaxed);
-        quick.then_some(Timed { pace: self, begun_us })
+        if begun_us < self.slow_until_us.load(Ordering::Relaxed) {
+            return None;
+        }
+        let room = |here| (here < self.here_max).then_some(here + 1);
+        self.here.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        Some(Timed { pace: self, begun_us })
     }
 
     fn now_us(&self) -> u64 {
@@ -200,6 +210,7 @@ struct Timed<'a> {
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
+        self.pace.here.fetch_sub(1, Ordering::Relaxed);
         let now_us = self.pace.now_us();
         let took_us = now_us.saturating_sub(self.begun_us);
         if took_us >= SLOW_US {
@@ -256,7 +267,6 @@ const SLOW_FOR: u64 = 100;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
 
     use super::*;
@@ -268,6 +278,17 @@ mod tests {
         assert_eq!(Executor::Inline.run(name).await, here);
         let elsewhere = Executor::threads(2).run(name).await.expect("a name");
         assert!(elsewhere.starts_with("quorate-store-"), "{elsewhere}");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_takes_no_more_than_half_of_the_runtimes_threads() {
+        let executor = Executor::threads(1);
+        let Executor::Threads(threads) = &executor else { unreachable!("made with threads") };
+        let pace = &threads.pool.shared.pace;
+        let hang: Vec<_> = (0..pace.here_max).map(|_| pace.quick().expect("there is room")).collect();
+        assert_ne!(executor.run_short(|| thread::current().id()).await, thread::current().id());
+        drop(hang);
+        assert_eq!(executor.run_short(|| thread::current().id()).await, thread::current().id());
     }
 
     #[tokio::test(start_paused = true)]
