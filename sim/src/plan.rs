@@ -23,6 +23,7 @@ use crate::socket::PacketFaults;
 
 /// One life of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Seeds what the plan does not say: nodes, clients, network and disks draw from generators that come from it.
     pub seed: u64,
@@ -67,6 +68,7 @@ pub struct Plan {
 
 /// The least quorums of which the layout promises what it does: R + W > N.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Floors {
     /// Of reads.
     pub r: u8,
@@ -76,6 +78,7 @@ pub struct Floors {
 
 /// Which of [the points of misbehaviour](quorate_wire::fault_points) are on, and how often one that is passed fires.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Points {
     /// The names of those that are on.
     pub on: BTreeSet<String>,
@@ -85,6 +88,7 @@ pub struct Points {
 
 /// What a cluster does to heal itself. They mask each other's bugs, so that some lives do without one or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mechanisms {
     /// A healthy node stands in for a primary that is down or late.
     pub fallbacks: bool,
@@ -98,6 +102,7 @@ pub struct Mechanisms {
 
 /// A minority of nodes that stays broken when all other faults are over, so that the rest has to serve without it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Aftermath {
     /// Which nodes.
     pub broken: BTreeSet<u8>,
@@ -150,6 +155,7 @@ pub enum Durability {
 
 /// Latencies between any two hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Network {
     /// The least, in milliseconds.
     pub latency_min_ms: u32,
@@ -161,6 +167,7 @@ pub struct Network {
 
 /// What the clients do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Workload {
     /// How many clients there are; each does one thing at a time.
     pub clients: u8,
@@ -204,6 +211,7 @@ pub struct Workload {
 
 /// Weights of the kinds of operations; 0 leaves a kind out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mix {
     /// Reads.
     pub get: u8,
@@ -219,6 +227,7 @@ pub struct Mix {
 
 /// Something that goes wrong for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Fault {
     /// When it begins, in milliseconds.
     pub at_ms: u32,
@@ -230,6 +239,7 @@ pub struct Fault {
 
 /// What can go wrong. Nodes are counted from 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum FaultKind {
     /// Nobody of these and nobody of the others hear each other. Clients are on the others' side.
     Partition(BTreeSet<u8>),
@@ -720,6 +730,7 @@ impl Plan {
         demand((1..=32).contains(&nodes), format!("1 to 32 nodes are possible, not {nodes}"));
         demand((1..=nodes).contains(&n), format!("n is {n}, 1 to {nodes} are possible"));
         demand(self.partitions > 0, "a ring needs a partition".to_owned());
+        demand(workload.clients > 0, "a workload needs a client: `clients` is 0".to_owned());
         demand(workload.keys > 0, "a workload needs a key".to_owned());
         demand(!workload.quorums.is_empty(), "a workload needs a pair of quorums".to_owned());
         demand(workload.mix.total() > 0, "the mix is empty".to_owned());
@@ -1563,6 +1574,21 @@ mod tests {
         let plan = Plan::draw(42, &all());
         let text = serde_json::to_string_pretty(&plan).expect("plain data");
         assert_eq!(serde_json::from_str::<Plan>(&text).expect("it is one"), plan);
+        for (field, misspelt) in
+            [("in_turn", "in_trun"), ("rotations", "rotation"), ("latency_min_ms", "latency_min_s")]
+        {
+            let wrong = text.replacen(&format!("\"{field}\":"), &format!("\"{misspelt}\": 0, \"{field}\":"), 1);
+            let error = serde_json::from_str::<Plan>(&wrong).expect_err("nobody reads it").to_string();
+            assert!(error.contains(misspelt), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_plan_without_clients_is_none() {
+        let mut plan = Plan::draw(42, &all());
+        plan.workload.clients = 0;
+        let problems = plan.problems().join("; ");
+        assert!(problems.contains("`clients` is 0"), "{problems}");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::trace::Trace;
 
 /// How often what happens to a datagram, each in parts per million.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PacketFaults {
     /// It is gone.
     pub loss: u32,

@@ -84,10 +84,10 @@ pub fn kept_path(dir: &Path, disk: DiskId) -> PathBuf {
     dir.join(format!("{FILE_NAME}.{disk}"))
 }
 
-/// As [`read`], of a disk whose engine was given up.
+/// As [`read()`], of a disk whose engine was given up.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read()`].
 pub fn kept(dir: &Path, disk: DiskId) -> Result<Option<Content>, StoreError> {
     read_at(&kept_path(dir, disk))
 }
@@ -95,7 +95,7 @@ pub fn kept(dir: &Path, disk: DiskId) -> Result<Option<Content>, StoreError> {
 /// Keeps a sidecar by the name of its disk, durably.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn keep(dir: &Path, content: &Content) -> Result<(), StoreError> {
     write_at(dir, &kept_path(dir, content.disk), content)
 }
