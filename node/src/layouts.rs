@@ -1,6 +1,6 @@
 //! The layout that this node knows: staged by an operator, accepted, chosen; and spread to those that lack it.
 //!
-//! What is here answers operators and peers. [`LayoutStore`] makes the rules durable and talks to nobody; a background task of `gossip`
+//! What is here answers operators and peers. `LayoutStore` makes the rules durable and talks to nobody; a background task of `gossip`
 //! counts who holds an accepted layout until it is chosen, asks peers for it while this node has none, and offers a chosen one
 //! to members that were away.
 
