@@ -481,17 +481,19 @@ mod tests {
             return;
         }
         let name = "cli::server::tests::a_hangup_ends_a_command_in_an_orderly_way_unless_it_was_to_be_ignored";
-        for (before, signals, wanted) in
-            [("trap - HUP", &["-HUP"][..], "ended by SIGHUP"), ("trap '' HUP", &["-HUP", "-TERM"], "ended by SIGTERM")]
-        {
-            let mut child = Command::new("sh")
-                .args(["-c", &format!("{before}; exec \"$0\" \"$@\"")])
+        // Not the shell's `trap`, which cannot undo what these tests may have been started with: `nohup`.
+        for (before, signals, wanted) in [
+            ("--default-signal=HUP", &["-HUP"][..], "ended by SIGHUP"),
+            ("--ignore-signal=HUP", &["-HUP", "-TERM"], "ended by SIGTERM"),
+        ] {
+            let mut child = Command::new("env")
+                .arg(before)
                 .arg(std::env::current_exe().expect("a process knows its file"))
                 .args(["--exact", name, "--nocapture"])
                 .env(ENDS, "1")
                 .stdout(std::process::Stdio::piped())
                 .spawn()
-                .expect("sh runs");
+                .expect("env runs");
             let mut lines = std::io::BufReader::new(child.stdout.take().expect("it is piped")).lines();
             let mut said = |wanted: &str| lines.any(|line| line.is_ok_and(|line| line.contains(wanted)));
             assert!(said("it listens"), "{before}");
