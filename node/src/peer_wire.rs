@@ -1,7 +1,7 @@
 //! What nodes say to each other; a compatibility promise of its own, beside that of [`quorate_wire`].
 //!
-//! A message is one frame of a lane, as between clients and nodes. Keys are encoded ones ([`quorate_wire::key`]). Every question about data names the layout versions that
-//! it is made under, and a replica refuses what it may no longer serve.
+//! A message is one frame of a lane, as between clients and nodes. Keys are encoded ones ([`quorate_wire::key`]). Every question about
+//! data names the layout versions that it is made under, and a replica refuses what it may no longer serve.
 
 pub mod heal;
 

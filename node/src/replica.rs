@@ -4,8 +4,9 @@
 //! request that is given up in the middle leaves neither a half-done job nor an unlocked one behind. No lock is held while
 //! waiting for a sync; the [`Ticket`] that comes with each answer is what an acknowledgement waits for.
 //!
-//! Keys are encoded ones ([`quorate_wire::key`]), and opaque here. Data lies under `hash of the key, u64 BE | key`, so that a partition is one sequential scan. Stripes are slices of the hash
-//! range, so that all keys of a leaf of a [hash tree](quorate_core::merkle) lie under few locks.
+//! Keys are encoded ones ([`quorate_wire::key`]), and opaque here. Data lies under `hash of the key, u64 BE | key`, so that a partition
+//! is one sequential scan. Stripes are slices of the hash range, so that all keys of a leaf of a [hash tree](quorate_core::merkle) lie
+//! under few locks.
 //!
 //! What is known of a partition beside its records, and every rule about that, is its [state](quorate_core::partition). A job looks
 //! a write up there, reads and inserts, and tells the state how that ended. Locks are taken in this order: the key's, the
