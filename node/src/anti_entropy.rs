@@ -194,7 +194,7 @@ impl AntiEntropy {
     /// How it stands.
     pub(crate) fn report(&self) -> RepairReport {
         let desk = &self.desk;
-        let owned = desk.layouts.current().map_or(0, |current| current.ring.owned_by(desk.me).len() as u32);
+        let owned = desk.layouts.current().map_or(0, |current| current.owned_by(desk.me).len() as u32);
         let state = desk.state();
         let counters = &desk.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -331,7 +331,7 @@ impl Desk {
     /// Sums up the trees that are not known, with pauses.
     async fn rebuild(&self, current: &Current) {
         let unknown = |partition: &Partition| !self.replica.partitions().unknown(*partition).is_empty();
-        let todo: Vec<Partition> = current.ring.owned_by(self.me).into_iter().filter(unknown).collect();
+        let todo: Vec<Partition> = current.owned_by(self.me).into_iter().filter(unknown).collect();
         let (total, since) = (todo.len() as u32, Instant::now());
         let mut failed = 0_u32;
         for (left, partition) in (1..=total).rev().zip(todo) {
@@ -359,8 +359,8 @@ impl Desk {
             (state.compared, state.differing, state.unknown) = (0, 0, 0);
         }
         let mut shared: BTreeMap<NodeId, Vec<Partition>> = BTreeMap::new();
-        for partition in current.ring.owned_by(self.me) {
-            for peer in current.ring.primaries(partition) {
+        for partition in current.owned_by(self.me) {
+            for peer in current.primaries(partition) {
                 if *peer != self.me && initiates(self.me, *peer, partition) {
                     shared.entry(*peer).or_default().push(partition);
                 }

@@ -121,7 +121,7 @@ async fn an_owner_that_finds_a_corrupt_record_while_it_lists_does_not_count_ther
 }
 
 fn all_partitions(node: &Node) -> impl Iterator<Item = Partition> {
-    (0..node.current.ring.partitions()).map(Partition)
+    (0..node.current.partitions()).map(Partition)
 }
 
 /// One pass of each node, by turns.
@@ -344,7 +344,7 @@ async fn the_scrub_counts_what_is_there_and_has_what_is_corrupt_recovered() {
 #[tokio::test]
 async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
     let mut nodes = by_hand::start(Kind::FIVE).await;
-    let order = nodes[0].current.ring.preference_list(PARTITION);
+    let order = nodes[0].current.preference_list(PARTITION);
     nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
     let now = Label { low: nodes[0].current.layout.version, high: nodes[0].current.layout.version };
     let old = Label { low: Default::default(), high: Default::default() };
@@ -361,7 +361,7 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
         let why = refused(ask(&nodes[to], &nodes[from], now, groups(PARTITION)).await);
         assert!(why.contains(&format!("{} is no primary of partition 1", nodes[3].id)), "{why}");
     }
-    let beyond = Partition(nodes[0].current.ring.partitions());
+    let beyond = Partition(nodes[0].current.partitions());
     assert!(refused(ask(&nodes[0], &nodes[1], now, groups(beyond)).await).contains("there is no partition 4"));
     let few = HealRequest::Groups(Groups { partition: PARTITION, groups: vec![None; merkle::GROUPS - 1] });
     assert!(refused(ask(&nodes[0], &nodes[1], now, few).await).contains("15 groups"));

@@ -205,8 +205,8 @@ impl Courier {
                     oldest_ms = Some(oldest_ms.map_or(hint.since_ms, |oldest| oldest.min(hint.since_ms)));
                     continue;
                 }
-                let partition = current.ring.partition_of(&hint.key);
-                let owner = current.ring.primaries(partition).contains(&self.parts.me);
+                let partition = current.partition_of(&hint.key);
+                let owner = current.primaries(partition).contains(&self.parts.me);
                 let gone = replica.hint_delivered(partition, &hint.key, target, hint.digest, owner).await;
                 if gone.map_err(|refusal| refusal.to_string())? {
                     delivered += 1;

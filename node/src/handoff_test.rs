@@ -12,7 +12,7 @@ const PARTITION: Partition = Partition(2);
 /// A fallback with three hints for the first primary and one for the second; all primaries first.
 async fn kept() -> (Vec<Node>, Courier) {
     let mut nodes = by_hand::start(Kind::FIVE).await;
-    let order = nodes[0].current.ring.preference_list(PARTITION);
+    let order = nodes[0].current.preference_list(PARTITION);
     nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
     let (first, second, keeper) = (nodes[0].id, nodes[1].id, &nodes[3]);
     for (number, target) in [(0, first), (1, first), (2, first), (0, second)] {
@@ -168,7 +168,7 @@ async fn a_hint_that_grows_while_it_is_handed_over_stays_and_is_the_oldest_that_
 async fn a_fallback_gives_up_its_actor_with_a_hint_and_an_owner_does_not() {
     let (nodes, courier) = kept().await;
     let (keeper, key) = (&nodes[3].replica, key_in(&nodes[3], PARTITION, 7));
-    let primaries = nodes[0].current.ring.primaries(PARTITION).to_vec();
+    let primaries = nodes[0].current.primaries(PARTITION).to_vec();
     let mint = async |op| {
         let (value, cause) = (Some(Blob::copy_from(b"v")), quorate_core::version::Context::new());
         let (op, place) = (quorate_wire::ids::OpId(op), (primaries.clone(), nodes[1].id));

@@ -107,7 +107,7 @@ impl Pair<'_> {
             let (ours, done) = ours.map_err(|refusal| refusal.to_string())?;
             let ours = Page::new(ours, done, after.as_ref())?;
             let (differences, next) = exchange::differences(&ours, &theirs);
-            let strangers = |difference: &Difference| self.current.ring.partition_of(&difference.key) != self.partition;
+            let strangers = |difference: &Difference| self.current.partition_of(&difference.key) != self.partition;
             if differences.iter().any(strangers) {
                 return Err("it lists keys of another partition".into());
             }
