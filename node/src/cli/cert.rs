@@ -75,7 +75,7 @@ fn make(command: &CertCommand, args: &CertArgs, output: &Output) -> Outcome {
             let ca = authority(&args.dir)?;
             let made = Made { cert: args.dir.join(format!("{name}.pem")), key: args.dir.join(format!("{name}.key")) };
             let read = |path: &Path| {
-                std::fs::read_to_string(path).map_err(|error| Failure {
+                std::fs::read(path).map_err(|error| Failure {
                     hint:
                         "only what was made before can be renewed; `quorate cert node` and `cert client` make new ones"
                             .to_owned(),
@@ -254,13 +254,13 @@ fn write(dir: &Path, name: &str, certificate: &str, key_text: &str) -> Outcome<M
 fn authority(dir: &Path) -> Outcome<Ca> {
     let read = |name: &str| {
         let path = dir.join(name);
-        std::fs::read_to_string(&path).map_err(|error| Failure {
+        std::fs::read(&path).map_err(|error| Failure {
             hint: "make the cluster's authority first (`quorate cert init`), or name its directory with --dir"
                 .to_owned(),
             ..Failure::file("read", &path, &error)
         })
     };
-    Ca::from_pem(&read("ca.pem")?, &read("ca.key")?).map_err(impossible)
+    Ca::from_pem(read("ca.pem")?, read("ca.key")?).map_err(impossible)
 }
 
 fn impossible(error: CertError) -> Failure {
