@@ -113,7 +113,14 @@ fn make(command: &CertCommand, args: &CertArgs, output: &Output) -> Outcome {
 fn show(files: &[PathBuf], args: &CertArgs, output: &Output) -> Outcome {
     let files = match files {
         [] => certificates_in(&args.dir)?,
-        named => named.iter().map(|named| in_dir(named, &args.dir)).collect(),
+        named => {
+            let mut files = Vec::new();
+            for named in named {
+                let path = in_dir(named, &args.dir);
+                if path.is_dir() { files.extend(certificates_in(&path)?) } else { files.push(path) }
+            }
+            files
+        }
     };
     let now = wall_clock();
     let (mut shown, mut unread) = (Vec::new(), Vec::new());
@@ -316,6 +323,8 @@ mod tests {
         let show = |files: Vec<PathBuf>| run(&CertCommand::Show { files, args: args(dir.path()) }).1;
         assert_eq!(show(Vec::new()).expect("the others are shown"), Exit::Degraded);
         assert_eq!(show(vec!["ca".into()]).expect("shown"), Exit::Done);
+        let all = show(vec![dir.path().to_owned()]).expect("all that are in a directory");
+        assert_eq!(all, Exit::Degraded, "one of them is none");
         let failure = show(vec!["bad".into()]).expect_err("there is nothing to show");
         assert!(failure.message.contains("bad.pem"), "{failure:?}");
     }
