@@ -114,6 +114,9 @@ struct State {
     last_scrub: Option<(Instant, scrub::Seen)>,
     /// Trees that are to be summed up: how many are left of how many, since when.
     rebuild: Option<(u32, u32, Instant)>,
+    /// Where exchanges broke off because the disk here had refused too much: the next one with that owner about that partition goes on
+    /// behind this key. One for each other owner of each partition of this node at most.
+    broken_off: BTreeMap<(NodeId, Partition), Blob>,
 }
 
 /// Why a record was not here.
@@ -399,6 +402,9 @@ impl Desk {
             state.compared += partitions.len() as u64;
             state.differing += differ.len() as u64;
             state.unknown += unknown.len() as u64;
+            // What was equal in between begins at the first key again.
+            let equal = |partition: &Partition| partitions.contains(partition) && !differ.contains(partition);
+            state.broken_off.retain(|(owner, partition), _| *owner != peer || !equal(partition));
         }
         let mut failed = Ok(());
         for partition in partitions {
