@@ -30,6 +30,10 @@
 //! R + W > N promises to a read of R every write that N - R + 1 owners have acknowledged. A replica that has lost something answers
 //! such a read when it has exchanged what it lost with enough owners to have heard of all these writes (see `quorate_node::recovery`); a
 //! monotonic read returns what N - R + 1 owners hold ([`quorum::write_back`]).
+//!
+//! # The rules of a change of owners
+//!
+//! They are L1 to L11 in [`transition`], and `tests/layout_change.rs` leaves each of them out in turn.
 
 pub mod bootstrap;
 mod compact;
@@ -38,6 +42,7 @@ pub mod mint;
 pub mod record;
 pub mod ring;
 pub mod staging;
+pub mod transition;
 pub mod version;
 
 pub mod context_keys;
