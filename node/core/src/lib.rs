@@ -33,9 +33,11 @@
 //!
 //! # The rules of a change of owners
 //!
-//! They are L1 to L11 in [`transition`], and `tests/layout_change.rs` leaves each of them out in turn.
+//! They are L1 to L11 in [`transition`], and `tests/layout_change.rs` leaves each of them out in turn; L13, how the next layout is
+//! decided, is in [`chain`] and `tests/layout_chain.rs`.
 
 pub mod bootstrap;
+pub mod chain;
 mod compact;
 pub mod layout;
 pub mod mint;
