@@ -38,6 +38,7 @@
 
 pub mod bootstrap;
 pub mod chain;
+pub mod changes;
 mod compact;
 pub mod layout;
 pub mod mint;
