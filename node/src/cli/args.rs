@@ -321,7 +321,7 @@ pub(crate) struct ImportArgs {
     #[arg(long, conflicts_with = "blind")]
     pub(crate) replace_all: bool,
     /// Records in flight
-    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) concurrency: u16,
     /// Keep retrying a failed record for this time
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]

@@ -27,7 +27,8 @@ use quorate_wire::ids::{OpId, key_hash};
 use quorate_wire::random::Random;
 use quorate_wire::{Found, Key, Read, Write};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -66,12 +67,13 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
     let mut workers = JoinSet::new();
     let mut queues = Vec::new();
     for _ in 0..args.concurrency {
-        let (queue, mut lines) = mpsc::channel::<(u64, Record)>(QUEUE_LEN);
+        let (queue, mut lines) = mpsc::channel::<(u64, Record, OwnedSemaphorePermit)>(QUEUE_LEN);
         queues.push(queue);
         let job = Arc::clone(&job);
         workers.spawn(async move {
             let mut written = Recent::default();
-            while let Some((line, record)) = lines.recv().await {
+            while let Some((line, record, waited)) = lines.recv().await {
+                drop(waited);
                 job.one(line, record, &mut written).await;
             }
         });
@@ -80,6 +82,7 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
     // Reading blocks, so that it has a thread of its own; it ends when the queues are dropped or the input is over.
     let reader_job = Arc::clone(&job);
     let reader_bar = bar.clone();
+    let (runtime, room) = (Handle::current(), Arc::new(Semaphore::new(WAITING_LEN_MAX)));
     let (done, reading) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let result = source.each_line(|line, bytes, parsed| {
@@ -92,7 +95,10 @@ pub(crate) async fn import(args: &ImportArgs, settings: &Settings, output: &Outp
                 Err(why) => reader_job.failed(line, why),
                 Ok(record) => {
                     let worker = (key_hash(&Key::plain(&record.key)) % queues.len() as u64) as usize;
-                    if queues[worker].blocking_send((line, record)).is_err() {
+                    let len = record.key.len() + record.values.iter().map(Bytes::len).sum::<usize>();
+                    let waits = room.clone().acquire_many_owned(len.min(WAITING_LEN_MAX) as u32);
+                    let Ok(waits) = runtime.block_on(waits) else { return false };
+                    if queues[worker].blocking_send((line, record, waits)).is_err() {
                         return false;
                     }
                 }
@@ -637,8 +643,12 @@ fn blind_op_id(key: &[u8], value: &[u8], before: OpId) -> OpId {
 /// Keeps these operation ids apart from any other use of the hash.
 const BLIND_DOMAIN: &[u8] = b"quorate blind import 1";
 
-/// Lines that wait for one worker. Few: with values of the largest size this much is held for each of them.
-const QUEUE_LEN: usize = 2;
+/// Lines that wait for one worker. While one queue is full no other worker gets a line, and keys fall where they fall: of 64 workers 45 % are
+/// busy with two places each, 90 % with these.
+const QUEUE_LEN: usize = 32;
+
+/// What all lines that wait may take, in bytes, one larger line apart.
+const WAITING_LEN_MAX: usize = 64 << 20;
 
 /// How many failed lines the JSON of the result names; the rest is counted.
 const FAILURES_NAMED_MAX: usize = 1_000;
