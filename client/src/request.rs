@@ -66,7 +66,7 @@ impl Common {
     }
 
     async fn write(&self, value: Option<Bytes>, context: Option<&Context>, again: Again) -> Result<Written, Error> {
-        let op_id = again.op_id.unwrap_or_else(|| OpId(self.client.random().u128()));
+        let op_id = again.op_id.unwrap_or_else(|| self.client.new_op_id());
         self.check("W", self.w)?;
         if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
             return Err(too_large("value", VALUE_LEN_MAX, len));
