@@ -117,7 +117,7 @@ pub(super) async fn coordinate_read(
         stats.degraded.add(u64::from(get.acks().fallback > 0));
         Reply::Found(Found {
             values: merged.values(),
-            context: inner.seal(&merged.context, &read.key),
+            context: inner.seal(&merged.seen(), &read.key),
             quorum: inner.report(turn, need, get.acks(), turn.current.layout.r),
             evidence: read.explain.then(evidence),
         })
@@ -228,7 +228,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan, need: u8)
     let entry = |(key, record): (Key, Record)| match scan.keys_only {
         // As if nothing had been seen: a context of values that were not sent would let a write discard them.
         true => ScanEntry { values: Vec::new(), context: inner.seal(&Context::new(), &key), key },
-        false => ScanEntry { values: record.values(), context: inner.seal(&record.context, &key), key },
+        false => ScanEntry { values: record.values(), context: inner.seal(&record.seen(), &key), key },
     };
     let decoded = |(key, record): (Blob, Record)| match Key::from_encoded(key) {
         Ok(key) => Ok(entry((key, record))),
