@@ -149,8 +149,9 @@ macro_rules! settings {
         /// carried out the first attempt cannot be reached: a write whose coordinator has died need not wait for it.
         ///
         /// The write may then be carried out more than once. Reads show that as one, and a successor replaces all of it, once the replicas
-        /// have exchanged. Until then, or for good where a replica has forgotten the first successor (after ten minutes, or a restart), a
-        /// value that was replaced can stand beside its successor as a sibling. Values that are written once only have no such trouble.
+        /// have exchanged. Until then, or for good where the replicas have forgotten the first successor (after ten minutes, or 16 more
+        /// successors), a value that was replaced can stand beside its successor as a sibling. Values that are written once only have no
+        /// such trouble.
         pub fn any_coordinator(mut self) -> Self {
             self.again.any_coordinator = true;
             self

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
+use super::read::recall;
 use super::{Inner, Turn, plain};
 use crate::calls::Calls;
 use crate::peer_wire::{KeepHint, Label, Replicate, Replicated};
@@ -147,11 +148,21 @@ impl Driver {
         let first_sent = write.first_sent_ms.map(Duration::from_millis);
         let operation = Operation { id: write.op_id, first_sent };
         {
-            let partition = self.turn.partition;
+            let (partition, turn) = (self.turn.partition, self.turn.clone());
             let place = self.put.mint_for().map(|target| (self.turn.primaries().to_vec(), target));
             let mut mint = pin!(async {
                 dawdle!("write: a pause before the mint");
                 match place {
+                    None if first_sent.is_some() => {
+                        let first = inner.replica.mint(partition, &key, operation, value.clone(), cause.clone()).await;
+                        match first {
+                            Err(MintError::Forgotten) if recall(&inner, &turn, &key, operation.id).await => {
+                                sometimes!("write: a retry was forgotten here and known to another primary");
+                                inner.replica.mint(partition, &key, operation, value, cause).await
+                            }
+                            minted => minted,
+                        }
+                    }
                     None => inner.replica.mint(partition, &key, operation, value, cause).await,
                     Some(place) => {
                         let now_ms = inner.now_ms();
