@@ -31,6 +31,23 @@ fn a_name_that_cannot_be_resolved_and_seeds_that_are_gone_are_left_out() {
     cluster.run(&["get", "k"]).expect(4, &["cannot resolve gone.invalid:7400"]);
     seeds(&cluster, &[cluster.addr(1).to_string(), gone]);
     cluster.run(&["layout", "show"]).expect(0, &["n1", "n2"]);
+    // It can be tried again, as with a seed: the name server may be back in a moment.
+    for command in [&["status"][..], &["layout", "show"]] {
+        let on = |node: &str| cluster.run(&[command, &["--on", node]].concat());
+        on("gone.invalid:7400").expect(4, &["cannot resolve gone.invalid:7400"]);
+        on("0.0.0.0:7400").expect(2, &["0.0.0.0:7400 means all addresses of a machine"]);
+        on("[fe80::1%lo]:7400").expect(2, &["[fe80::1%lo]:7400 is a link-local address"]);
+    }
+    cluster.run(&["layout", "stage", "join", "n9=255.255.255.255:7400"]).expect(2, &["is the broadcast address"]);
+    cluster.run(&["get", "k", "--seeds", "0.0.0.0:7400"]).expect(2, &["nobody can be reached there", "--seeds"]);
+    for (flag, addr, why) in [
+        ("--listen", "224.0.0.1:7400", "multicast"),
+        ("--advertise", "[fe80::1%eth0]:7400", "link-local"),
+        ("--http", "255.255.255.255:7400", "broadcast"),
+        ("--join", "[::]:7400", "nobody can be reached there"),
+    ] {
+        cluster.run(&["server", "--config", "n1.toml", flag, addr]).expect(2, &[flag, addr, why]);
+    }
 
     // A node that has its layout needs no join list, and one that has none finds the others by the names that mean something.
     assert!(cluster.terminate(2).success());

@@ -23,6 +23,8 @@ use quorate_transport::{Link, Seams};
 use quorate_wire::ids::NodeId;
 use quorate_wire::random::Random;
 use quorate_wire::{ALPN_CLIENT, KEY_LEN_MAX, VALUE_LEN_MAX};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 #[test]
 fn keys_values_quorums_and_options_have_limits_that_are_named() {
@@ -128,6 +130,28 @@ fn certificates_decide_who_may_do_what() {
     said.expect(2, &["another cluster"]);
     with(&["get", "k"], "others/eve").expect(2, &["different clusters"]);
 
+    // A node's certificate is no client's, also where it would be a valid one.
+    with(&["get", "k"], "certs/n1").expect(2, &["the certificate of node n1", "`quorate cert client NAME`"]);
+    // What is not what it should be is named, with what to do.
+    let pem = |name: &str| std::fs::read_to_string(cluster.dir().join("certs").join(name)).expect("there");
+    cluster.write("locked.pem", &pem("joe.pem"));
+    own(&cluster.write("locked.key", &pem("joe.key").replace(" PRIVATE", " ENCRYPTED PRIVATE")));
+    with(&["get", "k"], "locked").expect(2, &["locked.key", "an encrypted key", "openssl pkey -in OLD -out NEW"]);
+    cluster.write("chain.pem", &[pem("ca.pem"), pem("joe.pem")].concat());
+    own(&cluster.write("chain.key", &pem("joe.key")));
+    with(&["get", "k"], "chain").expect(2, &["chain.pem", "begins with the certificate of an authority"]);
+    let ca = CertificateDer::from_pem_slice(pem("ca.pem").as_bytes()).expect("one");
+    std::fs::write(cluster.dir().join("ca.der"), &ca).expect("written");
+    with(&["get", "k", "--ca", "ca.der"], "certs/joe")
+        .expect(2, &["ca.der", "in binary (DER)", "openssl x509 -inform DER"]);
+    let refused = Client::from_config(cluster.write(
+        "der.toml",
+        "seeds = [\"127.0.0.1:1\"]\nca = \"ca.der\"\ncert = \"certs/joe.pem\"\nkey = \"certs/joe.key\"\n",
+    ));
+    let refused = refused.expect_err("as the tool does").to_string();
+    assert!(refused.contains("in binary (DER)"), "{refused}");
+    Said::by(bare_command(cluster.dir()).args(["cert", "show", "ca.der"])).expect(1, &["ca.der", "in binary (DER)"]);
+
     // Expired: the tools see it before they begin, and a node does not rely on that.
     let now = (Seams::system().wall_clock)();
     let ca = authority(&cluster.dir().join("certs"));
@@ -152,6 +176,7 @@ fn certificates_decide_who_may_do_what() {
     runtime.block_on(async {
         for (stranger, alpn, why) in [
             (Stranger(joe), ALPN_PEER, "needs a node's certificate"),
+            (Stranger(issued(&cluster, "n1")), ALPN_CLIENT, "this is the certificate of node n1"),
             (Stranger(late), ALPN_CLIENT, "expired"),
             (Stranger(late_node), ALPN_PEER, "expired"),
             (
@@ -426,6 +451,12 @@ fn a_data_directory_of_another_node_or_cluster_is_refused_untouched() {
     Said::by(command.arg("--data-dir").arg(&data)).expect(1, &["data-n1", "cluster"]);
 
     assert_eq!(std::fs::read(data.join("quorate.json")).expect("there"), before, "nothing was changed");
+    // Nor is one taken that holds other things; a look before the start says so too.
+    let occupied = ["server", "--config", "n1.toml", "--data-dir", "certs"];
+    for words in [&occupied[..], &[&occupied[..], &["--check"]].concat()] {
+        cluster.run(words).expect(1, &["certs is not empty", "Nothing was changed"]);
+    }
+    assert!(!cluster.dir().join("certs/lock").exists());
     cluster.start_node(1);
     cluster.await_ready(1);
     cluster.run(&["get", "k"]).expect(0, &["v"]);
@@ -537,7 +568,7 @@ const DISK_KIB: usize = 1_024;
 
 fn authority(dir: &Path) -> Ca {
     let read = |name: &str| std::fs::read_to_string(dir.join(name)).expect("there");
-    Ca::from_pem(&read("ca.pem"), &read("ca.key")).expect("an authority")
+    Ca::from_pem(read("ca.pem"), read("ca.key")).expect("an authority")
 }
 
 /// A certificate that `quorate cert` has made for the cluster.

@@ -277,7 +277,9 @@ fn an_export_writes_to_what_it_is_told() {
     assert_eq!(std::fs::metadata(path("disk/backup")).expect("there").permissions().mode() & 0o777, 0o640);
     assert_eq!(std::fs::read_dir(path("disk")).expect("listed").count(), 1, "no temporary file stays");
     cluster.run(&["export", &name("disk")]).expect(2, &["is a directory"]);
-    cluster.run(&["export", &name("absent/file")]).expect(2, &["absent/file", "check the path"]);
+    cluster
+        .run(&["export", &name("absent/file")])
+        .expect(2, &["absent/file", "No such file or directory", "check the path"]);
     cluster.run(&["export", "/dev/full"]).expect(1, &["/dev/full", "make room"]);
 }
 

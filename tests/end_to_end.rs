@@ -127,6 +127,10 @@ fn a_persistent_development_cluster_goes_on_where_it_stopped() {
     let (mut first, banner) = dev(dir.path(), &["--persist", "kept", "--base-port", &ports]);
     assert!(banner.contains("/kept\n"), "{banner}");
     run(&["put", "greeting", "hello"]).expect(0, &[]);
+    // Whatever the umask is: keys and data are in there.
+    let open_to_others = Command::new("find").arg(dir.path().join("kept")).args(["-perm", "/077"]).output();
+    let open_to_others = open_to_others.expect("find runs");
+    assert!(open_to_others.status.success() && open_to_others.stdout.is_empty(), "{open_to_others:?}");
     run(&["dev", "stop"]).expect(0, &[]);
     let base: u16 = ports.parse().expect("a number");
     for port in base + 1..=base + 3 {

@@ -342,3 +342,57 @@ fn a_predecessor_is_waited_for_and_named() {
     eventually("it has taken over", || cluster.http(1, "/readyz").filter(|(status, _)| *status == 200));
     assert!(next.runs());
 }
+
+/// A node that was wiped, met no other, and was given a layout of its own: two clusters of one name, which share that node.
+#[test]
+fn two_layouts_side_by_side_are_told_by_both_until_one_is_given_up() {
+    let mut cluster = Cluster::start(3);
+    cluster.run(&["put", "k", "one"]).expect(0, &[]);
+    let wipe = |cluster: &mut Cluster| {
+        assert!(cluster.terminate(3).success());
+        std::fs::remove_dir_all(cluster.dir().join("data-n3")).expect("there");
+    };
+    wipe(&mut cluster);
+    let beside = |name: &str, of: &str, begins: &str, line: &str| {
+        let text = std::fs::read_to_string(cluster.dir().join(of)).expect("there");
+        let old = text.lines().find(|old| old.starts_with(begins)).expect("it has that line");
+        cluster.write(name, &text.replace(old, line));
+    };
+    beside("n3-alone.toml", "n3.toml", "join", "join = []");
+    beside("alone.toml", "client.toml", "seeds", &format!("seeds = [\"{}\"]", cluster.addr(3)));
+    let alone = |cluster: &Cluster, words: &[&str]| cluster.run(&[words, &["--config", "alone.toml"]].concat());
+    let mut command = bare_command(cluster.dir());
+    command.args(["server", "--config", "n3-alone.toml"]);
+    cluster.start_node_by(3, command);
+    let member = format!("n3={}", cluster.addr(3));
+    eventually("it can be staged", || (alone(&cluster, &["layout", "stage", "join", &member]).code == 0).then_some(()));
+    // Without a layout it is said what to look at first.
+    alone(&cluster, &["status"]).expect(0, &["First start every node that `join` names", "another cluster's for ever"]);
+    alone(&cluster, &["layout", "stage", "settings", "--replicas", "1"]).expect(0, &[]);
+    alone(&cluster, &["layout", "apply", "--version", "1"]).expect(0, &["layout version 1"]);
+    cluster.await_ready(3);
+    alone(&cluster, &["get", "k"]).expect(3, &[]);
+
+    assert!(cluster.terminate(3).success());
+    cluster.start_node(3);
+    cluster.await_ready(3);
+    let verdict = ["TWO LAYOUTS", "n3 holds ", "n1, n2 hold ", "is not seen under the other"];
+    eventually("all three have met", || {
+        let told = |said: Said| said.code == 7 && verdict.iter().all(|word| said.out.contains(word));
+        (told(cluster.run(&["status", "--check"])) && told(alone(&cluster, &["status", "--check"]))).then_some(())
+    });
+    for check in ["quorum", "replicas"] {
+        cluster.run(&["check", check]).expect(7, &verdict);
+        alone(&cluster, &["check", check]).expect(7, &verdict);
+    }
+    alone(&cluster, &["check", "certs"]).expect(7, &["n1 holds another layout", "n2 holds another layout"]);
+    let json = alone(&cluster, &["status", "-o", "json"]).expect(0, &[]).json();
+    assert_eq!((json["healthy"].as_bool(), json["other_layouts"].as_array().map(Vec::len)), (Some(false), Some(2)));
+
+    // As it says.
+    wipe(&mut cluster);
+    cluster.start_node(3);
+    cluster.await_ready(3);
+    cluster.await_healthy();
+    alone(&cluster, &["get", "k"]).expect(0, &["one"]);
+}

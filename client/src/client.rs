@@ -25,8 +25,9 @@ use crate::unsettled::{Sent, Unsettled};
 use crate::value::{IntoChange, IntoValue};
 use quorate_transport::quic;
 use quorate_transport::rpc::{CallError, class};
-use quorate_transport::tls::{self, Credentials};
+use quorate_transport::tls::{self, Credentials, Subject};
 use quorate_transport::{Link, Seams};
+use quorate_wire::address;
 use quorate_wire::codec;
 use quorate_wire::ids::{LayoutVersion, NodeId, OpId};
 use quorate_wire::random::Random;
@@ -822,6 +823,11 @@ impl ClientBuilder {
                 "a client needs credentials: `quorate cert client` makes them, `tls::Credentials::from_pem` reads them",
             ));
         };
+        if let Subject::Node { node, .. } = credentials.subject() {
+            return Err(Error::misuse(format!(
+                "this is the certificate of node {node}, and a client needs one of its own: make it with `quorate cert client NAME`"
+            )));
+        }
         credentials.check_validity((seams.wall_clock)()).map_err(|error| Error::misuse(error.to_string()))?;
         let misuse = |error: &dyn fmt::Display| Error::misuse(error.to_string());
         let config =
@@ -855,8 +861,12 @@ pub struct Seed(String);
 
 impl Seed {
     fn check(&self) -> Result<(), Error> {
+        address::check_no_scope(&self.0).map_err(Error::misuse)?;
         let named = |(host, port): (&str, &str)| !host.is_empty() && !host.contains(':') && port.parse::<u16>().is_ok();
-        if self.0.parse::<SocketAddr>().is_ok() || self.0.rsplit_once(':').is_some_and(named) {
+        if let Ok(addr) = self.0.parse::<SocketAddr>() {
+            return address::check_dial(addr).map_err(Error::misuse);
+        }
+        if self.0.rsplit_once(':').is_some_and(named) {
             return Ok(());
         }
         Err(Error::misuse(format!(

@@ -139,9 +139,9 @@ impl Settings {
             return Err(Error::misuse(why));
         };
         let key_file = key;
-        let [ca, cert, key] = [ca, cert, key].map(|path| text(path));
+        let [ca, cert, key] = [ca, cert, key].map(|path| bytes(path));
         tls::check_key_file(key_file).map_err(|error| wrong(place, &error))?;
-        let credentials = Credentials::from_pem(ca?.as_bytes(), cert?.as_bytes(), key?.as_bytes());
+        let credentials = Credentials::from_pem(&ca?, &cert?, &key?);
         let mut builder =
             Client::builder(seeds.clone()).credentials(credentials.map_err(|error| wrong(place, &error))?);
         if let Some(profile) = self.profile {
@@ -214,7 +214,11 @@ fn wrong(place: impl std::fmt::Display, why: &dyn std::fmt::Display) -> Error {
 }
 
 fn text(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|error| Error::misuse(format!("{} cannot be read: {error}", path.display())))
+    quorate_wire::text::of_file(bytes(path)?).map_err(|why| wrong(path.display(), &why))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| Error::misuse(format!("{} cannot be read: {error}", path.display())))
 }
 
 #[cfg(test)]
@@ -242,6 +246,18 @@ mod tests {
             let error = file(text).expect_err(text);
             assert!(error.contains(wanted), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_file_with_a_byte_order_mark_is_read_and_one_in_utf_16_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("client.toml");
+        std::fs::write(&path, b"\xef\xbb\xbfr = 1\r\n").expect("written");
+        assert_eq!(Settings::of_file(&path).expect("UTF-8").r, Some(Quorum::Exactly(1)));
+        let wide: Vec<u8> = "\u{feff}r = 1".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(&path, wide).expect("written");
+        let error = Settings::of_file(&path).expect_err("UTF-16").to_string();
+        assert!(error.contains("client.toml: it is text in UTF-16") && error.contains("iconv"), "{error}");
     }
 
     #[test]

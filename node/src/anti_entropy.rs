@@ -114,6 +114,9 @@ struct State {
     last_scrub: Option<(Instant, scrub::Seen)>,
     /// Trees that are to be summed up: how many are left of how many, since when.
     rebuild: Option<(u32, u32, Instant)>,
+    /// Where exchanges broke off because the disk here had refused too much: the next one with that owner about that partition goes on
+    /// behind this key. One for each other owner of each partition of this node at most.
+    broken_off: BTreeMap<(NodeId, Partition), Blob>,
 }
 
 /// Why a record was not here.
@@ -194,7 +197,7 @@ impl AntiEntropy {
     /// How it stands.
     pub(crate) fn report(&self) -> RepairReport {
         let desk = &self.desk;
-        let owned = desk.layouts.current().map_or(0, |current| current.ring.owned_by(desk.me).len() as u32);
+        let owned = desk.layouts.current().map_or(0, |current| current.owned_by(desk.me).len() as u32);
         let state = desk.state();
         let counters = &desk.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -331,7 +334,7 @@ impl Desk {
     /// Sums up the trees that are not known, with pauses.
     async fn rebuild(&self, current: &Current) {
         let unknown = |partition: &Partition| !self.replica.partitions().unknown(*partition).is_empty();
-        let todo: Vec<Partition> = current.ring.owned_by(self.me).into_iter().filter(unknown).collect();
+        let todo: Vec<Partition> = current.owned_by(self.me).into_iter().filter(unknown).collect();
         let (total, since) = (todo.len() as u32, Instant::now());
         let mut failed = 0_u32;
         for (left, partition) in (1..=total).rev().zip(todo) {
@@ -359,8 +362,8 @@ impl Desk {
             (state.compared, state.differing, state.unknown) = (0, 0, 0);
         }
         let mut shared: BTreeMap<NodeId, Vec<Partition>> = BTreeMap::new();
-        for partition in current.ring.owned_by(self.me) {
-            for peer in current.ring.primaries(partition) {
+        for partition in current.owned_by(self.me) {
+            for peer in current.primaries(partition) {
                 if *peer != self.me && initiates(self.me, *peer, partition) {
                     shared.entry(*peer).or_default().push(partition);
                 }
@@ -399,6 +402,9 @@ impl Desk {
             state.compared += partitions.len() as u64;
             state.differing += differ.len() as u64;
             state.unknown += unknown.len() as u64;
+            // What was equal in between begins at the first key again.
+            let equal = |partition: &Partition| partitions.contains(partition) && !differ.contains(partition);
+            state.broken_off.retain(|(owner, partition), _| *owner != peer || !equal(partition));
         }
         let mut failed = Ok(());
         for partition in partitions {

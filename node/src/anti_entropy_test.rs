@@ -121,7 +121,7 @@ async fn an_owner_that_finds_a_corrupt_record_while_it_lists_does_not_count_ther
 }
 
 fn all_partitions(node: &Node) -> impl Iterator<Item = Partition> {
-    (0..node.current.ring.partitions()).map(Partition)
+    (0..node.current.partitions()).map(Partition)
 }
 
 /// One pass of each node, by turns.
@@ -344,7 +344,7 @@ async fn the_scrub_counts_what_is_there_and_has_what_is_corrupt_recovered() {
 #[tokio::test]
 async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
     let mut nodes = by_hand::start(Kind::FIVE).await;
-    let order = nodes[0].current.ring.preference_list(PARTITION);
+    let order = nodes[0].current.preference_list(PARTITION);
     nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
     let now = Label { low: nodes[0].current.layout.version, high: nodes[0].current.layout.version };
     let old = Label { low: Default::default(), high: Default::default() };
@@ -361,7 +361,7 @@ async fn who_answers_a_comparison_checks_who_asks_and_for_what() {
         let why = refused(ask(&nodes[to], &nodes[from], now, groups(PARTITION)).await);
         assert!(why.contains(&format!("{} is no primary of partition 1", nodes[3].id)), "{why}");
     }
-    let beyond = Partition(nodes[0].current.ring.partitions());
+    let beyond = Partition(nodes[0].current.partitions());
     assert!(refused(ask(&nodes[0], &nodes[1], now, groups(beyond)).await).contains("there is no partition 4"));
     let few = HealRequest::Groups(Groups { partition: PARTITION, groups: vec![None; merkle::GROUPS - 1] });
     assert!(refused(ask(&nodes[0], &nodes[1], now, few).await).contains("15 groups"));
@@ -475,6 +475,61 @@ async fn a_full_end_asks_for_no_more_than_it_takes_to_see_that_it_is_full() {
     assert!(why.contains("were not taken here"), "{why}");
     let fetched = exchanged_keys(&nodes[0]).len();
     assert!((256..1200).contains(&fetched), "{fetched} of 1500");
+}
+
+#[tokio::test]
+async fn a_full_end_comes_to_the_deletes_behind_the_values_that_it_has_no_room_for() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let mut keys: Vec<Blob> = (0..2500).map(|number| key_in(&nodes[0], PARTITION, number)).collect();
+    keys.sort_by_key(|key| data_key(key));
+    let (values, deletes) = keys.split_at(2480);
+    for key in values {
+        nodes[0].hold(key, &record(1, "new to the other one")).await;
+    }
+    for key in deletes {
+        nodes[0].hold(key, &deletion(2)).await;
+    }
+    let (left, room) = nodes[1].has_room(500);
+    let (pair, desk) = (pair(&nodes[1], &nodes[0]), &nodes[1].anti_entropy.desk);
+    let at = || desk.state().broken_off.get(&(nodes[0].id, PARTITION)).cloned();
+    nodes[0].asked();
+    let (mut asked, mut exchanges) = (Vec::new(), 0);
+    while asked.last() != keys.last() {
+        pair.exchange(&Leaves::ALL).await.expect_err("values are refused");
+        asked.extend(exchanged_keys(&nodes[0]));
+        exchanges += 1;
+        assert!(exchanges < 10, "the last key never has its turn");
+        assert!(at() == asked.last().cloned() || asked.last() == keys.last(), "it goes on where it broke off");
+    }
+    assert_eq!(asked, keys, "each key once, in order");
+    assert!(exchanges > 1, "one exchange is enough for so few");
+    for key in deletes {
+        assert_eq!(nodes[1].held(key).await, Some(deletion(2)));
+    }
+    // The end was reached: the next one begins at the first key. With room again one exchange makes all equal, wherever it begins.
+    assert_eq!(at(), None);
+    pair.exchange(&Leaves::ALL).await.expect_err("values are refused");
+    assert_eq!(exchanged_keys(&nodes[0]).first(), keys.first());
+    assert!(at().is_some());
+    left.store(1000, std::sync::atomic::Ordering::Relaxed);
+    room.look();
+    assert_eq!(pair.exchange(&Leaves::ALL).await.expect("there is room").unsettled(), Ok(()));
+    assert_eq!(nodes[1].held(&values[0]).await, nodes[0].held(&values[0]).await);
+    assert_eq!((at(), pair.exchange(&Leaves::ALL).await.expect("equal").differences), (None, 0));
+}
+
+#[tokio::test]
+async fn what_is_equal_again_begins_at_the_first_key() {
+    let nodes = three().await;
+    let desk = &nodes[0].anti_entropy.desk;
+    let (equal, differs) = (Partition(0), Partition(2));
+    nodes[1].hold(&key_in(&nodes[0], differs, 0), &record(1, "one")).await;
+    for partition in [equal, differs] {
+        desk.state().broken_off.insert((nodes[1].id, partition), key_in(&nodes[0], partition, 0));
+    }
+    desk.compare(&nodes[0].current, nodes[1].id, &[equal, differs]).await.expect("answers");
+    let left: Vec<Partition> = desk.state().broken_off.keys().map(|(_, partition)| *partition).collect();
+    assert_eq!(left, [differs]);
 }
 
 #[tokio::test]

@@ -236,7 +236,7 @@ impl Node {
     }
 
     pub(crate) fn partition_of(&self, key: &[u8]) -> Partition {
-        self.current.ring.partition_of(key)
+        self.current.partition_of(key)
     }
 }
 

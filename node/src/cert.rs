@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use quorate_transport::tls::{Authority, Credentials, Subject};
+use quorate_transport::tls::{Authority, Credentials, Subject, private_key};
 use quorate_wire::ids::{ClusterId, NodeId};
 use quorate_wire::random::Random;
 use rcgen::{
@@ -60,22 +60,23 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?.pem();
-        Self::from_pem(&certificate, &key.serialize_pem())
+        Self::from_pem(certificate, key.serialize_pem())
     }
 
     /// Takes up an authority again, to issue further certificates.
     ///
     /// # Errors
     /// When either text is not what it should be, or the two do not belong together.
-    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, CertError> {
-        let authority = Authority::from_pem(certificate.as_bytes()).map_err(|error| CertError(error.to_string()))?;
-        let key = KeyPair::from_pkcs8_pem_and_sign_algo(key, &PKCS_ED25519)
-            .map_err(|error| CertError(format!("the CA's key file holds no Ed25519 private key: {error}")))?;
+    pub fn from_pem(certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Self, CertError> {
+        let authority = Authority::from_pem(certificate.as_ref()).map_err(|error| CertError(error.to_string()))?;
+        let key = key_pair("CA's private key", key.as_ref())?;
         if key.public_key_raw() != authority.public_key {
             return Err(CertError("the CA's key does not belong to its certificate".into()));
         }
-        let issuer = Issuer::from_ca_cert_pem(certificate, key)?;
-        Ok(Self { authority, certificate: certificate.to_owned(), issuer })
+        let certificate = quorate_wire::text::of_file(certificate.as_ref().to_vec())
+            .map_err(|why| CertError(format!("the CA certificate file holds more than PEM: {why}")))?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key)?;
+        Ok(Self { authority, certificate, issuer })
     }
 
     /// Its cluster.
@@ -143,14 +144,14 @@ impl Ca {
     pub fn renew(
         &self,
         random: &Random,
-        certificate: &str,
-        key: &str,
+        certificate: &[u8],
+        key: &[u8],
         now: SystemTime,
         validity: Duration,
     ) -> Result<Issued, CertError> {
-        let earlier = Credentials::from_pem(self.certificate.as_bytes(), certificate.as_bytes(), key.as_bytes())
+        let earlier = Credentials::from_pem(self.certificate.as_bytes(), certificate, key)
             .map_err(|error| CertError(error.to_string()))?;
-        let key = KeyPair::from_pkcs8_pem_and_sign_algo(key, &PKCS_ED25519)?;
+        let key = key_pair("private key", key)?;
         self.certify(random, earlier.subject().clone(), key, now, validity)
     }
 
@@ -271,6 +272,13 @@ fn params(
 const PKCS8_ED25519: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
+/// The Ed25519 key in a PEM file, which an error calls `what`.
+fn key_pair(what: &str, pem: &[u8]) -> Result<KeyPair, CertError> {
+    let der = private_key(what, pem).map_err(|error| CertError(error.to_string()))?;
+    KeyPair::from_der_and_sign_algo(&der, &PKCS_ED25519)
+        .map_err(|error| CertError(format!("the {what} is not an Ed25519 key: {error}")))
+}
+
 fn new_key(random: &Random) -> Result<KeyPair, CertError> {
     let pkcs8 = [&PKCS8_ED25519[..], &random.array::<32>()].concat();
     Ok(KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8), &PKCS_ED25519)?)
@@ -298,7 +306,7 @@ mod tests {
     #[test]
     fn a_reopened_authority_issues_certificates_that_hold() {
         let made = ca(1);
-        let again = Ca::from_pem(made.certificate(), &made.key()).expect("reopens");
+        let again = Ca::from_pem(made.certificate(), made.key()).expect("reopens");
         assert_eq!(again.cluster(), ClusterId(1));
         let random = Random::from_seed(2);
         let node = NodeId::new("n1").expect("legal");
@@ -319,13 +327,13 @@ mod tests {
 
     #[test]
     fn what_does_not_belong_together_is_refused() {
-        let error = Ca::from_pem(ca(1).certificate(), &ca(2).key()).expect_err("mixed").to_string();
+        let error = Ca::from_pem(ca(1).certificate(), ca(2).key()).expect_err("mixed").to_string();
         assert!(error.contains("does not belong"), "{error}");
         let issued = ca(1).issue_client(&Random::from_seed(3), "a", false, now(), VALIDITY).expect("issued");
         let error = Ca::from_pem(&issued.certificate, &issued.key).expect_err("no authority").to_string();
         assert!(error.contains("not that of an authority"), "{error}");
         let error = Ca::from_pem(ca(1).certificate(), "nothing").expect_err("no key").to_string();
-        assert!(error.contains("no Ed25519 private key"), "{error}");
+        assert!(error.contains("the CA's private key file holds no PEM private key: it has no line"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use quorate_wire::address;
 use quorate_wire::ids::NodeId;
 use quorate_wire::{parse_time, time_text};
 
@@ -201,7 +202,13 @@ impl ServerConfig {
         for path in [&data_dir, &ca, &cert, &key] {
             path.note(&mut origins);
         }
-        let join = layers.many(&JOIN, flags.join)?.map_or_else(Vec::new, |join| join.noted(&mut origins));
+        let join = layers.many(&JOIN, flags.join)?;
+        if let Some(join) = &join {
+            for addr in join.value.iter().filter_map(Endpoint::as_addr) {
+                address::check_dial(addr).map_err(|why| join.error(why))?;
+            }
+        }
+        let join = join.map_or_else(Vec::new, |join| join.noted(&mut origins));
         let http = layers.one(&HTTP, flags.http)?.map(|http| http.noted(&mut origins));
         let log_format = layers.one(&LOG_FORMAT, flags.log_format)?;
         let log_file = log_file(layers, flags.log_file, flags.log_file_size, flags.log_files, &mut origins)?;
@@ -382,12 +389,12 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong =
             |why: &str| format!("{text:?} is no address ({why}): write 10.0.0.1:7400, n1.example:7400 or [::1]:7400");
+        address::check_no_scope(text)?;
         if let Ok(addr) = text.parse::<SocketAddr>() {
-            return if addr.port() == 0 {
-                Err(wrong("port 0 would be another one after every start"))
-            } else {
-                Ok(addr.into())
-            };
+            if addr.port() == 0 {
+                return Err(wrong("port 0 would be another one after every start"));
+            }
+            return address::check_listen(addr).map(|()| addr.into());
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
         let port = match port.parse() {
@@ -710,6 +717,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_with_a_byte_order_mark_is_read_and_one_in_utf_16_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("n1.toml");
+        let load =
+            || ServerConfig::load(Some(&path), ServerFlags::default(), &|_| None).map_err(|error| error.to_string());
+        std::fs::write(&path, format!("\u{feff}{}", MINIMAL.replace('\n', "\r\n"))).expect("written");
+        assert_eq!(load().expect("UTF-8").node.as_str(), "n1");
+        let wide: Vec<u8> = format!("\u{feff}{MINIMAL}").encode_utf16().flat_map(u16::to_be_bytes).collect();
+        std::fs::write(&path, wide).expect("written");
+        let error = load().expect_err("UTF-16");
+        assert!(error.contains("n1.toml: it is text in UTF-16") && error.contains("iconv"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_with_its_line_and_a_suggestion() {
         let error = refused(&MINIMAL.replace("data_dir", "datadir"));
         assert!(error.starts_with("/etc/quorate/n1.toml:2: unknown key `datadir`"), "{error}");
@@ -738,6 +759,17 @@ mod tests {
             ("[tls]", "listen = \"n1 example:7400\"\n[tls]", "the host is no name"),
             ("[tls]", "listen = \"0.0.0.0:7400\"\n[tls]", "says nothing of where others reach this node"),
             ("[tls]", "advertise = \"0.0.0.0:7400\"\n[tls]", "nobody can dial"),
+            ("[tls]", "listen = \"224.0.0.1:7400\"\n[tls]", ":3: `listen`: 224.0.0.1:7400 is a multicast address"),
+            ("[tls]", "listen = \"[fe80::1%eth0]:7400\"\n[tls]", ":3: `listen`: [fe80::1%eth0]:7400 is a link-local"),
+            (
+                "[tls]",
+                "advertise = \"255.255.255.255:7400\"\n[tls]",
+                ":3: `advertise`: 255.255.255.255:7400 is the broad",
+            ),
+            ("[tls]", "advertise = \"[fe80::1%1]:7400\"\n[tls]", "is a link-local address"),
+            ("[tls]", "http = \"[ff02::1]:7480\"\n[tls]", ":3: `http`: [ff02::1]:7480 is a multicast"),
+            ("[tls]", "join = [\"n2:7400\", \"0.0.0.0:7400\"]\n[tls]", ":3: `join`: 0.0.0.0:7400 means all addresses"),
+            ("[tls]", "join = [\"[fe80::1%2]:7400\"]\n[tls]", ":3: `join`: [fe80::1%2]:7400 is a link-local"),
             ("[tls]", "join = \"n2:7400\"\n[tls]", "`join` must be an array of strings, not a string"),
             ("[tls]", "join = [\"n2\"]\n[tls]", ":3: `join`: \"n2\" is no address (the port is missing)"),
             ("[tls]", "join = [7400]\n[tls]", "`join` must be an array of strings"),

@@ -57,6 +57,8 @@ use crate::peers::{AskError, Peers};
 use crate::replica::Replica;
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use quorate_core::context_keys::Rejected;
+use quorate_core::ownership::View;
+use quorate_core::quorum::Group;
 use quorate_core::version::Context;
 
 /// What a coordinator is made of.
@@ -128,6 +130,10 @@ struct Turn {
     deadline: Instant,
     current: Arc<Current>,
     partition: Partition,
+    /// Who serves the partition.
+    view: Arc<View>,
+    /// The owners of each live version, and how many of them the request needs.
+    groups: Arc<[Group]>,
     /// What may be used for it; as long as anything goes on for it.
     room: Room,
 }
@@ -185,7 +191,8 @@ impl Coordinator {
     pub(crate) fn locate(&self, key: &Key) -> Result<Located, NotApplied> {
         check_served(key)?;
         let current = self.0.current()?;
-        let partition = current.ring.partition_of(key);
+        let partition = current.partition_of(key);
+        let view = current.view(partition);
         let liveness = self.0.liveness.borrow().clone();
         let place = |node: &NodeId| {
             let member = current.layout.member(*node)?;
@@ -198,8 +205,8 @@ impl Coordinator {
             hash: key_hash(key),
             partition,
             layout: current.layout.version,
-            preference: current.ring.preference_list(partition).iter().filter_map(place).collect(),
-            n: current.ring.n(),
+            preference: current.preference_list(partition).iter().filter_map(place).collect(),
+            n: view.n(),
         })
     }
 
@@ -247,26 +254,29 @@ impl Coordinator {
         if let Origin::Peer(_) = origin {
             self.0.stats.forwarded_in.add(1);
         }
-        let turn = |current: Arc<Current>, partition| Turn {
-            request_id: request.request_id,
-            origin,
-            start,
-            deadline,
-            current,
-            partition,
-            room: room.clone(),
+        let turn = |current: Arc<Current>, partition, what, quorum| {
+            let view = current.view(partition);
+            let groups = view.groups(what, quorum)?.into();
+            let (request_id, room) = (request.request_id, room.clone());
+            Ok(Turn { request_id, origin, start, deadline, current, partition, view, groups, room })
         };
         match &request.body {
             RequestBody::Write(write) => {
-                let planned = self.0.plan_write(write, deadline).await.map(|plan| {
-                    let partition = plan.current.ring.partition_of(&write.key);
-                    (turn(plan.current, partition), plan.w, plan.cause)
-                });
-                let (turn, w, cause) = planned.inspect_err(|_| self.0.stats.puts_not_applied.add(1))?;
-                let need = w.count(turn.current.ring.n());
+                let planned = match check_write(write).and_then(|()| self.0.current()) {
+                    Ok(current) => {
+                        let partition = current.partition_of(&write.key);
+                        turn(current, partition, "W", write.w.unwrap_or(self.0.defaults.w))
+                    }
+                    Err(refusal) => Err(refusal),
+                };
+                let planned = match planned {
+                    Ok(turn) => self.0.cause(write, deadline).await.map(|cause| (turn, cause)),
+                    Err(refusal) => Err(refusal),
+                };
+                let (turn, cause) = planned.inspect_err(|_| self.0.stats.puts_not_applied.add(1))?;
                 if self.0.is_mine(&turn, write).await? {
-                    self.0.may_repeat(&turn, write, need)?;
-                    return write::coordinate(&self.0, turn, write, w, cause).await;
+                    self.0.may_repeat(&turn, write)?;
+                    return write::coordinate(&self.0, turn, write, cause).await;
                 }
                 let whose = self.0.whose(write);
                 let to = match whose {
@@ -274,14 +284,14 @@ impl Coordinator {
                     Whose::Of(node) => vec![node],
                     Whose::Forgotten => Vec::new(),
                 };
-                match self.0.forward(request, &turn, need, Some(write.op_id), to).await {
+                match self.0.forward(request, &turn, Some(write.op_id), to).await {
                     Forwarded::Answer(answer) => return answer,
-                    Forwarded::Nobody(refusal) => self.0.may_coordinate(&turn, write, need, whose, refusal)?,
+                    Forwarded::Nobody(refusal) => self.0.may_coordinate(&turn, write, whose, refusal)?,
                 }
-                sometimes!("write: a fallback coordinated", !turn.primaries().contains(&self.0.me));
+                sometimes!("write: a fallback coordinated", !turn.view.is_primary(self.0.me));
                 self.0.stats.fallback_coordinated.add(1);
                 self.0.errands.note(write.op_id, self.0.me, Instant::now());
-                let coordinated = write::coordinate(&self.0, turn, write, w, cause).await;
+                let coordinated = write::coordinate(&self.0, turn, write, cause).await;
                 if let (Err(Failure::NotApplied(_)), None) = (&coordinated, write.first_sent_ms) {
                     self.0.errands.settle(write.op_id);
                 }
@@ -290,33 +300,31 @@ impl Coordinator {
             RequestBody::Read(read) => {
                 let planned = check_served(&read.key).and_then(|()| {
                     let current = self.0.current()?;
-                    let need = self.0.read_quorum(read.r, &current)?;
-                    let partition = current.ring.partition_of(&read.key);
-                    Ok((turn(current, partition), need))
+                    let partition = current.partition_of(&read.key);
+                    turn(current, partition, "R", read.r.unwrap_or(self.0.defaults.r))
                 });
-                let (turn, need) = planned.inspect_err(|_| self.0.stats.gets_failed.add(1))?;
+                let turn = planned.inspect_err(|_| self.0.stats.gets_failed.add(1))?;
                 if !self.0.is_primary(&turn) {
-                    match self.0.forward(request, &turn, need, None, self.0.nearest_primaries(&turn)).await {
+                    match self.0.forward(request, &turn, None, self.0.nearest_primaries(&turn)).await {
                         Forwarded::Answer(answer) => return answer,
                         Forwarded::Nobody(refusal) if read.strict || !self.0.stands_in(&turn) => {
                             return Err(refusal.into());
                         }
                         Forwarded::Nobody(_) => {}
                     }
-                    sometimes!("read: a fallback coordinated", !turn.primaries().contains(&self.0.me));
+                    sometimes!("read: a fallback coordinated", !turn.view.is_primary(self.0.me));
                     self.0.stats.fallback_coordinated.add(1);
                 }
-                read::coordinate_read(&self.0, &turn, read, need).await.map_err(Failure::from)
+                read::coordinate_read(&self.0, &turn, read).await.map_err(Failure::from)
             }
             RequestBody::Scan(scan) => {
                 let planned = self.0.current().and_then(|current| {
                     read::check_scan(scan, &current)?;
-                    let need = self.0.read_quorum(scan.r, &current)?;
-                    Ok((turn(current, scan.from.partition), need))
+                    turn(current, scan.from.partition, "R", scan.r.unwrap_or(self.0.defaults.r))
                 });
-                let (turn, need) = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
+                let turn = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
                 // It goes through partitions of many primaries, so that whoever is asked does it.
-                read::coordinate_scan(&self.0, &turn, scan, need).await.map_err(Failure::from)
+                read::coordinate_scan(&self.0, &turn, scan).await.map_err(Failure::from)
             }
             RequestBody::Locate { key } => Ok(Reply::Located(self.locate(key)?)),
             RequestBody::Route | RequestBody::Status | RequestBody::Layout(_) | RequestBody::Repair(_) => {
@@ -354,13 +362,6 @@ impl Default for Mechanisms {
 /// Tells the time of day, for timestamps that people read.
 pub(crate) type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// What the checks of a write leave.
-struct WritePlan {
-    current: Arc<Current>,
-    w: Quorum,
-    cause: Context,
-}
-
 impl Inner {
     /// # Errors
     /// When this node has no layout.
@@ -371,19 +372,15 @@ impl Inner {
         })
     }
 
-    /// Everything that can be refused before anything happens.
-    async fn plan_write(&self, write: &Write, deadline: Instant) -> Result<WritePlan, NotApplied> {
-        check_served(&write.key)?;
-        check_len("value", VALUE_LEN_MAX, write.value.as_ref().map_or(0, |value| value.len()))?;
-        check_len("context", CONTEXT_LEN_MAX, write.context.as_ref().map_or(0, |context| context.len()))?;
-        let current = self.current()?;
-        let w = write.w.unwrap_or(self.defaults.w);
-        quorate_core::quorum::required("W", w, current.ring.n())?;
-        let cause = match &write.context {
-            None => Context::new(),
-            Some(sealed) => self.open(sealed, &write.key, deadline).await?,
-        };
-        Ok(WritePlan { current, w, cause })
+    /// What a write says that it replaces.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    async fn cause(&self, write: &Write, deadline: Instant) -> Result<Context, NotApplied> {
+        match &write.context {
+            None => Ok(Context::new()),
+            Some(sealed) => self.open(sealed, &write.key, deadline).await,
+        }
     }
 
     /// A context as clients get it.
@@ -420,13 +417,9 @@ impl Inner {
         Err(NotApplied::BadContext { why })
     }
 
-    fn read_quorum(&self, r: Option<Quorum>, current: &Current) -> Result<u8, NotApplied> {
-        quorate_core::quorum::required("R", r.unwrap_or(self.defaults.r), current.ring.n())
-    }
-
     fn is_primary(&self, turn: &Turn) -> bool {
         let forwards = turn.origin == Origin::Client && buggify!("coordinator: a primary forwards a client's request");
-        turn.primaries().contains(&self.me) && !forwards
+        turn.view.is_primary(self.me) && !forwards
     }
 
     /// Whether a node may be there, as far as the failure detector and the connections know. A node is not ruled out only because
@@ -444,7 +437,7 @@ impl Inner {
 
     /// The primaries of a request, best first: this node, then those that are up, then by round trip and preference.
     fn nearest_primaries(&self, turn: &Turn) -> Vec<NodeId> {
-        let mut nearest = turn.primaries().to_vec();
+        let mut nearest = turn.view.primaries().to_vec();
         nearest.sort_by_cached_key(|node| {
             let rtt = self.peers.rtt(*node).unwrap_or(Duration::MAX);
             (*node != self.me, Reverse(self.is_reachable(*node)), rtt)
@@ -466,13 +459,13 @@ impl Inner {
         if !self.mechanisms.fallbacks {
             return Vec::new();
         }
-        let fallbacks = turn.current.fallbacks(turn.partition).iter().copied();
+        let fallbacks = turn.view.fallbacks().iter().copied();
         fallbacks.filter(|node| *node != self.me && self.is_reachable(*node)).collect()
     }
 
     /// Whether this node coordinates a write: as a primary, or because it has minted or keeps it already, as a fallback.
     async fn is_mine(&self, turn: &Turn, write: &Write) -> Result<bool, NotApplied> {
-        let (retry, primary) = (write.first_sent_ms.is_some(), turn.primaries().contains(&self.me));
+        let (retry, primary) = (write.first_sent_ms.is_some(), turn.view.is_primary(self.me));
         match self.whose(write) {
             Whose::Of(node) => return Ok(node == self.me),
             // What a primary is asked for again it may be minting at the moment.
@@ -482,14 +475,14 @@ impl Inner {
         if !retry || write.strict || !self.stands_in(turn) {
             return Ok(false);
         }
-        self.replica.knows_in_hints(turn.partition, &write.key, turn.primaries(), write.op_id).await
+        self.replica.knows_in_hints(turn.partition, &write.key, turn.view.primaries(), write.op_id).await
     }
 
     /// Whether this node may coordinate again what is its own: as a primary always. What it has minted as a fallback, in a hint, may be
     /// handed over at any time, so that nobody may mint it anew, not even a primary; and a fallback counts for nothing in a strict
     /// write. So whoever repeats it as a strict one can only be told that its outcome is unknown.
-    fn may_repeat(&self, turn: &Turn, write: &Write, need: u8) -> Result<(), Failure> {
-        if turn.primaries().contains(&self.me) || (!write.strict && self.mechanisms.fallbacks) {
+    fn may_repeat(&self, turn: &Turn, write: &Write) -> Result<(), Failure> {
+        if turn.view.is_primary(self.me) || (!write.strict && self.mechanisms.fallbacks) {
             return Ok(());
         }
         sometimes!("write: a strict repetition of what a fallback had minted");
@@ -498,7 +491,7 @@ impl Inner {
              write; repeat it without `strict`, or read the key later",
             self.me
         );
-        Err(Failure::Indeterminate { op_id: write.op_id, need, acks: Acks::default(), why })
+        Err(turn.unknown(write.op_id, why))
     }
 
     /// Who may have minted an earlier attempt of a write that was passed on from here.
@@ -508,15 +501,8 @@ impl Inner {
     }
 
     /// Whether this node may mint a write that nobody was found for.
-    fn may_coordinate(
-        &self,
-        turn: &Turn,
-        write: &Write,
-        need: u8,
-        whose: Whose,
-        refusal: NotApplied,
-    ) -> Result<(), Failure> {
-        let unknown = |why: String| Failure::Indeterminate { op_id: write.op_id, need, acks: Acks::default(), why };
+    fn may_coordinate(&self, turn: &Turn, write: &Write, whose: Whose, refusal: NotApplied) -> Result<(), Failure> {
+        let unknown = |why: String| turn.unknown(write.op_id, why);
         match whose {
             Whose::Nobodys => {}
             Whose::Of(node) => {
@@ -533,7 +519,7 @@ impl Inner {
         if write.strict || !self.stands_in(turn) {
             return Err(refusal.into());
         }
-        if write.first_sent_ms.is_some() && !turn.primaries().contains(&self.me) {
+        if write.first_sent_ms.is_some() && !turn.view.is_primary(self.me) {
             // An earlier attempt may have been minted at a primary. A second dot here could outlive what replaces the first.
             sometimes!("write: a retry was not minted again by a fallback");
             let why = format!(
@@ -555,14 +541,7 @@ impl Inner {
     }
 
     /// Hands a request to one of these, in their order. `op_id` is there for a write.
-    async fn forward(
-        &self,
-        request: &Request,
-        turn: &Turn,
-        need: u8,
-        op_id: Option<OpId>,
-        primaries: Vec<NodeId>,
-    ) -> Forwarded {
+    async fn forward(&self, request: &Request, turn: &Turn, op_id: Option<OpId>, primaries: Vec<NodeId>) -> Forwarded {
         let definite = |refusal: NotApplied| Forwarded::Answer(Err(refusal.into()));
         if let Origin::Peer(by) = turn.origin {
             let why = format!(
@@ -632,12 +611,13 @@ impl Inner {
             }
             if let (Some(op_id), true) = (op_id, ambiguous) {
                 sometimes!("forward: a write's outcome was lost on the way");
-                return Forwarded::Answer(Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why }));
+                return Forwarded::Answer(Err(turn.unknown(op_id, why)));
             }
             next = candidates.next();
         }
         // Whoever runs it here now needs something else.
         turn.room.release();
+        let need = turn.need();
         match turn.left().is_zero() {
             true => definite(NotApplied::TimedOut { need, had: 0, why }),
             false => Forwarded::Nobody(NotApplied::Unavailable { need, alive: 0, why }),
@@ -658,8 +638,8 @@ impl Inner {
                 Origin::Peer(by) => Some(by),
             },
             partition: turn.partition,
-            preference: turn.current.ring.preference_list(turn.partition),
-            n: turn.current.ring.n(),
+            preference: turn.current.preference_list(turn.partition),
+            n: turn.view.n(),
             asked,
             decided_by,
             dots,
@@ -672,8 +652,14 @@ impl Inner {
 }
 
 impl Turn {
-    fn primaries(&self) -> &[NodeId] {
-        self.current.ring.primaries(self.partition)
+    /// How many replicas it needs of the newest version.
+    fn need(&self) -> u8 {
+        self.groups[0].need
+    }
+
+    /// What is said of a write of which an earlier attempt may have been minted.
+    fn unknown(&self, op_id: OpId, why: String) -> Failure {
+        Failure::Indeterminate { op_id, need: self.need(), acks: Acks::default(), why }
     }
 
     fn left(&self) -> Duration {
@@ -714,6 +700,14 @@ const BUSY_MS: u64 = 200;
 fn write_len(write: &Write) -> usize {
     let len = |bytes: &Option<Blob>| bytes.as_ref().map_or(0, |bytes| bytes.len());
     len(&write.value) + len(&write.context)
+}
+
+/// What can be refused of a write before anything else is looked at.
+fn check_write(write: &Write) -> Result<(), NotApplied> {
+    let len = |bytes: &Option<Blob>| bytes.as_ref().map_or(0, |bytes| bytes.len());
+    check_served(&write.key)?;
+    check_len("value", VALUE_LEN_MAX, len(&write.value))?;
+    check_len("context", CONTEXT_LEN_MAX, len(&write.context))
 }
 
 /// What the values and contexts of a reply take.

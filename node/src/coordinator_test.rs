@@ -116,7 +116,7 @@ fn asked(node: &Node) -> Vec<&'static str> {
 /// The nodes of [`Kind::FIVE`], the primaries of [`PARTITION`] first, in the order of preference.
 async fn five() -> Vec<Node> {
     let mut nodes = by_hand::start(Kind::FIVE).await;
-    let order = nodes[0].current.ring.preference_list(PARTITION);
+    let order = nodes[0].current.preference_list(PARTITION);
     nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
     nodes
 }
@@ -181,8 +181,8 @@ async fn what_cannot_be_is_refused_before_anything_happens() {
     let page = page_of(PARTITION, 10, Some(Quorum::All));
     assert_eq!(refusal(scan(node, Scan { r: four, ..page.clone() }).await), impossible("R"));
     for (wrong, why) in [
-        (page_of(Partition(node.current.ring.partitions()), 10, None), "counted from 0"),
-        (Scan { until: Partition(node.current.ring.partitions() + 1), ..page.clone() }, "counted from 0"),
+        (page_of(Partition(node.current.partitions()), 10, None), "counted from 0"),
+        (Scan { until: Partition(node.current.partitions() + 1), ..page.clone() }, "counted from 0"),
         (Scan { until: PARTITION, ..page.clone() }, "ends before partition"),
         (Scan { limit: 0, ..page.clone() }, "1 to 10000"),
         (Scan { limit: SCAN_LIMIT_MAX + 1, ..page.clone() }, "1 to 10000"),
@@ -287,7 +287,7 @@ async fn a_stand_in_keeps_a_hint_for_a_primary_that_refuses_and_counts_in_its_pl
     assert_eq!((stand_in.role, stand_in.counted), (Role::Fallback, true));
     assert_eq!(count(&nodes[0], "degraded"), 1);
     let held = nodes[0].held(&key).await.expect("held");
-    let primaries = nodes[0].current.ring.primaries(PARTITION).to_vec();
+    let primaries = nodes[0].current.primaries(PARTITION).to_vec();
     assert_eq!(holder.replica.hinted(PARTITION, &key, &primaries).await, Ok(Some(held)));
 
     // It refuses as well, and so does the other one: the coordinator keeps the hint, and counts once.
@@ -503,13 +503,20 @@ async fn a_read_asks_another_replica_in_place_of_one_that_fails_or_is_late() {
         node.is(Manner::Answers);
     }
     // One of the others was asked first, and the other one because it was late.
-    let quick = get(&nodes[0], two.clone()).await.expect("found").evidence.expect("asked for");
-    assert_eq!((quick.hedges, quick.asked.len()), (0, 2));
+    let mut quick = None;
+    for _ in 0..100 {
+        let evidence = get(&nodes[0], two.clone()).await.expect("found").evidence.expect("asked for");
+        // A machine that has other things to do is late itself.
+        quick = quick.or(Some(evidence).filter(|evidence| evidence.hedges == 0));
+    }
+    let quick = quick.expect("of a hundred answers one is not late");
+    assert_eq!(quick.asked.len(), 2);
+    let hedges = count(&nodes[0], "hedges");
     let first = nodes.iter().position(|node| node.id == quick.asked[1].node).expect("one of them");
     nodes[first].is(Manner::Silent);
     let evidence = get(&nodes[0], two.clone()).await.expect("found").evidence.expect("asked for");
     assert_eq!((evidence.hedges, evidence.asked.len()), (1, 3));
-    assert_eq!((count(&nodes[0], "hedges"), count(&nodes[0], "gets_failed")), (1, 1));
+    assert_eq!((count(&nodes[0], "hedges") - hedges, count(&nodes[0], "gets_failed")), (1, 1));
     nodes[3 - first].is(Manner::Silent);
     let short = Duration::from_millis(300);
     let late = refusal(ask_as(&nodes[0], RequestBody::Read(two), short, Origin::Client).await);
@@ -661,7 +668,7 @@ async fn a_scan_shows_page_by_page_what_any_replica_of_the_quorum_holds() {
 #[tokio::test]
 async fn a_scan_takes_no_more_partitions_than_there_is_room_for() {
     let nodes = by_hand::start(Kind::of(3)).await;
-    let partitions = nodes[0].current.ring.partitions();
+    let partitions = nodes[0].current.partitions();
     let keys: Vec<Blob> = (0..partitions).map(|partition| key_in(&nodes[0], Partition(partition), 0)).collect();
     for (at, key) in keys.iter().enumerate() {
         for node in &nodes {
@@ -747,6 +754,7 @@ async fn a_place_is_told_with_who_is_up_there() {
 async fn the_nearest_primary_is_this_node_then_those_that_are_up() {
     let nodes = five().await;
     let coordinator = &nodes[1].coordinator.0;
+    let view = nodes[1].current.view(PARTITION);
     let turn = Turn {
         request_id: 1,
         origin: Origin::Client,
@@ -754,6 +762,8 @@ async fn the_nearest_primary_is_this_node_then_those_that_are_up() {
         deadline: Instant::now() + PATIENCE,
         current: nodes[1].current.clone(),
         partition: PARTITION,
+        groups: view.groups("R", Quorum::Majority).expect("possible").into(),
+        view,
         room: Room::unbounded(),
     };
     assert!(coordinator.is_primary(&turn) && !nodes[3].coordinator.0.is_primary(&turn));

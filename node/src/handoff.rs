@@ -59,6 +59,17 @@ struct Progress {
     running: bool,
     /// The last hint of a pass that ended early because the target had refused too many: the next one begins after it.
     after: Option<Blob>,
+    /// How many hints were left by a pass that could send none of them: one that comes meanwhile ends the pause.
+    stuck: Option<u64>,
+}
+
+impl Progress {
+    /// The pass brought nothing: the next one waits twice as long as this one has.
+    fn back_off(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        let pause = RETRY_MIN.saturating_mul(1 << self.failures.min(5));
+        self.next_try = Some(Instant::now() + pause);
+    }
 }
 
 impl Handoff {
@@ -137,30 +148,32 @@ impl Courier {
             // A flapping node is called down for longer than it is away; who is connected is there.
             let up = liveness.get(target).is_some_and(|peer| peer.up) && !self.parts.peers.link_down(*target);
             let up = up || self.parts.peers.connected(*target);
-            let waits = progress
-                .get(target)
-                .is_some_and(|progress| progress.running || progress.next_try.is_some_and(|at| at > now));
+            let waits = progress.get(target).is_some_and(|progress| {
+                let as_before = progress.stuck.is_none_or(|left| left == kept[target].count);
+                progress.running || as_before && progress.next_try.is_some_and(|at| at > now)
+            });
             up && !waits
         };
-        kept.into_keys().filter(may_start).take(TARGETS_AT_ONCE.saturating_sub(running)).collect()
+        kept.keys().copied().filter(may_start).take(TARGETS_AT_ONCE.saturating_sub(running)).collect()
     }
 
     fn ended(&self, target: NodeId, outcome: Result<u64, String>) {
         let mut progress = lock(&self.progress);
         let progress = progress.entry(target).or_default();
         progress.running = false;
+        progress.stuck = None;
         match outcome {
-            Ok(delivered) => {
-                // What is left has grown meanwhile, or cannot be read.
-                let next_try = (delivered == 0).then(|| Instant::now() + RETRY_MIN);
-                *progress = Progress { per_second: progress.per_second, next_try, ..Progress::default() };
+            // What is left has grown meanwhile, or cannot be read here: a newer release has written it.
+            Ok(0) => {
+                progress.stuck = self.parts.replica.hint_totals().get(&target).map(|totals| totals.count);
+                progress.failed.clear();
+                progress.back_off();
             }
+            Ok(_) => *progress = Progress { per_second: progress.per_second, ..Progress::default() },
             Err(why) => {
                 tracing::debug!(%target, why, "handing hints over ended early");
-                progress.failures = progress.failures.saturating_add(1);
-                let pause = RETRY_MIN.saturating_mul(1 << progress.failures.min(5));
-                progress.next_try = Some(Instant::now() + pause);
                 progress.failed = why;
+                progress.back_off();
             }
         }
     }
@@ -178,6 +191,10 @@ impl Courier {
             after = next;
             if after.is_none() {
                 break;
+            }
+            if hints.is_empty() {
+                // A newer release has written all of these.
+                continue;
             }
             let Some(current) = self.parts.layouts.current() else { return Err("there is no layout".into()) };
             dawdle!("handoff: a pause before a page is sent");
@@ -205,8 +222,8 @@ impl Courier {
                     oldest_ms = Some(oldest_ms.map_or(hint.since_ms, |oldest| oldest.min(hint.since_ms)));
                     continue;
                 }
-                let partition = current.ring.partition_of(&hint.key);
-                let owner = current.ring.primaries(partition).contains(&self.parts.me);
+                let partition = current.partition_of(&hint.key);
+                let owner = current.primaries(partition).contains(&self.parts.me);
                 let gone = replica.hint_delivered(partition, &hint.key, target, hint.digest, owner).await;
                 if gone.map_err(|refusal| refusal.to_string())? {
                     delivered += 1;
@@ -259,7 +276,7 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a target may ask for between two pages; it is a wish, and must not stop handoff.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// After a failure half a second, then twice as long each time up to 16 s; a target that comes back is tried at once.
+/// After a pass that brought nothing half a second, then twice as long each time up to 8 s; a target that comes back is tried at once.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 
 #[cfg(test)]

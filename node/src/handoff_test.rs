@@ -5,14 +5,15 @@ use quorate_wire::ids::Partition;
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
 use crate::peer_wire::PeerBody;
-use quorate_core::keyspace::data_key;
+use crate::store::{Store as _, Tree};
+use quorate_core::keyspace::{data_key, hint_key};
 
 const PARTITION: Partition = Partition(2);
 
 /// A fallback with three hints for the first primary and one for the second; all primaries first.
 async fn kept() -> (Vec<Node>, Courier) {
     let mut nodes = by_hand::start(Kind::FIVE).await;
-    let order = nodes[0].current.ring.preference_list(PARTITION);
+    let order = nodes[0].current.preference_list(PARTITION);
     nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
     let (first, second, keeper) = (nodes[0].id, nodes[1].id, &nodes[3]);
     for (number, target) in [(0, first), (1, first), (2, first), (0, second)] {
@@ -82,14 +83,17 @@ async fn a_target_is_tried_when_it_is_up_or_connected_once_at_a_time_and_later_a
     assert_eq!((wait(first), lock(&courier.progress)[&first].failed.as_str()), (None, ""));
     assert_eq!(courier.due(), both);
     courier.ended(first, Ok(0));
-    assert!(wait(first).is_some_and(|wait| wait <= RETRY_MIN), "what is left cannot be read, or grows");
+    assert!(wait(first).is_some_and(|wait| wait <= 2 * RETRY_MIN), "what is left cannot be read, or grows");
     assert_eq!(courier.due(), [second]);
+    let new = key_in(&nodes[3], PARTITION, 6);
+    nodes[3].replica.keep_hint(PARTITION, &new, first, record(6, "v"), 5).await.expect("room");
+    assert_eq!(courier.due(), both, "a new one need not wait for it");
     for busy in ["w", "x", "y", "z"] {
         let busy = NodeId::new(busy).expect("legal");
         lock(&courier.progress).entry(busy).or_default().running = true;
     }
     assert_eq!(courier.due(), [], "four at a time");
-    assert_eq!(courier.deliver(first).await, Ok(3));
+    assert_eq!(courier.deliver(first).await, Ok(4));
     nodes[3].believes_down(&both);
     lock(&courier.progress).clear();
     let key = key_in(&nodes[3], PARTITION, 5);
@@ -168,7 +172,7 @@ async fn a_hint_that_grows_while_it_is_handed_over_stays_and_is_the_oldest_that_
 async fn a_fallback_gives_up_its_actor_with_a_hint_and_an_owner_does_not() {
     let (nodes, courier) = kept().await;
     let (keeper, key) = (&nodes[3].replica, key_in(&nodes[3], PARTITION, 7));
-    let primaries = nodes[0].current.ring.primaries(PARTITION).to_vec();
+    let primaries = nodes[0].current.primaries(PARTITION).to_vec();
     let mint = async |op| {
         let (value, cause) = (Some(Blob::copy_from(b"v")), quorate_core::version::Context::new());
         let (op, place) = (quorate_wire::ids::OpId(op), (primaries.clone(), nodes[1].id));
@@ -242,4 +246,30 @@ async fn a_pass_that_finds_nothing_behind_refused_hints_is_not_the_end_of_the_tr
         failures.push(lock(&courier.progress)[&target.id].failures);
     }
     assert_eq!(failures, [1, 2], "each pass waits longer than the one before");
+}
+
+#[tokio::test]
+async fn a_target_whose_hints_only_a_newer_release_can_read_is_looked_at_more_and_more_rarely() {
+    let (nodes, courier) = kept().await;
+    let (target, keeper) = (nodes[0].id, &nodes[3]);
+    assert_eq!(courier.deliver(target).await, Ok(3));
+    keeper.replica.keep_hint(PARTITION, &key_in(keeper, PARTITION, 9), target, record(9, "v"), 5).await.expect("room");
+    let at = hint_key(target, &key_in(keeper, PARTITION, 9));
+    let mut newer = record(9, "v");
+    newer.siblings.values_mut().for_each(|sibling| sibling.value_type = 7);
+    keeper.store.insert(Tree::Hints, &at, &[&5_u64.to_be_bytes()[..], &newer.encode()].concat()).expect("room");
+    tokio::time::pause();
+    let (began, mut looked) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(60) {
+        if courier.due().contains(&target) {
+            looked += 1;
+            let outcome = courier.deliver(target).await;
+            assert_eq!(outcome, Ok(0));
+            courier.ended(target, outcome);
+        }
+        tokio::time::advance(LOOK_EVERY).await;
+    }
+    // After 0.5, 1, 2, 4 and 8 s, and every 8 s from then on; without a growing pause it were 120.
+    assert!((6..=13).contains(&looked), "{looked} times in a minute");
+    assert_eq!(counts(keeper).iter().sum::<u64>(), 2, "it is kept, beside the other target's");
 }

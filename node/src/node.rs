@@ -20,6 +20,7 @@ use quorate_transport::quic;
 use quorate_transport::tls::{self, Credentials, Subject};
 use quorate_transport::{Link, Seams};
 use quorate_wire::Quorum;
+use quorate_wire::address;
 use quorate_wire::ids::{LayoutVersion, NodeId};
 use quorate_wire::sometimes;
 use quorate_wire::{ALPN_CLIENT, NodeStatus, NotApplied};
@@ -342,11 +343,9 @@ fn check(config: &NodeConfig, env: &Env) -> Result<SocketAddr, StartError> {
         }
     }
     let advertise = config.advertise.unwrap_or(config.listen);
-    if advertise.ip().is_unspecified() {
-        return Err(StartError(format!(
-            "others cannot reach {advertise}: set `advertise` to an address of this machine"
-        )));
-    }
+    address::check_listen(config.listen).map_err(|why| StartError(format!("cannot listen: {why}")))?;
+    address::check_dial(advertise)
+        .map_err(|why| StartError(format!("others cannot reach this node: {why}, as `advertise`")))?;
     config.credentials.check_validity((env.seams.wall_clock)()).map_err(|error| StartError(error.to_string()))?;
     Ok(advertise)
 }

@@ -140,7 +140,7 @@ impl ReplicaService {
         let current = self.layouts.under(label)?;
         check_key(&key)?;
         let partition = current.partition_of(&key);
-        let hinted = || self.replica.hinted(partition, &key, current.ring.primaries(partition));
+        let hinted = || self.replica.hinted(partition, &key, current.primaries(partition));
         let record = room.read(hinted, Record::encoded_len).await?;
         Ok(Fetched::Record(record.map(|record| Blob(record.encode()))))
     }

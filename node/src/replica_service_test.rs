@@ -15,7 +15,7 @@ const OLD: Label = Label { low: LayoutVersion(0), high: LayoutVersion(0) };
 /// The primaries of [`PARTITION`] first, in the order of preference.
 async fn five() -> Vec<Node> {
     let mut nodes = by_hand::start(Kind::FIVE).await;
-    let order = nodes[0].current.ring.preference_list(PARTITION);
+    let order = nodes[0].current.preference_list(PARTITION);
     nodes.sort_by_key(|node| order.iter().position(|id| *id == node.id));
     nodes
 }
@@ -99,7 +99,7 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
     }
     let refused_record = refused(ask(&nodes[0], &nodes[1], replicate(&key, &bad)).await);
     assert!(refused_record.to_string().contains("cannot be decoded"), "{refused_record}");
-    let partitions = nodes[0].current.ring.partitions();
+    let partitions = nodes[0].current.partitions();
     for (body, why) in [
         (range(Partition(partitions), None, 1), "there is no partition 4"),
         (range(PARTITION, None, 0), "is not possible"),

@@ -89,6 +89,11 @@ async fn connection(admitted: Admitted, services: Services, peers: Peers) {
         }
         peers.adopt(connection);
     } else if alpn == ALPN_CLIENT {
+        if let Subject::Node { node, .. } = subject {
+            return refuse(&format!(
+                "this is the certificate of node {node}, and a client needs one of its own: make it with `quorate cert client NAME`"
+            ));
+        }
         let client = match services.admission.pools.admit(&subject) {
             Ok(client) => client,
             Err(why) => return refuse(&why),

@@ -111,7 +111,7 @@ impl Status {
                 let member = current.as_ref().and_then(|current| current.layout.member(node));
                 let seen = liveness.get(&node);
                 let primaries = match (&current, member) {
-                    (Some(current), Some(_)) => current.ring.owned_by(node).len() as u32,
+                    (Some(current), Some(_)) => current.owned_by(node).len() as u32,
                     _ => 0,
                 };
                 Some(PeerStatus {
@@ -135,7 +135,7 @@ impl Status {
         if let Some(current) = &current {
             reachable = vec![0; usize::from(current.layout.n) + 1];
             for partition in 0..current.layout.partitions {
-                let primaries = current.ring.primaries(Partition(partition));
+                let primaries = current.primaries(Partition(partition));
                 reachable[primaries.iter().filter(|node| up(**node)).count()] += 1;
             }
         }

@@ -450,9 +450,31 @@ impl Nemesis {
         cluster.start(node);
     }
 
-    /// Whether any other node runs.
+    /// Whether any other node runs that this one can ask when it starts, and that stays for as long as it waits.
     fn has_company(&self, node: u8, cluster: &Cluster<'_>) -> bool {
-        (0..self.plan.nodes()).any(|other| other != node && cluster.process(other) == Process::Running)
+        let nodes = self.plan.nodes();
+        let until = cluster.elapsed() + COMPANY;
+        let soon =
+            self.steps[self.next..].iter().take_while(|(at, _)| *at <= until).filter_map(|(_, step)| match step {
+                Step::Begin(i) => Some(&self.plan.faults[*i].kind),
+                _ => None,
+            });
+        let faults: Vec<&FaultKind> = self.active_faults().chain(soon).collect();
+        let keeps_away = |fault: &FaultKind, other: u8| match fault {
+            FaultKind::Partition(_)
+            | FaultKind::Bridge { .. }
+            | FaultKind::OneWay { .. }
+            | FaultKind::CutFromPeers { .. } => cuts(fault, node, other, nodes) || cuts(fault, other, node, nodes),
+            FaultKind::RollingRestart => true,
+            // A slow one answers as well.
+            FaultKind::SlowDisk { .. } | FaultKind::Latency { .. } | FaultKind::WrongClock { .. } => false,
+            _ if fault.class().is_of_a_client() => false,
+            _ => fault.nodes().contains(&other),
+        };
+        (0..nodes).any(|other| {
+            let away = faults.iter().any(|fault| keeps_away(fault, other));
+            other != node && cluster.process(other) == Process::Running && !away
+        })
     }
 
     /// Whether enough clean copies are left when this node's disk loses something.
@@ -711,6 +733,9 @@ const CORRUPT_MAX: u64 = 8;
 
 /// How soon a process manager starts a process again that ended by itself.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
+
+/// A node that starts waits for a second for the others to say how far its disk was; the dial takes its time before that.
+const COMPANY: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {

@@ -46,6 +46,13 @@ fn a_recovered_node_misses_no_write_below_the_floor() {
     must_be_good_by_plan(include_str!("plans/below-floor.json"));
 }
 
+/// A disk that was set back was started while one of the others was cut off and the other one was about to go: nobody could tell it within
+/// the second for which a start waits, which README says. What the simulator must not do is hold that against it. (Seed 577.)
+#[test]
+fn a_disk_that_was_set_back_is_started_only_in_company_that_stays() {
+    must_be_good_by_plan(include_str!("plans/company-that-leaves.json"));
+}
+
 /// Room for a read and its answer was taken in pieces that count alone, and was never enough, though nothing else was under way.
 /// (Seed 400.)
 #[test]

@@ -10,6 +10,8 @@ pub mod seams;
 pub mod quic;
 pub mod tls;
 
+mod pem;
+
 pub mod gate;
 
 pub mod budget;

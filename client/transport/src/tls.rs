@@ -23,11 +23,11 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::link::Link;
+use crate::pem;
 use crate::seams::Seams;
 use quorate_wire::ids::{ClusterId, NodeId};
 
@@ -108,11 +108,9 @@ impl Credentials {
     /// # Errors
     /// Which of the three is wrong, and how.
     pub fn from_pem(ca: &[u8], cert: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        let ca = certificates("CA certificate", ca)?.remove(0);
-        let chain = certificates("certificate", cert)?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|error| TlsError(format!("the private key file holds no PEM private key: {error}")))?;
-        Self::new(ca, chain, key)
+        let ca = pem::certificates("CA certificate", ca)?.remove(0);
+        let chain = pem::certificates("certificate", cert)?;
+        Self::new(ca, chain, pem::private_key("private key", key)?)
     }
 
     /// The same from DER.
@@ -127,7 +125,21 @@ impl Credentials {
         let leaf = chain.first().ok_or_else(|| TlsError("there is no certificate".into()))?;
         let authority = Authority::from_der(&ca)?;
         let parsed = x509("certificate", leaf)?;
+        if parsed.is_ca() {
+            let of = parsed.subject();
+            return Err(TlsError(match chain.len() {
+                1 => format!(
+                    "the certificate file holds the certificate of an authority ({of}), where that of a node or a client is needed (two \
+                     files may be swapped)"
+                ),
+                _ => format!(
+                    "the certificate file begins with the certificate of an authority ({of}): put the holder's own first, and that one \
+                     behind it or nowhere"
+                ),
+            }));
+        }
         let subject = subject_of(leaf)?;
+        check_purpose(&parsed, &subject)?;
         let last = x509("certificate", chain.last().expect("it has a first one"))?;
         let signed = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &authority.public_key)
             .verify(last.tbs_certificate.as_ref(), &last.signature_value.data);
@@ -142,9 +154,20 @@ impl Credentials {
             }
             _ => None,
         };
-        let held = held.ok_or_else(|| TlsError("the private key is not an Ed25519 key in PKCS #8".into()))?;
+        let held = held.ok_or_else(|| {
+            let kind = match &key {
+                PrivateKeyDer::Pkcs1(_) => "it is an RSA key",
+                PrivateKeyDer::Sec1(_) => "it is an elliptic curve key of another kind",
+                _ => "it is of another kind",
+            };
+            TlsError(format!(
+                "the private key is not an Ed25519 key in PKCS #8 ({kind}): `quorate cert` makes keys and certificates that are"
+            ))
+        })?;
         if ring::signature::KeyPair::public_key(&held).as_ref() != ed25519_key(&parsed)? {
-            return Err(TlsError(format!("the private key does not belong to the certificate {subject}")));
+            return Err(TlsError(format!(
+                "the private key does not belong to the certificate {subject}: name the key that was made with it (NAME.key beside NAME.pem)"
+            )));
         }
         let (not_before, not_after) = validity_of(&parsed);
         let authority_not_after = authority.not_after;
@@ -268,13 +291,16 @@ impl Authority {
     /// # Errors
     /// When it is no certificate of an authority of Quorate.
     pub fn from_pem(pem: &[u8]) -> Result<Self, TlsError> {
-        Self::from_der(&certificates("CA certificate", pem)?.remove(0))
+        Self::from_der(&pem::certificates("CA certificate", pem)?.remove(0))
     }
 
     fn from_der(der: &CertificateDer<'_>) -> Result<Self, TlsError> {
         let parsed = x509("CA certificate", der)?;
         if !parsed.is_ca() {
-            return Err(TlsError("the CA certificate is not that of an authority (two files may be swapped)".into()));
+            let is = subject_of(der).map_or_else(|_| parsed.subject().to_string(), |subject| subject.to_string());
+            return Err(TlsError(format!(
+                "the CA certificate is not that of an authority, it is {is}'s (two files may be swapped)"
+            )));
         }
         let mut names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
         let cluster = names.next().and_then(|name| name.strip_prefix(AUTHORITY)?.parse().ok());
@@ -304,7 +330,7 @@ impl Card {
     /// # Errors
     /// When it is neither.
     pub fn from_pem(pem: &[u8]) -> Result<Self, TlsError> {
-        let der = certificates("certificate", pem)?.remove(0);
+        let der = pem::certificates("certificate", pem)?.remove(0);
         let parsed = x509("certificate", &der)?;
         let (not_before, not_after) = validity_of(&parsed);
         if parsed.is_ca() {
@@ -324,6 +350,42 @@ const AUTHORITY: &str = "quorate authority ";
 #[error("{0}")]
 pub struct TlsError(String);
 
+impl TlsError {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// The private key in a PEM file; `what` is how the file is called in an error.
+///
+/// # Errors
+/// When there is none, or it is encrypted.
+#[doc(hidden)]
+pub fn private_key(what: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    pem::private_key(what, pem)
+}
+
+/// That the extended key usages of a certificate (RFC 5280, 4.2.1.12) let its holder do what its name says: nodes listen and dial,
+/// clients dial. One without that extension may be used for everything.
+fn check_purpose(certificate: &X509Certificate<'_>, subject: &Subject) -> Result<(), TlsError> {
+    let usage = certificate
+        .extended_key_usage()
+        .map_err(|error| TlsError(format!("the extended key usages of {subject} are malformed: {error}")))?;
+    let Some(usage) = usage else { return Ok(()) };
+    let (who, command, listens) = match subject {
+        Subject::Node { node, .. } => ("a node's", format!("quorate cert node {node}"), true),
+        Subject::Client { name, .. } => ("a client's", format!("quorate cert client {name}"), false),
+    };
+    let lacks = match (usage.value.server_auth, usage.value.client_auth) {
+        (false, _) if listens => "serverAuth",
+        (_, false) => "clientAuth",
+        _ => return Ok(()),
+    };
+    Err(TlsError(format!(
+        "the certificate {subject} is {who} by its name and lacks the extended key usage {lacks}: make one with `{command}`"
+    )))
+}
+
 /// The name to dial a certain node by: the connection comes about only if it is that node.
 #[doc(hidden)]
 pub fn node_name(node: NodeId, cluster: ClusterId) -> String {
@@ -341,7 +403,7 @@ pub const ANY_NODE: &str = "any-node.quorate";
 #[doc(hidden)]
 pub fn server_config(seams: &Seams, own: &Credentials, alpns: &[&[u8]]) -> Result<quinn::ServerConfig, TlsError> {
     if !matches!(own.subject, Subject::Node { .. }) {
-        return Err(TlsError(format!("{} is not a node's certificate", own.subject)));
+        return Err(TlsError(not_a_nodes(&own.subject)));
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(own)?, seams.crypto.clone())
         .build()
@@ -452,7 +514,7 @@ impl ServerCertVerifier for NodeVerifier {
             .map_err(|error| explain_refusal(error, end_entity, self.cluster))?;
         let subject = subject_of(end_entity).map_err(refusal)?;
         let Subject::Node { cluster, node } = subject else {
-            return Err(refusal(TlsError(format!("{subject} is not a node's certificate"))));
+            return Err(refusal(TlsError(not_a_nodes(&subject))));
         };
         if cluster != self.cluster {
             return Err(refusal(TlsError(format!("{subject} is of another cluster than {}", self.cluster))));
@@ -544,6 +606,11 @@ fn refusal(error: TlsError) -> rustls::Error {
     rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 
+/// What is wrong with a client's certificate at the listening end.
+fn not_a_nodes(subject: &Subject) -> String {
+    format!("{subject} is a client's certificate and not a node's: make one with `quorate cert node NAME`")
+}
+
 /// rustls says `UnknownIssuer` or seconds since the epoch; people want to know which certificate of which cluster it is.
 fn explain_refusal(error: rustls::Error, certificate: &CertificateDer<'_>, cluster: ClusterId) -> rustls::Error {
     use CertificateError as E;
@@ -556,9 +623,11 @@ fn explain_refusal(error: rustls::Error, certificate: &CertificateDer<'_>, clust
         E::NotValidYet | E::NotValidYetContext { .. } => {
             format!("the certificate {subject} is valid from {} on", parsed.validity().not_before)
         }
-        E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
-            format!("the certificate {subject} is not made for this end of a connection")
-        }
+        // The chain is looked at before the name is: a client's certificate at the listening end fails here.
+        E::InvalidPurpose | E::InvalidPurposeContext { .. } => match check_purpose(&parsed, &subject) {
+            Err(TlsError(why)) => why,
+            Ok(()) => not_a_nodes(&subject),
+        },
         _ if subject.cluster() != cluster => {
             format!("the certificate {subject} is of another cluster than {cluster}")
         }
@@ -574,15 +643,6 @@ fn roots(own: &Credentials) -> Result<Arc<RootCertStore>, TlsError> {
 
 fn unusable(error: rustls::Error) -> TlsError {
     TlsError(format!("the certificate cannot be used: {error}"))
-}
-
-fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match all {
-        Ok(all) if all.is_empty() => Err(TlsError(format!("the {what} file holds no PEM certificate"))),
-        Ok(all) => Ok(all),
-        Err(error) => Err(TlsError(format!("the {what} file is not PEM: {error}"))),
-    }
 }
 
 fn x509<'a>(what: &str, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, TlsError> {

@@ -10,10 +10,14 @@ use bytes::Bytes;
 use quorate_transport::budget::{Budget, NoRoom, Pot};
 use quorate_transport::close;
 use quorate_transport::frame::{Direction, Framer, PART_LEN};
+use quorate_transport::quic;
 use quorate_transport::rpc::{self, Arrived, CallError, ClassLimits, Handler, Lanes, LanesConfig, ServeLimits, class};
 use quorate_transport::tls::{self, Credentials, Subject};
 use quorate_transport::{Gate, Link, Seams};
 use quorate_wire::ids::NodeId;
+use rcgen::ExtendedKeyUsagePurpose;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use support::{Ca, Pair, pair};
 use tokio::time::Instant;
 
@@ -658,7 +662,7 @@ async fn a_node_that_is_not_the_one_dialed_is_refused() {
 async fn a_clients_certificate_makes_no_server() {
     let ca = Ca::new(7);
     let error = tls::server_config(&Seams::system(), &ca.client("alice"), &[]).expect_err("a client's");
-    assert!(error.to_string().contains("not a node's certificate"), "{error}");
+    assert!(error.to_string().contains("a client's certificate and not a node's"), "{error}");
 }
 
 #[tokio::test]
@@ -680,17 +684,116 @@ async fn credentials_say_which_file_is_wrong() {
     let [authority, certificate, key] = ca.issue_pem(&subject, 0, 9);
     let other_key = ca.issue_pem(&subject, 0, 9)[2].clone();
     for (files, expected) in [
-        ([&authority, &certificate, &certificate], "the private key file holds no PEM"),
-        ([&key, &certificate, &key], "the CA certificate file holds no PEM"),
-        ([&authority, &key, &key], "the certificate file holds no PEM"),
-        ([&certificate, &certificate, &key], "not that of an authority"),
+        (
+            [&authority, &certificate, &certificate],
+            "the private key file holds no PEM private key: it holds a certificate; two files may be swapped",
+        ),
+        ([&key, &certificate, &key], "the CA certificate file holds no PEM certificate: it holds a private key"),
+        ([&authority, &key, &key], "the certificate file holds no PEM certificate: it holds a private key"),
+        ([&certificate, &certificate, &key], "not that of an authority, it is alice."),
         ([&authority, &certificate, &other_key], "does not belong to the certificate alice."),
-        ([&authority, &authority, &key], "names no node or client"),
+        ([&authority, &authority, &key], "where that of a node or a client is needed"),
+        (
+            [&authority, &[&*authority, &certificate].concat(), &key],
+            "begins with the certificate of an authority (CN=quorate",
+        ),
     ] {
         let [ca, certificate, key] = files.map(|pem| pem.as_bytes());
         let error = Credentials::from_pem(ca, certificate, key).expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     }
+    // In their order a chain is fine, and in binary each is told what it is.
+    let chain = [&*certificate, &authority].concat();
+    Credentials::from_pem(authority.as_bytes(), chain.as_bytes(), key.as_bytes())
+        .expect("the holder's own comes first");
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("one");
+    for (what, files) in [
+        ("certificate", [authority.as_bytes(), &der, key.as_bytes()]),
+        ("CA certificate", [&der, certificate.as_bytes(), key.as_bytes()]),
+    ] {
+        let error = Credentials::from_pem(files[0], files[1], files[2]).expect_err("binary").to_string();
+        let wanted =
+            format!("the {what} file holds no PEM certificate: it holds a certificate in binary (DER): `openssl x509");
+        assert!(error.contains(&wanted), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_use_is_told_by_whose_it_is_and_how_to_make_the_right_one() {
+    let ca = Ca::new(7);
+    let [node, client] =
+        ["node", "client"].map(|kind| Subject::parse(&format!("n1.{}.{kind}.quorate", ca.cluster)).expect("a name"));
+    let (serves, dials) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
+    for (subject, usages, lacks, command) in [
+        (&node, vec![dials.clone()], "serverAuth", "`quorate cert node n1`"),
+        (&node, vec![serves.clone()], "clientAuth", "`quorate cert node n1`"),
+        (&client, vec![serves.clone()], "clientAuth", "`quorate cert client n1`"),
+    ] {
+        let pems = ca.issue_for(subject, usages, 0, 9);
+        let error = Credentials::from_pem(pems[0].as_bytes(), pems[1].as_bytes(), pems[2].as_bytes());
+        let error = error.expect_err("it lacks one").to_string();
+        assert!(error.contains(lacks) && error.contains(command), "{error}");
+    }
+    let unlimited = ca.issue_for(&node, Vec::new(), 0, 9);
+    Credentials::from_pem(unlimited[0].as_bytes(), unlimited[1].as_bytes(), unlimited[2].as_bytes()).expect("for all");
+
+    // On the wire, where the other end may have looked at nothing: whoever sees it says so, to itself and to the other end.
+    let error = dial_listener(&ca, &client, &ca.client("alice")).await;
+    assert!(error.contains("refused here") && error.contains("a client's certificate and not a node's"), "{error}");
+    assert!(error.contains("`quorate cert node NAME`"), "{error}");
+    let error = dialer_refused(&ca, &ca.issue_for(&client, vec![serves], 0, 9)).await;
+    assert!(error.contains("refuses this side's certificate") && error.contains("clientAuth"), "{error}");
+    assert!(error.contains("`quorate cert client n1`"), "{error}");
+}
+
+/// Dials a node with a certificate that no client would take for its own.
+async fn dialer_refused(ca: &Ca, [authority, own, key]: &[String; 3]) -> String {
+    let certificate = |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).expect("one");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate(authority)).expect("an authority");
+    let mut tls = rustls::ClientConfig::builder_with_provider(Seams::system().crypto)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("possible")
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![certificate(own)], PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("one"))
+        .expect("they fit");
+    tls.alpn_protocols = vec![quorate_wire::ALPN_CLIENT.to_vec()];
+    let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("possible");
+    let (listening, addr) = support::server(&ca.node("n1"));
+    let accepting = tokio::spawn(async move { listening.accept().await.expect("open").await.map(drop) });
+    let (dialing, _) = support::client(&ca.client("alice"), Link::Client);
+    let name = tls::node_name(NodeId::new("n1").expect("legal"), ca.cluster);
+    let config = quinn::ClientConfig::new(Arc::new(config));
+    let error = match dialing.connect_with(config, addr, &name).expect("dials").await {
+        // In TLS 1.3 the dialer is done before the node has looked at its certificate.
+        Ok(connection) => connection.closed().await,
+        Err(error) => error,
+    };
+    accepting.await.expect("no panic").expect_err("refused");
+    close::explain_connection_error(&error)
+}
+
+/// Dials whoever listens with the certificate of a subject that no node would listen with.
+async fn dial_listener(ca: &Ca, listener: &Subject, own: &Credentials) -> String {
+    let [_, certificate, key] = ca.issue_pem(listener, 0, 9);
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("one")];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("one");
+    let mut tls = rustls::ServerConfig::builder_with_provider(Seams::system().crypto)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("possible")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("they fit");
+    tls.alpn_protocols = vec![quorate_wire::ALPN_CLIENT.to_vec()];
+    let config = quinn::crypto::rustls::QuicServerConfig::try_from(tls).expect("possible");
+    let socket = quic::bind_system("127.0.0.1:0".parse().expect("an address")).expect("binds");
+    let config = quinn::ServerConfig::with_crypto(Arc::new(config));
+    let listening = quic::endpoint(&Seams::system(), socket, Some(config)).expect("an endpoint");
+    let addr = listening.local_addr().expect("bound");
+    tokio::spawn(async move { listening.accept().await.expect("open").await.map(drop) });
+    let (dialing, config) = support::client(own, Link::Client);
+    let error = dialing.connect_with(config, addr, tls::ANY_NODE).expect("dials").await.expect_err("refused");
+    close::explain_connection_error(&error)
 }
 
 #[tokio::test]

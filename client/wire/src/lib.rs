@@ -7,12 +7,14 @@
 //! Here too is what all crates share and nothing else needs: the source of randomness, the story of a key, the points at which
 //! a simulation interferes.
 
+pub mod address;
 pub mod codec;
 pub mod fault_points;
 pub mod ids;
 pub mod key;
 pub mod random;
 pub mod story;
+pub mod text;
 
 mod admin;
 mod evidence;

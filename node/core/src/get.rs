@@ -5,15 +5,19 @@
 //! what one keeps in hints counts, and with nothing to say it says nothing (DeCandia et al., "Dynamo", 2007, section 4.6).
 //! The first R answers decide. What arrives later serves the verdict on who is stale, and nothing else.
 //!
+//! While a layout change is under way there are the owners of several versions, a [`Group`] for each: R replicas that may speak for
+//! one of them decide, whichever it is. The first group that can still have its quorum is asked; the next one when it cannot. Answers
+//! of other groups are merged with the reply all the same, as those of more replicas always may be, and count for nothing.
+//!
 //! Invariants: no replica is asked twice; there is exactly one reply and it comes before `Finished`; only answers of primaries
 //! can say that a key is absent or has no value, and a replica that refuses or fails never counts as one that holds nothing. The machine
 //! reads no clock and sends nothing: inputs are `on_*`, what to do comes back as [`GetAction`]s. Every question that it asks
 //! must be answered in the end ([`Get::on_answer`], [`Get::on_failed`], ..), so every call needs a deadline.
 
-use quorate_wire::ids::NodeId;
+use quorate_wire::ids::{LayoutVersion, NodeId};
 use quorate_wire::{Acks, Asked, NotApplied, Role};
 
-use super::quorum::{Said, Status, Tally};
+use super::quorum::{Group, Said, Status, Tally};
 use super::record::Record;
 
 /// What the driver has to do next.
@@ -40,7 +44,6 @@ pub enum GetAction {
 #[derive(Debug, Clone)]
 pub struct Get<T> {
     tally: Tally,
-    primaries: Vec<NodeId>,
     /// Primaries that were not asked yet, best last.
     spare: Vec<NodeId>,
     /// Fallbacks that were not asked yet, best last.
@@ -56,30 +59,32 @@ pub struct Get<T> {
 }
 
 impl<T> Get<T> {
-    /// A read of `need` of the primaries, which are given best first: itself, then by who is up and near. So are the fallbacks
-    /// that can be reached; a strict read asks none of them.
+    /// A read of a quorum of one of the groups, the first one preferred. `nearest` are all of their primaries, best first: itself, then
+    /// by who is up and near. So are the fallbacks that can be reached; a strict read asks none of them.
     ///
     /// Times are microseconds since the start of the request.
+    ///
+    /// # Panics
+    /// As [`Tally::of_any`].
     pub fn start(
-        primaries: &[NodeId],
+        groups: &[Group],
+        nearest: &[NodeId],
         fallbacks: &[NodeId],
-        need: u8,
         strict: bool,
         at_us: u64,
     ) -> (Self, Vec<GetAction>) {
         let mut get = Self {
-            tally: Tally::new(primaries, need, strict),
-            primaries: primaries.to_vec(),
-            spare: primaries.iter().rev().copied().collect(),
+            tally: Tally::of_any(groups, strict),
+            spare: nearest.iter().rev().copied().collect(),
             fallbacks: if strict { Vec::new() } else { fallbacks.iter().rev().copied().collect() },
-            answers: Vec::with_capacity(primaries.len()),
+            answers: Vec::with_capacity(nearest.len()),
             decisive: 0,
             replied: false,
             decided_by: None,
             token: 0,
             hedges: 0,
         };
-        let mut actions: Vec<GetAction> = (0..need).filter_map(|_| get.ask_next(at_us)).collect();
+        let mut actions = get.ask_enough(at_us);
         actions.extend(get.hedge_later());
         (get, actions)
     }
@@ -87,22 +92,20 @@ impl<T> Get<T> {
     /// A replica gave its record or page. Those that were not asked, or have answered, are ignored. What a fallback has deleted is
     /// deleted, but it does not know what else there is: such a record is merged with the others and counts for nothing.
     pub fn on_answer(&mut self, node: NodeId, answer: T, said: Said, at_us: u64) -> Vec<GetAction> {
-        let Some(role) = self.tally.awaited(node) else { return Vec::new() };
-        self.answers.push((node, answer));
-        if role == Role::Fallback && said == Said::Values(0) {
-            return self.without(node, said, at_us);
-        }
-        self.tally.ack(node, said, at_us);
-        if !self.replied {
-            self.decisive = self.answers.len();
-        }
-        let mut actions = Vec::new();
-        if !self.replied && self.tally.status() == Status::Met {
-            self.decided_by = Some(node);
-            actions.push(self.reply(Ok(())));
-        }
-        actions.extend(self.finished());
-        actions
+        self.answered(node, None, answer, said, at_us)
+    }
+
+    /// As [`on_answer`](Self::on_answer), of a primary that may speak for these versions only: not yet for a newer one, of which it
+    /// has not received everything, or no longer for an older one.
+    pub fn on_answer_for_versions(
+        &mut self,
+        node: NodeId,
+        versions: &[LayoutVersion],
+        answer: T,
+        said: Said,
+        at_us: u64,
+    ) -> Vec<GetAction> {
+        self.answered(node, Some(versions), answer, said, at_us)
     }
 
     /// A replica holds nothing of the key. From a fallback this is no answer, and the next one is asked.
@@ -165,6 +168,11 @@ impl<T> Get<T> {
         self.tally.acks()
     }
 
+    /// The version whose owners have made the decision, or come nearest to it.
+    pub fn version(&self) -> LayoutVersion {
+        self.tally.version()
+    }
+
     /// Whose answer completed the quorum.
     pub fn decided_by(&self) -> Option<NodeId> {
         self.decided_by
@@ -180,29 +188,88 @@ impl<T> Get<T> {
         self.tally.asked()
     }
 
-    fn without(&mut self, node: NodeId, said: Said, at_us: u64) -> Vec<GetAction> {
-        if !self.tally.fail(node, said, at_us) {
-            return Vec::new();
+    fn answered(
+        &mut self,
+        node: NodeId,
+        versions: Option<&[LayoutVersion]>,
+        answer: T,
+        said: Said,
+        at_us: u64,
+    ) -> Vec<GetAction> {
+        let Some(role) = self.tally.awaited(node) else { return Vec::new() };
+        self.answers.push((node, answer));
+        if role == Role::Fallback && said == Said::Values(0) {
+            return self.without(node, said, at_us);
+        }
+        match versions {
+            None => self.tally.ack(node, said, at_us),
+            Some(versions) => self.tally.ack_for_versions(node, versions, said, at_us),
+        };
+        if !self.replied {
+            self.decisive = self.answers.len();
         }
         let mut actions = Vec::new();
-        if !self.replied {
-            // What there can be at the most, those included that were not asked yet.
-            let (need, possible) = (self.tally.need(), self.tally.possible());
-            let spare = u8::try_from(self.fallbacks.len()).unwrap_or(u8::MAX);
-            if possible.saturating_add(spare) < need {
-                let refusal = NotApplied::Unavailable { need, alive: possible, why: self.tally.why() };
-                actions.push(self.reply(Err(refusal)));
-            } else {
-                actions.extend(self.ask_next(at_us));
+        if !self.replied && self.tally.status() == Status::Met {
+            self.decided_by = Some(node);
+            actions.push(self.reply(Ok(())));
+        } else if !self.replied && versions.is_some() {
+            // It may count for less than it was asked for.
+            match self.group() {
+                Some(_) => actions.extend(self.ask_enough(at_us)),
+                None => actions.push(self.unavailable()),
             }
         }
         actions.extend(self.finished());
         actions
     }
 
-    /// The next primary; when there is none left, the next fallback, for every primary that has not answered.
+    fn without(&mut self, node: NodeId, said: Said, at_us: u64) -> Vec<GetAction> {
+        if !self.tally.fail(node, said, at_us) {
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        if !self.replied {
+            if self.group().is_some() {
+                actions.extend(self.ask_next(at_us));
+                actions.extend(self.ask_enough(at_us));
+            } else {
+                actions.push(self.unavailable());
+            }
+        }
+        actions.extend(self.finished());
+        actions
+    }
+
+    /// The first group that can have its quorum, if all of those answer that have not failed, those included that were not asked yet.
+    fn group(&self) -> Option<usize> {
+        (0..self.tally.groups()).find(|group| self.tally.can_meet(*group, self.fallbacks.len()))
+    }
+
+    fn unavailable(&mut self) -> GetAction {
+        let (need, alive, why) = (self.tally.need(), self.tally.possible(), self.tally.why());
+        self.reply(Err(NotApplied::Unavailable { need, alive, why }))
+    }
+
+    /// Asks as many as the group that is being asked needs.
+    fn ask_enough(&mut self, at_us: u64) -> Vec<GetAction> {
+        let mut actions = Vec::new();
+        while let Some(group) = self.group()
+            && self.tally.lacks(group) > 0
+            && let Some(ask) = self.ask_next(at_us)
+        {
+            actions.push(ask);
+        }
+        actions
+    }
+
+    /// The next primary of the group that is being asked, or of another one; when there is none left, the next fallback, for every
+    /// primary that has not answered.
     fn ask_next(&mut self, at_us: u64) -> Option<GetAction> {
-        if let Some(node) = self.spare.pop() {
+        let group = self.group();
+        let is_of_group =
+            |node: &NodeId| group.is_some_and(|group| self.tally.primaries_of(group).any(|of| of == *node));
+        let next = self.spare.iter().rposition(is_of_group).or(self.spare.len().checked_sub(1));
+        if let Some(node) = next.map(|index| self.spare.remove(index)) {
             assert!(self.tally.ask(node, at_us), "a spare primary was not asked before");
             return Some(GetAction::Ask(node));
         }
@@ -231,6 +298,10 @@ impl<T> Get<T> {
 }
 
 impl Get<Record> {
+    fn is_primary(&self, node: NodeId) -> bool {
+        self.tally.primaries().any(|primary| primary == node)
+    }
+
     /// Whether the reply would say that there is no value, and fewer than R primaries bear it out: a stand-in has deleted what they hold.
     pub fn says_too_much(&self) -> bool {
         self.acks().primary < self.need() && self.merged().siblings.is_empty()
@@ -248,7 +319,7 @@ impl Get<Record> {
             return None;
         }
         let merged = merge(&self.answers);
-        let lacking = self.answers.iter().filter(|(node, record)| self.primaries.contains(node) && *record != merged);
+        let lacking = self.answers.iter().filter(|(node, record)| self.is_primary(*node) && *record != merged);
         let stale: Vec<NodeId> = lacking.map(|(node, _)| *node).collect();
         (!stale.is_empty()).then_some((stale, merged))
     }
@@ -257,7 +328,7 @@ impl Get<Record> {
     pub fn holders(&self) -> Vec<NodeId> {
         let merged = self.merged();
         let holds = |record: &Record| *record == merged || !record.clone().merge(&merged, &|_| false).1;
-        let answers = self.answers.iter().filter(|(node, record)| self.primaries.contains(node) && holds(record));
+        let answers = self.answers.iter().filter(|(node, record)| self.is_primary(*node) && holds(record));
         answers.map(|(node, _)| *node).collect()
     }
 }
@@ -289,8 +360,14 @@ mod tests {
         ["a", "b", "c"].map(|name| NodeId::new(name).expect("a legal name"))
     }
 
+    /// A read of `need` of these, best first, while one version is live.
+    fn read<T>(nearest: &[NodeId], fallbacks: &[NodeId], need: u8, strict: bool) -> (Get<T>, Vec<GetAction>) {
+        let group = Group { version: LayoutVersion(1), primaries: nearest.to_vec(), need };
+        Get::start(&[group], nearest, fallbacks, strict, 0)
+    }
+
     fn start(need: u8) -> Get<u8> {
-        Get::start(&nodes(), &[], need, false, 0).0
+        read(&nodes(), &[], need, false).0
     }
 
     fn hedge(token: u32) -> GetAction {
@@ -304,9 +381,9 @@ mod tests {
     #[test]
     fn the_r_best_primaries_are_asked_and_a_hedge_is_armed_while_there_are_more() {
         let [a, b, c] = nodes();
-        let (_, actions) = Get::<u8>::start(&[c, a, b], &[], 2, false, 0);
+        let (_, actions) = read::<u8>(&[c, a, b], &[], 2, false);
         assert_eq!(actions, [GetAction::Ask(c), GetAction::Ask(a), hedge(1)]);
-        let (_, actions) = Get::<u8>::start(&[c, a, b], &[], 3, false, 0);
+        let (_, actions) = read::<u8>(&[c, a, b], &[], 3, false);
         assert_eq!(actions, [GetAction::Ask(c), GetAction::Ask(a), GetAction::Ask(b)]);
     }
 
@@ -325,7 +402,7 @@ mod tests {
     #[test]
     fn a_late_answer_asks_one_more_and_an_overtaken_timer_nobody() {
         let [a, b, c] = nodes();
-        let mut get: Get<u8> = Get::start(&nodes(), &[], 1, false, 0).0;
+        let mut get: Get<u8> = read(&nodes(), &[], 1, false).0;
         assert_eq!(get.on_late(0, 1), []);
         assert_eq!(get.on_late(1, 1), [GetAction::Ask(b), hedge(2)]);
         assert_eq!(get.on_late(1, 2), [], "that timer has fired");
@@ -339,6 +416,60 @@ mod tests {
         assert_eq!((get.decisive().len(), get.answers().len()), (1, 3));
         assert_eq!((get.acks().total(), get.need()), (1, 1), "what came after the reply does not count");
         assert_eq!(get.into_decisive(), [(c, 1)]);
+    }
+
+    /// While {a, b, c} hand over to {c, d, e}: two of either, d being the nearest.
+    fn change() -> (Get<u8>, Vec<GetAction>) {
+        let nodes = ["a", "b", "c", "d", "e"].map(|name| NodeId::new(name).expect("legal"));
+        let group = |version, primaries: &[NodeId]| Group {
+            version: LayoutVersion(version),
+            primaries: primaries.to_vec(),
+            need: 2,
+        };
+        let nearest = [3, 1, 2, 0, 4].map(|index: usize| nodes[index]);
+        Get::start(&[group(1, &nodes[..3]), group(2, &nodes[2..])], &nearest, &[], true, 0)
+    }
+
+    #[test]
+    fn a_read_asks_the_preferred_version_first_and_the_next_when_that_cannot_have_its_quorum() {
+        let [a, b, c] = nodes();
+        let d = NodeId::new("d").expect("legal");
+        let (mut get, actions) = change();
+        assert_eq!(
+            actions,
+            [GetAction::Ask(b), GetAction::Ask(c), hedge(1)],
+            "d is nearer, and owns nothing of version 1"
+        );
+        assert_eq!(get.on_failed(b, "closed".into(), 1), [GetAction::Ask(a)]);
+        assert_eq!(get.on_failed(a, "closed".into(), 1), [GetAction::Ask(d)], "one of version 1 is left");
+        assert_eq!(answer(&mut get, c), []);
+        assert_eq!(get.on_answer(d, 2, Said::Values(1), 2), [GetAction::Reply(Ok(())), GetAction::Finished]);
+        assert_eq!((get.version(), get.acks().total()), (LayoutVersion(2), 2));
+    }
+
+    #[test]
+    fn answers_for_different_versions_are_never_added_up() {
+        let [a, b, c] = nodes();
+        let d = NodeId::new("d").expect("legal");
+        let (mut get, _) = change();
+        assert_eq!(answer(&mut get, b), []);
+        let only = |get: &mut Get<u8>, node, version| {
+            get.on_answer_for_versions(node, &[LayoutVersion(version)], 1, Said::Values(1), 1)
+        };
+        assert_eq!(only(&mut get, c, 2), [GetAction::Ask(a)], "c has closed version 1");
+        assert_eq!(get.acks().total(), 1);
+        assert_eq!(get.on_failed(a, "closed".into(), 1), [GetAction::Ask(d)]);
+        let e = NodeId::new("e").expect("legal");
+        assert_eq!(
+            only(&mut get, d, 1),
+            [GetAction::Ask(e)],
+            "what it says of a version that it does not own is nothing"
+        );
+        let actions = only(&mut get, e, 1);
+        assert!(
+            matches!(actions[..], [GetAction::Reply(Err(NotApplied::Unavailable { need: 2, alive: 1, .. })), _]),
+            "{actions:?}"
+        );
     }
 
     #[test]
@@ -356,7 +487,7 @@ mod tests {
     fn a_fallback_never_speaks_of_absence() {
         let [a, b, _] = nodes();
         let f = NodeId::new("f").expect("legal");
-        let mut get: Get<u8> = Get::start(&[a, b], &[], 2, false, 0).0;
+        let mut get: Get<u8> = read(&[a, b], &[], 2, false).0;
         assert!(get.tally.ask_fallback(f, b, 1));
         assert_eq!(get.on_absent(f, 0, 2), []);
         assert_eq!(get.acks().total(), 0);
@@ -370,7 +501,7 @@ mod tests {
     fn fallbacks_are_asked_when_no_primary_is_left_and_what_they_keep_counts() {
         let [a, b, c] = nodes();
         let [f, g] = ["f", "g"].map(|name| NodeId::new(name).expect("legal"));
-        let mut get: Get<u8> = Get::start(&nodes(), &[f, g], 2, false, 0).0;
+        let mut get: Get<u8> = read(&nodes(), &[f, g], 2, false).0;
         assert_eq!(get.on_failed(a, "down".into(), 1), [GetAction::Ask(c)]);
         assert_eq!(get.on_failed(b, "down".into(), 1), [GetAction::AskFallback(f)]);
         assert_eq!(get.on_absent(f, 0, 2), [GetAction::AskFallback(g)], "with nothing to say it says nothing");
@@ -378,7 +509,7 @@ mod tests {
         assert_eq!(answer(&mut get, g), [GetAction::Reply(Ok(())), GetAction::Finished]);
         assert_eq!(get.acks(), Acks { primary: 1, fallback: 1 });
 
-        let mut get: Get<u8> = Get::start(&nodes(), &[f], 2, false, 0).0;
+        let mut get: Get<u8> = read(&nodes(), &[f], 2, false).0;
         get.on_failed(a, "down".into(), 1);
         get.on_failed(b, "down".into(), 1);
         answer(&mut get, c);
@@ -393,10 +524,10 @@ mod tests {
     fn a_strict_read_asks_no_fallback_and_a_hopeless_one_nobody_more() {
         let [a, b, c] = nodes();
         let f = NodeId::new("f").expect("legal");
-        let mut get: Get<u8> = Get::start(&nodes(), &[f], 2, true, 0).0;
+        let mut get: Get<u8> = read(&nodes(), &[f], 2, true).0;
         assert_eq!(get.on_failed(a, "down".into(), 1), [GetAction::Ask(c)]);
         assert!(matches!(get.on_failed(b, "down".into(), 1)[..], [GetAction::Reply(Err(_))]));
-        let mut get: Get<u8> = Get::start(&nodes(), &[f], 3, false, 0).0;
+        let mut get: Get<u8> = read(&nodes(), &[f], 3, false).0;
         assert_eq!(get.on_failed(a, "down".into(), 1), [GetAction::AskFallback(f)]);
         let actions = get.on_failed(b, "down".into(), 1);
         assert!(matches!(actions[..], [GetAction::Reply(Err(_))]), "one fallback is no two: {actions:?}");
@@ -406,7 +537,7 @@ mod tests {
     fn one_fallback_is_one_answer_whomever_it_stands_in_for() {
         let [a, b, _] = nodes();
         let f = NodeId::new("f").expect("legal");
-        let mut get: Get<u8> = Get::start(&[a, b], &[f], 2, false, 0).0;
+        let mut get: Get<u8> = read(&[a, b], &[f], 2, false).0;
         assert_eq!(get.on_late(1, 1), [GetAction::AskFallback(f)]);
         assert_eq!(answer(&mut get, f), []);
         assert_eq!(get.acks().total(), 1);
@@ -435,13 +566,13 @@ mod tests {
     #[test]
     fn the_answer_is_the_join_of_the_quorum_and_stale_are_those_who_lack_some_of_it() {
         let [a, b, c] = nodes();
-        let mut get = Get::start(&nodes(), &[], 2, false, 0).0;
+        let mut get = read(&nodes(), &[], 2, false).0;
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
         assert_eq!(get.stale(), None);
         get.on_absent(b, Record::default(), 1);
         assert_eq!(get.merged(), record(&[1], &[]), "absence does not win over a value");
         assert_eq!(get.stale(), Some((vec![b], record(&[1], &[]))));
-        let mut get = Get::start(&nodes(), &[], 2, false, 0).0;
+        let mut get = read(&nodes(), &[], 2, false).0;
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
         get.on_late(1, 2);
         get.on_answer(b, record(&[2], &[]), Said::Values(1), 3);
@@ -450,7 +581,7 @@ mod tests {
         assert_eq!(get.merged(), record(&[1, 2], &[]), "a late answer is not merged into the reply");
         assert_eq!(get.stale(), Some((vec![a, b], record(&[3], &[1, 2]))), "but into the verdict");
         assert_eq!(get.holders(), [c], "it holds all of the reply, and more");
-        let mut get = Get::start(&nodes(), &[], 3, false, 0).0;
+        let mut get = read(&nodes(), &[], 3, false).0;
         for (node, live) in [(a, 1), (b, 1), (c, 2)] {
             get.on_answer(node, record(&[live], &[]), Said::Values(1), 1);
         }
@@ -461,11 +592,11 @@ mod tests {
     fn a_read_says_too_much_only_where_it_says_that_there_is_nothing_and_too_few_primaries_do() {
         let [a, b, _] = nodes();
         let f = NodeId::new("f").expect("legal");
-        let mut get = Get::start(&[a, b], &[f], 2, false, 0).0;
+        let mut get = read(&[a, b], &[f], 2, false).0;
         get.on_answer(a, record(&[], &[1]), Said::Values(0), 1);
         get.on_answer(b, record(&[], &[1]), Said::Values(0), 1);
         assert!(get.merged().siblings.is_empty() && !get.says_too_much(), "two primaries say so");
-        let mut get = Get::start(&[a, b], &[f], 2, false, 0).0;
+        let mut get = read(&[a, b], &[f], 2, false).0;
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
         get.on_failed(b, "down".into(), 1);
         get.on_answer(f, record(&[2], &[]), Said::Values(1), 2);
@@ -477,7 +608,7 @@ mod tests {
     fn a_fallbacks_hint_makes_primaries_stale_but_is_not_mended_itself() {
         let [a, b, _] = nodes();
         let f = NodeId::new("f").expect("legal");
-        let mut get = Get::start(&[a, b], &[f], 2, false, 0).0;
+        let mut get = read(&[a, b], &[f], 2, false).0;
         get.on_late(1, 1);
         get.on_answer(f, record(&[2], &[1]), Said::Values(1), 2);
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 3);
@@ -486,7 +617,7 @@ mod tests {
         assert_eq!(get.holders(), [], "only a primary's word makes a read monotonic");
         get.on_answer(b, record(&[2], &[1]), Said::Values(1), 4);
         assert_eq!(get.holders(), [b]);
-        let mut get = Get::start(&[a, b], &[], 2, false, 0).0;
+        let mut get = read(&[a, b], &[], 2, false).0;
         get.on_answer(a, record(&[1], &[]), Said::Values(1), 1);
         get.on_answer(b, record(&[3], &[1, 2]), Said::Values(1), 1);
         assert_eq!(get.holders(), [b]);
@@ -498,7 +629,7 @@ mod tests {
         let f = NodeId::new("f").expect("legal");
         let deleted = || record(&[], &[1]);
         let start = |need| {
-            let mut get = Get::start(&nodes(), &[f], need, false, 0).0;
+            let mut get = read(&nodes(), &[f], need, false).0;
             for down in [a, b] {
                 get.on_failed(down, "down".into(), 1);
             }
@@ -519,7 +650,7 @@ mod tests {
         assert!(matches!(actions[..], [GetAction::Reply(Err(NotApplied::Unavailable { need: 2, alive: 1, .. })), _]));
 
         let g = NodeId::new("g").expect("legal");
-        let mut get = Get::start(&[a, b], &[f, g], 2, false, 0).0;
+        let mut get = read(&[a, b], &[f, g], 2, false).0;
         get.on_failed(a, "down".into(), 1);
         get.on_answer(b, record(&[1], &[]), Said::Values(1), 1);
         get.on_answer(f, deleted(), Said::Values(0), 2);
@@ -584,7 +715,7 @@ mod tests {
     #[test]
     fn every_order_of_answers_failures_and_timers_ends_as_the_specification_says() {
         for r in 1..=3u8 {
-            let (get, actions) = Get::start(&nodes(), &[], r, false, 0);
+            let (get, actions) = read(&nodes(), &[], r, false);
             let asked: Vec<_> = nodes()[..r.into()].iter().copied().map(GetAction::Ask).collect();
             assert_eq!(actions[..r.into()], asked);
             let oracle = Oracle { asked: r.into(), answers: [None; 3], reply: None };

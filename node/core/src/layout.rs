@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
+use quorate_wire::address;
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 use quorate_wire::{LayoutView, MemberView, RouteTable};
 use serde::{Deserialize, Serialize};
@@ -170,8 +171,10 @@ impl Layout {
             if *weight == 0 || *weight > WEIGHT_MAX {
                 problems.push(format!("{node} has weight {weight}, 1 to {WEIGHT_MAX} are possible"));
             }
-            if member.addr.port() == 0 || member.addr.ip().is_unspecified() {
+            if member.addr.port() == 0 {
                 problems.push(format!("nobody can reach {node} at {}", member.addr));
+            } else if let Err(why) = address::check_dial(member.addr) {
+                problems.push(format!("nobody can reach {node} at {}: {why}", member.addr));
             }
             total += u64::from(*weight);
         }
@@ -361,6 +364,10 @@ mod tests {
             (|l| l.members[2].weight = 0, "n2 has weight 0"),
             (|l| l.members[2].weight = 1001, "n2 has weight 1001"),
             (|l| l.members[2].addr = "0.0.0.0:70".parse().expect("an address"), "nobody can reach n2 at 0.0.0.0:70"),
+            (
+                |l| l.members[2].addr = "[ff02::1]:70".parse().expect("an address"),
+                "nobody can reach n2 at [ff02::1]:70",
+            ),
             (|l| l.members[2].addr = "10.0.0.1:0".parse().expect("an address"), "nobody can reach n2 at 10.0.0.1:0"),
             (|l| *l = sample(1001), "there are 1001 members"),
             (|l| l.members.iter_mut().for_each(|m| m.weight = 1500), "the weights add up to 4500"),

@@ -35,8 +35,15 @@
 //! R + W > N promises to a read of R every write that N - R + 1 owners have acknowledged. A replica that has lost something answers
 //! such a read when it has exchanged what it lost with enough owners to have heard of all these writes (see `quorate_node::recovery`); a
 //! monotonic read returns what N - R + 1 owners hold ([`quorum::write_back`]).
+//!
+//! # The rules of a change of owners
+//!
+//! They are L1 to L11 in [`transition`], and `tests/layout_change.rs` leaves each of them out in turn; L13, how the next layout is
+//! decided, is in [`chain`] and `tests/layout_chain.rs`.
 
 pub mod bootstrap;
+pub mod chain;
+pub mod changes;
 mod compact;
 pub mod layout;
 pub mod mint;
@@ -44,6 +51,7 @@ pub mod names;
 pub mod record;
 pub mod ring;
 pub mod staging;
+pub mod transition;
 pub mod version;
 
 pub mod context_keys;

@@ -4,12 +4,13 @@
 //! there, and refuses what was made under older versions only: whoever asks then learns the newer one and asks anew. A newer version
 //! than the node's own is none of its business yet. A refusal never counts as an acknowledgement, or as absence.
 
-use quorate_wire::NotApplied;
 use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
+use quorate_wire::{NotApplied, Quorum};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::Layout;
-use crate::ring::Ring;
+use crate::quorum::{Group, required};
+use crate::ring::{N_MAX, Ring};
 
 /// The live layout versions that a question about data names, both ends included (rule L1 of the layout change). As long as
 /// version 1 is the only one, both ends are 1.
@@ -26,6 +27,77 @@ impl Label {
     pub fn of(version: LayoutVersion) -> Self {
         Self { low: version, high: version }
     }
+}
+
+/// Who serves a partition: what a request for one of its keys is made under, and who is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The live versions.
+    pub label: Label,
+    /// The owners under each live version, the newest first; there is one as long as no change is under way.
+    owners: Vec<Owners>,
+    /// All owners, those of the newest version first.
+    primaries: Vec<NodeId>,
+    /// Members that own the partition in no live version and stand in for those that do: other zones first, then in the order of the
+    /// ring's walk.
+    fallbacks: Vec<NodeId>,
+}
+
+/// The owners of a partition under one layout version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owners {
+    version: LayoutVersion,
+    primaries: Vec<NodeId>,
+}
+
+/// How many fallbacks of a partition are ever asked: as many as there can be primaries, so that each of them can have one.
+const FALLBACKS_MAX: usize = N_MAX as usize;
+
+impl View {
+    /// While this layout is the only live one; `ring` is its ring.
+    pub fn of(layout: &Layout, ring: &Ring, partition: Partition) -> Self {
+        let primaries = ring.primaries(partition).to_vec();
+        let mut fallbacks = ring.preference_list(partition).split_off(primaries.len());
+        fallbacks.truncate(FALLBACKS_MAX);
+        let owners = vec![Owners { version: layout.version, primaries: primaries.clone() }];
+        Self { label: Label::of(layout.version), owners, primaries, fallbacks }
+    }
+
+    /// All owners of the partition, under whichever live version.
+    pub fn primaries(&self) -> &[NodeId] {
+        &self.primaries
+    }
+
+    /// Whether a node owns the partition under a live version.
+    pub fn is_primary(&self, node: NodeId) -> bool {
+        self.primaries.contains(&node)
+    }
+
+    /// Who stands in for the primaries, best first; at most nine.
+    pub fn fallbacks(&self) -> &[NodeId] {
+        &self.fallbacks
+    }
+
+    /// How many replicas a record has under the newest version.
+    pub fn n(&self) -> u8 {
+        count(&self.owners[0].primaries)
+    }
+
+    /// The owners of each live version, and how many of them make this quorum. `what` is `R` or `W`.
+    ///
+    /// # Errors
+    /// [`NotApplied::QuorumImpossible`] when it needs nobody, or more than there are.
+    pub fn groups(&self, what: &str, quorum: Quorum) -> Result<Vec<Group>, NotApplied> {
+        let group = |owners: &Owners| {
+            let need = required(what, quorum, count(&owners.primaries))?;
+            Ok(Group { version: owners.version, primaries: owners.primaries.clone(), need })
+        };
+        self.owners.iter().map(group).collect()
+    }
+}
+
+fn count(primaries: &[NodeId]) -> u8 {
+    u8::try_from(primaries.len()).expect("a layout has at most 255 replicas of a record")
 }
 
 /// What a node is asked to be to a partition.
@@ -99,6 +171,28 @@ mod tests {
         let layout = staged.layout(ClusterId(7));
         let ring = layout.ring().expect("possible");
         (layout, ring)
+    }
+
+    #[test]
+    fn a_view_names_the_owners_those_who_stand_in_and_the_quorum() {
+        let (layout, ring) = five();
+        let view = View::of(&layout, &ring, Partition(3));
+        let preference = ring.preference_list(Partition(3));
+        assert_eq!((view.primaries(), view.fallbacks()), (&preference[..3], &preference[3..]));
+        assert_eq!((view.n(), view.label), (3, Label::of(LayoutVersion(1))));
+        assert!(view.is_primary(preference[2]) && !view.is_primary(preference[3]));
+        let groups = view.groups("W", Quorum::Majority).expect("possible");
+        assert_eq!(groups, [Group { version: LayoutVersion(1), primaries: preference[..3].to_vec(), need: 2 }]);
+    }
+
+    #[test]
+    fn an_impossible_quorum_is_refused_with_both_numbers() {
+        let (layout, ring) = five();
+        for asked in [0, 4, 255] {
+            let refusal =
+                View::of(&layout, &ring, Partition(0)).groups("W", Quorum::Exactly(asked)).expect_err("refused");
+            assert_eq!(refusal, NotApplied::QuorumImpossible { what: "W".into(), asked, n: 3 });
+        }
     }
 
     #[test]

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! It is the write of Dynamo (DeCandia et al., 2007, sections 4.5 and 4.6): W of N, sloppy, with hinted handoff. A node that is
-//! no primary coordinates where none can be reached; it mints in a hint of its own.
+//! no primary coordinates where none can be reached; it mints in a hint of its own. While a layout change is under way W owners
+//! of every live version are needed, each version a [`Group`].
 //!
 //! Invariants: before the mint the outcome is `NotApplied`, after it `Ok` or `Indeterminate` and never `NotApplied`; there is
 //! exactly one reply and it comes before `Finished`; a write is always sent to all N primaries, W only decides when to
@@ -26,11 +27,10 @@
 //! changes nothing. Every question that it asks must be answered in the end
 //! ([`Put::on_ack`] or [`Put::on_failed`], [`Put::on_hint_kept`] or [`Put::on_hint_failed`]), so every call needs a deadline.
 
-use quorate_wire::Quorum;
 use quorate_wire::ids::{NodeId, OpId};
 use quorate_wire::{Acks, Asked, Failure, NotApplied};
 
-use super::quorum::{Said, Status, Tally, required};
+use super::quorum::{Group, Said, Status, Tally};
 
 /// What the driver has to do next.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,17 +108,18 @@ impl Put {
     /// a write that cannot succeed must not be left half-applied, while a wrong belief must not stop one that could.
     ///
     /// # Errors
-    /// W is 0 or above N, or fewer than W nodes that would count can be reached; or `me` is no primary and the write is strict, or
+    /// Fewer nodes that would count can be reached than a group needs; or `me` is no primary and the write is strict, or
     /// hints are switched off: then it is not this node's to coordinate.
     pub fn new(
         me: NodeId,
         op_id: OpId,
-        primaries: &[NodeId],
+        groups: &[Group],
         stand_ins: StandIns,
-        w: Quorum,
         strict: bool,
         reachable: impl Fn(NodeId) -> bool,
     ) -> Result<Self, NotApplied> {
+        let tally = Tally::of_every(groups, strict);
+        let primaries: Vec<NodeId> = tally.primaries().collect();
         let owns = primaries.contains(&me);
         if !owns && (strict || !stand_ins.hints) {
             let what = if strict { "a strict write" } else { "a write while nobody stands in" };
@@ -127,25 +128,23 @@ impl Put {
                 why: format!("only a primary of the key coordinates {what}"),
             });
         }
-        let n = u8::try_from(primaries.len()).expect("a layout has at most 255 replicas of a record");
-        let need = required("W", w, n)?;
         let down: Vec<NodeId> = primaries.iter().copied().filter(|node| *node != me && !reachable(*node)).collect();
-        let up = n - down.len() as u8;
         let others = if stand_ins.hints && !strict { stand_ins.fallbacks.len() + usize::from(!owns) } else { 0 };
-        let alive = n.min(up.saturating_add(u8::try_from(others).unwrap_or(u8::MAX)));
-        if alive < need {
-            let names: Vec<&str> = down.iter().map(NodeId::as_str).collect();
-            let others = match (strict, others) {
-                (true, _) => String::new(),
-                (false, 0) => "; there is no fallback".to_owned(),
-                (false, others) => format!("; fallbacks that can be reached: {others}"),
-            };
-            let why = format!("{} of the {n} primaries cannot be reached: {}{others}", down.len(), names.join(", "));
-            return Err(NotApplied::Unavailable { need, alive, why });
+        for Group { primaries, need, .. } in groups {
+            let down: Vec<&str> = primaries.iter().filter(|node| down.contains(node)).map(NodeId::as_str).collect();
+            let (n, need) = (primaries.len(), *need);
+            let alive = u8::try_from(n.min(n - down.len() + others)).unwrap_or(u8::MAX);
+            if alive < need {
+                let others = match (strict, others) {
+                    (true, _) => String::new(),
+                    (false, 0) => "; there is no fallback".to_owned(),
+                    (false, others) => format!("; fallbacks that can be reached: {others}"),
+                };
+                let why = format!("{} of the {n} primaries cannot be reached: {}{others}", down.len(), down.join(", "));
+                return Err(NotApplied::Unavailable { need, alive, why });
+            }
         }
-        let tally = Tally::new(primaries, need, strict);
         let mint_for = (!owns).then(|| *down.first().unwrap_or(&primaries[0]));
-        let primaries = primaries.to_vec();
         Ok(Self {
             me,
             op_id,
@@ -393,6 +392,8 @@ impl Put {
 
 #[cfg(test)]
 mod tests {
+    use quorate_wire::ids::LayoutVersion;
+
     use super::*;
 
     const OP: OpId = OpId(7);
@@ -401,10 +402,13 @@ mod tests {
         ["a", "b", "c"].map(|name| NodeId::new(name).expect("a legal name"))
     }
 
+    fn one(primaries: &[NodeId], need: u8) -> [Group; 1] {
+        [Group { version: LayoutVersion(1), primaries: primaries.to_vec(), need }]
+    }
+
     fn put(w: u8) -> Put {
         let nodes = nodes();
-        Put::new(nodes[0], OP, &nodes, StandIns::default(), Quorum::Exactly(w), false, |_| true)
-            .expect("everybody is up")
+        Put::new(nodes[0], OP, &one(&nodes, w), StandIns::default(), false, |_| true).expect("everybody is up")
     }
 
     /// A strict repetition of what a fallback had minted reached an assertion here.
@@ -413,18 +417,8 @@ mod tests {
         let f = node("f");
         for (strict, hints) in [(true, true), (true, false), (false, false)] {
             let stand_ins = StandIns { hints, fallbacks: Vec::new() };
-            let refusal = Put::new(f, OP, &nodes(), stand_ins, Quorum::One, strict, |_| true).expect_err("no primary");
+            let refusal = Put::new(f, OP, &one(&nodes(), 1), stand_ins, strict, |_| true).expect_err("no primary");
             assert!(matches!(&refusal, NotApplied::NotServing { node, .. } if *node == f), "{refusal}");
-        }
-    }
-
-    #[test]
-    fn an_impossible_quorum_is_refused_before_the_mint() {
-        let nodes = nodes();
-        for w in [0, 4, 255] {
-            let refusal = Put::new(nodes[0], OP, &nodes, StandIns::default(), Quorum::Exactly(w), false, |_| true)
-                .expect_err("refused");
-            assert_eq!(refusal, NotApplied::QuorumImpossible { what: "W".into(), asked: w, n: 3 });
         }
     }
 
@@ -438,7 +432,7 @@ mod tests {
                     up & if node == nodes[1] { 1 } else { 2 } != 0
                 };
                 let alive = 1 + up.count_ones() as u8;
-                match Put::new(nodes[0], OP, &nodes, StandIns::default(), Quorum::Exactly(w), false, reachable) {
+                match Put::new(nodes[0], OP, &one(&nodes, w), StandIns::default(), false, reachable) {
                     Ok(_) => assert!(alive >= w),
                     Err(NotApplied::Unavailable { need, alive: told, why }) => {
                         assert!(alive < w, "w={w} up={up}");
@@ -456,9 +450,64 @@ mod tests {
     fn a_write_goes_to_all_other_primaries_at_once_even_to_those_believed_down() {
         let [a, b, c] = nodes();
         let mut put =
-            Put::new(a, OP, &[b, a, c], StandIns::default(), Quorum::One, false, |_| false).expect("one is enough");
+            Put::new(a, OP, &one(&[b, a, c], 1), StandIns::default(), false, |_| false).expect("one is enough");
         let actions = put.on_minted(3);
         assert_eq!(actions, [PutAction::Replicate(b), PutAction::Replicate(c), PutAction::AwaitDurable]);
+    }
+
+    /// While a and b hand over to c and d: two of {a, b} and two of {c, d, b}.
+    fn two_versions() -> [Group; 2] {
+        let [a, b, c] = nodes();
+        let group = |version, primaries: &[NodeId]| Group {
+            version: LayoutVersion(version),
+            primaries: primaries.to_vec(),
+            need: 2,
+        };
+        [group(2, &[c, node("d"), b]), group(1, &[a, b])]
+    }
+
+    #[test]
+    fn a_write_needs_the_quorum_of_every_live_version_and_goes_to_the_owners_of_all() {
+        let [a, b, c] = nodes();
+        let d = node("d");
+        let new =
+            |up: &[NodeId]| Put::new(a, OP, &two_versions(), StandIns::default(), true, |node| up.contains(&node));
+        let mut put = new(&[b, c, d]).expect("all are up");
+        let expected = [c, d, b].map(PutAction::Replicate);
+        assert_eq!(put.on_minted(0), [&expected[..], &[PutAction::AwaitDurable]].concat());
+        assert_eq!(put.on_ack(c, true, true, 1), []);
+        assert_eq!(put.on_ack(d, true, true, 1), [], "the newer version has its quorum, the older one has nothing");
+        assert_eq!((put.need(), put.acks().total()), (2, 0), "what is lacking most is told");
+        assert_eq!(put.on_ack(a, true, true, 1), []);
+        let actions = put.on_ack(b, true, true, 1);
+        assert_eq!(actions, [PutAction::Reply(Ok(())), PutAction::Finished], "b counts for both");
+
+        let mut put = new(&[b, c]).expect("two of each are up");
+        put.on_minted(0);
+        for node in [a, c] {
+            assert_eq!(put.on_ack(node, true, true, 1), []);
+        }
+        let actions = put.on_failed(b, "refused".into(), 1);
+        let [PutAction::Reply(Err(Failure::Indeterminate { need: 2, acks, .. }))] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        assert_eq!(acks.total(), 1, "of a and b only a is left");
+        let refusal = new(&[c, d]).expect_err("b is needed");
+        let why = "1 of the 2 primaries cannot be reached: b";
+        assert_eq!(refusal, NotApplied::Unavailable { need: 2, alive: 1, why: why.into() });
+    }
+
+    #[test]
+    fn a_hint_takes_the_place_of_its_target_in_every_version_that_it_owns() {
+        let [a, b, c] = nodes();
+        let up = |node: NodeId| node != b;
+        let mut put = Put::new(a, OP, &two_versions(), stand_ins(&["f"]), false, up).expect("f stands in for b");
+        assert!(put.on_minted(0).contains(&PutAction::Hint { holder: node("f"), target: b }));
+        assert_eq!(put.on_ack(a, true, true, 1), []);
+        assert_eq!(put.on_ack(c, true, true, 1), []);
+        let actions = put.on_hint_kept(node("f"), b, true, true, 1);
+        assert_eq!(actions, [PutAction::Reply(Ok(()))], "{:?}", put.asked());
+        assert_eq!(put.acks(), Acks { primary: 1, fallback: 1 });
     }
 
     #[test]
@@ -527,7 +576,7 @@ mod tests {
     #[test]
     fn a_lone_primary_has_nobody_who_could_be_late() {
         let alone =
-            Put::new(node("a"), OP, &[node("a")], stand_ins(&["f"]), Quorum::One, false, |_| true).expect("it is up");
+            Put::new(node("a"), OP, &one(&[node("a")], 1), stand_ins(&["f"]), false, |_| true).expect("it is up");
         assert_eq!(alone.clone().on_minted(0), [PutAction::AwaitDurable]);
         assert_eq!((alone.unplaced(), alone.mint_for()), (0, None));
     }
@@ -535,7 +584,7 @@ mod tests {
     #[test]
     fn a_fallback_that_coordinates_while_all_are_up_mints_for_the_first() {
         let up = |_| true;
-        let put = Put::new(node("f"), OP, &nodes(), stand_ins(&[]), Quorum::One, false, up).expect("all are up");
+        let put = Put::new(node("f"), OP, &one(&nodes(), 1), stand_ins(&[]), false, up).expect("all are up");
         assert_eq!(put.mint_for(), Some(node("a")));
     }
 
@@ -566,7 +615,7 @@ mod tests {
     fn sloppy(w: u8, down: &[&str], fallbacks: &[&str]) -> Put {
         let down: Vec<NodeId> = down.iter().map(|name| node(name)).collect();
         let up = |node: NodeId| !down.contains(&node);
-        Put::new(nodes()[0], OP, &nodes(), stand_ins(fallbacks), Quorum::Exactly(w), false, up).expect("enough are up")
+        Put::new(nodes()[0], OP, &one(&nodes(), w), stand_ins(fallbacks), false, up).expect("enough are up")
     }
 
     #[test]
@@ -596,7 +645,7 @@ mod tests {
     fn a_strict_write_leaves_hints_that_do_not_count() {
         let [a, b, c] = nodes();
         let up = |node| node != c;
-        let new = |w| Put::new(a, OP, &nodes(), stand_ins(&["f"]), Quorum::Exactly(w), true, up);
+        let new = |w| Put::new(a, OP, &one(&nodes(), w), stand_ins(&["f"]), true, up);
         assert!(matches!(new(3), Err(NotApplied::Unavailable { need: 3, alive: 2, .. })));
         let mut put = new(2).expect("two are up");
         assert!(put.on_minted(0).contains(&hint("f", "c")));
@@ -645,8 +694,7 @@ mod tests {
     fn a_coordinator_that_is_no_primary_mints_in_a_hint_and_takes_one_place() {
         let [a, b, c] = nodes();
         let f = node("f");
-        let new =
-            |w, others: &[&str]| Put::new(f, OP, &nodes(), stand_ins(others), Quorum::Exactly(w), false, |_| false);
+        let new = |w, others: &[&str]| Put::new(f, OP, &one(&nodes(), w), stand_ins(others), false, |_| false);
         assert!(matches!(new(3, &["g"]), Err(NotApplied::Unavailable { need: 3, alive: 2, .. })));
         let mut put = new(2, &["g"]).expect("f and g are two");
         assert_eq!(put.mint_for(), Some(a));
@@ -681,7 +729,7 @@ mod tests {
             let up =
                 |node: NodeId| primaries.iter().position(|primary| *primary == node).is_none_or(|i| down >> i & 1 == 0);
             let stand_ins = StandIns { hints: true, fallbacks };
-            let Ok(mut put) = Put::new(me, OP, &primaries, stand_ins, Quorum::Exactly(w), false, up) else { continue };
+            let Ok(mut put) = Put::new(me, OP, &one(&primaries, w), stand_ins, false, up) else { continue };
             // Edges (node, primary) that are open, and those that have acknowledged before the reply.
             let (mut open, mut acked, mut asked) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
             let (mut replied, mut finished) = (None, false);

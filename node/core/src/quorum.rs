@@ -10,12 +10,28 @@
 //!
 //! What never counts: an acknowledgement of a node that was not asked, a second one of the same node, one after a failure
 //! of the same node, and everything that arrives after the request was decided ([`Tally::close`]).
+//!
+//! While a layout change is under way a partition has the owners of several versions, a [`Group`] for each. A write needs the
+//! quorum of **every** group (rule L1 of the layout change); a read that of **any one**, to which only those replicas count that
+//! may speak for its version (rule L6: replies of different versions are never added up). One acknowledgement of a node that is
+//! in several groups counts in each of them.
 
 use std::fmt;
 
 use quorate_wire::Quorum;
-use quorate_wire::ids::NodeId;
+use quorate_wire::ids::{LayoutVersion, NodeId};
 use quorate_wire::{Acks, Asked, NotApplied, Role};
+
+/// The owners of a key under one layout version, and how many of them a request needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The version.
+    pub version: LayoutVersion,
+    /// All owners, in the order of the preference list.
+    pub primaries: Vec<NodeId>,
+    /// At least 1, and no more than there are primaries.
+    pub need: u8,
+}
 
 /// The count that a quorum means with `n` replicas.
 ///
@@ -39,10 +55,13 @@ pub fn write_back(n: u8, r: u8) -> u8 {
 /// Times are microseconds since the start of the request; they serve evidence only and decide nothing.
 #[derive(Debug, Clone)]
 pub struct Tally {
-    need: u8,
+    /// Which quorums make the request's.
+    rule: Rule,
     /// Only primaries count.
     strict: bool,
-    /// How many primary slots there are.
+    /// One for each live version, in the order in which they were given.
+    groups: Vec<Counted>,
+    /// How many primary slots there are, in all groups together.
     slots: usize,
     /// The primaries in slot order, then one seat for every question to a fallback.
     seats: Vec<Seat>,
@@ -51,8 +70,25 @@ pub struct Tally {
     closed: bool,
 }
 
-/// Whether a quorum can still be met.
+/// A group as the tally counts it.
+#[derive(Debug, Clone)]
+struct Counted {
+    version: LayoutVersion,
+    need: u8,
+    /// The slots of its primaries, a bit each.
+    slots: u64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// Every group must have its quorum: a write.
+    Every,
+    /// One group's quorum is enough: a read.
+    Any,
+}
+
+/// Whether a quorum can still be met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
     /// Enough have acknowledged.
     Met,
@@ -90,6 +126,8 @@ struct Seat {
     slot: usize,
     role: Role,
     state: State,
+    /// The groups for which what it said counts, a bit each; all of them unless it has said for which versions it may speak.
+    speaks: u8,
     sent_us: u64,
     answered_us: u64,
     said: Option<Said>,
@@ -109,23 +147,54 @@ enum State {
 }
 
 impl Tally {
-    /// A tally over the primaries of a key, of whom nobody has been asked yet.
+    /// The tally of a write: the quorum of every group. Nobody has been asked yet.
     ///
     /// # Panics
-    /// When `need` is 0 or above the number of primaries: [`required`] comes first.
-    pub fn new(primaries: &[NodeId], need: u8, strict: bool) -> Self {
-        assert!(need >= 1, "a quorum of nobody is refused before a tally is made");
-        assert!(usize::from(need) <= primaries.len(), "a quorum above N is refused before a tally is made");
-        let seat = |(slot, node): (usize, &NodeId)| Seat::new(*node, slot, Role::Primary);
-        let seats: Vec<Seat> = primaries.iter().enumerate().map(seat).collect();
-        let doubled = seats.iter().any(|seat| seats[..seat.slot].iter().any(|before| before.node == seat.node));
-        assert!(!doubled, "a node is one primary of a key");
-        Self { need, strict, slots: primaries.len(), order: Vec::with_capacity(seats.len()), seats, closed: false }
+    /// When a group needs nobody or more than it has: [`required`] comes first. When there is no group, or a node is twice in one.
+    pub fn of_every(groups: &[Group], strict: bool) -> Self {
+        Self::new(groups, Rule::Every, strict)
     }
 
-    /// How many acknowledgements are needed.
+    /// The tally of a read: the quorum of any one group, the first in the list preferred.
+    ///
+    /// # Panics
+    /// As [`of_every`](Self::of_every).
+    pub fn of_any(groups: &[Group], strict: bool) -> Self {
+        Self::new(groups, Rule::Any, strict)
+    }
+
+    fn new(groups: &[Group], rule: Rule, strict: bool) -> Self {
+        assert!((1..=GROUPS_MAX).contains(&groups.len()), "a key has owners, of at most {GROUPS_MAX} live versions");
+        let mut seats: Vec<Seat> = Vec::with_capacity(groups[0].primaries.len());
+        let count = |group: &Group| {
+            assert!(group.need >= 1, "a quorum of nobody is refused before a tally is made");
+            assert!(
+                usize::from(group.need) <= group.primaries.len(),
+                "a quorum above N is refused before a tally is made"
+            );
+            let slots = group.primaries.iter().fold(0, |slots, node| {
+                let slot = seats.iter().position(|seat| seat.node == *node).unwrap_or(seats.len());
+                if slot == seats.len() {
+                    seats.push(Seat::new(*node, slot, Role::Primary));
+                }
+                let bit = 1u64.checked_shl(slot as u32).expect("the live versions have at most 64 owners of a key");
+                assert!(slots & bit == 0, "a node is one primary of a key");
+                slots | bit
+            });
+            Counted { version: group.version, need: group.need, slots }
+        };
+        let groups = groups.iter().map(count).collect();
+        Self { rule, strict, groups, slots: seats.len(), order: Vec::with_capacity(seats.len()), seats, closed: false }
+    }
+
+    /// All primaries, those of the first group first.
+    pub fn primaries(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.seats[..self.slots].iter().map(|seat| seat.node)
+    }
+
+    /// How many acknowledgements are needed: in the group that lacks most of a write's, or is nearest to a read's quorum.
     pub fn need(&self) -> u8 {
-        self.need
+        self.deciding(|state| state == State::Acked).0.need
     }
 
     /// Notes that a primary is asked now. Returns false, and changes nothing, if it was asked before or is no primary.
@@ -164,9 +233,20 @@ impl Tally {
     }
 
     /// Notes an acknowledgement: of a primary, or of a fallback in all its seats at once (an answer to a read). Returns whether
-    /// it raised the count; see the module's text for what does not.
+    /// it raised the count of a group; see the module's text for what does not.
     pub fn ack(&mut self, node: NodeId, said: Said, at_us: u64) -> bool {
         let seats = self.seats_of(node);
+        self.acknowledged(&seats, said, at_us)
+    }
+
+    /// As [`ack`](Self::ack), of a replica that speaks for these versions only.
+    pub fn ack_for_versions(&mut self, node: NodeId, versions: &[LayoutVersion], said: Said, at_us: u64) -> bool {
+        let speaks = self.groups.iter().enumerate().filter(|(_, group)| versions.contains(&group.version));
+        let speaks = speaks.fold(0, |speaks, (index, _)| speaks | 1 << index);
+        let seats = self.seats_of(node);
+        for seat in seats.iter().filter(|seat| self.seats[**seat].state == State::Asked).copied().collect::<Vec<_>>() {
+            self.seats[seat].speaks = speaks;
+        }
         self.acknowledged(&seats, said, at_us)
     }
 
@@ -188,10 +268,14 @@ impl Tally {
         self.answer(&seats, State::Failed, said, at_us)
     }
 
-    /// The primaries that have not acknowledged: those that a fallback can stand in for.
+    /// The primaries that have not acknowledged, in each group where they have a slot: those that a fallback can stand in for.
     pub fn vacant(&self) -> Vec<NodeId> {
-        let primaries = self.seats[..self.slots].iter();
-        primaries.filter(|seat| !matches!(seat.state, State::Acked | State::Late)).map(|seat| seat.node).collect()
+        let speaks = |seat: &Seat| {
+            let mut groups = self.groups.iter().enumerate().filter(|(_, group)| group.slots >> seat.slot & 1 == 1);
+            groups.all(|(index, _)| seat.speaks >> index & 1 == 1)
+        };
+        let settled = |seat: &&Seat| matches!(seat.state, State::Acked | State::Late) && speaks(seat);
+        self.seats[..self.slots].iter().filter(|seat| !settled(seat)).map(|seat| seat.node).collect()
     }
 
     /// The request is decided: what arrives from now on is noted and counts for nothing.
@@ -201,23 +285,60 @@ impl Tally {
 
     /// Whether the quorum is met, possible or impossible.
     pub fn status(&self) -> Status {
-        if self.acks().total() >= self.need {
-            Status::Met
-        } else if self.possible() >= self.need {
-            Status::Possible
-        } else {
-            Status::Impossible
+        let of = |index: usize| {
+            let need = self.groups[index].need;
+            match () {
+                () if self.matching(index, |state| state == State::Acked).total() >= need => Status::Met,
+                () if self.matching(index, State::may_count).total() >= need => Status::Possible,
+                () => Status::Impossible,
+            }
+        };
+        let all = (0..self.groups.len()).map(of);
+        match self.rule {
+            Rule::Every => all.max(),
+            Rule::Any => all.min(),
         }
+        .expect("there is a group")
     }
 
-    /// The matching of those that have acknowledged.
+    /// The matching of those that have acknowledged, in the group that [`need`](Self::need) is of.
     pub fn acks(&self) -> Acks {
-        self.matching(|state| state == State::Acked)
+        self.deciding(|state| state == State::Acked).1
     }
 
-    /// The most acknowledgements that there can be: of all that have not failed, asked or not.
+    /// The most acknowledgements that there can be: of all that have not failed, asked or not. In the group that can have least of
+    /// a write's quorum, or most of a read's.
     pub fn possible(&self) -> u8 {
-        self.matching(|state| matches!(state, State::Idle | State::Asked | State::Acked)).total()
+        self.deciding(State::may_count).1.total()
+    }
+
+    /// The version whose quorum a read rests on, or comes nearest to.
+    pub fn version(&self) -> LayoutVersion {
+        self.deciding(|state| state == State::Acked).0.version
+    }
+
+    /// The primaries of the group at this place of the list, in slot order.
+    pub fn primaries_of(&self, group: usize) -> impl Iterator<Item = NodeId> + '_ {
+        let slots = self.groups[group].slots;
+        self.seats[..self.slots].iter().filter(move |seat| slots >> seat.slot & 1 == 1).map(|seat| seat.node)
+    }
+
+    /// How many groups there are.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// How far the group at this place of the list can come, if all answer that have not failed, and `more` nodes that could be
+    /// asked besides: whether that is its quorum.
+    pub fn can_meet(&self, group: usize, more: usize) -> bool {
+        let possible = usize::from(self.matching(group, State::may_count).total());
+        possible + more >= self.groups[group].need.into()
+    }
+
+    /// How many more have to be asked, so that the group at this place of the list has its quorum if all answer.
+    pub fn lacks(&self, group: usize) -> usize {
+        let awaited = self.matching(group, |state| matches!(state, State::Asked | State::Acked)).total();
+        self.groups[group].need.saturating_sub(awaited).into()
     }
 
     /// Whether somebody who was asked has not answered.
@@ -271,14 +392,31 @@ impl Tally {
     }
 
     fn acknowledged(&mut self, seats: &[usize], said: Said, at_us: u64) -> bool {
-        let before = self.acks().total();
+        let before = self.totals();
         let state = if self.closed { State::Late } else { State::Acked };
         self.answer(seats, state, said, at_us);
-        let counted = self.acks().total() > before;
+        let counted = self.totals() > before;
         if counted && let Some(first) = seats.first() {
             self.seats[*first].counted = true;
         }
         counted
+    }
+
+    /// The acknowledgements that count, over all groups. A sum says whether one was raised, as none is ever lowered.
+    fn totals(&self) -> u32 {
+        (0..self.groups.len()).map(|group| u32::from(self.matching(group, |state| state == State::Acked).total())).sum()
+    }
+
+    /// The group that decides, as far as the seats in the states that `counts` takes go, with its matching: of a write the one that
+    /// lacks most, of a read the one that lacks least; of equal ones the first.
+    fn deciding(&self, counts: impl Fn(State) -> bool) -> (&Counted, Acks) {
+        let lacks = |(group, acks): &(&Counted, Acks)| i16::from(group.need) - i16::from(acks.total());
+        let all = self.groups.iter().enumerate().map(|(index, group)| (group, self.matching(index, &counts)));
+        match self.rule {
+            Rule::Every => all.rev().max_by_key(lacks),
+            Rule::Any => all.min_by_key(lacks),
+        }
+        .expect("there is a group")
     }
 
     /// Moves those of the seats that are awaited; returns whether there were any.
@@ -297,19 +435,21 @@ impl Tally {
         news
     }
 
-    /// The largest matching of nodes to slots over the seats in the states that `counts` takes.
+    /// The largest matching of nodes to the slots of a group, over the seats in the states that `counts` takes.
     ///
     /// A primary fits its own slot only, so that all of them are in some largest matching; fallbacks are matched to the
     /// slots that are left, by augmenting paths.
-    fn matching(&self, counts: impl Fn(State) -> bool) -> Acks {
+    fn matching(&self, group: usize, counts: impl Fn(State) -> bool) -> Acks {
+        let slots = self.groups[group].slots;
+        let counts = |seat: &Seat| slots >> seat.slot & 1 == 1 && seat.speaks >> group & 1 == 1 && counts(seat.state);
         let (primaries, fallbacks) = self.seats.split_at(self.slots);
-        let primary = primaries.iter().filter(|seat| counts(seat.state)).count();
+        let primary = primaries.iter().filter(|seat| counts(seat)).count();
         if self.strict || fallbacks.is_empty() {
             return Acks { primary: primary as u8, fallback: 0 };
         }
         let edges: Vec<(NodeId, usize)> = fallbacks
             .iter()
-            .filter(|seat| counts(seat.state) && !counts(primaries[seat.slot].state))
+            .filter(|seat| counts(seat) && !counts(&primaries[seat.slot]))
             .map(|seat| (seat.node, seat.slot))
             .collect();
         let mut holders: Vec<Option<NodeId>> = vec![None; self.slots];
@@ -324,9 +464,17 @@ impl Tally {
     }
 }
 
+impl State {
+    /// Whether one in this state may come to be counted, or is.
+    fn may_count(self) -> bool {
+        matches!(self, Self::Idle | Self::Asked | Self::Acked)
+    }
+}
+
 impl Seat {
     fn new(node: NodeId, slot: usize, role: Role) -> Self {
-        Self { node, slot, role, state: State::Idle, sent_us: 0, answered_us: 0, said: None, counted: false }
+        let (state, speaks) = (State::Idle, u8::MAX);
+        Self { node, slot, role, state, speaks, sent_us: 0, answered_us: 0, said: None, counted: false }
     }
 }
 
@@ -349,6 +497,9 @@ impl fmt::Display for Said {
 }
 
 const NO_ANSWER: &str = "no answer yet";
+
+/// More versions than that are never live at a time: a layout change begins when the one before it has ended or was aborted.
+pub const GROUPS_MAX: usize = 4;
 
 /// Gives `node` a slot, moving others to slots of theirs that are free; returns whether that was possible (Kuhn 1955).
 fn augment(edges: &[(NodeId, usize)], node: NodeId, holders: &mut [Option<NodeId>], tried: &mut [bool]) -> bool {
@@ -395,8 +546,12 @@ mod tests {
         Said::Failed("refused".into())
     }
 
+    fn one(primaries: &[NodeId], need: u8) -> [Group; 1] {
+        [Group { version: LayoutVersion(1), primaries: primaries.to_vec(), need }]
+    }
+
     fn asked(primaries: &[NodeId], need: u8) -> Tally {
-        let mut tally = Tally::new(primaries, need, false);
+        let mut tally = Tally::of_every(&one(primaries, need), false);
         for primary in primaries {
             assert!(tally.ask(*primary, 0));
         }
@@ -445,7 +600,7 @@ mod tests {
     #[test]
     fn a_strict_tally_counts_primaries_only() {
         let (a, b, f) = (node("a"), node("b"), node("f"));
-        let mut tally = Tally::new(&[a, b], 2, true);
+        let mut tally = Tally::of_every(&one(&[a, b], 2), true);
         assert!(tally.ask(a, 0) && tally.ask(b, 0) && tally.ask_fallback(f, b, 0));
         assert!(tally.ack(a, ACK, 1) && !tally.ack(f, ACK, 1));
         assert!(tally.fail(b, failed(), 2));
@@ -455,7 +610,7 @@ mod tests {
     #[test]
     fn strangers_doubles_and_those_who_were_not_asked_count_for_nothing() {
         let (a, b) = (node("a"), node("b"));
-        let mut tally = Tally::new(&[a, b], 2, false);
+        let mut tally = Tally::of_every(&one(&[a, b], 2), false);
         assert!(!tally.ack(a, ACK, 0), "not asked yet");
         assert!(!tally.ack(node("x"), ACK, 0) && !tally.fail(node("x"), failed(), 0));
         assert!(tally.ask(a, 0) && !tally.ask(a, 0) && !tally.ask(node("x"), 0));
@@ -483,7 +638,7 @@ mod tests {
     #[test]
     fn evidence_tells_who_was_asked_when_for_whom_and_what_each_said() {
         let (a, b, f) = (node("a"), node("b"), node("f"));
-        let mut tally = Tally::new(&[a, b], 2, false);
+        let mut tally = Tally::of_every(&one(&[a, b], 2), false);
         assert!(tally.ask(a, 3) && tally.ask(b, 4) && tally.ask_fallback(f, a, 5) && tally.ask_fallback(f, b, 6));
         tally.ack(a, ACK, 7);
         // One answer for both of its seats: it counts once, in b's place.
@@ -507,7 +662,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a node is one primary of a key")]
     fn a_tally_over_a_node_that_is_named_twice_is_a_mistake() {
-        let _ = Tally::new(&[node("a"), node("b"), node("b")], 1, false);
+        let _ = Tally::of_every(&one(&[node("a"), node("b"), node("b")], 1), false);
     }
 
     #[test]

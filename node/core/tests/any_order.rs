@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{select, subsequence};
 use quorate_core::bootstrap::{Bootstrap, Heard, Me, Offer};
 use quorate_core::get::{Get, GetAction};
 use quorate_core::layout::Layout;
 use quorate_core::put::{Put, PutAction, StandIns};
-use quorate_core::quorum::{Said, Status, Tally, required};
+use quorate_core::quorum::{Group, Said, Status, Tally};
 use quorate_core::staging::{Staged, StagedMember, warnings};
-use quorate_wire::Quorum;
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
 use quorate_wire::{Failure, NotApplied};
 
@@ -31,14 +30,29 @@ fn somebody() -> impl Strategy<Value = NodeId> {
     (0..10u8).prop_map(node)
 }
 
-fn quorum() -> impl Strategy<Value = Quorum> {
-    prop_oneof![
-        Just(Quorum::One),
-        Just(Quorum::Majority),
-        Just(Quorum::All),
-        (0..7u8).prop_map(Quorum::Exactly),
-        Just(Quorum::Exactly(255)),
-    ]
+/// Of one to three live versions: some of the five primaries, in any order, and how many of them are needed.
+fn groups() -> impl Strategy<Value = Vec<Group>> {
+    let owners = subsequence((0..5).collect::<Vec<u8>>(), 1..=5).prop_shuffle();
+    let group = owners.prop_flat_map(|owners| (1..=owners.len() as u8, Just(owners)));
+    vec(group, 1..=3).prop_map(|groups| {
+        let numbered = (1..).zip(groups);
+        let group = |(version, (need, owners)): (u64, (u8, Vec<u8>))| {
+            let primaries = owners.into_iter().map(node).collect();
+            Group { version: LayoutVersion(version), primaries, need }
+        };
+        numbered.map(group).collect()
+    })
+}
+
+/// All owners of the groups, those of the first one first.
+fn owners(groups: &[Group]) -> Vec<NodeId> {
+    let mut owners: Vec<NodeId> = Vec::new();
+    for node in groups.iter().flat_map(|group| &group.primaries) {
+        if !owners.contains(node) {
+            owners.push(*node);
+        }
+    }
+    owners
 }
 
 #[derive(Debug, Clone)]
@@ -68,9 +82,15 @@ fn write_event() -> impl Strategy<Value = WriteEvent> {
     ]
 }
 
+/// Some of the versions that there may be.
+fn some_versions() -> impl Strategy<Value = Vec<LayoutVersion>> {
+    subsequence((1..=3).map(LayoutVersion).collect::<Vec<_>>(), 0..=3)
+}
+
 #[derive(Debug, Clone)]
 enum ReadEvent {
     Answer(NodeId, u8),
+    AnswerFor(NodeId, Vec<LayoutVersion>),
     Absent(NodeId),
     Failed(NodeId),
     Late(u32),
@@ -80,6 +100,7 @@ enum ReadEvent {
 fn read_event() -> impl Strategy<Value = ReadEvent> {
     prop_oneof![
         5 => (somebody(), 0..3u8).prop_map(|(who, values)| ReadEvent::Answer(who, values)),
+        3 => (somebody(), some_versions()).prop_map(|(who, versions)| ReadEvent::AnswerFor(who, versions)),
         3 => somebody().prop_map(ReadEvent::Absent),
         3 => somebody().prop_map(ReadEvent::Failed),
         3 => (0..5u32).prop_map(ReadEvent::Late),
@@ -92,6 +113,7 @@ enum Count {
     Ask(NodeId),
     AskFallback(NodeId, NodeId),
     Ack(NodeId),
+    AckForVersions(NodeId, Vec<LayoutVersion>),
     AckFor(NodeId, NodeId),
     Fail(NodeId),
     FailFor(NodeId, NodeId),
@@ -104,6 +126,7 @@ fn count() -> impl Strategy<Value = Count> {
         4 => somebody().prop_map(Count::Ask),
         4 => two().prop_map(|(who, of)| Count::AskFallback(who, of)),
         4 => somebody().prop_map(Count::Ack),
+        4 => (somebody(), some_versions()).prop_map(|(who, versions)| Count::AckForVersions(who, versions)),
         4 => two().prop_map(|(who, of)| Count::AckFor(who, of)),
         2 => somebody().prop_map(Count::Fail),
         2 => two().prop_map(|(who, of)| Count::FailFor(who, of)),
@@ -160,22 +183,21 @@ proptest! {
 
     #[test]
     fn a_write_never_panics_answers_once_and_is_not_said_to_be_refused_after_its_mint(
-        n in 0..5u8,
+        groups in groups(),
         me in somebody(),
         hints in any::<bool>(),
         fallbacks in vec((5..9u8).prop_map(node), 0..4),
-        w in quorum(),
         strict in any::<bool>(),
         up in any::<u8>(),
         events in vec(write_event(), 0..60),
     ) {
-        let primaries = nodes(0..n);
+        let primaries = owners(&groups);
         let reachable = |who: NodeId| primaries.iter().position(|primary| *primary == who).is_none_or(|i| up >> i & 1 == 1);
         let mut fallbacks = fallbacks;
         fallbacks.retain(|fallback| *fallback != me);
-        let new = Put::new(me, OP, &primaries, StandIns { hints, fallbacks }, w, strict, reachable);
+        let new = Put::new(me, OP, &groups, StandIns { hints, fallbacks }, strict, reachable);
         let Ok(mut put) = new else { return Ok(()) };
-        prop_assert!(put.need() >= 1 && put.need() <= n);
+        prop_assert!(groups.iter().any(|group| group.need == put.need()));
         let (mut minted, mut over, mut replies, mut finished) = (false, false, 0, 0);
         let mut asked = BTreeSet::new();
         for event in events {
@@ -233,15 +255,13 @@ proptest! {
 
     #[test]
     fn a_read_never_panics_asks_nobody_twice_and_answers_once(
-        n in 1..5u8,
+        groups in groups(),
         fallbacks in 0..4u8,
-        r in quorum(),
         strict in any::<bool>(),
         events in vec(read_event(), 0..60),
     ) {
-        let primaries = nodes(0..n);
-        let Ok(need) = required("R", r, n) else { return Ok(()) };
-        let (mut get, mut actions) = Get::<u8>::start(&primaries, &nodes(5..5 + fallbacks), need, strict, 0);
+        let primaries = owners(&groups);
+        let (mut get, mut actions) = Get::<u8>::start(&groups, &primaries, &nodes(5..5 + fallbacks), strict, 0);
         let (mut asked, mut replies, mut finished) = (BTreeSet::new(), 0, 0);
         for event in events {
             for action in std::mem::take(&mut actions) {
@@ -253,8 +273,8 @@ proptest! {
                     GetAction::HedgeAfterDelay { .. } => prop_assert_eq!(replies, 0),
                     GetAction::Reply(outcome) => {
                         replies += 1;
-                        prop_assert_eq!(outcome.is_ok(), get.acks().total() >= need);
-                        prop_assert!(outcome.is_err() || get.decisive().len() >= usize::from(need));
+                        prop_assert_eq!(outcome.is_ok(), get.acks().total() >= get.need());
+                        prop_assert!(outcome.is_err() || get.decisive().len() >= usize::from(get.need()));
                     }
                     GetAction::Finished => finished += 1,
                 }
@@ -262,6 +282,9 @@ proptest! {
             prop_assert!(replies <= 1 && finished <= replies);
             actions = match event {
                 ReadEvent::Answer(who, values) => get.on_answer(who, values, Said::Values(values.into()), 1),
+                ReadEvent::AnswerFor(who, versions) => {
+                    get.on_answer_for_versions(who, &versions, 1, Said::Values(1), 1)
+                }
                 ReadEvent::Absent(who) => get.on_absent(who, 0, 1),
                 ReadEvent::Failed(who) => get.on_failed(who, "no".into(), 1),
                 ReadEvent::Late(token) => get.on_late(token, 1),
@@ -273,13 +296,16 @@ proptest! {
     }
 
     #[test]
-    fn a_tally_never_panics_and_counts_nobody_and_no_place_twice(
-        (n, need) in (1..5u8).prop_flat_map(|n| (Just(n), 1..=n)),
+    fn a_tally_never_panics_and_is_what_the_tallies_of_its_groups_are_together(
+        groups in groups(),
+        every in any::<bool>(),
         strict in any::<bool>(),
         events in vec(count(), 0..60),
     ) {
-        let primaries = nodes(0..n);
-        let mut tally = Tally::new(&primaries, need, strict);
+        let primaries = owners(&groups);
+        let of = if every { Tally::of_every } else { Tally::of_any };
+        let mut tally = of(&groups, strict);
+        let mut alone: Vec<Tally> = groups.iter().map(|group| of(std::slice::from_ref(group), strict)).collect();
         let mut closed = None;
         for event in events {
             let (before, said) = (tally.acks(), Said::Ack { synced: true, changed: true });
@@ -287,38 +313,74 @@ proptest! {
                 Count::Ask(who) => {
                     let asked = tally.ask(who, 1);
                     prop_assert!(!asked || primaries.contains(&who));
-                    false
+                    for alone in &mut alone {
+                        let _ = alone.ask(who, 1);
+                    }
+                    None
                 }
                 Count::AskFallback(who, of) => {
                     let asked = tally.ask_fallback(who, of, 1);
                     prop_assert!(!asked || (!primaries.contains(&who) && primaries.contains(&of)));
-                    false
+                    if asked {
+                        for alone in &mut alone {
+                        let _ = alone.ask_fallback(who, of, 1);
+                    }
+                    }
+                    None
                 }
-                Count::Ack(who) => tally.ack(who, said, 2),
-                Count::AckFor(who, of) => tally.ack_for(who, of, said, 2),
+                Count::Ack(who) => {
+                    let raised = alone.iter_mut().map(|alone| alone.ack(who, said.clone(), 2)).max();
+                    Some((tally.ack(who, said, 2), raised))
+                }
+                Count::AckForVersions(who, versions) => {
+                    let one = |alone: &mut Tally| alone.ack_for_versions(who, &versions, said.clone(), 2);
+                    let raised = alone.iter_mut().map(one).max();
+                    Some((tally.ack_for_versions(who, &versions, said, 2), raised))
+                }
+                Count::AckFor(who, of) => {
+                    let raised = alone.iter_mut().map(|alone| alone.ack_for(who, of, said.clone(), 2)).max();
+                    Some((tally.ack_for(who, of, said, 2), raised))
+                }
                 Count::Fail(who) => {
                     tally.fail(who, Said::Failed("no".into()), 2);
-                    false
+                    for alone in &mut alone {
+                        let _ = alone.fail(who, Said::Failed("no".into()), 2);
+                    }
+                    None
                 }
                 Count::FailFor(who, of) => {
                     tally.fail_for(who, of, Said::Failed("no".into()), 2);
-                    false
+                    for alone in &mut alone {
+                        let _ = alone.fail_for(who, of, Said::Failed("no".into()), 2);
+                    }
+                    None
                 }
                 Count::Close => {
                     tally.close();
+                    alone.iter_mut().for_each(Tally::close);
                     closed.get_or_insert(before);
-                    false
+                    None
                 }
             };
+            if let Some((raised, alone)) = raised {
+                prop_assert_eq!(Some(raised), alone, "it counts if it counts in some group");
+            }
             let acks = tally.acks();
-            prop_assert!(acks.total() <= n && (!strict || acks.fallback == 0));
-            prop_assert!(acks.total() >= before.total(), "what was counted stays counted");
-            prop_assert_eq!(raised, acks.total() > before.total());
+            prop_assert!(!strict || acks.fallback == 0);
             if let Some(closed) = closed {
                 prop_assert_eq!(acks, closed, "nothing counts any more");
             }
-            prop_assert_eq!(tally.status() == Status::Met, acks.total() >= need);
-            prop_assert!(tally.possible() >= acks.total());
+            let of_each = alone.iter().map(Tally::status);
+            let expected = if every { of_each.max() } else { of_each.min() };
+            prop_assert_eq!(Some(tally.status()), expected, "{:?}", tally.asked());
+            prop_assert_eq!(tally.status() == Status::Met, acks.total() >= tally.need());
+            let lacks = |tally: &Tally| i16::from(tally.need()) - i16::from(tally.acks().total());
+            let of_each = alone.iter().map(lacks);
+            prop_assert_eq!(Some(lacks(&tally)), if every { of_each.max() } else { of_each.min() });
+            if let [alone] = &alone[..] {
+                prop_assert!(acks.total() <= groups[0].primaries.len() as u8 && acks.total() >= before.total());
+                prop_assert_eq!((acks, tally.possible()), (alone.acks(), alone.possible()));
+            }
             let _ = (tally.why(), tally.asked(), tally.vacant(), tally.is_waiting());
         }
     }

@@ -28,13 +28,12 @@ use std::time::Duration;
 use quorate_core::get::{Get, GetAction};
 use quorate_core::partition::{Asked, Change, CopyKind, Judgement, PartitionState, RecordAt, There};
 use quorate_core::put::{Put, PutAction, StandIns};
-use quorate_core::quorum::Said;
+use quorate_core::quorum::{Group, Said};
 use quorate_core::record::Record;
 use quorate_core::ring::{Ring, RingMember};
 use quorate_core::version::{Context, Dot};
-use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{NodeId, OpId, Partition};
+use quorate_wire::ids::{LayoutVersion, NodeId, OpId, Partition};
 use quorate_wire::random::Random;
 use quorate_wire::{Failure, NotApplied};
 
@@ -506,7 +505,7 @@ impl World {
             Answer::Found { record } => {
                 self.check_read(key, begun, &record)?;
                 self.tally.note("read answered");
-                self.clients[asker.client].seen.insert(key, record.context);
+                self.clients[asker.client].seen.insert(key, record.seen());
                 self.done(asker.client);
             }
         }
@@ -561,10 +560,9 @@ impl World {
                 let primaries = self.primaries(write.key);
                 let reachable: Vec<NodeId> =
                     primaries.iter().copied().filter(|node| self.believed_up(at, *node)).collect();
-                let (me, w) = (self.nodes[at].id, Quorum::Exactly(self.plan.w));
-                let put = Put::new(me, write.op_id, &primaries, StandIns::default(), w, true, |node| {
-                    reachable.contains(&node)
-                });
+                let (me, groups) = (self.nodes[at].id, only(primaries, self.plan.w));
+                let put =
+                    Put::new(me, write.op_id, &groups, StandIns::default(), true, |node| reachable.contains(&node));
                 let put = match put {
                     Ok(put) => put,
                     Err(refusal) => {
@@ -580,7 +578,7 @@ impl World {
             Message::Read { asker, key } => {
                 let mut primaries = self.primaries(key);
                 primaries.sort_by_key(|node| *node != self.nodes[at].id);
-                let (get, actions) = Get::start(&primaries, &[], self.plan.r, true, self.now);
+                let (get, actions) = Get::start(&only(primaries.clone(), self.plan.r), &primaries, &[], true, self.now);
                 let request = self.start(at, Running::Get { get, key, asker, replied: false });
                 self.perform_get(at, request, actions)?;
             }
@@ -1187,6 +1185,11 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 }
 
 /// Nobody asks for hash trees here.
+/// The owners of a key while one layout version is live, of which `need` are needed.
+fn only(primaries: Vec<NodeId>, need: u8) -> [Group; 1] {
+    [Group { version: LayoutVersion(1), primaries, need }]
+}
+
 fn record_at(key: Key) -> RecordAt<'static> {
     RecordAt { key: key.into(), place: key.into(), copy: CopyKind::Own(None) }
 }

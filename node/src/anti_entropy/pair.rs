@@ -89,11 +89,17 @@ impl Pair<'_> {
     /// Lists some leaves on both sides and exchanges what differs. When it is done both hold, durably, what either held when
     /// it began, but for what the disk of the other one has [refused](Exchanged::unsettled).
     ///
+    /// It breaks off when the disk here has refused much, and goes on there the next time: what needs no room, such as deletes, comes to
+    /// its turn also behind many values that have none.
+    ///
     /// # Errors
     /// When it came not to its end, or this end's disk has refused something of what the other one holds. The rest is exchanged even so.
     pub(super) async fn exchange(&self, leaves: &Leaves) -> Result<Exchanged, String> {
         let mut found = Exchanged::default();
-        let mut after: Option<Blob> = None;
+        let place = (self.peer, self.partition);
+        // If this fails, the next one begins at the first key.
+        let mut after = self.desk.state().broken_off.remove(&place);
+        let mut from_the_first = after.is_none();
         loop {
             let began = Instant::now();
             let list = List { partition: self.partition, leaves: LeafSet(*leaves), after: after.clone() };
@@ -107,18 +113,25 @@ impl Pair<'_> {
             let (ours, done) = ours.map_err(|refusal| refusal.to_string())?;
             let ours = Page::new(ours, done, after.as_ref())?;
             let (differences, next) = exchange::differences(&ours, &theirs);
-            let strangers = |difference: &Difference| self.current.ring.partition_of(&difference.key) != self.partition;
+            let strangers = |difference: &Difference| self.current.partition_of(&difference.key) != self.partition;
             if differences.iter().any(strangers) {
                 return Err("it lists keys of another partition".into());
             }
             found.differences += differences.len() as u64;
-            self.ship(differences, &mut found).await?;
+            let broken_off = self.ship(differences, &mut found).await?;
             self.pause(began).await;
             let here = &found.refused_here;
+            let full = here.keys.len() >= REFUSED_MAX;
+            let next = broken_off.or(next);
             match next {
-                Some(next) if here.keys.len() < REFUSED_MAX => after = Some(next),
+                Some(next) if !full => after = Some(next),
+                // What lies before the place where it began may have room by now.
+                None if here.keys.is_empty() && !from_the_first => (after, from_the_first) = (None, true),
                 None if here.keys.is_empty() => return Ok(found),
-                _ => {
+                next => {
+                    if let Some(next) = next {
+                        self.desk.state().broken_off.insert(place, next);
+                    }
                     return Err(format!("{} records that it holds were not taken here: {}", here.keys.len(), here.why));
                 }
             }
@@ -136,10 +149,12 @@ impl Pair<'_> {
     /// merge can drop what one side alone knows to be superseded.
     ///
     /// What one end's disk refuses does not hold up the rest: deletes and records of values that are held already go on, while there
-    /// is little room. An end that has refused much is sent no more values, and one that refuses much itself asks for no more.
-    async fn ship(&self, differences: Vec<Difference>, found: &mut Exchanged) -> Result<(), String> {
+    /// is little room. An end that has refused much is sent no more values, and one that refuses much itself asks for no more: then the
+    /// last key that had its turn is returned.
+    async fn ship(&self, differences: Vec<Difference>, found: &mut Exchanged) -> Result<Option<Blob>, String> {
         let mut queue: VecDeque<(Difference, u32)> =
             differences.into_iter().map(|difference| (difference, 0)).collect();
+        let mut last = None;
         while !queue.is_empty() && found.refused_here.keys.len() < REFUSED_MAX {
             let began = Instant::now();
             let (mut offers, mut tries, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -180,6 +195,9 @@ impl Pair<'_> {
             let processed = processed as usize;
             if processed == 0 || processed > offers.len() {
                 return Err(format!("it has looked at {processed} of {} records", offers.len()));
+            }
+            if let Some(first_try) = tries[..processed].iter().rposition(|(tried, _)| *tried == 0) {
+                last = Some(offers[first_try].key.clone());
             }
             // What it had no room or time for comes first next time.
             for (offer, (tried, theirs)) in offers.drain(processed..).zip(tries.drain(processed..)).rev() {
@@ -227,7 +245,9 @@ impl Pair<'_> {
             }
             self.pause(began).await;
         }
-        Ok(())
+        // They are in order, but for those that went back, which come last.
+        let left = queue.iter().any(|(_, tried)| *tried == 0);
+        Ok(last.filter(|_| left))
     }
 
     async fn ask<Q: HealAsk>(&self, question: Q) -> Result<Q::Answer, String> {

@@ -75,7 +75,7 @@ async fn join(jobs: &mut JoinSet<()>) {
 
 /// Exchanges what is lost of a partition with its other owners until it is whole, or all were asked.
 pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
-    let owners = current.ring.primaries(partition);
+    let owners = current.primaries(partition);
     let others: Vec<_> = owners.iter().copied().filter(|owner| *owner != desk.me).collect();
     // Any w owners that acknowledged a write, this one among them, share one with this many of the others.
     let need = usize::from(current.layout.n - current.layout.w) + 1;

@@ -22,7 +22,7 @@ pub(super) async fn run(desk: Arc<Desk>) {
             sleep(LOOK_EVERY).await;
             continue;
         };
-        let owned = current.ring.owned_by(desk.me);
+        let owned = current.owned_by(desk.me);
         drop(current);
         let mut seen = (!owned.is_empty()).then(Seen::default);
         for partition in owned {

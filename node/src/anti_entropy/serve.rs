@@ -147,7 +147,7 @@ impl Desk {
 
     fn partition_of(&self, key: &[u8]) -> Result<Partition, NotApplied> {
         let why = || NotApplied::NotServing { node: self.me, why: "there is no layout yet".into() };
-        Ok(self.layouts.current().ok_or_else(why)?.ring.partition_of(key))
+        Ok(self.layouts.current().ok_or_else(why)?.partition_of(key))
     }
 }
 

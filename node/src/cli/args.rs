@@ -388,7 +388,7 @@ pub(crate) struct KeysArgs {
     /// Only keys that begin with this
     #[arg(value_name = "PREFIX")]
     pub(crate) prefix: Option<OsString>,
-    /// Stop after so many
+    /// Stop after this many
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
     /// Only say how many there are
@@ -832,7 +832,7 @@ pub(crate) enum CertCommand {
     ///
     /// Exit codes: 0, or 7 if one of them expires within 30 days.
     Show {
-        /// A certificate, or a name in --dir [default: all of --dir]
+        /// A certificate, a directory of them, or a name in --dir [default: all of --dir]
         #[arg(value_name = "FILE|NAME")]
         files: Vec<PathBuf>,
         #[command(flatten)]
@@ -1063,7 +1063,7 @@ First steps:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 key not found, 4 unavailable (nothing was changed),
             5 timed out (outcome unknown), 6 siblings or version conflict,
-            7 degraded (checks), or not every node has answered (repair)
+            7 degraded (checks), or not every node has answered (repair), 130 ended by a signal
 ";
 
 impl FromStr for OutputFormat {

@@ -75,7 +75,7 @@ fn make(command: &CertCommand, args: &CertArgs, output: &Output) -> Outcome {
             let ca = authority(&args.dir)?;
             let made = Made { cert: args.dir.join(format!("{name}.pem")), key: args.dir.join(format!("{name}.key")) };
             let read = |path: &Path| {
-                std::fs::read_to_string(path).map_err(|error| Failure {
+                std::fs::read(path).map_err(|error| Failure {
                     hint:
                         "only what was made before can be renewed; `quorate cert node` and `cert client` make new ones"
                             .to_owned(),
@@ -113,7 +113,14 @@ fn make(command: &CertCommand, args: &CertArgs, output: &Output) -> Outcome {
 fn show(files: &[PathBuf], args: &CertArgs, output: &Output) -> Outcome {
     let files = match files {
         [] => certificates_in(&args.dir)?,
-        named => named.iter().map(|named| in_dir(named, &args.dir)).collect(),
+        named => {
+            let mut files = Vec::new();
+            for named in named {
+                let path = in_dir(named, &args.dir);
+                if path.is_dir() { files.extend(certificates_in(&path)?) } else { files.push(path) }
+            }
+            files
+        }
     };
     let now = wall_clock();
     let (mut shown, mut unread) = (Vec::new(), Vec::new());
@@ -254,13 +261,13 @@ fn write(dir: &Path, name: &str, certificate: &str, key_text: &str) -> Outcome<M
 fn authority(dir: &Path) -> Outcome<Ca> {
     let read = |name: &str| {
         let path = dir.join(name);
-        std::fs::read_to_string(&path).map_err(|error| Failure {
+        std::fs::read(&path).map_err(|error| Failure {
             hint: "make the cluster's authority first (`quorate cert init`), or name its directory with --dir"
                 .to_owned(),
             ..Failure::file("read", &path, &error)
         })
     };
-    Ca::from_pem(&read("ca.pem")?, &read("ca.key")?).map_err(impossible)
+    Ca::from_pem(read("ca.pem")?, read("ca.key")?).map_err(impossible)
 }
 
 fn impossible(error: CertError) -> Failure {
@@ -316,6 +323,8 @@ mod tests {
         let show = |files: Vec<PathBuf>| run(&CertCommand::Show { files, args: args(dir.path()) }).1;
         assert_eq!(show(Vec::new()).expect("the others are shown"), Exit::Degraded);
         assert_eq!(show(vec!["ca".into()]).expect("shown"), Exit::Done);
+        let all = show(vec![dir.path().to_owned()]).expect("all that are in a directory");
+        assert_eq!(all, Exit::Degraded, "one of them is none");
         let failure = show(vec!["bad".into()]).expect_err("there is nothing to show");
         assert!(failure.message.contains("bad.pem"), "{failure:?}");
     }

@@ -14,6 +14,7 @@ use quorate_client::{Client, Scanner};
 use quorate_node::config::Endpoint;
 use quorate_transport::tls::{self, Credentials};
 use quorate_wire::Quorum;
+use quorate_wire::address;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::OpId;
 use quorate_wire::random::Random;
@@ -193,7 +194,7 @@ pub(crate) fn read_credentials(ca: &Path, cert: &Path, key: &Path) -> Outcome<Cr
     let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::file("read", path, &error));
     let credentials = Credentials::from_pem(&read(ca)?, &read(cert)?, &read(key)?).map_err(|error| {
         Failure::usage(
-            format!("the certificates do not fit ({}, {}, {}): {error}", ca.display(), cert.display(), key.display()),
+            format!("{}, {} and {} cannot be used: {error}", ca.display(), cert.display(), key.display()),
             "all three must come from one `quorate cert init`; `quorate config show --origin` shows what was used",
         )
     })?;
@@ -232,10 +233,22 @@ async fn resolvable(seeds: &[Endpoint]) -> Outcome<Vec<String>> {
     }
 }
 
-/// As [`resolve`], within the time that a name may take.
+/// As [`resolve`], of a node that is to be reached, within the time that a name may take.
 pub(crate) async fn resolve_in_time(endpoint: &Endpoint) -> Outcome<Vec<SocketAddr>> {
     match tokio::time::timeout(RESOLVE_TIME, resolve(endpoint)).await {
-        Ok(resolved) => resolved,
+        Ok(Ok(addrs)) => {
+            let mut refused = None;
+            let reachable = |addr: &SocketAddr| address::check_dial(*addr).map_err(|why| refused = Some(why)).is_ok();
+            let addrs: Vec<_> = addrs.into_iter().filter(reachable).collect();
+            match refused {
+                Some(why) if addrs.is_empty() => {
+                    let text = if endpoint.as_addr().is_some() { why } else { format!("{endpoint}: {why}") };
+                    Err(Failure::usage(text, "name a node as its own `advertise` does"))
+                }
+                _ => Ok(addrs),
+            }
+        }
+        Ok(failed) => failed,
         Err(_) => {
             let text = format!("{endpoint} was not resolved within {RESOLVE_TIME:?}");
             Err(Failure { exit: Exit::Unavailable, retryable: true, ..Failure::new(text, "look at the name server") })

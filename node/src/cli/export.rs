@@ -213,10 +213,8 @@ impl Seen {
                 }
                 if left_out > 0 {
                     let more = if left_out > self.named.len() as u64 { ", .." } else { "" };
-                    output.say(&format!(
-                        "{left_out} keys have siblings and were left out: {}{more}",
-                        self.named.join(", ")
-                    ));
+                    let keys = if left_out == 1 { "key has siblings and was" } else { "keys have siblings and were" };
+                    output.say(&format!("{left_out} {keys} left out: {}{more}", self.named.join(", ")));
                     output.say(&format!("hint: {SIBLINGS_HINT}; or export all values with --siblings all"));
                 }
             }
@@ -377,7 +375,10 @@ impl Target {
             .permissions(Permissions::from_mode(mode))
             .tempfile_in(directory_of(path))
             // The name of the temporary file, which this error holds, says nothing to anybody.
-            .map_err(|error| Failure::file("write", path, &error.kind().into()))
+            .map_err(|error| {
+                let no_directory = std::fs::metadata(directory_of(path)).err();
+                Failure::file("write", path, &no_directory.unwrap_or_else(|| error.kind().into()))
+            })
     }
 
     fn write(&mut self, line: &[u8]) -> Outcome<()> {

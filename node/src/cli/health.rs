@@ -328,7 +328,12 @@ fn unseen(answers: &[Answer]) -> Vec<String> {
         };
         Some(format!("{} does not answer{why}: its certificate is not known", peer.node))
     };
-    answers.iter().filter_map(told).collect()
+    let asked: BTreeSet<NodeId> = answers.iter().map(|(peer, _)| peer.node).collect();
+    let answered = answers.iter().filter_map(|(_, answer)| answer.as_ref()?.as_ref().ok());
+    let others: BTreeSet<NodeId> = answered.flat_map(|own| own.other_layouts.iter().map(|other| other.node)).collect();
+    let another =
+        |node: &NodeId| format!("{node} holds another layout and was not asked: its certificate is not known");
+    answers.iter().filter_map(told).chain(others.difference(&asked).map(another)).collect()
 }
 
 /// `check certs`.
@@ -445,6 +450,10 @@ mod tests {
         assert_eq!(unseen(&of(1, None)), ["n2 does not answer: its certificate is not known"]);
         let silent = of(1, Some(Err("no answer within 5s".to_owned())));
         assert_eq!(unseen(&silent), ["n2 does not answer (no answer within 5s): its certificate is not known"]);
+        let other = OtherLayout { node: node("n9"), addr: seen.peers[0].addr, hash: "b".into(), own: "a".into() };
+        let told = NodeStatus { other_layouts: vec![other], certificate_left_s: Some(1 << 40), ..healthy() };
+        let told = unseen(&of(0, Some(Ok(told))));
+        assert_eq!(told, ["n9 holds another layout and was not asked: its certificate is not known"]);
         let mut stranger = of(1, None);
         stranger[0].0.member = false;
         assert_eq!(unseen(&stranger), [""; 0]);
@@ -492,6 +501,9 @@ mod tests {
         assert_eq!(judge(&seen, &silent(1)).0, Verdict::Degraded);
         let (verdict, reasons) = judge(&seen, &silent(2));
         assert!(verdict == Verdict::AtRisk && reasons[0].contains("if n2, n3 are gone"), "{reasons:?}");
+        seen.reachable = vec![0, 0, 16, 0];
+        let one = short_if_silent(&seen, &silent(1)).expect("two of three owners, and one of them is silent");
+        assert!(one.contains("if n2 is gone"), "{one}");
     }
 
     #[test]
@@ -554,6 +566,9 @@ mod tests {
         let (verdict, reasons) = judge(&seen, &answers(&seen, own.clone()));
         assert_eq!(verdict, Verdict::Degraded);
         assert!(reasons[0].contains("keeps 3 writes") && reasons[0].contains("for n2"), "{reasons:?}");
+        own.hints[0].count = 1;
+        let (_, reasons) = judge(&seen, &answers(&seen, own.clone()));
+        assert!(reasons[0].contains("keeps 1 write ("), "{reasons:?}");
         own.hints[0].bytes = 800;
         assert_eq!(judge(&seen, &answers(&seen, own)).0, Verdict::AtRisk);
     }

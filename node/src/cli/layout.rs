@@ -8,7 +8,7 @@ use quorate_wire::{LayoutCommand as Ask, LayoutReport, LayoutView};
 use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};
-use super::connection::{Cluster, resolve, resolve_in_time};
+use super::connection::{Cluster, resolve_in_time};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Output, table};
 use super::settings::Settings;
@@ -83,7 +83,7 @@ async fn asks(command: &LayoutCommand, cluster: Option<&Cluster>) -> Outcome<Vec
         LayoutCommand::Stage(StageCommand::Join { members, zone, weight, .. }) => {
             let mut asks = Vec::new();
             for Member { node, addr } in members {
-                let addr = where_it_answers(cluster, *node, &resolve(addr).await?).await;
+                let addr = where_it_answers(cluster, *node, &resolve_in_time(addr).await?).await;
                 asks.push(Ask::StageJoin { node: *node, addr, zone: zone.clone(), weight: *weight });
             }
             asks

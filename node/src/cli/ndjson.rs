@@ -43,9 +43,15 @@ pub(crate) fn parse(line: &[u8]) -> Result<Record, String> {
         values: Option<Vec<String>>,
         values_b64: Option<Vec<String>>,
     }
-    // serde takes an array as the fields in their order.
-    if line.trim_ascii().starts_with(b"[") {
-        return Err("an array, expected an object with `key` and `value`".to_owned());
+    // serde takes an array as the fields in their order, and calls what begins otherwise an "ident".
+    match line.trim_ascii().first() {
+        Some(b'[') => {
+            return Err("an array, expected an object with `key` and `value`; `jq -c '.[]' FILE` writes those of an array in lines".to_owned());
+        }
+        Some(first) if *first != b'{' => {
+            return Err(r#"no JSON object; a line is one as {"key":"k","value":"v"}"#.to_owned());
+        }
+        _ => {}
     }
     let line: Line = serde_json::from_slice(line).map_err(|error| {
         // serde_json counts lines within the line, which misleads here.
@@ -177,7 +183,9 @@ mod tests {
         for (line, wanted) in [
             (r#" ["k",null,"v",null,null,null]"#, "expected an object"),
             ("", "EOF"),
-            ("hello", "expected value"),
+            ("hello", r#"no JSON object; a line is one as {"key":"k","value":"v"}"#),
+            ("key,value", "no JSON object"),
+            ("{key:1}", "key must be a string"),
             ("[]", "expected"),
             ("{}", "`key` (or `key_b64`) is missing"),
             ("{\"key\":\"k\"}", "`value` (or `value_b64`) is missing"),

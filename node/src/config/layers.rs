@@ -170,7 +170,12 @@ impl Document {
         if size > FILE_LEN_MAX {
             return Err(unreadable(format!("it has {size} bytes, at most {FILE_LEN_MAX} are allowed")));
         }
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+        let file = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+        let text = quorate_wire::text::of_file(file).map_err(|why| ConfigError {
+            place: Some(path.display().to_string()),
+            message: why,
+            hint: None,
+        })?;
         Self::parse(path, &text, keys)
     }
 

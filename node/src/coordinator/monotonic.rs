@@ -17,10 +17,10 @@ use tokio::time::sleep_until;
 use super::repair::mend;
 use super::{Inner, Turn};
 use crate::calls::Calls;
-use quorate_core::quorum::{Said, Status, Tally, write_back};
+use quorate_core::quorum::{Group, Said, Status, Tally, write_back};
 use quorate_core::record::Record;
 
-/// Waits until enough primaries hold what a read of `r` returns, `record`, durably; `holders` do already.
+/// Waits until enough primaries of every live version hold what a read returns, `record`, durably; `holders` do already.
 ///
 /// # Errors
 /// When too many of them fail, or it takes too long. The record itself is what replicas hold anyway: a write-back that reaches
@@ -31,12 +31,12 @@ pub(super) async fn confirm(
     key: &Blob,
     record: &Record,
     holders: &[NodeId],
-    r: u8,
 ) -> Result<(), NotApplied> {
-    let primaries = turn.primaries();
-    let need = write_back(turn.current.ring.n(), r);
-    let mut tally = Tally::new(primaries, need, true);
-    for primary in primaries {
+    let of_version =
+        |group: &Group| Group { need: write_back(group.primaries.len() as u8, group.need), ..group.clone() };
+    let groups: Vec<Group> = turn.groups.iter().map(of_version).collect();
+    let mut tally = Tally::of_every(&groups, true);
+    for primary in turn.view.primaries() {
         tally.ask(*primary, turn.at_us());
     }
     for holder in holders {
@@ -62,6 +62,7 @@ pub(super) async fn confirm(
                 }
             }
             () = &mut deadline => {
+                let need = tally.need();
                 let why = format!("a monotonic read waits until {need} primaries hold what it returns; {}", tally.why());
                 return Err(NotApplied::TimedOut { need, had: tally.acks().total(), why });
             }
@@ -70,6 +71,7 @@ pub(super) async fn confirm(
             Status::Met => return Ok(()),
             Status::Possible => {}
             Status::Impossible => {
+                let need = tally.need();
                 let why = format!("a monotonic read needs {need} primaries to hold what it returns; {}", tally.why());
                 return Err(NotApplied::Unavailable { need, alive: tally.possible(), why });
             }

@@ -36,15 +36,11 @@ pub(crate) const SCAN_LIMIT_MAX: u32 = 10_000;
 /// Reads a key: as one of its primaries, or as a fallback when none can be reached.
 ///
 /// This node's own copy is looked at first; where it is large the others are told its digest, and send theirs only if it differs.
-pub(super) async fn coordinate_read(
-    inner: &Arc<Inner>,
-    turn: &Turn,
-    read: &Read,
-    need: u8,
-) -> Result<Reply, NotApplied> {
+pub(super) async fn coordinate_read(inner: &Arc<Inner>, turn: &Turn, read: &Read) -> Result<Reply, NotApplied> {
+    let need = turn.need();
     tell!(act = "coordinates a read", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
-        primaries = ?turn.primaries());
-    let own = match turn.primaries().contains(&inner.me) {
+        primaries = ?turn.view.primaries());
+    let own = match turn.view.is_primary(inner.me) {
         true => {
             let (len, reading) =
                 (|record: &Option<Record>| record.as_ref().map_or(0, Record::encoded_len), turn.current.reading(need));
@@ -76,14 +72,14 @@ pub(super) async fn coordinate_read(
         }
     };
     let mut fallbacks = if read.strict { Vec::new() } else { inner.fallbacks(turn) };
-    if inner.stands_in(turn) && !turn.primaries().contains(&inner.me) {
+    if inner.stands_in(turn) && !turn.view.is_primary(inner.me) {
         fallbacks.insert(0, inner.me);
     }
-    let mut gathering = Gathering::start(inner, turn, need, read.strict, &fallbacks, ask);
+    let mut gathering = Gathering::start(inner, turn, read.strict, &fallbacks, ask);
     let mut outcome = gathering.until_reply().await.map_err(|refusal| turn.failed(refusal));
     if read.monotonic && outcome.is_ok() {
         let (record, holders) = (gathering.get.merged(), gathering.get.holders());
-        outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders, need).await;
+        outcome = monotonic::confirm(inner, turn, &read.key, &record, &holders).await;
     }
     if outcome.is_ok() {
         outcome = still_holds(inner, turn, read, &gathering.get);
@@ -158,19 +154,14 @@ fn still_holds(inner: &Inner, turn: &Turn, read: &Read, get: &Get<Record>) -> Re
         return Err(NotApplied::Unavailable { need, alive, why });
     }
     // It may have been told since it looked that its disk was set back.
-    let own = turn.primaries().contains(&inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
+    let own = turn.view.is_primary(inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
     if own { inner.replica.still_speaks(&read.key, turn.current.reading(get.need())) } else { Ok(()) }
 }
 
 /// Reads one page of some partitions, of each from its primaries: small ones a dozen at a time, and no more once half of the
 /// time is over, or there is no room for more. What has come by then is the page.
-pub(super) async fn coordinate_scan(
-    inner: &Arc<Inner>,
-    turn: &Turn,
-    scan: &Scan,
-    need: u8,
-) -> Result<Reply, NotApplied> {
-    let scanned = scan_partitions(inner, turn, scan, need).await;
+pub(super) async fn coordinate_scan(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result<Reply, NotApplied> {
+    let scanned = scan_partitions(inner, turn, scan).await;
     match &scanned {
         Ok(_) => inner.stats.scans_ok.add(1),
         Err(_) => inner.stats.scans_failed.add(1),
@@ -178,7 +169,8 @@ pub(super) async fn coordinate_scan(
     scanned.map(Reply::Scanned)
 }
 
-async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan, need: u8) -> Result<Scanned, NotApplied> {
+async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result<Scanned, NotApplied> {
+    let quorum = scan.r.unwrap_or(inner.defaults.r);
     let bytes_max = buggify!("scan: a page of few bytes", SCAN_BYTES_MAX, 1);
     let mut joined = Joined::new(scan.from.clone(), scan.until, scan.limit as usize, bytes_max, scan.keys_only);
     let half = turn.start + turn.deadline.saturating_duration_since(turn.start) / 2;
@@ -189,9 +181,11 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan, need: u8)
             break;
         }
         let (left, may_wait) = (joined.left(), !joined.has_moved());
-        let pages = asks.iter().map(|from| {
-            let turn = Turn { partition: from.partition, ..turn.clone() };
-            scan_partition(inner, turn, scan, from.after.clone(), (left, bytes_max), need, may_wait)
+        let pages = asks.iter().map(async |from| {
+            let (partition, view) = (from.partition, turn.current.view(from.partition));
+            let groups = view.groups("R", quorum)?.into();
+            let turn = Turn { partition, view, groups, ..turn.clone() };
+            scan_partition(inner, turn, scan, from.after.clone(), (left, bytes_max), may_wait).await
         });
         for (from, page) in asks.iter().zip(join_all(pages).await) {
             match page {
@@ -216,6 +210,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan, need: u8)
         }
     }
     // It may have been told since it looked that its disk was set back.
+    let need = turn.need();
     for partition in own {
         inner.replica.still_speaks_of(partition, turn.current.reading(need))?;
     }
@@ -252,7 +247,6 @@ async fn scan_partition(
     scan: &Scan,
     after: Option<Blob>,
     (left, bytes_max): (usize, usize),
-    need: u8,
     may_wait: bool,
 ) -> Result<OnePage, NotApplied> {
     // Of what is read for a prefix little may be wanted.
@@ -260,10 +254,10 @@ async fn scan_partition(
     let ask = {
         let (inner, turn, after) = (inner.clone(), turn.clone(), after.clone());
         move |from, _| -> Ask<Page> {
-            Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), (limit, need), may_wait, from))
+            Box::pin(fetch_page(inner.clone(), turn.clone(), after.clone(), limit, may_wait, from))
         }
     };
-    let mut gathering = Gathering::start(inner, &turn, need, true, &[], ask);
+    let mut gathering = Gathering::start(inner, &turn, true, &[], ask);
     let outcome = gathering.until_reply().await.map_err(|refusal| turn.failed(refusal));
     inner.stats.hedges.add(gathering.get.hedges().into());
     outcome?;
@@ -279,7 +273,7 @@ async fn scan_partition(
 /// What is wrong with a scan, before anything is asked.
 pub(super) fn check_scan(scan: &Scan, current: &Current) -> Result<(), NotApplied> {
     let unsupported = |why: String| Err(NotApplied::Unsupported { why });
-    let (partitions, ScanPosition { partition, after }) = (current.ring.partitions(), &scan.from);
+    let (partitions, ScanPosition { partition, after }) = (current.partitions(), &scan.from);
     if partition.0 >= partitions || scan.until.0 > partitions {
         let until = scan.until;
         return unsupported(format!("partitions {partition} to {until} of {partitions}, which are counted from 0"));
@@ -298,7 +292,7 @@ pub(super) fn check_scan(scan: &Scan, current: &Current) -> Result<(), NotApplie
     }
     if let Some(after) = after {
         check_served(after)?;
-        if current.ring.partition_of(after) != *partition {
+        if current.partition_of(after) != *partition {
             return unsupported(format!("a position that is not in partition {partition}"));
         }
     }
@@ -342,9 +336,9 @@ impl<T: Send, F: Fn(NodeId, Role) -> Ask<T>> Gathering<T, F>
 where
     T: 'static,
 {
-    fn start(inner: &Arc<Inner>, turn: &Turn, need: u8, strict: bool, fallbacks: &[NodeId], ask: F) -> Self {
-        let primaries = inner.nearest_primaries(turn);
-        let (get, actions) = Get::start(&primaries, fallbacks, need, strict, turn.at_us());
+    fn start(inner: &Arc<Inner>, turn: &Turn, strict: bool, fallbacks: &[NodeId], ask: F) -> Self {
+        let nearest = inner.nearest_primaries(turn);
+        let (get, actions) = Get::start(&turn.groups, &nearest, fallbacks, strict, turn.at_us());
         let (inner, turn, calls, sent) = (inner.clone(), turn.clone(), Calls::new(), Vec::new());
         inner.hedging.deposit();
         let mut gathering = Self { inner, turn, get, ask, calls, sent, hedge: None, outcome: None, finished: false };
@@ -505,7 +499,7 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         }
     } else {
         let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
-        let fetch = Fetch { label: turn.current.label(), key, held, durable, r: question.r };
+        let fetch = Fetch { label: turn.view.label, key, held, durable, r: question.r };
         let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
         match (reply, &question.held) {
             (Ok(Fetched::Same), Some(record)) => {
@@ -525,7 +519,7 @@ pub(super) async fn recall(inner: &Arc<Inner>, turn: &Turn, key: &Blob, op_id: O
     let question = Arc::new(Question { key: key.clone(), own: None, held: None, digest: None, durable: false, r });
     let until = Instant::now() + turn.left() / 2;
     let mut calls = Calls::new();
-    for primary in turn.primaries().iter().copied().filter(|node| *node != inner.me) {
+    for primary in turn.view.primaries().iter().copied().filter(|node| *node != inner.me) {
         calls.push(fetch(inner.clone(), turn.clone(), question.clone(), primary));
     }
     while let Ok(Some((from, answered))) = timeout_at(until, calls.next()).await {
@@ -548,13 +542,13 @@ async fn fetch_hint(
     from: NodeId,
 ) -> (NodeId, Answered<Record>) {
     let answered = if from == inner.me {
-        match inner.replica.hinted(turn.partition, &question.key, turn.primaries()).await {
+        match inner.replica.hinted(turn.partition, &question.key, turn.view.primaries()).await {
             Ok(Some(record)) => holds(record),
             Ok(None) => Answered::Absent(Record::default()),
             Err(refusal) => Answered::Failed(plain(&refusal)),
         }
     } else {
-        let fetch = FetchHint { label: turn.current.label(), key: question.key.clone() };
+        let fetch = FetchHint { label: turn.view.label, key: question.key.clone() };
         fetched(inner.peers.ask(from, turn.request_id, fetch, turn.left()).await, &turn.room)
     };
     sometimes!("read: a fallback had nothing to say", matches!(answered, Answered::Absent(_)));
@@ -580,7 +574,7 @@ async fn fetch_page(
     inner: Arc<Inner>,
     turn: Turn,
     after: Option<Blob>,
-    (limit, r): (u32, u8),
+    limit: u32,
     may_wait: bool,
     from: NodeId,
 ) -> (NodeId, Answered<Page>) {
@@ -589,7 +583,7 @@ async fn fetch_page(
     let fits = |len| if may_wait { has_room(&turn.room, len) } else { turn.room.try_take(len).is_ok() };
     let no_room = || "there is no room here for its page".to_owned();
     let entries = if from == inner.me {
-        let reading = turn.current.reading(r);
+        let reading = turn.current.reading(turn.need());
         let range = || inner.replica.range(turn.partition, after.as_ref(), limit as usize, reading);
         let len = |(entries, _): &(Vec<_>, bool)| entries_len(entries);
         if may_wait {
@@ -600,7 +594,8 @@ async fn fetch_page(
             range.and_then(|range| if fits(len(&range)) { Ok(range) } else { Err(no_room()) })
         }
     } else {
-        let label = turn.current.label();
+        let label = turn.view.label;
+        let r = turn.need();
         let fetch = FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
         match inner.peers.ask(from, turn.request_id, fetch, turn.left()).await {
             Ok(FetchedRange { entries, .. })

@@ -87,7 +87,7 @@ pub(super) async fn mend(inner: &Inner, turn: &Turn, key: &Blob, record: &Record
         return merged.ticket.durable().await.map(|_| ()).map_err(|error| error.to_string());
     }
     let (key, record) = (key.clone(), Blob(record.encode()));
-    let replicate = Replicate { label: turn.current.label(), key, record };
+    let replicate = Replicate { label: turn.view.label, key, record };
     let asked = inner.peers.ask(node, turn.request_id, replicate, REPAIR_TIMEOUT).await;
     asked.map(drop).map_err(|error| error.to_string())
 }

@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::NodeId;
 use quorate_wire::{Acks, CONTEXT_LEN_WARN, Evidence, Failure, NotApplied, Reply, Write, Written};
@@ -32,12 +31,11 @@ pub(super) async fn coordinate(
     inner: &Arc<Inner>,
     turn: Turn,
     write: &Write,
-    w: Quorum,
     cause: Context,
 ) -> Result<Reply, Failure> {
     let stand_ins = StandIns { hints: inner.mechanisms.fallbacks, fallbacks: inner.fallbacks(&turn) };
     let reachable = |node| inner.is_reachable(node);
-    let put = Put::new(inner.me, write.op_id, turn.primaries(), stand_ins, w, write.strict, reachable);
+    let put = Put::new(inner.me, write.op_id, &turn.groups, stand_ins, write.strict, reachable);
     let put = match put {
         Ok(put) if !turn.left().is_zero() => put,
         Ok(put) => {
@@ -55,9 +53,9 @@ pub(super) async fn coordinate(
         }
     };
     // What is there is merged with the value, encoded, and copied once for each of the others; before the mint it can be refused.
-    let in_hint = put.mint_for().map(|_| turn.primaries());
+    let in_hint = put.mint_for().map(|_| turn.view.primaries());
     let record = inner.replica.held_len(&write.key, in_hint) + write.value.as_ref().map_or(0, |value| value.len());
-    let needed = record * (1 + turn.primaries().len()) + write.context.as_ref().map_or(0, |context| context.len());
+    let needed = record * (1 + turn.view.primaries().len()) + write.context.as_ref().map_or(0, |context| context.len());
     let room = match needed > RECORD_LEN {
         true => turn.room.take(needed, turn.room_until()).await,
         false => Ok(()),
@@ -68,7 +66,7 @@ pub(super) async fn coordinate(
     };
     let (need, op_id) = (put.need(), write.op_id);
     tell!(act = "coordinates a write", key = %story::text(&write.key), node = %inner.me, request = turn.request_id, need,
-        primaries = ?turn.primaries());
+        primaries = ?turn.view.primaries());
     let (reply, replied) = oneshot::channel();
     let driver = Driver {
         inner: inner.clone(),
@@ -148,12 +146,13 @@ impl Driver {
         let first_sent = write.first_sent_ms.map(Duration::from_millis);
         let operation = Operation { id: write.op_id, first_sent };
         {
-            let (partition, turn) = (self.turn.partition, self.turn.clone());
-            let place = self.put.mint_for().map(|target| (self.turn.primaries().to_vec(), target));
+            let partition = self.turn.partition;
+            let retry = first_sent.map(|_| self.turn.clone());
+            let place = self.put.mint_for().map(|target| (self.turn.view.primaries().to_vec(), target));
             let mut mint = pin!(async {
                 dawdle!("write: a pause before the mint");
-                match place {
-                    None if first_sent.is_some() => {
+                match (place, retry) {
+                    (None, Some(turn)) => {
                         let first = inner.replica.mint(partition, &key, operation, value.clone(), cause.clone()).await;
                         match first {
                             Err(MintError::Forgotten) if recall(&inner, &turn, &key, operation.id).await => {
@@ -163,8 +162,8 @@ impl Driver {
                             minted => minted,
                         }
                     }
-                    None => inner.replica.mint(partition, &key, operation, value, cause).await,
-                    Some(place) => {
+                    (None, None) => inner.replica.mint(partition, &key, operation, value, cause).await,
+                    (Some(place), _) => {
                         let now_ms = inner.now_ms();
                         inner.replica.mint_in_hint(partition, &key, operation, value, cause, place, now_ms).await
                     }
@@ -342,13 +341,13 @@ impl Driver {
         if buggify!("write: replicas count as late at once") {
             return Duration::ZERO;
         }
-        let rtts = self.turn.primaries().iter().filter_map(|node| self.inner.peers.rtt(*node));
+        let rtts = self.turn.view.primaries().iter().filter_map(|node| self.inner.peers.rtt(*node));
         let rtt = rtts.max().unwrap_or_default();
         (rtt * LATE_ROUND_TRIPS).max(LATE_DELAY_MIN).min(self.turn.left() / 3)
     }
 
     fn label(&self) -> Label {
-        self.turn.current.label()
+        self.turn.view.label
     }
 
     fn keep(&self, key: &Blob, minted: Minted) -> Kept {

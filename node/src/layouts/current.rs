@@ -1,14 +1,14 @@
 //! A chosen layout, and what follows from it.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use quorate_wire::ids::{NodeId, Partition};
 use quorate_wire::{NotApplied, RouteTable};
 
 use crate::recovery::Reading;
 use quorate_core::layout::{Layout, LayoutHash};
-use quorate_core::ownership::{self, Label, Role};
-use quorate_core::ring::{N_MAX, Ring};
+use quorate_core::ownership::{self, Label, Role, View};
+use quorate_core::ring::Ring;
 
 /// A chosen layout and what follows from it.
 #[derive(Debug, Clone)]
@@ -17,27 +17,43 @@ pub struct Current {
     pub layout: Layout,
     /// Its hash.
     pub hash: LayoutHash,
-    /// Its ring.
-    pub ring: Ring,
+    ring: Ring,
     /// What clients are told of it.
     pub table: RouteTable,
-    /// The best fallbacks of each partition, found when they are first asked for.
-    fallbacks: Vec<OnceLock<Vec<NodeId>>>,
+    /// Who serves each partition, found when it is first asked for.
+    views: Vec<OnceLock<Arc<View>>>,
 }
-
-/// How many fallbacks of a partition are ever asked: as many as there can be primaries, so that each of them can have one.
-const FALLBACKS_MAX: usize = N_MAX as usize;
 
 impl Current {
     pub(super) fn new(layout: Layout) -> Result<Self, String> {
         let ring = layout.ring()?;
-        let fallbacks = (0..ring.partitions()).map(|_| OnceLock::new()).collect();
-        Ok(Self { hash: layout.hash(), table: layout.table_of(&ring), ring, layout, fallbacks })
+        let views = (0..ring.partitions()).map(|_| OnceLock::new()).collect();
+        Ok(Self { hash: layout.hash(), table: layout.table_of(&ring), ring, layout, views })
     }
 
     /// What a question is made under that is asked now.
     pub fn label(&self) -> Label {
         Label::of(self.layout.version)
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> u16 {
+        self.ring.partitions()
+    }
+
+    /// The partitions that a node owns, in their order.
+    pub fn owned_by(&self, node: NodeId) -> Vec<Partition> {
+        self.ring.owned_by(node)
+    }
+
+    /// The owners of a partition.
+    pub fn primaries(&self, partition: Partition) -> &[NodeId] {
+        self.ring.primaries(partition)
+    }
+
+    /// All members as the ring offers a partition to them; the owners come first.
+    pub fn preference_list(&self, partition: Partition) -> Vec<NodeId> {
+        self.ring.preference_list(partition)
     }
 
     /// The partition of a key.
@@ -58,12 +74,12 @@ impl Current {
         Reading::of(self.layout.n, self.layout.w, r)
     }
 
-    /// Who stands in for the primaries of a partition: other zones first, then in the order of the ring's walk; at most nine.
-    pub fn fallbacks(&self, partition: Partition) -> &[NodeId] {
-        self.fallbacks[usize::from(partition.0)].get_or_init(|| {
-            let mut list = self.ring.preference_list(partition).split_off(usize::from(self.ring.n()));
-            list.truncate(FALLBACKS_MAX);
-            list
-        })
+    /// Who serves a partition.
+    ///
+    /// # Panics
+    /// When there is no such partition.
+    pub fn view(&self, partition: Partition) -> Arc<View> {
+        let of = || Arc::new(View::of(&self.layout, &self.ring, partition));
+        self.views[usize::from(partition.0)].get_or_init(of).clone()
     }
 }

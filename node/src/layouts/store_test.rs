@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quorate_wire::ids::{ClusterId, DiskId};
+use quorate_wire::ids::{ClusterId, DiskId, Partition};
 use tokio::time::{Instant, sleep};
 
 use super::*;
@@ -59,7 +59,7 @@ async fn a_lone_member_is_its_own_majority() {
     let layout = store.to_apply(LayoutVersion(1)).await.expect("fine");
     store.accept(layout.clone(), keys()).await.expect("accepted");
     let current = watch.borrow_and_update().clone().expect("published");
-    assert_eq!((current.hash, current.table.primaries.len(), current.ring.n()), (layout.hash(), 8, 1));
+    assert_eq!((current.hash, current.table.primaries.len(), current.view(Partition(0)).n()), (layout.hash(), 8, 1));
     assert_eq!(store.told().not_serving, None);
     let again = open(0, &disk.after_power_cut()).await;
     assert_eq!(again.current.borrow().as_ref().expect("in force").hash, layout.hash());

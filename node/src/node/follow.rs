@@ -86,7 +86,7 @@ pub(super) async fn set_backs(me: NodeId, layouts: Layouts, replica: Replica, be
         let owned = loop {
             let current = layouts.borrow_and_update().clone();
             match current {
-                Some(current) => break current.ring.owned_by(me),
+                Some(current) => break current.owned_by(me),
                 None if layouts.changed().await.is_err() => return,
                 None => {}
             }
@@ -113,7 +113,7 @@ impl Start {
         Facts {
             disk: self.disk,
             named: current.layout.member(self.me).map(|member| member.disk),
-            owned: current.ring.owned_by(self.me),
+            owned: current.owned_by(self.me),
             unclean: self.unclean,
             interval: self.interval,
         }

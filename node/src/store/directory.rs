@@ -5,7 +5,8 @@
 //!   DIR/quorate.json      the sidecar: whose directory, and what must be found in the engine
 //!   DIR/ENGINE/           the engine's files, as in `sled/`
 //!   DIR/ENGINE.damaged/   an engine that was found damaged, kept as evidence
-//!   DIR/quorate.json.DISK the sidecar of an engine that was given up: with it the engine is taken again once it is put back
+//!   DIR/quorate.json.DISK the sidecar of an engine that was given up: with it the engine is taken again once it is put back. Those of
+//!                         the last eight are kept, and each may be removed by hand
 //! ```
 //!
 //! All of it is the same for every [`Engine`].

@@ -93,13 +93,42 @@ pub fn kept(dir: &Path, disk: DiskId) -> Result<Option<Content>, StoreError> {
     read_at(&kept_path(dir, disk))
 }
 
-/// Keeps a sidecar by the name of its disk, durably.
+/// Keeps a sidecar by the name of its disk, durably, and lets those go that were given up longest ago, but for the newest [`KEPT_MAX`].
 ///
 /// # Errors
 /// As [`write()`].
 pub fn keep(dir: &Path, content: &Content) -> Result<(), StoreError> {
-    write_at(dir, &kept_path(dir, content.disk), content)
+    write_at(dir, &kept_path(dir, content.disk), content)?;
+    let mut others: Vec<(u64, DiskId)> = kept_disks(dir)
+        .into_iter()
+        .filter(|disk| *disk != content.disk)
+        // One that cannot be read describes no disk.
+        .map(|disk| (kept(dir, disk).ok().flatten().map_or(0, |kept| kept.boot), disk))
+        .collect();
+    others.sort_unstable_by(|one, other| other.cmp(one));
+    for (_, disk) in others.into_iter().skip(KEPT_MAX - 1) {
+        let path = kept_path(dir, disk);
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                tracing::info!(path = %path.display(), "what described a disk that was given up long ago is removed")
+            }
+            Err(error) => tracing::warn!(path = %path.display(), "it cannot be removed: {error}"),
+        }
+    }
+    Ok(())
 }
+
+/// The disks whose sidecars are kept.
+fn kept_disks(dir: &Path) -> Vec<DiskId> {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let disk =
+        |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(FILE_NAME)?.strip_prefix('.')?.parse().ok();
+    entries.filter_map(disk).collect()
+}
+
+/// Disks that were given up and may still be put back. Each is a file of some hundred bytes; a node that has lost more of them than this
+/// has a problem that none of them solves.
+pub const KEPT_MAX: usize = 8;
 
 fn read_at(path: &Path) -> Result<Option<Content>, StoreError> {
     let text = match fs::read(path) {
@@ -199,6 +228,37 @@ mod tests {
             let content = Content { quarantined, ..content() };
             write(dir.path(), &content).expect("room");
             assert_eq!(read(dir.path()).expect("whole"), Some(content));
+        }
+    }
+
+    #[test]
+    fn of_disks_that_were_given_up_the_newest_are_kept_and_nothing_else_is_touched() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let others = [FILE_NAME.to_owned(), format!("{FILE_NAME}.new"), format!("{FILE_NAME}.bak"), "notes".to_owned()];
+        for name in &others {
+            fs::write(dir.path().join(name), b"mine").expect("room");
+        }
+        let unreadable = kept_path(dir.path(), DiskId(999));
+        fs::write(&unreadable, b"{").expect("room");
+        // Their ids say nothing of their age.
+        let given_up = |boot: u64| Content { disk: DiskId(u128::from(boot * 7 % 23)), boot, ..content() };
+        for boot in 1..=20 {
+            keep(dir.path(), &given_up(boot)).expect("room");
+            assert_eq!(kept(dir.path(), given_up(boot).disk).expect("whole"), Some(given_up(boot)));
+        }
+        for boot in 1..=20 {
+            let there = kept(dir.path(), given_up(boot).disk).expect("whole").is_some();
+            assert_eq!(there, boot > 20 - KEPT_MAX as u64, "given up at start {boot}");
+        }
+        assert!(!unreadable.exists());
+        // One that is given up again is the newest.
+        keep(dir.path(), &Content { boot: 21, ..given_up(13) }).expect("room");
+        keep(dir.path(), &given_up(22)).expect("room");
+        assert!(kept(dir.path(), given_up(13).disk).expect("whole").is_some());
+        assert_eq!(kept(dir.path(), given_up(14).disk).expect("whole"), None);
+        for name in others {
+            // The first was replaced by what is written beside it.
+            assert!(dir.path().join(&name).exists() || name.ends_with(".new"), "{name}");
         }
     }
 

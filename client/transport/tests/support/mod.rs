@@ -51,12 +51,24 @@ impl Ca {
 
     /// The authority's certificate, the certificate and its key.
     pub(crate) fn issue_pem(&self, subject: &Subject, from: i64, until: i64) -> [String; 3] {
+        let mut usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if matches!(subject, Subject::Node { .. }) {
+            usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        self.issue_for(subject, usages, from, until)
+    }
+
+    /// The same for these uses.
+    pub(crate) fn issue_for(
+        &self,
+        subject: &Subject,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        from: i64,
+        until: i64,
+    ) -> [String; 3] {
         let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
         let mut params = CertificateParams::new(vec![subject.to_string()]).expect("a DNS name");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if matches!(subject, Subject::Node { .. }) {
-            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        }
+        params.extended_key_usages = usages;
         let at = |seconds: i64| now() + Duration::from_secs((seconds + DAY) as u64) - 2 * DAY_LONG;
         params.not_before = at(from).into();
         params.not_after = (at(until) + DAY_LONG).into();

@@ -167,7 +167,7 @@ impl Persisted {
         let read = |name: &str| {
             std::fs::read_to_string(dir.join(name)).map_err(|error| Failure::file("read", &dir.join(name), &error))
         };
-        let ca = Ca::from_pem(&read("ca.pem")?, &read("ca.key")?).map_err(|error| {
+        let ca = Ca::from_pem(read("ca.pem")?, read("ca.key")?).map_err(|error| {
             Failure::new(format!("{}: {error}", dir.display()), "restore ca.pem and ca.key, or name another directory")
         })?;
         Ok(Self { dir, _lock: lock, content, ca })
