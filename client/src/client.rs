@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use quinn::AsyncUdpSocket;
@@ -68,6 +68,8 @@ struct Inner {
     budget: Mutex<Budget>,
     unsettled: Unsettled,
     random: Random,
+    /// For names of writes, which tell when they were made.
+    wall_clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     defaults: Defaults,
 }
 
@@ -276,10 +278,17 @@ impl Client {
         &self.inner.random
     }
 
+    /// A name for a new write.
+    pub(crate) fn new_op_id(&self) -> OpId {
+        let now = (self.inner.wall_clock)().duration_since(UNIX_EPOCH).unwrap_or_default();
+        OpId::new(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), self.inner.random.u128())
+    }
+
     pub(crate) fn with_transport(
         transport: Arc<dyn Transport>,
         seeds: Vec<Seed>,
         random: Random,
+        wall_clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
         defaults: Defaults,
     ) -> Self {
         Self {
@@ -293,6 +302,7 @@ impl Client {
                 budget: Mutex::new(Budget::new(Instant::now())),
                 unsettled: Unsettled::default(),
                 random,
+                wall_clock,
                 defaults,
             }),
         }
@@ -829,7 +839,8 @@ impl ClientBuilder {
         let endpoint = quic::endpoint(&seams, socket, None).map_err(|error| misuse(&error))?;
         let pool = Pool::new(endpoint, config, seams.random.fork());
         let defaults = Defaults { r: self.r, w: self.w, strict: self.strict, timeout: self.timeout };
-        let client = Client::with_transport(Arc::new(pool), self.seeds, seams.random.fork(), defaults);
+        let client =
+            Client::with_transport(Arc::new(pool), self.seeds, seams.random.fork(), seams.wall_clock, defaults);
         client.enter(self.connect_timeout).await?;
         Ok(client)
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -277,7 +277,7 @@ async fn entered(fake: &Arc<Fake>) -> Result<Client, Error> {
     let seeds = vec![Seed::from("127.0.0.1:999")];
     let profile = Profile::default();
     let defaults = Defaults { r: profile.r(), w: profile.w(), strict: profile.strict(), timeout: TIMEOUT_DEFAULT };
-    let client = Client::with_transport(fake.clone(), seeds, Random::from_seed(1), defaults);
+    let client = Client::with_transport(fake.clone(), seeds, Random::from_seed(1), Arc::new(|| UNIX_EPOCH), defaults);
     client.enter(Duration::from_secs(5)).await?;
     Ok(client)
 }

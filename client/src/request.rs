@@ -66,7 +66,7 @@ impl Common {
     }
 
     async fn write(&self, value: Option<Bytes>, context: Option<&Context>, again: Again) -> Result<Written, Error> {
-        let op_id = again.op_id.unwrap_or_else(|| OpId(self.client.random().u128()));
+        let op_id = again.op_id.unwrap_or_else(|| self.client.new_op_id());
         self.check("W", self.w)?;
         if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
             return Err(too_large("value", VALUE_LEN_MAX, len));
@@ -149,8 +149,9 @@ macro_rules! settings {
         /// carried out the first attempt cannot be reached: a write whose coordinator has died need not wait for it.
         ///
         /// The write may then be carried out more than once. Reads show that as one, and a successor replaces all of it, once the replicas
-        /// have exchanged. Until then, or for good where a replica has forgotten the first successor (after ten minutes, or a restart), a
-        /// value that was replaced can stand beside its successor as a sibling. Values that are written once only have no such trouble.
+        /// have exchanged. Until then, or for good where the replicas have forgotten the first successor (after ten minutes, or 16 more
+        /// successors), a value that was replaced can stand beside its successor as a sibling. Values that are written once only have no
+        /// such trouble.
         pub fn any_coordinator(mut self) -> Self {
             self.again.any_coordinator = true;
             self

@@ -9,7 +9,9 @@ use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
 use crate::peer_wire::{Fetch, GetLayout, PeerBody};
 use crate::recovery::Reason;
 use quorate_core::merkle::Leaves;
+use quorate_core::mint::mint;
 use quorate_core::record::Record;
+use quorate_core::version::{Actor, Dot};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PARTITION: Partition = Partition(2);
@@ -428,6 +430,61 @@ async fn a_retry_goes_where_its_write_has_gone() {
     nodes[0].is(Manner::Answers);
     let two = Write { strict: true, w: Some(Quorum::One), ..write(&key, "two") };
     put(other, two).await.expect("another one may mint it");
+}
+
+/// The coordinator dies before its own sync, while its write is on the others; it lacks then what the retry would be recognised by.
+#[tokio::test]
+async fn a_retry_at_a_coordinator_that_has_restarted_is_answered_with_what_other_primaries_know() {
+    let nodes = by_hand::start(Kind::of(3)).await;
+    let [restarted, b, c] = &nodes[..] else { panic!("three nodes") };
+    connect(restarted, &nodes).await;
+    let two = Some(Quorum::Exactly(2));
+    let again = |key: &Blob, op_id| Write { op_id, first_sent_ms: Some(3_000), ..write(key, "x") };
+    let in_an_earlier_life = |op_id| {
+        let dot = Dot { actor: Actor { node: restarted.id, incarnation: 1 }, counter: 1 };
+        mint(Record::default(), dot, op_id, Some(Blob::copy_from(b"x")), &Context::new()).record
+    };
+    let named = OpId::new(1_000, 7);
+    for (number, op_id) in [named, OpId(7)].into_iter().enumerate() {
+        // It is still there.
+        let key = key_in(restarted, PARTITION, number as u32);
+        for other in [b, c] {
+            other.hold(&key, &in_an_earlier_life(op_id)).await;
+        }
+        let served = put(restarted, again(&key, op_id)).await.expect("known elsewhere");
+        assert_eq!((served.siblings, served.quorum.acks.primary), (1, 3));
+        all_hold(&[restarted, b, c], &key, &in_an_earlier_life(op_id)).await;
+
+        // It was deleted, and the coordinator has not heard of that.
+        let key = key_in(restarted, PARTITION, 2 + number as u32);
+        for other in [b, c] {
+            other.hold(&key, &in_an_earlier_life(op_id)).await;
+        }
+        restarted.is(Manner::Refuses);
+        let seen = get(b, Read { r: two, ..read(&key) }).await.expect("found").context;
+        put(b, Write { value: None, context: Some(seen), w: two, ..write(&key, "gone") }).await.expect("deleted");
+        restarted.is(Manner::Answers);
+        assert_eq!(restarted.held(&key).await, None);
+        let outcome = put(restarted, again(&key, op_id)).await;
+        assert!(get(c, read(&key)).await.expect("read").values.is_empty(), "it stays deleted");
+        if op_id == named {
+            let served = outcome.expect("it was written, and superseded");
+            assert_eq!((served.siblings, served.replaced, served.quorum.acks.primary), (0, 0, 3));
+            let held = restarted.held(&key).await.expect("held");
+            assert_eq!(
+                held.superseded(&named),
+                Some(Dot { actor: Actor { node: restarted.id, incarnation: 1 }, counter: 1 })
+            );
+        } else {
+            let failure = outcome.expect_err("its id does not tell how long it has to be known");
+            assert!(matches!(failure, Failure::Indeterminate { .. }), "{failure}");
+        }
+    }
+    // Nobody knows it, which says nothing of what the earlier life may have minted.
+    let key = key_in(restarted, PARTITION, 4);
+    let failure = put(restarted, again(&key, named)).await.expect_err("unknown");
+    assert!(matches!(failure, Failure::Indeterminate { .. }), "{failure}");
+    assert_eq!(restarted.held(&key).await, None, "nothing was minted");
 }
 
 #[tokio::test]

@@ -160,6 +160,7 @@ pub const MARKS: &[&str] = &[
     "forward: a retry went where its write had gone",
     "forward: a retry of what this node would not remember",
     "write: a retry was not minted again by a fallback",
+    "write: a retry was forgotten here and known to another primary",
     "read: a fallback's hint counted",
     "read: a fallback had nothing to say",
     "read: a fallback coordinated",

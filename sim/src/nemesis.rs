@@ -424,7 +424,7 @@ impl Nemesis {
             let durable = machine.map(|machine| machine.disk.durable(Tree::Data, &data_key(key)));
             let Some(Durable::Value(now)) = durable else { return false };
             // A record that has seen all of the lost one holds its values, or what has replaced them.
-            Record::decode(&now).is_ok_and(|mut now| !now.context.join(&record.context))
+            Record::decode(&now).is_ok_and(|mut now| !now.context.join(&record.context.without_names()))
         };
         let lies = cluster.machines()[usize::from(node)].disk.is_lying();
         !lies && self.lost.get(&node).into_iter().flatten().all(is_back)

@@ -146,6 +146,11 @@ impl Vigil {
                 self.notebook.saw_replaced(Replaced { no: *no, key, place, by, at_us });
                 false
             });
+            // Whoever names an operation has seen it replaced, in whatever life.
+            for sibling in record.siblings.values().filter(|sibling| record.superseded(&sibling.op_id).is_some()) {
+                let (key, node) = (key.to_owned(), place.clone());
+                self.notebook.saw_risen(Risen { no: number(&sibling.value), key, node });
+            }
         }
     }
 
@@ -281,6 +286,7 @@ impl Holding {
 
 /// Whether one context has seen all that another one has.
 fn includes(all: &Context, some: &Context) -> bool {
+    // Names are forgotten in time, dots are not.
     let mut both = all.clone();
-    !both.join(some)
+    !both.join(&some.without_names())
 }

@@ -203,10 +203,34 @@ id128!(
     "disk id"
 );
 id128!(
-    /// One write operation of a client, the same in every retry, so that a retry is recognised (rule V6).
+    /// One write operation of a client, the same in every retry, so that a retry is recognised (rules V6 and V7).
+    ///
+    /// Those that clients [make](OpId::new) are UUIDs of version 7 (RFC 9562), which tell when they were made. Any other 128 bits will do
+    /// as well; but how long a node can recognise a retry after its restart depends on it, see [`begun_ms`](OpId::begun_ms).
     OpId,
     "operation id"
 );
+
+impl OpId {
+    /// A new one: a UUID of version 7, of the milliseconds since 1970 and 74 of the random bits.
+    pub fn new(now_ms: u64, random: u128) -> Self {
+        let kept = random & !(0xffff_ffff_ffff << 80 | 0xf << 76 | 0b11 << 62);
+        Self(u128::from(now_ms) << 80 | 7 << 76 | 0b10 << 62 | kept)
+    }
+
+    /// When it was made by its client's clock, in milliseconds since 1970, if it is a UUID of version 7 of a time before the year 2248.
+    ///
+    /// No promise rests on that clock being right. It orders the operations that a record names (rule V7): those that began first are
+    /// forgotten first, and a retry of what is forgotten ends "unknown" rather than served.
+    pub fn begun_ms(&self) -> Option<u64> {
+        let begun_ms = (self.0 >> 80) as u64;
+        let is_v7 = (self.0 >> 76) & 0xf == 7 && (self.0 >> 62) & 0b11 == 0b10;
+        (is_v7 && begun_ms < BEGUN_MS_END).then_some(begun_ms)
+    }
+}
+
+/// 2^43 milliseconds after 1970. Of 2,048 operation ids that are random bits one is taken for one that tells its time.
+const BEGUN_MS_END: u64 = 1 << 43;
 
 /// The version of a layout: 1 is the first that a cluster agrees on, 0 means that there is none yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -264,6 +288,20 @@ mod tests {
             let error = NodeId::new(bad).expect_err("not legal").to_string();
             assert!(error.contains("1 to 31"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_operation_id_tells_when_it_was_made() {
+        let made = OpId::new(1_764_288_000_123, u128::MAX);
+        assert_eq!(made.to_string(), "019ac7c2707b7fffbfffffffffffffff");
+        assert_eq!(made.begun_ms(), Some(1_764_288_000_123));
+        assert_eq!(OpId::new(0, 0).begun_ms(), Some(0));
+        assert_ne!(OpId::new(1, 1), OpId::new(1, 2));
+        // Of another version, of another variant, and of a time that is none.
+        for other in [OpId(7), OpId(made.0 ^ 1 << 76), OpId(made.0 ^ 1 << 62), OpId::new(BEGUN_MS_END, 0)] {
+            assert_eq!(other.begun_ms(), None, "{other}");
+        }
+        assert_eq!(OpId::new(BEGUN_MS_END - 1, 0).begun_ms(), Some(BEGUN_MS_END - 1));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! this very key. Nodes share secrets that clients do not know, and what a client gets carries a message authentication code:
 //!
 //! ```text
-//!   version u8 = 2 | number of the secret u32 | its id u64 | what Context::seal makes | tag, 16 bytes
+//!   version u8 = 4 | number of the secret u32 | its id u64 | what Context::seal makes | tag, 16 bytes
 //!   tag: the first 16 bytes of HMAC-SHA256(secret, length of the key u64 | the key | all that stands before the tag)
 //! ```
 //!
@@ -285,8 +285,8 @@ impl Parts {
 }
 
 /// The version of what clients get. Version 1 was the body alone, which anybody can make; version 2 was of a user's key, not of an encoded
-/// one.
-const VERSION: u8 = 3;
+/// one; version 3 named no operations.
+const VERSION: u8 = 4;
 /// A name's number and id.
 const NAME_LEN: usize = 4 + 8;
 /// Half of what HMAC-SHA256 gives: nobody guesses 128 bits.
@@ -301,6 +301,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use quorate_wire::codec;
+    use quorate_wire::ids::OpId;
     use quorate_wire::{BucketId, Key};
     use xxhash_rust::xxh3::xxh3_128;
 
@@ -318,6 +319,7 @@ mod tests {
         let mut context = Context::new();
         context.insert(dot(0, 3));
         context.advance(super::super::version::tests::actor(1), 7);
+        context.names_mut().insert(OpId::new(9, 1), dot(0, 3));
         context
     }
 
@@ -350,7 +352,7 @@ mod tests {
         assert!(why(&keys, vec![VERSION; CONTEXT_LEN_MAX + 1], CLUSTER, KEY).contains("at most 65536"));
         // As they were before there were codes: anybody can make them.
         let old = context.seal(CLUSTER, KEY);
-        assert_eq!(why(&keys, old, CLUSTER, KEY), "version 1 is unknown, this node speaks 3");
+        assert_eq!(why(&keys, old, CLUSTER, KEY), "version 2 is unknown, this node speaks 4");
     }
 
     #[test]
@@ -459,12 +461,12 @@ mod tests {
         assert_eq!(hex(&Key::new(BucketId(1), b"key", b"s")), SEALED_S_IN_BUCKET_1);
     }
 
-    const SEALED_PLAIN: &str = "030000000194d0d84fcbbab97b01000000000000000000000000000000073c8c88879d88aef8a2d77590\
-        5697879b02026e30010000000000000000000101026e310100000000000000000700aee5da058c1bed1bea302baec9209fd2\
-        6946f863";
-    const SEALED_S_IN_BUCKET_1: &str = "030000000194d0d84fcbbab97b01000000000000000000000000000000073363aee5acca9d90\
-        7a75d14f17b75ad602026e30010000000000000000000101026e310100000000000000000700a27037c156d44d31e0f36be7\
-        0aef6e7d8493df9e";
+    const SEALED_PLAIN: &str = "040000000194d0d84fcbbab97b02000000000000000000000000000000073c8c88879d88aef8a2d77590569\
+        7879b02026e30010000000000000000000101026e31010000000000000000070001000000000009700080000000000000010003236d1\
+        f48306ab9636565fc056e1c421725ff87a6";
+    const SEALED_S_IN_BUCKET_1: &str = "040000000194d0d84fcbbab97b02000000000000000000000000000000073363aee5acca9d907a7\
+        5d14f17b75ad602026e30010000000000000000000101026e31010000000000000000070001000000000009700080000000000000010\
+        003ae1847fbb43df47de87f9153b39eae19094689fc";
 
     #[test]
     fn a_context_is_of_one_bucket_and_of_one_sort_key() {
@@ -481,9 +483,9 @@ mod tests {
         }
     }
 
-    const SEALED: &str = "030000000194d0d84fcbbab97b0100000000000000000000000000000007a4bdf4e564564cf8bbea0d63a05165\
-        e302026e30010000000000000000000101026e310100000000000000000700268636c1fc4ec1db6aa8ff607b0505602ced19\
-        6a";
+    const SEALED: &str = "040000000194d0d84fcbbab97b0200000000000000000000000000000007a4bdf4e564564cf8bbea0d63a05165e30\
+        2026e30010000000000000000000101026e31010000000000000000070001000000000009700080000000000000010003e55de2b6ac8\
+        5b07b81a7b2ac83083e5fb2ad36c4";
 
     fn some_keys() -> impl Strategy<Value = ContextKeys> {
         vec((1..4u32, 0..5u8), 0..=KEYS_MAX).prop_map(|keys| {

@@ -24,6 +24,11 @@
 //!   something, or evicted an operation since the first attempt was sent - its answer is "unknown", unless it has been up all the time
 //!   and its record proves that no earlier attempt was minted here. A merge drops dots of operations that were superseded in that
 //!   record.
+//! - **V7 Names.** An operation id is a second name of its write. A mint or a merge that drops a dot names its operation in the record's
+//!   context; a context that a client gets names the operations of the values that it covers, and a mint with it names them, too. Merges
+//!   join the names of both sides and drop every dot of an operation that is named. So a second dot of a write never outlives what has
+//!   replaced the first one where its name has come, and a coordinator answers a retry with what the record says, its own or that of
+//!   another primary, also after a restart. Names are [forgotten in time](names): one that is not there proves nothing.
 //!
 //! # The rules of reading what was lost
 //!
@@ -42,6 +47,7 @@ pub mod changes;
 mod compact;
 pub mod layout;
 pub mod mint;
+pub mod names;
 pub mod record;
 pub mod ring;
 pub mod staging;

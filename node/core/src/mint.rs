@@ -9,17 +9,18 @@
 //! restarted nor lost its copy since, and the operation has not left the bounded memory.
 //!
 //! - No retry, wherever and whenever it arrives, ever loses or replaces another write, and reads show one operation once.
-//! - A replica that has the operation, or remembers that it was superseded, mints nothing for its retry. So a retry at the
+//! - A replica that has the operation, or remembers or names it as superseded, mints nothing for its retry. So a retry at the
 //!   coordinator that minted it and remembers leaves no trace. (A retried delete may take a second dot: what it drops is the
 //!   same.)
 //! - A replica that may have forgotten the operation (it has started, or lost or dropped something of the partition, since the first
 //!   attempt was sent) mints nothing for a retry either, whatever its record says: a write that was replicated, read and replaced
-//!   elsewhere may be missing from it, because it was minted here and never synced. Its answer is "unknown". So a retry that goes to
-//!   the coordinator of the first attempt never brings a value back.
+//!   elsewhere may be missing from it, because it was minted here and never synced. Its answer is "unknown", unless another primary's
+//!   record holds the operation or names it as superseded: it takes that over. So a retry that goes to the coordinator of the first
+//!   attempt never brings a value back.
 //! - A retry elsewhere may mint a second dot. If the operation had been superseded by then, its value shows again beside its
-//!   successor: never at a replica that remembers, and elsewhere until records have been exchanged with a replica that remembers.
-//!   If every replica that ever saw it superseded has forgotten, it is a sibling until a client resolves it. A client therefore
-//!   retries the same coordinator only, and gives up at half the window.
+//!   successor: never at a replica that remembers or names it, and elsewhere until records have been exchanged with such a replica. If
+//!   every replica that ever saw it superseded has lost its record, or the name was forgotten ([`super::names`]), it is a sibling until a
+//!   client resolves it. A client therefore retries the same coordinator only, and gives up at half the window.
 
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::OpId;
@@ -64,7 +65,7 @@ impl Minter {
 /// A write that was there already (rule V6).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeated {
-    /// Its dot; the lowest one that is live, or else the one that is remembered.
+    /// Its dot; the lowest one that is live, or else the one that is named or remembered.
     pub dot: Dot,
     /// What the writer has now seen.
     pub context: Context,
@@ -81,7 +82,8 @@ pub struct Fresh {
     pub dropped: Dropped,
 }
 
-/// Rule V6, the coordinator's first look: the operation among the record's siblings, or among those remembered as superseded.
+/// Rules V6 and V7, the coordinator's first look: the operation among the record's siblings, among those that the record names as
+/// superseded, or among those remembered as superseded.
 pub fn repeated(
     record: &Record,
     op_id: &OpId,
@@ -90,7 +92,7 @@ pub fn repeated(
 ) -> Option<Repeated> {
     let mut dots = record.dots_of(op_id);
     if dots.is_empty() {
-        dots.extend(remembered(op_id));
+        dots.extend(record.superseded(op_id).or_else(|| remembered(op_id)));
     }
     let dot = *dots.first()?;
     Some(Repeated { dot, context: seen_by_writer(record, op_id, cause, &dots) })
@@ -135,14 +137,14 @@ pub fn disputed(minter: &Minter, record: &Record, other: &Record) -> Option<Vec<
 }
 
 /// Rule V4: the writer has seen its own cause and its own write. Where the record holds nothing else, it may have the record's
-/// context: everything in that was superseded by this write or by something that has itself been superseded.
+/// context: everything in that was superseded by this write or by something that has itself been superseded. Of operations by name
+/// (rule V7) its own is enough: what it has replaced is named in the record.
 fn seen_by_writer(record: &Record, op_id: &OpId, cause: &Context, dots: &[Dot]) -> Context {
-    if record.siblings.values().all(|sibling| sibling.op_id == *op_id) {
-        return record.context.clone();
-    }
-    let mut context = cause.clone();
+    let alone = record.siblings.values().all(|sibling| sibling.op_id == *op_id);
+    let mut context = if alone { record.seen() } else { cause.without_names() };
     for dot in dots {
         context.insert(*dot);
+        context.names_mut().insert(*op_id, *dot);
     }
     context
 }

@@ -7,8 +7,8 @@
 //! { siblings: dot -> (value, op_id, type, time), .. | context: every dot that this record has ever had or been told of }
 //! ```
 //!
-//! A dot that the context covers and that is not among the siblings has been replaced or deleted. Invariant: the context
-//! covers every sibling's dot.
+//! A dot that the context covers and that is not among the siblings has been replaced or deleted; the operation of such a dot is named
+//! in the context for a while ([`super::names`]). Invariants: the context covers every sibling's dot, and names the operation of none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,18 +71,22 @@ pub struct Dropped {
 impl Record {
     /// Rule V2: drops what `cause` covers, joins `cause` and the new dot into the context, adds the value (none: a delete).
     ///
-    /// Covering one dot of an operation covers all its dots that are present (rule V6). The caller holds the key's lock and
-    /// has just drawn `dot` from the node's current actor of the partition, which has every dot that it ever minted for this
+    /// Covering one dot of an operation, or naming it, covers all its dots that are present (rules V6 and V7), and names it. The caller
+    /// holds the key's lock and has just drawn `dot` from the node's current actor of the partition, which has every dot that it ever minted for this
     /// key in this record (rule V1); so the context takes it as an entry of the vector.
     pub fn mint(&mut self, dot: Dot, op_id: OpId, value: Option<Blob>, cause: &Context) -> Dropped {
-        let covered = self.siblings.iter().filter(|(dot, _)| cause.covers(dot));
-        let covered: BTreeSet<OpId> = covered.map(|(_, sibling)| sibling.op_id).collect();
+        let seen = |(dot, sibling): &(&Dot, &Sibling)| cause.covers(dot) || cause.names().contains(&sibling.op_id);
+        let covered: BTreeSet<OpId> = self.siblings.iter().filter(seen).map(|(_, sibling)| sibling.op_id).collect();
         let writes = self.drop_operations(|op_id| covered.contains(op_id));
         self.context.join(cause);
         self.context.advance(dot.actor, dot.counter);
+        self.name(&writes);
         if let Some(value) = value {
+            // Nobody has seen a write before it was minted, unless a client uses an operation's id for two.
+            self.context.names_mut().remove(&op_id);
             self.siblings.insert(dot, Sibling::new(value, op_id));
         }
+        self.trim_names();
         Dropped { writes, incidents: Vec::new() }
     }
 
@@ -92,7 +96,8 @@ impl Record {
         self.siblings.insert(dot, sibling);
     }
 
-    /// Rule V3: keeps the dots that both have and each dot that the other side's context does not cover; contexts join.
+    /// Rule V3: keeps the dots that both have and each dot that the other side's context does not cover; contexts join. Rule V7: the
+    /// operations of dots that are not kept are named, and every dot of an operation that either side names goes.
     ///
     /// Dots whose operation `superseded` knows are dropped as well (rule V6). Returns what was dropped and whether this record
     /// changed.
@@ -100,7 +105,8 @@ impl Record {
         let (mut writes, mut incidents, mut changed) = (BTreeMap::new(), Vec::new(), false);
         self.siblings.retain(|dot, sibling| {
             let unknown_there = other.siblings.contains_key(dot) || !other.context.covers(dot);
-            let keep = unknown_there && !superseded(&sibling.op_id);
+            let named = other.context.names().contains(&sibling.op_id);
+            let keep = unknown_there && !named && !superseded(&sibling.op_id);
             if !keep {
                 writes.insert(*dot, sibling.op_id);
                 changed = true;
@@ -117,7 +123,10 @@ impl Record {
                         changed = true;
                     }
                 }
-                None if self.context.covers(dot) || superseded(&theirs.op_id) => {
+                None if self.context.covers(dot)
+                    || self.context.names().contains(&theirs.op_id)
+                    || superseded(&theirs.op_id) =>
+                {
                     writes.insert(*dot, theirs.op_id);
                 }
                 None => {
@@ -126,8 +135,57 @@ impl Record {
                 }
             }
         }
-        changed |= self.context.join(&other.context);
-        (Dropped { writes: writes.into_iter().collect(), incidents }, changed)
+        // What is joined and forgotten again has changed nothing.
+        let named = self.context.names().clone();
+        changed |= self.context.join_dots(&other.context);
+        self.context.names_mut().join(other.context.names());
+        let mut writes: Vec<(Dot, OpId)> = writes.into_iter().collect();
+        self.name(&writes);
+        let more = match self.context.names().is_empty() {
+            true => Vec::new(),
+            false => self.drop_named(),
+        };
+        changed |= !more.is_empty();
+        writes.extend(more);
+        self.trim_names();
+        changed |= *self.context.names() != named;
+        (Dropped { writes, incidents }, changed)
+    }
+
+    /// What a client that has been shown this record has seen: its dots, and its values by name (rule V7).
+    pub fn seen(&self) -> Context {
+        let mut seen = self.context.without_names();
+        for (dot, sibling) in &self.siblings {
+            seen.names_mut().insert(sibling.op_id, *dot);
+        }
+        seen
+    }
+
+    /// The dot of an operation that was superseded here, if that is known by its name (rule V7).
+    pub fn superseded(&self, op_id: &OpId) -> Option<Dot> {
+        self.context.names().dot_of(op_id)
+    }
+
+    fn name(&mut self, writes: &[(Dot, OpId)]) {
+        for (dot, op_id) in writes {
+            // One that was not taken may be of an operation that was dropped by its name: its dot comes with the other context.
+            self.context.names_mut().insert(*op_id, *dot);
+        }
+    }
+
+    fn drop_named(&mut self) -> Vec<(Dot, OpId)> {
+        let names = std::mem::take(self.context.names_mut());
+        let writes = self.drop_operations(|op_id| names.contains(op_id));
+        *self.context.names_mut() = names;
+        writes
+    }
+
+    /// Forgets the names whose time is over, and the oldest of too many.
+    fn trim_names(&mut self) {
+        if !self.context.names().is_empty() {
+            let newest = self.siblings.values().filter_map(|sibling| sibling.op_id.begun_ms()).max();
+            self.context.names_mut().trim(newest);
+        }
     }
 
     /// Drops the siblings of some operations; the context goes on covering them.
@@ -177,7 +235,7 @@ impl Record {
     /// For disk and peers. Equal records are equal bytes; the checksum is the storage layer's.
     ///
     /// ```text
-    /// version u8 = 2 | context | siblings
+    /// version u8 = 3 | context | siblings
     ///   index of the dot's actor in the context | counter | operation, 16 bytes | type u8 | time | value length | value
     /// ```
     ///
@@ -293,8 +351,8 @@ impl From<String> for DecodeError {
     }
 }
 
-/// The version of encoded records. Version 1 had no type and no time.
-const RECORD_VERSION: u8 = 2;
+/// The version of encoded records. Version 1 had no type and no time, version 2 named no operations.
+const RECORD_VERSION: u8 = 3;
 /// The type of values that are bytes as the client gave them.
 const PLAIN: u8 = 0;
 /// The time of writes that have none.
@@ -308,6 +366,7 @@ pub(crate) mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
+    use super::super::names::{NAMES_MAX, NAMES_WINDOW_MS};
     use super::super::version::tests::{actor, contexts, dot};
     use super::*;
 
@@ -325,24 +384,37 @@ pub(crate) mod tests {
         merged
     }
 
-    /// Three records that one history of mints and merges on three replicas has reached.
-    fn reachable() -> impl Strategy<Value = [Record; 3]> {
-        vec((0..3usize, 0..3usize, any::<bool>(), any::<bool>(), 0..4u8), 0..14).prop_map(|steps| {
+    /// Three records that one history of mints and merges on three replicas has reached, some of whose writes are minted again elsewhere
+    /// (rule V7). Operations begin so many milliseconds after one another.
+    fn histories(apart_ms: u64, again: bool) -> impl Strategy<Value = [Record; 3]> {
+        vec((0..3usize, 0..3usize, any::<bool>(), any::<bool>(), 0..4u8, 1..20u64), 0..14).prop_map(move |steps| {
             let mut replicas = [Record::default(), Record::default(), Record::default()];
-            let mut counter = 0;
-            for (at, from, mint, blind, what) in steps {
+            let mut counter = 0u64;
+            for (at, from, mint, blind, what, back) in steps {
                 let other = replicas[from].clone();
                 if mint {
                     counter += 1;
-                    let cause = if blind { Context::new() } else { other.context };
-                    let value = (what > 0).then(|| blob(&counter.to_string()));
-                    replicas[at].mint(dot(at as u64, counter), OpId(u128::from(counter)), value, &cause);
+                    let repeats = if again { counter.saturating_sub(back) } else { 0 };
+                    let number = if repeats > 0 { repeats } else { counter };
+                    let op_id = OpId::new(number * apart_ms, u128::from(number));
+                    let cause = if blind { Context::new() } else { other.seen() };
+                    let known =
+                        |record: &Record| !record.dots_of(&op_id).is_empty() || record.superseded(&op_id).is_some();
+                    if known(&replicas[at]) || repeats > 0 && cause.names().contains(&op_id) {
+                        continue;
+                    }
+                    let value = (what > 0).then(|| blob(&number.to_string()));
+                    replicas[at].mint(dot(at as u64, counter), op_id, value, &cause);
                 } else {
                     replicas[at].merge(&other, NOTHING);
                 }
             }
             replicas
         })
+    }
+
+    fn reachable() -> impl Strategy<Value = [Record; 3]> {
+        prop_oneof![histories(1, false), histories(NAMES_WINDOW_MS / 3, false), histories(1, true)]
     }
 
     #[test]
@@ -360,6 +432,63 @@ pub(crate) mod tests {
         assert!(record.values().is_empty());
         assert!(!record.context.is_empty(), "a deleted key keeps its context");
         assert_eq!(record.context.len(), 3, "one entry an actor, also with gaps in its counters");
+    }
+
+    /// An operation that tells when it began.
+    fn op(begun_ms: u64) -> OpId {
+        OpId::new(begun_ms, u128::from(begun_ms))
+    }
+
+    fn minted(dot: Dot, op_id: OpId, value: &str, held: &Record, cause: &Context) -> Record {
+        let mut record = held.clone();
+        record.mint(dot, op_id, Some(blob(value)), cause);
+        record
+    }
+
+    #[test]
+    fn a_second_dot_of_a_write_that_was_replaced_is_dropped_by_its_name_wherever_it_comes_from() {
+        let nothing = Record::default();
+        let first = minted(dot(0, 1), op(1), "a", &nothing, &Context::new());
+        let next = minted(dot(0, 2), op(2), "b", &first, &first.seen());
+        assert_eq!((next.superseded(&op(1)), next.superseded(&op(2))), (Some(dot(0, 1)), None));
+        let second = minted(dot(1, 1), op(1), "a", &nothing, &Context::new());
+        assert_eq!(merged(&next, &second).values(), [blob("b")]);
+        assert_eq!(merged(&second, &next), merged(&next, &second));
+        // Whoever has seen one dot of it has seen them all.
+        let replaced = minted(dot(2, 1), op(3), "c", &second, &first.seen());
+        assert_eq!((replaced.values(), replaced.superseded(&op(1))), (vec![blob("c")], Some(dot(0, 1))));
+        let mut deleted = second.clone();
+        deleted.mint(dot(2, 2), op(4), None, &first.seen());
+        assert!(deleted.values().is_empty() && merged(&first, &deleted).values().is_empty());
+    }
+
+    #[test]
+    fn what_was_never_replaced_names_nothing_and_what_is_replaced_rarely_its_last_change_at_most() {
+        let mut record = Record::default();
+        let mut at = 0;
+        let mut write = |record: &mut Record, apart: u64| {
+            at += apart;
+            let cause = record.seen();
+            record.mint(dot(0, at), op(at), Some(blob("v")), &cause);
+            record.context.names().len()
+        };
+        assert_eq!(write(&mut record, 1), 0);
+        assert_eq!(write(&mut record, NAMES_WINDOW_MS - 1), 1);
+        let unnamed = Record { context: record.context.without_names(), ..record.clone() };
+        assert_eq!(record.encoded_len() - unnamed.encoded_len(), 16 + 1 + 1, "what a name costs");
+        assert_eq!(write(&mut record, NAMES_WINDOW_MS), 0);
+        for _ in 0..3 * NAMES_MAX {
+            write(&mut record, 1);
+        }
+        assert_eq!(record.context.names().len(), NAMES_MAX);
+        // What does not tell when it began is dropped and not named.
+        let cause = record.seen();
+        record.mint(dot(0, at + 1), OpId(1), Some(blob("w")), &cause);
+        let cause = record.seen();
+        assert!(cause.names().is_empty());
+        record.mint(dot(0, at + 2), op(at), Some(blob("x")), &cause);
+        assert_eq!(record.superseded(&OpId(1)), None);
+        assert_eq!(record.values(), [blob("x")], "an operation's id that is used for another write hides none");
     }
 
     #[test]
@@ -439,7 +568,7 @@ pub(crate) mod tests {
             DecodeError::Newer(why) => panic!("it is damaged, not newer: {why}"),
         };
         assert!(why(vec![]).contains("empty"));
-        assert!(why(vec![1]).contains("version 1"));
+        assert!(why(vec![2]).contains("version 2"));
         assert!(why([&good[..], &[0]].concat()).contains("follow"));
         for len in 1..good.len() {
             why(good[..len].to_vec());
@@ -480,14 +609,22 @@ pub(crate) mod tests {
         assert_eq!(hex(&typed(3, 300).encode()), ENCODED_WITH_TYPE_AND_TIME);
         assert_eq!(format!("{:032x}", typed(0, 0).digest(b"k")), DIGEST);
         assert_eq!(format!("{:032x}", typed(3, 300).digest(b"k")), DIGEST_WITH_TYPE_AND_TIME);
+        let first = minted(dot(0, 1), op(1), "a", &Record::default(), &Context::new());
+        let named = minted(dot(1, 300), op(2), "b", &first, &first.seen());
+        assert_eq!(hex(&named.encode()), ENCODED_WITH_A_NAME);
+        assert_eq!(format!("{:032x}", named.digest(b"k")), DIGEST_WITH_A_NAME);
     }
 
-    const ENCODED: &str = "0202026e300100000000000000000100026e3101000000000000000007000200010000000000000000000000\
-        00000000010000016101070000000000000000000000000000000200000162";
-    const ENCODED_WITH_TYPE_AND_TIME: &str = "0202026e300100000000000000000100026e3101000000000000000007000200010000\
-        00000000000000000000000000010000016101070000000000000000000000000000000203ac020162";
-    const DIGEST: &str = "0cbe7a0589dec78f2d897ecfcd906bbf";
-    const DIGEST_WITH_TYPE_AND_TIME: &str = "1ccc12571a08d7e11f26ea7e7fff9a83";
+    const ENCODED_WITH_A_NAME: &str = "0302026e300100000000000000000100026e31010000000000000000ac0200010000000000017000\
+        800000000000000100010101ac020000000000027000800000000000000200000162";
+    const DIGEST_WITH_A_NAME: &str = "c44e9db85b46f715ecb15679403d82c9";
+
+    const ENCODED: &str = "0302026e300100000000000000000100026e31010000000000000000070000020001000000000000000000000000\
+        000000010000016101070000000000000000000000000000000200000162";
+    const ENCODED_WITH_TYPE_AND_TIME: &str = "0302026e300100000000000000000100026e3101000000000000000007000002000100000\
+        0000000000000000000000000010000016101070000000000000000000000000000000203ac020162";
+    const DIGEST: &str = "a80a72fd3fa9b01497eee5b6d1bbe8b9";
+    const DIGEST_WITH_TYPE_AND_TIME: &str = "735a042df19611196d841834f36c03bf";
 
     #[test]
     fn what_a_newer_version_has_written_is_refused_and_is_not_called_damage() {
@@ -503,8 +640,8 @@ pub(crate) mod tests {
                 assert!(matches!(cut, Err(DecodeError::Damaged(_))), "cut to {len}: {cut:?}");
             }
         }
-        let version = Record::decode(&Bytes::from_static(&[3])).expect_err("newer");
-        assert!(matches!(&version, DecodeError::Newer(why) if why.contains("version 3")), "{version}");
+        let version = Record::decode(&Bytes::from_static(&[4])).expect_err("newer");
+        assert!(matches!(&version, DecodeError::Newer(why) if why.contains("version 4")), "{version}");
     }
 
     #[test]
@@ -535,11 +672,11 @@ pub(crate) mod tests {
         {
             assert_ne!(a.digest(b"k"), other.digest(key));
         }
-        // A key that ends as a record begins. The last two bytes of a tombstone are those of the empty record.
+        // A key that ends as a record begins. The last three bytes of a tombstone are those of the empty record.
         let tombstone = with(None, 1);
         let encoded = &tombstone.encode()[1..];
-        assert_eq!(encoded[encoded.len() - 2..], Record::default().encode()[1..]);
-        let longer = [b"k", &encoded[..encoded.len() - 2]].concat();
+        assert_eq!(encoded[encoded.len() - 3..], Record::default().encode()[1..]);
+        let longer = [b"k", &encoded[..encoded.len() - 3]].concat();
         assert_ne!(tombstone.digest(b"k"), Record::default().digest(&longer));
     }
 
@@ -559,6 +696,10 @@ pub(crate) mod tests {
                 prop_assert!(record.siblings.keys().all(|dot| record.context.covers(dot)));
                 prop_assert!(entries <= 3, "one entry an actor, not {}", entries);
                 prop_assert_eq!(record.values().len(), record.value_count());
+                prop_assert!(record.context.names().len() <= NAMES_MAX);
+                for (op_id, dot) in record.context.names().iter() {
+                    prop_assert!(record.context.covers(dot) && record.dots_of(op_id).is_empty(), "{}", op_id);
+                }
             }
         }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::compact::{Length, Sink, Source};
+use super::names::Names;
 
 /// Who mints dots in one partition for as long as it has held that partition without a gap (rule V1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -46,15 +47,19 @@ impl fmt::Display for Dot {
     }
 }
 
-/// What has been seen of a key: a version vector plus the dots beyond it.
+/// What has been seen of a key: a version vector plus the dots beyond it, and operations by name (rule V7).
+///
+/// In a record's context these are the operations that were superseded there, as far as they are kept; in a client's, those of the values
+/// that it was shown.
 ///
 /// Normalised: no dot that the vector covers, and a dot that continues the vector is folded into it. So two contexts are
-/// equal exactly if they cover the same dots. Laws: [`join`](Self::join) is commutative, associative and idempotent, and
-/// covers what either side covers.
+/// equal exactly if they cover the same dots and name the same operations. Laws: [`join`](Self::join) is commutative, associative and
+/// idempotent, and covers what either side covers. The dot of each operation that it names is covered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Context {
     vector: BTreeMap<Actor, u64>,
     dots: BTreeSet<Dot>,
+    names: Names,
 }
 
 impl Context {
@@ -111,6 +116,11 @@ impl Context {
 
     /// What the other has seen has been seen from now on. Returns whether anything of it is news.
     pub fn join(&mut self, other: &Context) -> bool {
+        self.join_dots(other) | self.names.join(&other.names)
+    }
+
+    /// The same, but for the operations that the other one names.
+    pub(crate) fn join_dots(&mut self, other: &Context) -> bool {
         let mut news = false;
         for (actor, counter) in &other.vector {
             news |= self.advance(*actor, *counter);
@@ -119,6 +129,21 @@ impl Context {
             news |= self.insert(*dot);
         }
         news
+    }
+
+    /// The operations that it names.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// The operations that it names, to be changed by whoever sees to it that it covers their dots.
+    pub(crate) fn names_mut(&mut self) -> &mut Names {
+        &mut self.names
+    }
+
+    /// The same, and no operation by name.
+    pub fn without_names(&self) -> Self {
+        Self { vector: self.vector.clone(), dots: self.dots.clone(), names: Names::default() }
     }
 
     /// Whether it covers a dot of one of a node's actors that `other` does not cover.
@@ -139,7 +164,7 @@ impl Context {
     /// that a client gets and sends them only with a code that nodes alone can make (rule V5, [`super::context_keys`]).
     ///
     /// ```text
-    /// version u8 = 1 | cluster id, 16 bytes | XXH3-128 of the key, 16 bytes | the context | CRC32C of all before, 4 bytes
+    /// version u8 = 2 | cluster id, 16 bytes | XXH3-128 of the key, 16 bytes | the context | CRC32C of all before, 4 bytes
     /// ```
     ///
     /// May come out longer than a client is allowed to send back; a coordinator refuses writes that would lead there, see
@@ -226,6 +251,8 @@ impl Context {
     ///   name length, name, actors
     ///     incarnation u64 | counter of the vector, 0 if it has no entry | dots beyond it
     ///       the first - counter - 2, each further one - the one before - 1
+    /// operations that are named, each with
+    ///   16 bytes | index of its dot's actor | counter
     /// ```
     pub(crate) fn encode(&self, sink: &mut impl Sink) {
         let actors = self.actors();
@@ -252,6 +279,7 @@ impl Context {
                 }
             }
         }
+        self.names.encode(sink, &actors);
     }
 
     /// What [`encode`](Self::encode) wrote; anything else is refused, so that equal contexts are equal bytes.
@@ -279,6 +307,11 @@ impl Context {
                 context.decode_actor(actor, source)?;
             }
         }
+        let names = Names::decode(source, &context.actors())?;
+        if let Some((op_id, dot)) = names.iter().find(|(_, dot)| dot.counter == 0 || !context.covers(dot)) {
+            return Err(format!("dot {dot} of the named operation {op_id} is not covered"));
+        }
+        context.names = names;
         Ok(context)
     }
 
@@ -331,8 +364,8 @@ impl Context {
     }
 }
 
-/// The version of sealed contexts.
-const SEAL_VERSION: u8 = 1;
+/// The version of sealed contexts. Version 1 named no operations.
+const SEAL_VERSION: u8 = 2;
 /// Version, cluster, key and checksum around a sealed context.
 const SEAL_LEN: usize = 1 + 16 + 16 + 4;
 /// The most entries that are decoded: bounds memory (about 20 MiB) when the bytes are garbage. A coordinator mints no context
@@ -343,6 +376,7 @@ const ENTRIES_MAX: usize = 1 << 18;
 pub(crate) mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use quorate_wire::ids::OpId;
 
     use super::*;
 
@@ -357,17 +391,21 @@ pub(crate) mod tests {
 
     pub(crate) fn contexts() -> impl Strategy<Value = Context> {
         let counter = prop_oneof![8 => 1..9u64, 1 => Just(u64::MAX), 1 => Just(u64::MAX - 1)];
-        vec((0..5u64, counter, any::<bool>()), 0..10).prop_map(|steps| {
-            let mut context = Context::new();
-            for (number, counter, advance) in steps {
-                if advance {
-                    context.advance(actor(number), counter);
-                } else {
-                    context.insert(dot(number, counter));
+        vec((0..5u64, counter, any::<bool>(), prop_oneof![2 => Just(None), 1 => (0..4u64).prop_map(Some)]), 0..10)
+            .prop_map(|steps| {
+                let mut context = Context::new();
+                for (number, counter, advance, named) in steps {
+                    if advance {
+                        context.advance(actor(number), counter);
+                    } else {
+                        context.insert(dot(number, counter));
+                    }
+                    if let Some(begun_ms) = named {
+                        context.names.insert(OpId::new(begun_ms, 1), dot(number, counter));
+                    }
                 }
-            }
-            context
-        })
+                context
+            })
     }
 
     fn joined(a: &Context, b: &Context) -> Context {
@@ -418,14 +456,15 @@ pub(crate) mod tests {
             bytes
         };
         let once = |name, incarnation| [&node(name, incarnation)[..], &[1, 0]].concat();
-        assert!(decode([&[2][..], &once("a", 1), &once("b", 1)].concat()).is_ok());
+        assert!(decode([&[2][..], &once("a", 1), &once("b", 1), &[0]].concat()).is_ok());
         let why = decode([&[2][..], &once("a", 1), &once("a", 2)].concat()).expect_err("refused");
         assert!(why.contains("node a is out of order"), "{why}");
         // One actor whose dots stand side by side.
         let many = |count: usize| {
             let mut bytes = [&[1][..], &node("a", 1), &[0]].concat();
             bytes.put_number(count as u64);
-            bytes.resize(bytes.len() + count, 0);
+            // A zero more: no operation is named.
+            bytes.resize(bytes.len() + count + 1, 0);
             decode(bytes)
         };
         assert_eq!(many(ENTRIES_MAX).expect("as many as there can be").len(), ENTRIES_MAX);
@@ -470,8 +509,8 @@ pub(crate) mod tests {
         assert!(long(CONTEXT_LEN_MAX + 1).contains("at most 65536 are allowed"));
         assert!(why(&sealed.slice(..sealed.len() - 1), CLUSTER, KEY).contains("damaged"));
         let mut newer = sealed.to_vec();
-        newer[0] = 2;
-        assert!(why(&newer.into(), CLUSTER, KEY).contains("version 2"));
+        newer[0] = 3;
+        assert!(why(&newer.into(), CLUSTER, KEY).contains("version 3"));
         let long = vec![1; CONTEXT_LEN_MAX + 1];
         assert!(why(&long.into(), CLUSTER, KEY).contains("at most 65536"));
     }
@@ -480,7 +519,7 @@ pub(crate) mod tests {
     fn one_actor_takes_few_bytes() {
         let mut context = Context::new();
         context.advance(actor(0), 100);
-        assert_eq!(context.sealed_len(), SEAL_LEN + 1 + 1 + 2 + 1 + 8 + 1 + 1);
+        assert_eq!(context.sealed_len(), SEAL_LEN + 1 + 1 + 2 + 1 + 8 + 1 + 1 + 1);
     }
 
     #[test]
@@ -494,10 +533,17 @@ pub(crate) mod tests {
             Context::open(&sealed.into(), CLUSTER, KEY)
         };
         let actor = [0, 0, 0, 0, 0, 0, 0, 1];
-        assert!(seal(&[&[1, 1, b'a', 1][..], &actor, &[5, 0]].concat()).is_ok());
+        assert!(seal(&[&[1, 1, b'a', 1][..], &actor, &[5, 0, 0]].concat()).is_ok());
+        let op = |random| OpId::new(5, random).0.to_be_bytes();
         for (body, why) in [
             (vec![], "cut off"),
-            (vec![0, 0], "follow"),
+            (vec![0, 0, 0], "follow"),
+            (vec![0, 255, 255, 4], "above the limit"),
+            ([&[1, 1, b'a', 1][..], &actor, &[5, 0, 1], &op(1), &[0, 6]].concat(), "not covered"),
+            ([&[1, 1, b'a', 1][..], &actor, &[5, 0, 1], &op(1), &[0, 0]].concat(), "not covered"),
+            ([&[1, 1, b'a', 1][..], &actor, &[5, 0, 1], &op(1), &[1, 1]].concat(), "actor 1 of 1"),
+            ([&[1, 1, b'a', 1][..], &actor, &[5, 0, 1], &[0; 16], &[0, 1]].concat(), "does not tell when it began"),
+            ([&[1, 1, b'a', 1][..], &actor, &[5, 0, 2], &op(1), &[0, 1], &op(1), &[0, 1]].concat(), "out of order"),
             (vec![255, 255, 255, 255, 15], "cut off"),
             (vec![1, 1, b'A', 1], "not valid"),
             (vec![1, 1, b'a', 0], "no actor"),

@@ -18,9 +18,9 @@
 //! replicas are interchangeable.
 //!
 //! The one excuse is a retry that took a second dot somewhere else (see `quorate_core::mint`): the value of such an
-//! operation may show again beside its successor at a replica that does not remember, until it has exchanged records. Where
-//! retries go to the coordinator of the first attempt only, as a client's do, nothing excuses it: a coordinator that may have
-//! forgotten answers "unknown".
+//! operation may show again beside its successor at a replica that does not remember, until it has exchanged records with one that
+//! names the operation (rule V7). In the end nobody shows it, unless a record was lost. Where retries go to the coordinator of the first
+//! attempt only, as a client's do, nothing excuses it: a coordinator that may have forgotten answers "unknown".
 //!
 //! For each rule there is a world that leaves it out, in which the explorer must find a violation.
 //!
@@ -61,6 +61,8 @@ struct Scope {
     hostile: bool,
     /// Retries go to any replica, not only to the one that was asked first.
     retries_anywhere: bool,
+    /// Operation ids tell when they began, so that records name them (rule V7).
+    named: bool,
 }
 
 /// A rule, or the part of one, that a world leaves out.
@@ -89,6 +91,10 @@ enum Without {
     V6SupersededAsAWhole,
     V6MemoryGoesWithTheCopy,
     V6UnknownIfForgotten,
+    V7NamesInRecords,
+    V7NamesInContexts,
+    V7MintTakesNames,
+    V7MergeDropsNamed,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +156,8 @@ struct Replica {
     started: Duration,
     /// What it has minted since it last lost its memory.
     minted: Ops,
+    /// As in the [`Scope`].
+    named: bool,
 }
 
 /// A write whose reply was lost, and which is retried.
@@ -176,6 +184,8 @@ struct State {
     dots: Vec<(Dot, u8)>,
     touched: usize,
     faults: usize,
+    /// Faults that took away a record, not only what was not synced of it.
+    losses: usize,
     lost_replies: usize,
 }
 
@@ -215,13 +225,13 @@ impl Replica {
         if self.operations.is_empty() {
             return 0;
         }
-        let known = |op: &usize| self.remembers(&OpId(*op as u128), now).is_some();
+        let known = |op: &usize| self.remembers(&op_id(self.named, *op), now).is_some();
         (0..Ops::BITS as usize).filter(known).fold(0, |ops, op| ops | 1 << op)
     }
 }
 
 impl State {
-    fn new(replicas: usize) -> Self {
+    fn new(Scope { replicas, named, .. }: Scope) -> Self {
         let nothing = Copy::new(Record::default(), 0);
         let replica = Replica {
             copy: nothing.clone(),
@@ -231,6 +241,7 @@ impl State {
             operations: Operations::default(),
             started: Duration::ZERO,
             minted: 0,
+            named,
         };
         Self {
             replicas: vec![replica; replicas],
@@ -243,6 +254,7 @@ impl State {
             dots: Vec::new(),
             touched: 0,
             faults: 0,
+            losses: 0,
             lost_replies: 0,
         }
     }
@@ -300,7 +312,7 @@ impl State {
             put(&replica.copy.hash.to_be_bytes());
             put(&replica.synced.hash.to_be_bytes());
             let remembered: Vec<_> = (0..self.before.len() as u8)
-                .filter_map(|op| replica.remembers(&OpId(op.into()), self.now).map(|of| (op, of)))
+                .filter_map(|op| replica.remembers(&op_id(replica.named, op.into()), self.now).map(|of| (op, of)))
                 .collect();
             put(&[replica.drawn as u8, replica.minter.is_some().into(), remembered.len() as u8]);
             if let Some(minter) = &replica.minter {
@@ -331,7 +343,7 @@ impl State {
         }
         put(&self.deletes.to_be_bytes());
         put(&[self.messages.len() as u8, self.before.len() as u8, self.dots.len() as u8]);
-        put(&[self.faults as u8, self.lost_replies as u8, self.touched as u8]);
+        put(&[self.faults as u8, self.losses as u8, self.lost_replies as u8, self.touched as u8]);
         xxh3_128(bytes)
     }
 }
@@ -464,7 +476,7 @@ impl World {
             }
             Step::Read { at } => {
                 let copy = &next.replicas[at].copy;
-                next.session = Seen::new(copy.record.context.clone(), copy.heard_of);
+                next.session = Seen::new(self.seen(&copy.record), copy.heard_of);
                 return Ok(next);
             }
             Step::Deliver { message, to } => {
@@ -547,7 +559,7 @@ impl World {
             Cause::Session => Some(state.session.clone()),
             Cause::FreshRead(from) => {
                 let copy = &state.replicas[from].copy;
-                Some(Seen::new(copy.record.context.clone(), copy.heard_of))
+                Some(Seen::new(self.seen(&copy.record), copy.heard_of))
             }
             Cause::Forged => {
                 let dot = state.replicas[at].minter.clone()?.next_dot();
@@ -572,8 +584,10 @@ impl World {
     /// Whether the answer to a retry is "unknown", and nothing is done: it is not known here, and may have been before the memory of
     /// the replica was lost. A retried delete leaves nothing that could come back.
     fn is_refused(&self, state: &State, replica: &Replica, pending: &Pending) -> bool {
-        let op_id = OpId(pending.op.into());
-        let known = !replica.copy.record.dots_of(&op_id).is_empty() || replica.remembers(&op_id, state.now).is_some();
+        let (op_id, record) = (op_id(self.scope.named, pending.op.into()), &replica.copy.record);
+        let known = !record.dots_of(&op_id).is_empty()
+            || record.superseded(&op_id).is_some()
+            || replica.remembers(&op_id, state.now).is_some();
         let forgotten = || state.may_have_forgotten(replica, pending);
         !known && !pending.delete && forgotten() && self.without != Without::V6UnknownIfForgotten
     }
@@ -588,7 +602,7 @@ impl World {
         cause: &Arc<Seen>,
         reply: Reply,
     ) -> Result<(), String> {
-        let op_id = OpId(op as u128);
+        let op_id = op_id(self.scope.named, op);
         let replica = &state.replicas[at];
         let mut looked_in = replica.copy.record.clone();
         if self.without == Without::V6LookAmongSiblings {
@@ -605,7 +619,10 @@ impl World {
         let heard_of = state.replicas[at].copy.heard_of;
         let replica = &mut state.replicas[at];
         if self.without == Without::V4RepliesCoverWhatWasSeen {
-            context = replica.copy.record.context.clone();
+            context = self.seen(&replica.copy.record);
+        }
+        if self.without == Without::V7NamesInContexts {
+            context = context.without_names();
         }
         if reply == Reply::Lost {
             return Ok(());
@@ -641,8 +658,12 @@ impl World {
             return Err(format!("{dot} was minted twice"));
         }
         state.dots.push((dot, op as u8));
-        let (op_id, value) = (OpId(op as u128), (!delete).then(|| Blob::copy_from(&[op as u8])));
-        let fresh = mint::mint(held.clone(), dot, op_id, value.clone(), &cause.context);
+        let (op_id, value) = (op_id(self.scope.named, op), (!delete).then(|| Blob::copy_from(&[op as u8])));
+        let cause_taken = match self.without {
+            Without::V7MintTakesNames => cause.context.without_names(),
+            _ => cause.context.clone(),
+        };
+        let fresh = mint::mint(held.clone(), dot, op_id, value.clone(), &cause_taken);
         let (mut record, context, mut dropped) = (fresh.record, fresh.context, fresh.dropped.writes);
         match self.without {
             Without::V2CauseJoins => {
@@ -654,7 +675,9 @@ impl World {
                 let uncovered = held.siblings.iter().filter(|(dot, _)| !cause.context.covers(dot));
                 record.siblings.extend(uncovered.map(|(dot, sibling)| (*dot, sibling.clone())));
                 dropped.retain(|(dot, _)| cause.context.covers(dot));
+                record.context = record.context.without_names();
             }
+            Without::V7NamesInRecords => record.context = record.context.without_names(),
             _ => {}
         }
         let heard_of = replica.copy.heard_of | cause.ops | 1 << op;
@@ -710,7 +733,7 @@ impl World {
         }
         let mut record = replica.copy.record.clone();
         let remembered =
-            |op_id: &OpId| self.without != Without::V6MergeDropsSuperseded && superseded & (1 << op_id.0) != 0;
+            |op_id: &OpId| self.without != Without::V6MergeDropsSuperseded && superseded & (1 << op_id.0 as u8) != 0;
         let dropped = match self.without {
             Without::V3CoveredDotsGo => {
                 record.siblings.extend(other.record.siblings.clone());
@@ -726,7 +749,26 @@ impl World {
                 });
                 dropped
             }
-            Without::V6SupersededAsAWhole => record.merge(&other.record, &remembered).0.writes,
+            Without::V6SupersededAsAWhole => {
+                let dropped = record.merge(&other.record, &remembered).0.writes;
+                record.context = record.context.without_names();
+                dropped
+            }
+            Without::V7NamesInRecords => {
+                let dropped = mint::merge(&mut record, &other.record, &remembered).0.writes;
+                record.context = record.context.without_names();
+                dropped
+            }
+            // The names are there, and what they name is kept.
+            Without::V7MergeDropsNamed => {
+                let unnamed = |record: &Record| Record { context: record.context.without_names(), ..record.clone() };
+                let (names, theirs) = (record.context.clone(), unnamed(&other.record));
+                record = unnamed(&record);
+                let dropped = mint::merge(&mut record, &theirs, &remembered).0.writes;
+                record.context.join(&names);
+                record.context.join(&other.record.context);
+                dropped
+            }
             _ => mint::merge(&mut record, &other.record, &remembered).0.writes,
         };
         let copy = Copy::new(record, replica.copy.heard_of | other.heard_of);
@@ -737,6 +779,7 @@ impl World {
 
     fn lose(&self, state: &mut State, at: usize, give_up: bool) {
         state.faults += 1;
+        state.losses += 1;
         let nothing = Copy::new(Record::default(), 0);
         let replica = &mut state.replicas[at];
         replica.synced = nothing.clone();
@@ -775,8 +818,12 @@ impl World {
     fn compare(&self, state: &State, a: &Copy, b: &Copy, who: impl Fn() -> String) -> Result<Ops, String> {
         let shown = self.reads.borrow().get(&(a.hash, b.hash)).cloned();
         let shown = shown.unwrap_or_else(|| {
-            let mut record = a.record.clone();
-            record.merge(&b.record, &|_| false);
+            let (mut record, mut other) = (a.record.clone(), b.record.clone());
+            if self.without == Without::V7MergeDropsNamed {
+                record.context = record.context.without_names();
+                other.context = other.context.without_names();
+            }
+            record.merge(&other, &|_| false);
             let shown = self.shown(&record);
             self.reads.borrow_mut().insert((a.hash, b.hash), shown.clone());
             shown
@@ -824,10 +871,21 @@ impl World {
         }
         let copy = &replicas[0].copy;
         let extra = self.compare(state, copy, copy, || "everybody in the end".to_owned())?;
+        if extra != 0 && self.scope.named && state.losses == 0 {
+            return Err(format!("everybody shows superseded {extra:b} in the end, and nobody has lost a record"));
+        }
         if extra != 0 && state.faults == 0 {
             return Err(format!("everybody remembers, and shows superseded {extra:b} in the end"));
         }
         Ok(())
+    }
+
+    /// What a client has seen that is shown a record.
+    fn seen(&self, record: &Record) -> Context {
+        match self.without {
+            Without::V7NamesInContexts => record.seen().without_names(),
+            _ => record.seen(),
+        }
     }
 }
 
@@ -839,7 +897,7 @@ fn explore(world: &World) -> Result<usize, String> {
     let mut visited = HashSet::new();
     // How each state of the frontier was reached: an index into `paths`, whose entries name the one before.
     let mut paths: Vec<(usize, Step)> = Vec::new();
-    let mut frontier = vec![(usize::MAX, State::new(world.scope.replicas))];
+    let mut frontier = vec![(usize::MAX, State::new(world.scope))];
     for depth in 1..=world.scope.depth {
         let mut next = Vec::new();
         for (path, state) in &frontier {
@@ -878,6 +936,12 @@ fn bits(ops: Ops) -> impl Iterator<Item = usize> {
     (0..Ops::BITS as usize).filter(move |op| ops & (1 << op) != 0)
 }
 
+/// The number of an operation; if it tells when it began, that is its number as well.
+fn op_id(named: bool, op: usize) -> OpId {
+    let number = op as u128;
+    if named { OpId::new(op as u64, number) } else { OpId(number) }
+}
+
 const CLUSTER: ClusterId = ClusterId(1);
 const KEY: &[u8] = b"key";
 /// What operations are remembered by.
@@ -902,6 +966,7 @@ fn scope(replicas: usize, depth: usize, faults: usize, lost_replies: usize) -> S
         lost_replies,
         hostile: false,
         retries_anywhere: true,
+        named: true,
     }
 }
 
@@ -928,6 +993,12 @@ fn three_replicas_stay_right_through_retries() {
 }
 
 #[test]
+fn operations_that_do_not_tell_when_they_began_stay_right_as_well() {
+    assert_clean(Scope { named: false, ..scope(2, 7, 1, 1) });
+    assert_clean(Scope { named: false, ..scope(3, 5, 1, 1) });
+}
+
+#[test]
 fn a_retry_at_its_coordinator_never_brings_a_value_back() {
     assert_clean(Scope { retries_anywhere: false, ..scope(2, 7, 2, 1) });
     assert_clean(Scope { retries_anywhere: false, ..scope(3, 6, 1, 1) });
@@ -945,11 +1016,22 @@ fn forged_contexts_and_full_disks_hide_no_write() {
 
 #[test]
 fn every_rule_is_needed() {
-    let scope =
-        Scope { replicas: 2, depth: 6, writes: 3, faults: 1, lost_replies: 1, hostile: false, retries_anywhere: true };
+    let named = Scope {
+        replicas: 2,
+        depth: 6,
+        writes: 3,
+        faults: 1,
+        lost_replies: 1,
+        hostile: false,
+        retries_anywhere: true,
+        named: true,
+    };
+    // Names would make up for parts of V6.
+    let scope = Scope { named: false, ..named };
     let own_coordinator = Scope { retries_anywhere: false, ..scope };
     let hostile = Scope { hostile: true, lost_replies: 0, ..scope };
     let three = Scope { replicas: 3, ..scope };
+    let three_named = Scope { replicas: 3, ..named };
     for (without, scope, violation) in [
         (Without::V1NewActorAfterRestart, scope, "minted twice"),
         (Without::V1NewActorAfterLoss, scope, "lost"),
@@ -973,6 +1055,10 @@ fn every_rule_is_needed() {
         (Without::V6SupersededAsAWhole, three, "remembers"),
         (Without::V6MemoryGoesWithTheCopy, scope, "lost"),
         (Without::V6UnknownIfForgotten, own_coordinator, "superseded"),
+        (Without::V7NamesInRecords, named, "in the end"),
+        (Without::V7NamesInContexts, three_named, "in the end"),
+        (Without::V7MintTakesNames, three_named, "in the end"),
+        (Without::V7MergeDropsNamed, named, "in the end"),
     ] {
         match explore(&World::new(scope, without)) {
             Ok(states) => panic!("{without:?}: nothing is missed in {states} states"),

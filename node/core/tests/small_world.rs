@@ -505,7 +505,7 @@ impl World {
             Answer::Found { record } => {
                 self.check_read(key, begun, &record)?;
                 self.tally.note("read answered");
-                self.clients[asker.client].seen.insert(key, record.context);
+                self.clients[asker.client].seen.insert(key, record.seen());
                 self.done(asker.client);
             }
         }

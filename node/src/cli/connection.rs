@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use quorate_client::client::Seed;
@@ -75,7 +75,8 @@ impl Cluster {
 
     /// A name for a new write.
     pub(crate) fn op_id(&self) -> OpId {
-        OpId(self.random.u128())
+        let now = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
+        OpId::new(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), self.random.u128())
     }
 
     /// Reads a key.

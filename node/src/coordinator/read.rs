@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use quorate_transport::budget::Room;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::NodeId;
+use quorate_wire::ids::{NodeId, OpId};
 use quorate_wire::{
     Acks, BucketId, Evidence, Found, KEY_LEN_MAX, Key, NotApplied, Read, Reply, Role, Scan, ScanEntry, ScanPosition,
     Scanned,
 };
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::repair::repair;
@@ -113,7 +113,7 @@ pub(super) async fn coordinate_read(inner: &Arc<Inner>, turn: &Turn, read: &Read
         stats.degraded.add(u64::from(get.acks().fallback > 0));
         Reply::Found(Found {
             values: merged.values(),
-            context: inner.seal(&merged.context, &read.key),
+            context: inner.seal(&merged.seen(), &read.key),
             quorum: inner.report(turn, need, get.acks(), turn.current.layout.r),
             evidence: read.explain.then(evidence),
         })
@@ -223,7 +223,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result
     let entry = |(key, record): (Key, Record)| match scan.keys_only {
         // As if nothing had been seen: a context of values that were not sent would let a write discard them.
         true => ScanEntry { values: Vec::new(), context: inner.seal(&Context::new(), &key), key },
-        false => ScanEntry { values: record.values(), context: inner.seal(&record.context, &key), key },
+        false => ScanEntry { values: record.values(), context: inner.seal(&record.seen(), &key), key },
     };
     let decoded = |(key, record): (Blob, Record)| match Key::from_encoded(key) {
         Ok(key) => Ok(entry((key, record))),
@@ -510,6 +510,29 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         }
     };
     (from, answered)
+}
+
+/// Rule V7: takes over what another primary knows of a write that this one may have forgotten, if one of them holds it or names it as
+/// superseded; tells whether one did. What was written once is so found again, and nothing is minted.
+pub(super) async fn recall(inner: &Arc<Inner>, turn: &Turn, key: &Blob, op_id: OpId) -> bool {
+    let r = turn.current.layout.r;
+    let question = Arc::new(Question { key: key.clone(), own: None, held: None, digest: None, durable: false, r });
+    let until = Instant::now() + turn.left() / 2;
+    let mut calls = Calls::new();
+    for primary in turn.view.primaries().iter().copied().filter(|node| *node != inner.me) {
+        calls.push(fetch(inner.clone(), turn.clone(), question.clone(), primary));
+    }
+    while let Ok(Some((from, answered))) = timeout_at(until, calls.next()).await {
+        let Answered::Holds(record, _) = answered else { continue };
+        if record.dots_of(&op_id).is_empty() && record.superseded(&op_id).is_none() {
+            continue;
+        }
+        match inner.replica.merge(turn.partition, key, record).await {
+            Ok(_) => return true,
+            Err(error) => tracing::debug!(%from, %error, "what it knows of a repeated write was not taken"),
+        }
+    }
+    false
 }
 
 async fn fetch_hint(

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
+use super::read::recall;
 use super::{Inner, Turn, plain};
 use crate::calls::Calls;
 use crate::peer_wire::{KeepHint, Label, Replicate, Replicated};
@@ -146,12 +147,23 @@ impl Driver {
         let operation = Operation { id: write.op_id, first_sent };
         {
             let partition = self.turn.partition;
+            let retry = first_sent.map(|_| self.turn.clone());
             let place = self.put.mint_for().map(|target| (self.turn.view.primaries().to_vec(), target));
             let mut mint = pin!(async {
                 dawdle!("write: a pause before the mint");
-                match place {
-                    None => inner.replica.mint(partition, &key, operation, value, cause).await,
-                    Some(place) => {
+                match (place, retry) {
+                    (None, Some(turn)) => {
+                        let first = inner.replica.mint(partition, &key, operation, value.clone(), cause.clone()).await;
+                        match first {
+                            Err(MintError::Forgotten) if recall(&inner, &turn, &key, operation.id).await => {
+                                sometimes!("write: a retry was forgotten here and known to another primary");
+                                inner.replica.mint(partition, &key, operation, value, cause).await
+                            }
+                            minted => minted,
+                        }
+                    }
+                    (None, None) => inner.replica.mint(partition, &key, operation, value, cause).await,
+                    (Some(place), _) => {
                         let now_ms = inner.now_ms();
                         inner.replica.mint_in_hint(partition, &key, operation, value, cause, place, now_ms).await
                     }

@@ -47,8 +47,9 @@ pub struct Content {
 /// The version of the directory's format that this code writes, and the only one that it reads: of this file, of the keys and values in the
 /// engine, and of what they are called there.
 ///
-/// Format 1 had users' keys where format 2 has encoded ones ([`quorate_wire::key`]), and records without types and times.
-pub const FORMAT: u32 = 2;
+/// Format 1 had users' keys where format 2 has encoded ones ([`quorate_wire::key`]), and records without types and times;
+/// format 2 had records that name no operations.
+pub const FORMAT: u32 = 3;
 
 #[derive(Serialize, Deserialize)]
 struct Document {
@@ -286,21 +287,21 @@ mod tests {
     #[test]
     fn a_newer_format_is_named_and_is_not_called_damage() {
         let dir = tempfile::tempdir().expect("a directory");
-        fs::write(path(dir.path()), br#"{"format": 3, "other": "fields"}"#).expect("room");
+        fs::write(path(dir.path()), br#"{"format": 4, "other": "fields"}"#).expect("room");
         let error = read(dir.path()).expect_err("newer").to_string();
-        assert!(error.contains("format 3") && error.contains("reads 2") && error.contains("newer version"), "{error}");
+        assert!(error.contains("format 4") && error.contains("reads 3") && error.contains("newer version"), "{error}");
     }
 
     /// As the release before wrote it, checksum and all.
     #[test]
     fn an_older_format_is_refused_with_what_to_do_and_is_not_called_damage() {
         let dir = tempfile::tempdir().expect("a directory");
-        write(dir.path(), &Content { format: 1, ..content() }).expect("room");
+        write(dir.path(), &Content { format: 2, ..content() }).expect("room");
         let before = fs::read(path(dir.path())).expect("written");
         let error = read(dir.path()).expect_err("older");
         assert!(matches!(&error, StoreError::Io(_)), "{error:?}");
         let error = error.to_string();
-        assert!(error.contains("format 1") && error.contains("older version") && error.contains("export"), "{error}");
+        assert!(error.contains("format 2") && error.contains("older version") && error.contains("export"), "{error}");
         assert_eq!(fs::read(path(dir.path())).expect("still there"), before);
     }
 }

@@ -1,8 +1,8 @@
 //! **Superseded stays superseded**: a replica that has seen a write replaced, and forgets nothing, does not hold its value again.
 //!
 //! Whoever repeats a write by its operation id may have it minted a second time, by a coordinator that knows nothing of the first one. Who has
-//! replaced the write remembers its operation, and keeps the second dot out. (ARCHITECTURE.md, rule V6; `quorate_core::mint`, "never at a
-//! replica that remembers".)
+//! replaced the write remembers its operation, and names it in the record, and so keeps the second dot out. (ARCHITECTURE.md, rules V6 and
+//! V7; `quorate_core::mint`, "never at a replica that remembers or names it".)
 
 use super::{Property, Violation};
 use crate::history::{History, Risen};
