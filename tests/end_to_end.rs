@@ -242,8 +242,12 @@ fn a_node_shows_that_it_lives_whether_it_serves_and_what_it_does() {
     cluster.start_node(1);
     let alive = eventually("/livez answers", || cluster.http(1, "/livez"));
     assert_eq!(alive, (200, "alive\n".to_owned()));
-    let (status, why) = cluster.http(1, "/readyz").expect("it answers");
-    assert!(status == 503 && why.contains("no layout"), "{status}: {why}");
+    // It is starting, until then.
+    eventually("there is no layout", || {
+        let (status, why) = cluster.http(1, "/readyz").expect("it answers");
+        assert_eq!(status, 503, "{why}");
+        why.contains("no layout").then_some(())
+    });
     cluster.run(&["put", "k", "v"]).expect(4, &["no layout", "layout stage join"]);
 
     cluster.run(&["layout", "stage", "join", &format!("n1={}", cluster.addr(1))]).expect(0, &[]);

@@ -37,7 +37,7 @@ pub use crate::coordinator::Mechanisms;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
 use crate::handoff::{self, Handoff};
-use crate::http::Watched;
+use crate::http;
 use crate::layouts::{LayoutStore, Layouts};
 use crate::membership::{self, Membership};
 use crate::metrics::{Metrics, Sample};
@@ -63,6 +63,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Where others reach it, if that is not `listen`. Needed when `listen` is a wildcard address.
     pub advertise: Option<SocketAddr>,
+    /// Where it shows its health and its metrics (HTTP over TCP, see [`crate::http`]), if it does.
+    pub http: Option<SocketAddr>,
     /// Nodes to look for when it starts; one that lives is enough.
     pub join: Vec<SocketAddr>,
     /// Certificate, key and authority.
@@ -81,6 +83,7 @@ pub struct NodeConfig {
 pub struct Node {
     id: NodeId,
     addr: SocketAddr,
+    http: Option<http::Port>,
     endpoint: Endpoint,
     peers: Peers,
     /// The pool of peers reaches it as well, and does not keep it.
@@ -92,36 +95,37 @@ pub struct Node {
     committer: Committer,
     store: Arc<dyn Store>,
     status: Status,
-    metrics: Metrics,
     fatal: watch::Receiver<Option<String>>,
     tasks: Tasks,
     certificates: Certificates,
 }
 
 impl Node {
-    /// Opens the store, binds the port, joins the others and begins to serve, in this order.
+    /// Binds the HTTP port, opens the store, binds the port, joins the others and begins to serve, in this order.
     ///
     /// # Errors
-    /// When a part of the configuration is wrong, the store is not to be had, or the port is taken. A quarantined store is
+    /// When a part of the configuration is wrong, the store is not to be had, or a port is taken. A quarantined store is
     /// no error: the node runs, shows itself, and serves no data.
     pub async fn start(config: NodeConfig, mut env: Env) -> Result<Self, StartError> {
         env.seams.runtime = supervise::runtime(env.seams.runtime);
         let advertise = check(&config, &env)?;
+        let http = open_http(&config, &env).await?;
         let open = Arc::clone(&env.open_store);
         let opened = env.executor.run(move || open()).await?;
         let port = Port::bind(&config, &env, advertise).await?;
         let disk = Disk::open(&config, &env, opened).await?;
         let cluster = Cluster::join(&config, &env, &disk, &port).await?;
         let decided = disk.judge(&cluster.layouts).await?;
-        let node = Self::serve(config, env, (disk, port, cluster), decided);
-        info!(node = %node.id, addr = %node.addr, cluster = %node.status.cluster, "listening");
+        let node = Self::serve(config, env, (http, disk, port, cluster), decided);
+        let http = node.http_addr().map(tracing::field::display);
+        info!(node = %node.id, addr = %node.addr, http, cluster = %node.status.cluster, "listening");
         Ok(node)
     }
 
     /// Puts together what serves requests and what heals, and begins.
-    fn serve(config: NodeConfig, env: Env, parts: (Disk, Port, Cluster), decided: bool) -> Self {
+    fn serve(config: NodeConfig, env: Env, parts: (Option<http::Port>, Disk, Port, Cluster), decided: bool) -> Self {
         let (me, random, wall_clock) = (config.node, &env.seams.random, &env.seams.wall_clock);
-        let (disk, port, Cluster { peers, membership, layouts, other_layouts }) = parts;
+        let (http, disk, port, Cluster { peers, membership, layouts, other_layouts }) = parts;
         let coordinator = Coordinator::new(CoordinatorParts {
             me,
             cluster: disk.identity.cluster,
@@ -151,7 +155,7 @@ impl Node {
             random: random.fork(),
         });
         let certificate = Certificate::new(&config.credentials, Arc::clone(wall_clock));
-        let (metrics, admission) = (Metrics::new(), Admission::new(port.pools));
+        let (metrics, admission) = (env.metrics.clone(), Admission::new(port.pools));
         let status = Status {
             cluster: disk.identity.cluster,
             identity: disk.identity.clone(),
@@ -177,15 +181,20 @@ impl Node {
             anti_entropy: anti_entropy.clone(),
             layouts: layouts.clone(),
             status: status.clone(),
-            metrics: metrics.clone(),
+            metrics,
             admission,
             quarantined: disk.quarantined.clone(),
         });
         serve_peers(&peers, &services);
         let tasks = Tasks::start(&env, &disk, (&port.endpoint, &services), (&peers, &membership), decided);
+        if let Some(http) = &http {
+            let status = status.clone();
+            http.started(Arc::new(move || status.not_ready().map_or(Ok(()), Err)));
+        }
         Self {
             id: me,
             addr: port.addr,
+            http,
             endpoint: port.endpoint,
             peers,
             services,
@@ -196,7 +205,6 @@ impl Node {
             committer: disk.committer,
             store: disk.store,
             status,
-            metrics,
             fatal: disk.fatal,
             tasks,
             certificates: Certificates {
@@ -218,6 +226,11 @@ impl Node {
         self.addr
     }
 
+    /// Where its HTTP port is, if it has one.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(http::Port::addr)
+    }
+
     /// Looks for other nodes at one more address, as at those of [`NodeConfig::join`].
     pub async fn seek(&self, addr: SocketAddr) {
         self.membership.seek(addr).await;
@@ -226,12 +239,6 @@ impl Node {
     /// What it knows of itself and its peers.
     pub fn status(&self) -> NodeStatus {
         self.status.report()
-    }
-
-    /// What [`crate::http`] shows of it.
-    pub fn watched(&self) -> Watched {
-        let status = self.status.clone();
-        Watched { metrics: self.metrics.clone(), ready: Arc::new(move || status.not_ready().map_or(Ok(()), Err)) }
     }
 
     /// Shows another certificate from now on, to whoever dials and to whomever it dials. Connections that run stay as they are.
@@ -267,11 +274,23 @@ impl Node {
         }
     }
 
-    /// Ends it: tells the others, closes the connections, syncs, and marks the store as cleanly closed.
+    /// Ends it: tells the others, closes the connections, syncs, and marks the store as cleanly closed. The HTTP port, which says so
+    /// meanwhile, is closed last.
     ///
     /// # Errors
     /// When the last sync failed: everything that was acknowledged was synced before (but for the mode `interval`).
     pub async fn shutdown(&self, limit: Duration) -> Result<(), StoreError> {
+        if let Some(http) = &self.http {
+            http.stopping();
+        }
+        let closed = self.stop_serving(limit).await;
+        if let Some(http) = &self.http {
+            http.close().await;
+        }
+        closed
+    }
+
+    async fn stop_serving(&self, limit: Duration) -> Result<(), StoreError> {
         let farewell = async {
             self.services.coordinator.shutdown(limit / 2).await;
             self.membership.leave().await;
@@ -348,6 +367,14 @@ fn check(config: &NodeConfig, env: &Env) -> Result<SocketAddr, StartError> {
         .map_err(|why| StartError(format!("others cannot reach this node: {why}, as `advertise`")))?;
     config.credentials.check_validity((env.seams.wall_clock)()).map_err(|error| StartError(error.to_string()))?;
     Ok(advertise)
+}
+
+/// Binds the HTTP port, if there is to be one. It is the first that is taken, before anything is opened or written, so that a monitor
+/// sees a start that takes long, or waits for its disk.
+async fn open_http(config: &NodeConfig, env: &Env) -> Result<Option<http::Port>, StartError> {
+    let Some(addr) = config.http else { return Ok(None) };
+    let opened = http::Port::open(&env.bind_tcp, addr, env.metrics.clone()).await;
+    opened.map(Some).map_err(|error| StartError(format!("HTTP on {addr}: {error}")))
 }
 
 /// The UDP port that all of a node's traffic goes by.

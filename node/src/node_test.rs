@@ -29,6 +29,7 @@ async fn start(dir: &std::path::Path, around: impl FnOnce(Env) -> Env) -> Node {
         node: name(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         advertise: None,
+        http: None,
         join: Vec::new(),
         credentials,
         durability: Durability::Interval,

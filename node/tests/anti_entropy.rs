@@ -139,6 +139,7 @@ impl Cluster {
                 node,
                 listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
                 advertise: None,
+                http: None,
                 join: nodes.iter().map(Node::addr).collect(),
                 credentials: credentials(ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues")),
                 durability: Durability::Group,

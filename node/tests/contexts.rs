@@ -304,6 +304,7 @@ impl Cluster {
             node: node(at),
             listen: self.addrs[at],
             advertise: None,
+            http: None,
             join: self.addrs.iter().copied().filter(|addr| addr.port() != 0 && *addr != self.addrs[at]).collect(),
             credentials: credentials(&issued),
             durability: Durability::Group,

@@ -101,6 +101,7 @@ async fn start_with(
         node: name(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         advertise: None,
+        http: None,
         join: Vec::new(),
         credentials,
         durability,

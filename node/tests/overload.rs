@@ -139,6 +139,7 @@ async fn cluster_of_one(store: &FaultyStore) -> (Node, Client) {
         node,
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         advertise: None,
+        http: None,
         join: Vec::new(),
         credentials: credentials(ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues")),
         durability: Durability::Group,

@@ -48,6 +48,7 @@ impl Setup {
             node: name(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             advertise: None,
+            http: None,
             join: Vec::new(),
             credentials: credentials(ca.issue_node(&seams.random, name(), now, VALIDITY).expect("issues")),
             durability: Durability::Group,

@@ -15,7 +15,6 @@ use quorate_core::keyspace::data_key;
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::cert::{Ca, Issued, VALIDITY};
 use quorate_node::env::Env;
-use quorate_node::http;
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::{Durability, Executor, Identity, Latency, MemoryStore, Opened, Tree};
 use quorate_node::supervise::{self, TASKS};
@@ -25,7 +24,7 @@ use quorate_wire::Quorum;
 use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId};
 use quorate_wire::{Key, LayoutCommand, RequestBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 #[cfg_attr(not(debug_assertions), ignore = "the fault point is not compiled in")]
@@ -72,6 +71,7 @@ async fn live() {
             node,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             advertise: None,
+            http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
             join: nodes.iter().map(Node::addr).collect(),
             credentials: credentials(ca.issue_node(&seams.random, node, now, VALIDITY).expect("issues")),
             durability: if at == 0 { Durability::Group } else { Durability::Interval },
@@ -90,10 +90,8 @@ async fn live() {
         if at == 1 {
             env.executor = Executor::Slow(Latency(Arc::new(|| Duration::from_millis(1))));
         }
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let shown = listener.local_addr().expect("bound");
         let Ok(started) = Node::start(config, env).await else { return };
-        http::start(listener, started.watched());
+        let shown = started.http_addr().expect("it has one");
         nodes.push(started);
         scrape(shown).await;
     }

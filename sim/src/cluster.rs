@@ -40,7 +40,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::disk::{Crash, SimDisk};
 use crate::interpose;
 use crate::plan::{Durability, Mechanisms, Plan};
-use crate::socket::{Cable, SimRuntime};
+use crate::socket::{Cable, SimRuntime, tcp_binder};
 use crate::trace::Trace;
 
 /// What nodes keep free of a disk that is full some time: a few dozen of the records that lives write.
@@ -295,6 +295,11 @@ impl Machine {
         SocketAddr::new(self.addr.ip(), self.addr.port() + self.shared.moves.load(Ordering::Relaxed))
     }
 
+    /// Where the node shows its health and its metrics. A monitor there hears it also while its [cable](Self::cable) is cut.
+    pub fn http_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.addr.ip(), HTTP_PORT)
+    }
+
     /// From its next start on the node listens at another address.
     pub fn moves(&self) {
         self.shared.moves.fetch_add(1, Ordering::Relaxed);
@@ -369,6 +374,7 @@ impl Machine {
             if offset_ms < 0 { wall_clock() - offset } else { wall_clock() + offset }
         };
         let (disk, latency, space) = (self.disk.clone(), self.disk.clone(), self.disk.clone());
+        let metrics = Metrics::new();
         let env = Env {
             seams: Seams {
                 runtime: Arc::new(SimRuntime),
@@ -377,6 +383,8 @@ impl Machine {
                 wall_clock: Arc::new(wall_clock),
             },
             bind_udp: self.cable.binder(),
+            bind_tcp: tcp_binder(),
+            metrics: metrics.clone(),
             open_store: Arc::new(move || disk.open()),
             executor: Executor::Slow(Latency(Arc::new(move || latency.latency()))),
             computing: Executor::Inline,
@@ -388,6 +396,7 @@ impl Machine {
             node: self.node,
             listen: self.addr(),
             advertise: None,
+            http: Some(self.http_addr()),
             join: self.shared.join.clone(),
             credentials: self.shared.credentials.clone(),
             durability: match self.shared.durability {
@@ -411,7 +420,7 @@ impl Machine {
             Ok(node) => node,
             Err(error) => return format!("it does not start: {error}"),
         };
-        self.shared.state().metrics = Some(node.watched().metrics);
+        self.shared.state().metrics = Some(metrics);
         self.event(format_args!("serves"));
         // What `wait_for` gives locks the channel, so that it must be dropped before anything else happens.
         let asked = async { drop(stop.wait_for(|stop| *stop).await) };
@@ -526,6 +535,7 @@ fn credentials(issued: &Issued) -> Credentials {
 /// The id of every simulated cluster.
 pub const CLUSTER: ClusterId = ClusterId(0x51);
 const PORT: u16 = 7000;
+const HTTP_PORT: u16 = 7480;
 
 /// How many nodes each node looks for when it starts.
 const SEEDS: usize = 3;

@@ -1,4 +1,5 @@
-//! turmoil's UDP as the socket and the runtime that quinn asks for, and what can happen to a datagram on its way.
+//! turmoil's UDP as the socket and the runtime that quinn asks for, and what can happen to a datagram on its way; and its TCP, which
+//! hides all of that, for the nodes' HTTP ports.
 //!
 //! turmoil delays packets and cuts links. Its `fail_rate` breaks a link for a while and loses no single packet, so loss,
 //! duplication, corruption, truncation and reordering are done here, where a datagram leaves its host, from a seed of that host.
@@ -16,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
-use quorate_node::env::{BindUdp, BoxFuture};
+use quorate_node::env::{Accepting, BindTcp, BindUdp, BoxFuture, TcpConnection, TcpPort};
 use quorate_wire::random::Random;
 use serde::{Deserialize, Serialize};
-use turmoil::net::UdpSocket;
+use turmoil::net::{TcpListener, UdpSocket};
 
 use crate::trace::Trace;
 
@@ -106,11 +107,7 @@ impl Cable {
     /// # Errors
     /// When a socket of the host holds the port.
     pub async fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let any: std::net::IpAddr = match addr {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let io = Arc::new(UdpSocket::bind((any, addr.port())).await?);
+        let io = Arc::new(UdpSocket::bind(unspecified(addr)).await?);
         let addr = SocketAddr::new(addr.ip(), io.local_addr()?.port());
         Ok(Arc::new(SimUdp { io, addr, readable: Mutex::new(None), cable: self.clone() }))
     }
@@ -292,6 +289,45 @@ impl UdpPoller for AlwaysWritable {
     fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
+}
+
+/// Opens TCP ports on the host that calls, in the form that a node's environment wants.
+pub fn tcp_binder() -> BindTcp {
+    Arc::new(|addr| {
+        Box::pin(async move {
+            let io = TcpListener::bind(unspecified(addr)).await?;
+            let addr = SocketAddr::new(addr.ip(), io.local_addr()?.port());
+            Ok(Box::new(SimTcp { io, addr }) as Box<dyn TcpPort>)
+        })
+    })
+}
+
+struct SimTcp {
+    io: TcpListener,
+    /// The one by which others know it, where turmoil says 0.0.0.0.
+    addr: SocketAddr,
+}
+
+impl TcpPort for SimTcp {
+    fn accept(&self) -> Accepting<'_> {
+        Box::pin(async {
+            let (connection, _) = self.io.accept().await?;
+            Ok(Box::new(connection) as Box<dyn TcpConnection>)
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.addr)
+    }
+}
+
+/// turmoil binds no other address.
+fn unspecified(addr: SocketAddr) -> SocketAddr {
+    let any: IpAddr = match addr {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, addr.port())
 }
 
 /// quinn's runtime on tokio's tasks and its paused clock.

@@ -304,6 +304,7 @@ impl Plan {
                 node: name(number),
                 listen: self.addr(number),
                 advertise: None,
+                http: self.http.then(|| self.addr(number)),
                 join: self.seeds(),
                 durability: Durability::Group,
                 sync_interval: SYNC_INTERVAL,
@@ -311,7 +312,6 @@ impl Plan {
                 anti_entropy: AntiEntropyConfig::default(),
                 credentials: credentials.clone(),
             },
-            http: self.http.then(|| self.addr(number)),
             request_memory: RequestMemory::default(),
             data: match &self.persist {
                 None => Data::Memory(MemoryDisk::default()),
@@ -423,7 +423,7 @@ mod tests {
         let configs = plan.launches();
         assert_eq!(configs.iter().map(|config| config.node().to_string()).collect::<Vec<_>>(), ["n1", "n2"]);
         assert_eq!(configs[1].config.listen, "127.0.0.1:9002".parse().expect("an address"));
-        assert_eq!(configs[1].http, Some(configs[1].config.listen), "UDP and TCP ports are different things");
+        assert_eq!(configs[1].config.http, Some(configs[1].config.listen), "UDP and TCP ports are different things");
         assert_eq!(configs[0].config.join, plan.seeds());
     }
 

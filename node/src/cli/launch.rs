@@ -1,18 +1,15 @@
 //! The one place where the binary starts a [`Node`]: for `server` and for `dev`.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use quorate_node::env::{Env, OpenStore};
-use quorate_node::http;
 use quorate_node::node::{Node, NodeConfig};
 use quorate_node::request_memory::RequestMemory;
 use quorate_node::store::room::space_of;
 use quorate_node::store::{self, DiskReserve, Identity, MemoryStore, Opened, SledOptions, ballast};
 use quorate_wire::ids::{DiskId, NodeId};
 use quorate_wire::random::Random;
-use tokio::net::TcpListener;
 
 use super::failure::{Failure, Outcome};
 use super::log;
@@ -24,8 +21,6 @@ use super::process::OwnProcess;
 pub(crate) struct Launch {
     /// The node.
     pub(crate) config: NodeConfig,
-    /// Where health and metrics are shown.
-    pub(crate) http: Option<SocketAddr>,
     /// What requests may take of this machine's memory.
     pub(crate) request_memory: RequestMemory,
     /// Where its data is.
@@ -71,31 +66,18 @@ impl Launch {
 
     /// Starts it on the current runtime, with the system's sockets, clock and entropy.
     pub(crate) async fn start(self) -> Outcome<Node> {
-        let failure = |error: &dyn std::fmt::Display, hint: &str| {
-            Failure::new(format!("{} cannot start: {error}", self.config.node), hint)
-        };
-        let listener = match self.http {
-            Some(addr) => Some(patiently(Protocol::Tcp, addr, || TcpListener::bind(addr)).await.map_err(|error| {
-                failure(&format!("HTTP on {addr}: {error}"), "choose another `http` address, or stop what runs there")
-            })?),
-            None => None,
-        };
-        let node = Node::start(self.config.clone(), self.env()).await.map_err(|error| {
+        Node::start(self.config.clone(), self.env()).await.map_err(|error| {
             let text = error.to_string();
             let in_use = ["listens there already", "is in use by"].iter().any(|words| text.contains(words));
-            let hint = match in_use {
-                true => "another node runs: stop it, or choose another address or directory",
-                false => "look at what the error names: the address, the directory and its disk, the certificates",
+            let hint = if text.starts_with("HTTP on ") {
+                "choose another `http` address, or stop what runs there"
+            } else if in_use {
+                "another node runs: stop it, or choose another address or directory"
+            } else {
+                "look at what the error names: the address, the directory and its disk, the certificates"
             };
-            failure(&error, hint)
-        })?;
-        let metrics = node.watched().metrics;
-        metrics.source(log::samples);
-        metrics.collect(OwnProcess);
-        if let Some(listener) = listener {
-            http::start(listener, node.watched());
-        }
-        Ok(node)
+            Failure::new(format!("{} cannot start: {text}", self.config.node), hint)
+        })
     }
 
     fn env(&self) -> Env {
@@ -105,6 +87,13 @@ impl Launch {
             let bind = Arc::clone(&bind);
             Box::pin(patiently(Protocol::Udp, addr, move || bind(addr)))
         });
+        let bind = Arc::clone(&env.bind_tcp);
+        env.bind_tcp = Arc::new(move |addr| {
+            let bind = Arc::clone(&bind);
+            Box::pin(patiently(Protocol::Tcp, addr, move || bind(addr)))
+        });
+        env.metrics.source(log::samples);
+        env.metrics.collect(OwnProcess);
         match &self.data {
             Data::Memory(_) => env,
             Data::Directory(dir, reserve) => env.on_disk(space_of(dir.clone()), *reserve),

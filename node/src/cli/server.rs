@@ -141,6 +141,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
                 node: config.node,
                 listen,
                 advertise: Some(advertise),
+                http: http?,
                 join,
                 durability: config.durability,
                 sync_interval: config.sync_interval,
@@ -148,7 +149,6 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
                 anti_entropy: AntiEntropyConfig::default(),
                 credentials,
             },
-            http: http?,
             request_memory: config.request_memory,
             data: Data::Directory(config.data_dir.clone(), config.disk_reserve),
         };
@@ -456,9 +456,9 @@ mod tests {
     use std::io::{BufRead as _, Write as _};
     use std::process::Command;
 
-    use quorate_node::http::{self, Watched};
+    use quorate_node::env::bind_system_tcp;
+    use quorate_node::http;
     use quorate_node::metrics::Metrics;
-    use tokio::net::TcpListener;
 
     use super::*;
     use crate::cli::args::OutputFormat;
@@ -514,8 +514,8 @@ mod tests {
             end_on_panic(&Output::new(OutputFormat::Text));
             supervise::panic_next("http");
             let forever = async {
-                let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-                http::start(listener, Watched { metrics: Metrics::new(), ready: std::sync::Arc::new(|| Ok(())) });
+                let any = SocketAddr::from(([127, 0, 0, 1], 0));
+                let _port = http::Port::open(&bind_system_tcp(), any, Metrics::new()).await.expect("binds");
                 std::future::pending::<()>().await;
             };
             block_on(forever).expect("there are threads");

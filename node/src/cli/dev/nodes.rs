@@ -47,7 +47,7 @@ impl Nodes {
             .map(|slot| NodeView {
                 node: slot.launch.node(),
                 addr: slot.launch.config.listen,
-                http: slot.launch.http,
+                http: slot.launch.config.http,
                 running: slot.running.is_some(),
             })
             .collect();
