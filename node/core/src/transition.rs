@@ -234,7 +234,8 @@ impl Change {
     /// L5: whether a node may speak for a version. It owns it, its fence has reached it, and one of these holds:
     ///
     /// - it is *covered* from every older live version: it holds complete pushes of N - W + 1 owners of that one, itself included, or it
-    ///   owned that one, has kept its copy, and can [rely on it](Self::keeping_suffices). A void version need not be covered;
+    ///   owned that one, has kept its copy, and can rely on it: any R owners of the version that owned that one as well meet every write
+    ///   quorum of it. A void version need not be covered;
     /// - it was ready for the version before, and can rely on what it has kept;
     /// - it holds pushes of N - W + 1 owners of the version before that were ready themselves.
     pub fn is_ready(&self, standings: &[Standing], node: usize, version: usize) -> bool {
