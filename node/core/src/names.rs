@@ -6,14 +6,14 @@
 //!
 //! # How many are kept
 //!
-//! Only operations that [tell when they began](OpId::begun_ms) are named: a repetition is served by its name until [`NAMES_WINDOW`] is
+//! Only operations that [tell when they began](OpId::begun_ms) are named: a repetition is served by its name until [`NAMES_WINDOW_MS`] is
 //! over, and what is older is forgotten. "Older" is not a matter of any node's clock: a name goes when the record holds or names an
 //! operation that began so much later. So a record that is overwritten less often names nothing but its last change, and one that was never
 //! overwritten names nothing. Of the rest the [`NAMES_MAX`] that began last are kept. What this costs is 17 to 20 bytes a name.
 //!
 //! A name that is not there says nothing: it may have been forgotten. Only names that are there are acted upon.
 //!
-//! Laws: [`join`](Names::join) followed by [`trim`](Names::trim) is commutative, associative and idempotent.
+//! Laws: [`join`](Names::join) followed by `trim` is commutative, associative and idempotent.
 
 use std::collections::BTreeMap;
 
@@ -74,7 +74,7 @@ impl Names {
         self.0.remove(op_id);
     }
 
-    /// Forgets what began [`NAMES_WINDOW`] or longer before the newest operation, one that is named or `newest`, and the oldest beyond
+    /// Forgets what began [`NAMES_WINDOW_MS`] or longer before the newest operation, one that is named or `newest`, and the oldest beyond
     /// [`NAMES_MAX`].
     pub(crate) fn trim(&mut self, newest: Option<u64>) {
         let Some((last, _)) = self.0.last_key_value() else { return };

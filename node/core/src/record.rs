@@ -454,6 +454,11 @@ pub(crate) mod tests {
         let second = minted(dot(1, 1), op(1), "a", &nothing, &Context::new());
         assert_eq!(merged(&next, &second).values(), [blob("b")]);
         assert_eq!(merged(&second, &next), merged(&next, &second));
+        // Whoever drops a dot names its operation, also where what covers the dot does not.
+        let unnamed = |record: &Record| Record { context: record.context.without_names(), ..record.clone() };
+        let dropped = minted(dot(0, 2), op(2), "b", &first, &first.seen().without_names());
+        assert_eq!(dropped.superseded(&op(1)), Some(dot(0, 1)));
+        assert_eq!(merged(&first, &unnamed(&dropped)).superseded(&op(1)), Some(dot(0, 1)));
         // Whoever has seen one dot of it has seen them all.
         let replaced = minted(dot(2, 1), op(3), "c", &second, &first.seen());
         assert_eq!((replaced.values(), replaced.superseded(&op(1))), (vec![blob("c")], Some(dot(0, 1))));
