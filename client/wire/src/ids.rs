@@ -220,8 +220,9 @@ impl OpId {
 
     /// When it was made by its client's clock, in milliseconds since 1970, if it is a UUID of version 7 of a time before the year 2248.
     ///
-    /// No promise rests on that clock being right. It orders the operations that a record names (rule V7): those that began first are
-    /// forgotten first, and a retry of what is forgotten ends "unknown" rather than served.
+    /// It orders the operations that a record names (rule V7): those that began first are forgotten first. Where the clocks of a key's
+    /// clients are ten minutes apart, the writes of those that are behind are not named at all; what rule V6 promises of retries holds
+    /// all the same.
     pub fn begun_ms(&self) -> Option<u64> {
         let begun_ms = (self.0 >> 80) as u64;
         let is_v7 = (self.0 >> 76) & 0xf == 7 && (self.0 >> 62) & 0b11 == 0b10;

@@ -145,6 +145,8 @@ impl Record {
             true => Vec::new(),
             false => self.drop_named(),
         };
+        // The name has the lowest of its dots, whichever record is merged first.
+        self.name(&more);
         changed |= !more.is_empty();
         writes.extend(more);
         self.trim_names();

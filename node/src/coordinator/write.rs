@@ -157,7 +157,9 @@ impl Driver {
                         match first {
                             Err(MintError::Forgotten) if recall(&inner, &turn, &key, operation.id).await => {
                                 sometimes!("write: a retry was forgotten here and known to another primary");
-                                inner.replica.mint(partition, &key, operation, value, cause).await
+                                // It is found, or stays unknown: nothing may take it for one that never came here.
+                                let known = Operation { first_sent: Some(Duration::MAX), ..operation };
+                                inner.replica.mint(partition, &key, known, value, cause).await
                             }
                             minted => minted,
                         }

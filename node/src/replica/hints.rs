@@ -156,7 +156,7 @@ impl Replica {
         op_id: OpId,
     ) -> Result<bool, NotApplied> {
         let held = self.hinted(partition, key, primaries).await?;
-        if held.is_some_and(|record| !record.dots_of(&op_id).is_empty()) {
+        if held.is_some_and(|record| !record.dots_of(&op_id).is_empty() || record.superseded(&op_id).is_some()) {
             return Ok(true);
         }
         let (name, now) = (self.0.name(&Place::Data, key), self.0.partitions.now());

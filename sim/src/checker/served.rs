@@ -6,8 +6,9 @@
 //! them, or goes on when they do not answer.
 //!
 //! What is unsure is not judged. A write whose outcome is unknown stays with the coordinator that may have minted it (rule V6), so that
-//! it counts only where clients reached every node, and nothing at all changed: those that cannot serve it have known so for long
-//! enough. Where any node is slow nothing is judged.
+//! it counts only where clients reached every node, and nothing at all changed for long enough: those that cannot serve it have known
+//! so, and clients have given up their connections to nodes that have started since ([`CLIENT_MARGIN_US`]). Where any node is slow nothing
+//! is judged.
 //! (README, "Always writable"; Gilbert and Lynch, "Brewer's conjecture", 2002: every request that a non-failing node receives ends in a
 //! response. Here other nodes have to be asked for that.)
 
@@ -90,12 +91,14 @@ pub fn check(
 fn in_order(history: &History, operation: &Operation, terms: &Terms) -> Option<(Reach, bool)> {
     let (time_us, to_us) = (operation.time_us?, operation.returned_us? + TICK_US);
     let from_us = operation.invoked_us.checked_sub(MARGIN_US)?;
+    let quiet_from_us = operation.invoked_us.saturating_sub(CLIENT_MARGIN_US);
+    let changed = |reach: &Reach| (quiet_from_us..=to_us).contains(&reach.from_us);
+    // What there was at the beginning of the life is no change.
+    let steady = !history.reach.iter().skip(1).any(changed);
     let first = history.reach.partition_point(|reach| reach.from_us <= from_us).checked_sub(1)?;
     let mut all = history.reach[first..].iter().take_while(|reach| reach.from_us <= to_us);
     let mut worst = all.next()?.clone();
-    let mut steady = true;
     for Reach { sound, away, parted, unreached, slow, .. } in all {
-        steady = false;
         worst.sound.retain(|node| sound.contains(node));
         worst.away.extend(away.iter().cloned());
         worst.parted.extend(parted.iter().cloned());
@@ -135,6 +138,10 @@ fn coordinator<'a>(
 /// A connection that is silent is given up after 4 s, and a node that does not answer is taken for down after 6; whoever is back is
 /// dialled after 2 s at the latest.
 pub const MARGIN_US: u64 = 8_000_000;
+
+/// A client that asks a node seldom notices only after so long that its connection is one to a process that has ended: what it sends on
+/// it until then is lost, and a write is unknown (README, "What works, and what does not yet").
+const CLIENT_MARGIN_US: u64 = 30_000_000;
 
 /// A change is seen when the millisecond is over in which it happens.
 const TICK_US: u64 = 2_000;
@@ -249,10 +256,12 @@ mod tests {
             history.operations.values_mut().filter(|operation| operation.writes()).for_each(unknown);
             let writes = [vec![write], vec![sloppy]].into_iter().filter(|_| blames);
             assert_eq!(blamed(&history), writes.chain([vec![read]]).collect::<BTreeSet<_>>());
-            // One that has just been cut off may have minted it.
+            // One that has just been cut off may have minted it; and connections may be older than the process at their other end.
             history.reach.insert(0, reach(0, &[], unreached, &[]));
-            history.reach[1].from_us = MARGIN_US + 100;
-            assert_eq!(blamed(&history), [vec![read]].into());
+            for changed_us in [MARGIN_US + 100, MARGIN_US - 100] {
+                history.reach[1].from_us = changed_us;
+                assert_eq!(blamed(&history), [vec![read]].into());
+            }
         }
     }
 
