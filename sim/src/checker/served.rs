@@ -7,7 +7,7 @@
 //!
 //! What is unsure is not judged. A write whose outcome is unknown stays with the coordinator that may have minted it (rule V6), so that
 //! it counts only where clients reached every node, and nothing at all changed for long enough: those that cannot serve it have known
-//! so, and clients have given up their connections to nodes that have started since ([`CLIENT_MARGIN_US`]). Where any node is slow nothing
+//! so, and clients have given up their connections to nodes that have started since (`CLIENT_MARGIN_US`). Where any node is slow nothing
 //! is judged.
 //! (README, "Always writable"; Gilbert and Lynch, "Brewer's conjecture", 2002: every request that a non-failing node receives ends in a
 //! response. Here other nodes have to be asked for that.)
