@@ -564,6 +564,15 @@ async fn hints_of_other_keys_say_nothing_of_an_operation() {
     assert_eq!((knows("k", 1).await, knows("k", 2).await, knows("l", 1).await), (Ok(true), Ok(false), Ok(false)));
     one.replica.note_oldest_hint(target(), 9);
     assert_eq!(one.replica.hint_totals()[&target()].oldest_ms, 9);
+    // What was replaced in a hint is known by its name.
+    let replaced = OpId::new(1_000, 7);
+    let mut named = Record::default();
+    let dot = |counter| Dot { actor: Actor { node: target(), incarnation: 1 }, counter };
+    named.mint(dot(1), replaced, Some(key("v")), &Context::new());
+    let seen = named.seen();
+    named.mint(dot(2), OpId::new(1_001, 8), Some(key("w")), &seen);
+    one.hint("m", &named).await;
+    assert_eq!((knows("m", replaced.0).await, knows("k", replaced.0).await), (Ok(true), Ok(false)));
 }
 
 #[tokio::test]

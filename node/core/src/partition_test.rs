@@ -581,6 +581,27 @@ fn a_disputed_claim_stays_disputed_until_its_merge_is_written() {
     assert!(!third.disputed && third.record.value_count() == 0, "the actor of the claim is gone");
 }
 
+/// A made-up time, mostly of a far future, would crowd out the names of its record.
+#[test]
+fn the_operation_that_a_disputed_value_gets_tells_no_time() {
+    for parity in [0, 1] {
+        let (mut state, record) = with_everything();
+        let name = data_key(0);
+        let mut claims = Record::default();
+        claims.context.join(&record.context);
+        let actor = record.siblings.keys().next().expect("one").actor;
+        claims.context.advance(actor, 999);
+        let mut drawn = 0;
+        let merging = state.merge(me(), &at(0, false, &name), record, &claims, seconds(9), &mut || {
+            drawn += 1;
+            // The upper and the lower half of a UUID of version 7.
+            if drawn % 2 == parity { 5 << 16 | 7 << 12 } else { 1 << 63 }
+        });
+        let named = merging.renamed.iter().map(|dot| merging.record.siblings[dot].op_id.begun_ms());
+        assert_eq!(named.collect::<Vec<_>>(), [None]);
+    }
+}
+
 #[test]
 fn a_difference_lasts_when_it_was_there_the_last_time() {
     let mut state = PartitionState::default();

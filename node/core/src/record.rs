@@ -469,6 +469,26 @@ pub(crate) mod tests {
         assert!(deleted.values().is_empty() && merged(&first, &deleted).values().is_empty());
     }
 
+    /// What goes by its name lowers the dot of the name, as what is dropped otherwise does: else the next delivery of the same record
+    /// would be news once more.
+    #[test]
+    fn merging_a_record_again_is_no_news_also_where_a_second_dot_went_by_its_name() {
+        let (nothing, x) = (Record::default(), op(1));
+        let minted_at = |actor| minted(dot(actor, 1), x, "x", &nothing, &Context::new());
+        let first = minted_at(0);
+        let both = merged(&minted_at(1), &first);
+        let third = minted_at(2);
+        let mut cause = third.seen().without_names();
+        cause.insert(dot(1, 1));
+        let replaced = minted(dot(2, 2), op(2), "w", &third, &cause);
+        let beside = minted(dot(0, 2), op(3), "z", &first, &replaced.seen());
+        assert_eq!(beside.values(), [blob("x"), blob("z")], "its first dot is neither covered nor named");
+        let once = merged(&beside, &both);
+        assert_eq!((once.values(), once.superseded(&x)), (vec![blob("z")], Some(dot(0, 1))));
+        assert_eq!(merged(&once, &both), once);
+        assert_eq!(merged(&both, &beside), once);
+    }
+
     #[test]
     fn what_was_never_replaced_names_nothing_and_what_is_replaced_rarely_its_last_change_at_most() {
         let mut record = Record::default();
