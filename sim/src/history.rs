@@ -309,6 +309,8 @@ pub struct Record {
     pub dots: BTreeMap<String, OpNo>,
     /// The whole record as it is on disk, hexadecimal: equal records are equal bytes.
     pub encoded: String,
+    /// The same without the operations that it names as replaced (rule V7).
+    pub unnamed: String,
 }
 
 /// A line of the file.

@@ -394,12 +394,14 @@ fn through(
     let siblings_max = SIBLINGS_MAX * usize::from(plan.nodes());
     let forgets_us = plan.has_point(Effect::Forgets).then_some(RETRY_LATEST_US);
     let owners = owners(plan, &report.history);
-    // What heals by itself has done so before anybody reads; where it was left out, the audit's own reads and writes make up.
+    // What heals by itself has done so before anybody reads; where it was left out, the audit's own reads and writes make up. They do
+    // not for names (rule V7): a write sends those that its coordinator has, and brings none back.
     let mut expectations = Expectations {
         n: plan.n,
         floors: plan.floors(),
         siblings_max,
         converged: plan.mechanisms.anti_entropy,
+        names_spread: plan.mechanisms.anti_entropy || plan.mechanisms.read_repair,
         drained: true,
         owners,
         forged: plan.workload.foreign_percent > 0,
@@ -617,7 +619,9 @@ pub(crate) fn with_disks_by(
         let (node, hints) = (machine.node().to_string(), Vec::new());
         let mut replica = Replica { node, records: BTreeMap::new(), hints };
         for (key, record, encoded) in records(&machine.disk)? {
-            replica.records.insert(key.clone(), history::Record { dots: dots(&record, number), encoded });
+            let unnamed = Record { siblings: record.siblings.clone(), context: record.context.without_names() };
+            let unnamed = hex(&unnamed.encode());
+            replica.records.insert(key.clone(), history::Record { dots: dots(&record, number), encoded, unnamed });
             merged.entry(key).or_default().merge(&record, &|_| false);
         }
         for (target, key, record) in hints_of(&machine.disk)? {
@@ -658,9 +662,13 @@ fn records(disk: &SimDisk) -> Result<Vec<(String, Record, String)>, String> {
     let decode = |(key, encoded): (bytes::Bytes, bytes::Bytes)| {
         let record = Record::decode(&encoded).map_err(|why| format!("a record on a disk: {why}"))?;
         let key = key_of(&key);
-        Ok((key, record, encoded.iter().map(|byte| format!("{byte:02x}")).collect()))
+        Ok((key, record, hex(&encoded)))
     };
     disk.content(Tree::Data).into_iter().map(decode).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The key of a record, by its place on a disk.

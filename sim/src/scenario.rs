@@ -251,6 +251,7 @@ impl Scenario {
             floors: plan.floors(),
             siblings_max,
             converged: false,
+            names_spread: true,
             drained: false,
             owners: BTreeMap::new(),
             available: Vec::new(),

@@ -128,6 +128,8 @@ pub struct Expectations {
     pub siblings_max: usize,
     /// The faults were over and every replica had the time to catch up, so that replicas must be equal.
     pub converged: bool,
+    /// Replicas also tell each other which operations they name as replaced: they compare themselves, or reads mend them.
+    pub names_spread: bool,
     /// Everybody was there for long enough that nobody keeps anything for anybody any more.
     pub drained: bool,
     /// Who has to hold each key when replicas are equal, and nobody else.
@@ -184,7 +186,7 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
         violations.extend(drained::check(history));
     }
     if expectations.converged {
-        violations.extend(convergence::check(history, expectations.n));
+        violations.extend(convergence::check(history, expectations.n, expectations.names_spread));
         violations.extend(placement::check(history, &expectations.owners));
     }
     violations
@@ -218,6 +220,7 @@ mod tests {
             floors: Floors { r: 2, w: 2 },
             siblings_max: 2,
             converged: true,
+            names_spread: true,
             drained: true,
             owners: BTreeMap::new(),
             forged: false,
@@ -237,6 +240,7 @@ mod tests {
             floors: Floors { r: 2, w: 2 },
             siblings_max: 2,
             converged: true,
+            names_spread: true,
             drained: true,
             owners: BTreeMap::new(),
             forged: false,

@@ -62,8 +62,15 @@ impl Story {
     pub(crate) fn replica<const N: usize>(&mut self, node: &str, dots: [(&str, OpNo); N]) {
         let dots: BTreeMap<String, OpNo> = dots.into_iter().map(|(dot, no)| (dot.to_owned(), no)).collect();
         let encoded = format!("{dots:?}");
-        let records = BTreeMap::from([(KEY.to_owned(), Record { dots, encoded })]);
+        let records = BTreeMap::from([(KEY.to_owned(), Record { dots, unnamed: encoded.clone(), encoded })]);
         self.history.replicas.push(Replica { node: node.to_owned(), records, hints: Vec::new() });
+    }
+
+    /// The replica that was noted last names an operation as replaced.
+    pub(crate) fn names(&mut self, no: OpNo) {
+        let replica = self.history.replicas.last_mut().expect("a replica was noted");
+        let record = replica.records.get_mut(KEY).expect("it holds the key");
+        record.encoded.push_str(&format!(" names {no}"));
     }
 
     pub(crate) fn held<const R: usize, const S: usize, const E: usize>(
