@@ -933,6 +933,10 @@ fn kind(body: &RequestBody) -> Kind {
         | RequestBody::Repair(_) => Kind::Read,
         RequestBody::Layout(
             LayoutCommand::StageJoin { .. }
+            | LayoutCommand::StageLeave { .. }
+            | LayoutCommand::StageReplace { .. }
+            | LayoutCommand::StageWeight { .. }
+            | LayoutCommand::StageZone { .. }
             | LayoutCommand::StageSettings { .. }
             | LayoutCommand::Revert
             | LayoutCommand::Apply { .. }

@@ -24,6 +24,7 @@ mod hedge;
 mod background;
 mod stats;
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::fmt;
 use std::sync::Arc;
@@ -54,11 +55,13 @@ use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
 use crate::peer_wire::Forward;
 use crate::peers::{AskError, Peers};
+use crate::recovery::Reading;
 use crate::replica::Replica;
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use quorate_core::context_keys::Rejected;
-use quorate_core::ownership::View;
+use quorate_core::ownership::{Role, View};
 use quorate_core::quorum::Group;
+use quorate_core::transition::LIVE_MAX;
 use quorate_core::version::Context;
 
 /// What a coordinator is made of.
@@ -213,7 +216,7 @@ impl Coordinator {
     /// The route table of a layout, with the addresses at which the members are now: the layout names those at which they were when it
     /// was made.
     pub(crate) fn routes(&self, current: &Current) -> RouteTable {
-        let mut table = current.table.clone();
+        let mut table = (*current.table).clone();
         let liveness = self.0.liveness.borrow().clone();
         for (node, addr) in &mut table.members {
             *addr = liveness.get(node).map_or(*addr, |state| state.addr);
@@ -246,6 +249,8 @@ impl Coordinator {
         self.0.background.shutdown(grace).await;
     }
 
+    /// Runs a request, and once more from the beginning when it has failed and its partition has other owners by then (rule L10): what was
+    /// minted keeps its dot, which the repetition finds by the operation's id.
     async fn run(&self, request: &Request, timeout: Duration, origin: Origin, room: Room) -> Result<Reply, Failure> {
         let start = Instant::now();
         let deadline = start + timeout.saturating_sub((timeout / HOP_MARGIN_SHARE).min(HOP_MARGIN_MAX));
@@ -254,9 +259,37 @@ impl Coordinator {
         if let Origin::Peer(_) = origin {
             self.0.stats.forwarded_in.add(1);
         }
-        let turn = |current: Arc<Current>, partition, what, quorum| {
+        let mut request = Cow::Borrowed(request);
+        let mut attempts = 1;
+        loop {
+            let planned = self.0.layouts.current();
+            let outcome = self.attempt(&request, (start, deadline), origin, &room).await;
+            let Err(failure) = &outcome else { return outcome };
+            if attempts == ATTEMPTS_MAX || !self.0.has_moved(planned, &request, failure, deadline).await {
+                return outcome;
+            }
+            sometimes!("coordinator: a request began anew under another layout");
+            attempts += 1;
+            room.release();
+            if let Failure::Indeterminate { .. } = failure
+                && let RequestBody::Write(write) = &mut request.to_mut().body
+            {
+                let since = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                write.first_sent_ms = Some(write.first_sent_ms.unwrap_or(0).saturating_add(since));
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        request: &Request,
+        (start, deadline): (Instant, Instant),
+        origin: Origin,
+        room: &Room,
+    ) -> Result<Reply, Failure> {
+        let turn = |current: Arc<Current>, partition, groups: Groups, quorum| {
             let view = current.view(partition);
-            let groups = view.groups(what, quorum)?.into();
+            let groups = groups(&view, quorum)?.into();
             let (request_id, room) = (request.request_id, room.clone());
             Ok(Turn { request_id, origin, start, deadline, current, partition, view, groups, room })
         };
@@ -265,7 +298,7 @@ impl Coordinator {
                 let planned = match check_write(write).and_then(|()| self.0.current()) {
                     Ok(current) => {
                         let partition = current.partition_of(&write.key);
-                        turn(current, partition, "W", write.w.unwrap_or(self.0.defaults.w))
+                        turn(current, partition, View::write_groups, write.w.unwrap_or(self.0.defaults.w))
                     }
                     Err(refusal) => Err(refusal),
                 };
@@ -301,7 +334,7 @@ impl Coordinator {
                 let planned = check_served(&read.key).and_then(|()| {
                     let current = self.0.current()?;
                     let partition = current.partition_of(&read.key);
-                    turn(current, partition, "R", read.r.unwrap_or(self.0.defaults.r))
+                    turn(current, partition, View::read_groups, read.r.unwrap_or(self.0.defaults.r))
                 });
                 let turn = planned.inspect_err(|_| self.0.stats.gets_failed.add(1))?;
                 if !self.0.is_primary(&turn) {
@@ -320,7 +353,7 @@ impl Coordinator {
             RequestBody::Scan(scan) => {
                 let planned = self.0.current().and_then(|current| {
                     read::check_scan(scan, &current)?;
-                    turn(current, scan.from.partition, "R", scan.r.unwrap_or(self.0.defaults.r))
+                    turn(current, scan.from.partition, View::read_groups, scan.r.unwrap_or(self.0.defaults.r))
                 });
                 let turn = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
                 // It goes through partitions of many primaries, so that whoever is asked does it.
@@ -334,6 +367,9 @@ impl Coordinator {
         }
     }
 }
+
+/// The owners of a partition whose quorum a request needs.
+type Groups = fn(&View, Quorum) -> Result<Vec<Group>, NotApplied>;
 
 /// What came of forwarding a request.
 enum Forwarded {
@@ -370,6 +406,41 @@ impl Inner {
             let why = self.layouts.not_serving().unwrap_or_else(|| "there is no layout yet".into());
             NotApplied::NotServing { node: self.me, why }
         })
+    }
+
+    /// Whether a request that has failed may do better now, because this node has learned of other owners of its partition. If others have
+    /// told of a newer layout meanwhile, that is waited for.
+    async fn has_moved(
+        &self,
+        planned: Option<Arc<Current>>,
+        request: &Request,
+        failure: &Failure,
+        deadline: Instant,
+    ) -> bool {
+        let about_nodes = match failure {
+            Failure::NotApplied(refusal) => is_of_one_node(refusal),
+            Failure::Indeterminate { .. } => true,
+        };
+        let Some(planned) = planned.filter(|_| about_nodes) else { return false };
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.layouts.catch_up(Instant::now() + left / 2).await;
+        let Some(current) = self.layouts.current() else { return false };
+        let partition = match &request.body {
+            RequestBody::Write(write) => current.partition_of(&write.key),
+            RequestBody::Read(read) => current.partition_of(&read.key),
+            RequestBody::Scan(scan) => scan.from.partition,
+            _ => return false,
+        };
+        partition.0 < current.partitions()
+            && Instant::now() < deadline
+            && current.view(partition) != planned.view(partition)
+    }
+
+    /// Takes note of what a peer that refused a question says of the layouts.
+    fn note_stale<T>(&self, from: NodeId, partition: Partition, reply: &Result<T, AskError>) {
+        if let Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) = reply {
+            self.layouts.hear_stale(from, partition, *need);
+        }
     }
 
     /// What a write says that it replaces.
@@ -657,6 +728,21 @@ impl Turn {
         self.groups[0].need
     }
 
+    /// Whether a node's answer counts for a read.
+    fn is_reader(&self, node: NodeId) -> bool {
+        self.view.readers().contains(&node)
+    }
+
+    /// Which writes it must not miss as a read.
+    fn reading(&self) -> Reading {
+        self.current.reading(self.view.read_version(), self.need())
+    }
+
+    /// Whether this node may answer it as a read (rule L6).
+    fn speaks(&self, me: NodeId) -> Result<(), NotApplied> {
+        self.current.may_serve(me, self.partition, Role::Reads(self.view.read_version()))
+    }
+
     /// What is said of a write of which an earlier attempt may have been minted.
     fn unknown(&self, op_id: OpId, why: String) -> Failure {
         Failure::Indeterminate { op_id, need: self.need(), acks: Acks::default(), why }
@@ -687,6 +773,9 @@ impl Turn {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
+
+/// How often a request is begun at most: under the layout that it met, and under the two others that may be live.
+const ATTEMPTS_MAX: u32 = LIVE_MAX as u32;
 
 /// A node answers an eighth of the time, but at most 20 ms, before its asker gives up: enough for the way back in one
 /// data centre, little enough that two hops leave three quarters of a short timeout.

@@ -100,6 +100,7 @@ pub const MARKS: &[&str] = &[
     "read: merged what no replica had whole",
     "read: another replica was asked in place of one that failed",
     "read: a hedge answered first",
+    "coordinator: a request began anew under another layout",
     "read: timed out",
     "read: a deleted key",
     "read: replicas disagreed whether there is a key",

@@ -15,16 +15,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_wire::ids::{DiskId, LayoutVersion, NodeId};
+use quorate_wire::ids::{DiskId, LayoutVersion, NodeId, Partition};
 use quorate_wire::random::Random;
 use quorate_wire::{LayoutCommand, LayoutReport, NotApplied};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use self::ask::{ask, reason};
 pub use self::current::Current;
 use self::gossip::LayoutGossip;
+use self::store::LATER_RELEASE;
 pub(crate) use self::store::LayoutStore;
 #[cfg(test)]
 pub(crate) use self::store::store_chosen;
@@ -36,7 +37,7 @@ use crate::request_memory::RETRY_AFTER_MS;
 use crate::supervise;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, ZONE_LEN_MAX};
-use quorate_core::ownership::{self, Label};
+use quorate_core::ownership::Label;
 use quorate_core::ring::WEIGHT_MAX;
 use quorate_core::staging::{Staged, StagedMember};
 
@@ -97,17 +98,43 @@ impl Layouts {
         self.0.store.current()
     }
 
-    /// The layout in force, for a question of a peer that was made under `label`.
+    /// The layouts in force, for a question of a peer that was made under `label`.
     ///
     /// # Errors
-    /// When there is none, or the question is too old for it.
+    /// When there is none, or the question names newer ones than this node knows, which learns them soon.
     pub(crate) fn under(&self, label: Label) -> Result<Arc<Current>, NotApplied> {
-        let Some(current) = self.current() else {
-            let why = self.not_serving().unwrap_or_else(|| "there is no layout yet".into());
-            return Err(NotApplied::NotServing { node: self.0.store.me.node, why });
-        };
-        ownership::up_to_date(&current.layout, label)?;
+        let current = self.known()?;
+        if label.high > current.version() {
+            self.0.store.hear_of(label.high);
+            let (node, newer, known) = (self.0.store.me.node, label.high, current.version());
+            let why = format!("it does not know layout {newer} yet, the newest that it knows is {known}");
+            return Err(NotApplied::NotServing { node, why });
+        }
         Ok(current)
+    }
+
+    /// The layouts in force.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn known(&self) -> Result<Arc<Current>, NotApplied> {
+        self.current().ok_or_else(|| {
+            let why = self.not_serving().unwrap_or_else(|| "there is no layout yet".into());
+            NotApplied::NotServing { node: self.0.store.me.node, why }
+        })
+    }
+
+    /// A peer has refused a question about a partition as too old: it knows this version, or has closed all that are older.
+    pub(crate) fn hear_stale(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
+        self.0.store.hear_stale(from, partition, need);
+    }
+
+    /// Waits until this node knows every version that it has heard of, or the time is over.
+    pub(crate) async fn catch_up(&self, until: Instant) {
+        let (mut current, heard) = (self.watch(), self.0.store.heard_of());
+        let caught_up = |current: &Option<Arc<Current>>| current.as_ref().is_some_and(|current| current.version() >= heard);
+        // An error means that the node ends.
+        let _ = timeout_at(until, current.wait_for(caught_up)).await;
     }
 
     /// As [`current`](Self::current), with news of changes.
@@ -169,6 +196,10 @@ impl Layouts {
             LayoutCommand::StageSettings { n, partitions, r, w } => {
                 store.stage(move |staged| staged.settings(n, partitions, r, w)).await?;
             }
+            LayoutCommand::StageLeave { .. }
+            | LayoutCommand::StageReplace { .. }
+            | LayoutCommand::StageWeight { .. }
+            | LayoutCommand::StageZone { .. } => return Err(refused(LATER_RELEASE.into())),
             LayoutCommand::Revert => store.stage(|staged| *staged = Staged::default()).await?,
             LayoutCommand::Apply { version } => return self.apply(version).await,
             LayoutCommand::RotateContextKey => return self.rotate_context_key().await,

@@ -157,8 +157,8 @@ pub struct HandOver {
 /// The record of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fetch {
-    /// See [`Label`].
-    pub label: Label,
+    /// The version whose owners are asked (rule L6).
+    pub at: LayoutVersion,
     /// The key.
     pub key: Blob,
     /// The digest of the record that the asker holds: the same one need not be sent.
@@ -172,8 +172,6 @@ pub struct Fetch {
 /// What the receiver keeps of a key for its primaries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FetchHint {
-    /// See [`Label`].
-    pub label: Label,
     /// The key.
     pub key: Blob,
 }
@@ -181,8 +179,8 @@ pub struct FetchHint {
 /// One page of a partition's records, in the order of (key hash, key).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FetchRange {
-    /// See [`Label`].
-    pub label: Label,
+    /// The version whose owners are asked (rule L6).
+    pub at: LayoutVersion,
     /// The partition.
     pub partition: Partition,
     /// The last key of the page before.

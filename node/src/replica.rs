@@ -19,12 +19,12 @@ mod hints;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{NodeId, OpId, Partition, key_hash};
+use quorate_wire::ids::{LayoutVersion, NodeId, OpId, Partition, key_hash};
 use quorate_wire::random::Random;
 use quorate_wire::{CONTEXT_LEN_MAX, ENCODED_KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
@@ -78,12 +78,14 @@ pub struct Operation {
     pub id: OpId,
     /// It is a retry, and an earlier attempt may have been minted: how long ago the first one was sent at most.
     pub first_sent: Option<Duration>,
+    /// The newest layout version that it names.
+    pub under: LayoutVersion,
 }
 
 impl From<OpId> for Operation {
-    /// A first attempt.
+    /// A first attempt, under whatever layout is the newest.
     fn from(id: OpId) -> Self {
-        Self { id, first_sent: None }
+        Self { id, first_sent: None, under: LayoutVersion(u64::MAX) }
     }
 }
 
@@ -206,6 +208,7 @@ impl Replica {
             counters: Counters::default(),
             recovery,
             rebuild: tokio::sync::Mutex::default(),
+            fence: RwLock::default(),
             closed: AtomicBool::new(false),
             room: OnceLock::new(),
         }))
@@ -247,6 +250,7 @@ impl Replica {
         let len = value.as_ref().map_or(0, |value| value.len());
         let write = Write { partition, key: key.clone(), operation: operation.into(), value, cause };
         self.locked(key, len, move |inner, now| {
+            let _before_the_fence = inner.fenced(write.operation.under)?;
             let held = inner.read_or_refuse(partition, &write.key)?.unwrap_or_default();
             inner.mint(write, &Place::Data, held, now)
         })
@@ -262,6 +266,42 @@ impl Replica {
         check_key(key)?;
         let (key_owned, len) = (key.clone(), values_len(&record));
         self.locked(key, len, move |inner, now| inner.merge(partition, &Place::Data, &key_owned, &record, now)).await
+    }
+
+    /// Merges what a coordinator has sent; `under` is the newest layout version that its write names.
+    ///
+    /// # Errors
+    /// As [`merge`](Self::merge), and [`NotApplied::StaleLayout`] if the [fence](Self::raise_fence) has passed that version.
+    pub async fn merge_under(
+        &self,
+        partition: Partition,
+        key: &Blob,
+        record: Record,
+        under: LayoutVersion,
+    ) -> Result<Merged, NotApplied> {
+        check_key(key)?;
+        let (key_owned, len) = (key.clone(), values_len(&record));
+        let merge = move |inner: &Inner, now| {
+            let _before_the_fence = inner.fenced(under)?;
+            inner.merge(partition, &Place::Data, &key_owned, &record, now)
+        };
+        self.locked(key, len, merge).await
+    }
+
+    /// From now on writes that name only older versions are refused, and none of them is under way when this returns: what a scan finds
+    /// afterwards is all that there will ever be of them (rules L2 and L4). The layout must be durable before.
+    pub async fn raise_fence(&self, version: LayoutVersion) {
+        let inner = self.0.clone();
+        let raise = move || {
+            let mut fence = inner.fence.write().expect("nothing panics while it is locked");
+            *fence = version.max(*fence);
+        };
+        self.0.executor.run(raise).await;
+    }
+
+    /// The newest version for which the fence was raised.
+    pub fn fence(&self) -> LayoutVersion {
+        *self.0.fence.read().expect("nothing panics while it is locked")
     }
 
     /// The record of a key for a read above the layout's floor, see [`read_for`](Self::read_for).
@@ -466,6 +506,9 @@ struct Inner {
     recovery: Recovery,
     /// One partition is summed up at a time.
     rebuild: tokio::sync::Mutex<()>,
+    /// Writes that name only versions below are refused. Each holds it for reading while it is carried out, so that whoever has raised it
+    /// knows that none of them is under way. It is taken after a key's lock.
+    fence: RwLock<LayoutVersion>,
     /// Nothing is written any more, so that the trees can be saved.
     closed: AtomicBool,
     room: OnceLock<DiskRoom>,
@@ -541,9 +584,18 @@ impl From<DecodeError> for Unreadable {
 }
 
 impl Inner {
+    /// Lets a write pass that names a version which the fence has not passed; to be held until it is carried out.
+    fn fenced(&self, under: LayoutVersion) -> Result<RwLockReadGuard<'_, LayoutVersion>, NotApplied> {
+        let fence = self.fence.read().expect("nothing panics while it is locked");
+        match *fence {
+            need if under < need => Err(NotApplied::StaleLayout { need, had: under }),
+            _ => Ok(fence),
+        }
+    }
+
     /// `held` is all that this node holds of the key: the mint is a record that has every dot that it ever minted for it.
     fn mint(&self, write: Write, place: &Place, held: Record, now: Duration) -> Result<Minted, MintError> {
-        let Write { partition, key, operation: Operation { id: op_id, first_sent }, value, cause } = write;
+        let Write { partition, key, operation: Operation { id: op_id, first_sent, .. }, value, cause } = write;
         self.assert_partition(partition, &key);
         self.check_open()?;
         let name = self.name(place, &key);

@@ -169,7 +169,7 @@ impl ClientHandler {
                 said = story::said(&answer), ok = answer.is_ok());
         }
         sometimes!("server: a request was answered before there was a layout", services.layouts.current().is_none());
-        let table = services.layouts.current().filter(|current| current.layout.version > request.layout);
+        let table = services.layouts.current().filter(|current| current.version() > request.layout);
         let table = table.map(|current| services.coordinator.routes(&current));
         let encoded = codec::encode(&Response { table, body: answer });
         // What a write has come to is told in any case: it is small, and nobody would know it otherwise.

@@ -23,7 +23,35 @@ pub enum LayoutCommand {
         /// Its share of the data, relative to the other members.
         weight: u32,
     },
-    /// Sets N, Q and the floors for the first layout; what is absent stays as it is.
+    /// Stages that a member leaves: what it owns goes to the others. Only once a layout is in force.
+    StageLeave {
+        /// Who leaves.
+        node: NodeId,
+    },
+    /// Stages that a node takes the place of a member, dead or alive, so that nothing else moves. Only once a layout is in force.
+    StageReplace {
+        /// Who goes.
+        old: NodeId,
+        /// Who comes; no member has this name.
+        new: NodeId,
+        /// Where it listens; it is asked for its disk id.
+        addr: SocketAddr,
+    },
+    /// Stages another share of the data for a member. Only once a layout is in force.
+    StageWeight {
+        /// Whose.
+        node: NodeId,
+        /// The new one.
+        weight: u32,
+    },
+    /// Stages another failure domain for a member. Only once a layout is in force.
+    StageZone {
+        /// Whose.
+        node: NodeId,
+        /// The new one.
+        zone: String,
+    },
+    /// Sets N, Q and the floors; what is absent stays as it is. Q can be set for the first layout only.
     StageSettings {
         /// Replicas of each record.
         n: Option<u8>,

@@ -38,7 +38,7 @@ impl Desk {
         request: HealRequest,
         timeout: Duration,
     ) -> Result<HealReply, NotApplied> {
-        self.check(from, label, &request.partitions())?;
+        self.check(label, &request.partitions())?;
         let trees = self.replica.partitions();
         let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
         match request {
@@ -139,10 +139,10 @@ impl Desk {
     }
 
     /// That both are owners of all these partitions, in a layout that is not too old.
-    fn check(&self, from: NodeId, label: Label, partitions: &[Partition]) -> Result<(), NotApplied> {
+    fn check(&self, label: Label, partitions: &[Partition]) -> Result<(), NotApplied> {
         let current = self.layouts.under(label)?;
-        let both = |partition: &Partition| current.may_serve(self.me, *partition, Role::PrimaryBeside(from));
-        partitions.iter().try_for_each(both)
+        let owns = |partition: &Partition| current.may_serve(self.me, *partition, Role::Owner);
+        partitions.iter().try_for_each(owns)
     }
 
     fn partition_of(&self, key: &[u8]) -> Result<Partition, NotApplied> {

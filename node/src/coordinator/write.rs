@@ -144,7 +144,7 @@ impl Driver {
         // The mint is never cut off: whether it took place must be known before anything else is done.
         let Write { key, value, .. } = write;
         let first_sent = write.first_sent_ms.map(Duration::from_millis);
-        let operation = Operation { id: write.op_id, first_sent };
+        let operation = Operation { id: write.op_id, first_sent, under: self.label().high };
         {
             let partition = self.turn.partition;
             let retry = first_sent.map(|_| self.turn.clone());
@@ -293,7 +293,7 @@ impl Driver {
     /// client's wish for an early answer and no reason to leave a replica without the write.
     fn replicate(&mut self, to: NodeId) {
         let minted = self.minted.as_ref().expect("replication follows the mint");
-        let (inner, request_id) = (self.inner.clone(), self.turn.request_id);
+        let (inner, request_id, partition) = (self.inner.clone(), self.turn.request_id, self.turn.partition);
         let (label, key, record) = (self.label(), minted.key.clone(), minted.record.clone());
         let replicate = Replicate { label, key, record };
         let timeout = self.turn.left().max(REPLICATE_TIMEOUT_MIN);
@@ -304,6 +304,7 @@ impl Driver {
                 let _ = inner.peers.ask(to, request_id, replicate.clone(), timeout).await;
             }
             let reply = inner.peers.ask(to, request_id, replicate, timeout).await;
+            inner.note_stale(to, partition, &reply);
             (Who::Primary(to), acknowledgement(reply))
         });
     }

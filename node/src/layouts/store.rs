@@ -3,13 +3,14 @@
 //! The rules are [`Bootstrap`]'s; here they are made durable, and shown to operators. Whatever is answered was synced before. Nothing in
 //! this file talks to a peer, so that handshakes may ask it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use quorate_wire::codec;
-use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{LayoutReport, NotApplied};
 use quorate_wire::{dawdle, sometimes};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ use crate::supervise;
 use quorate_core::bootstrap::{Bootstrap, Heard, Me, Offer};
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, LayoutHash};
+use quorate_core::live::Said;
 use quorate_core::ring::MEMBERS_MAX;
 use quorate_core::staging::Staged;
 
@@ -42,6 +44,8 @@ pub(crate) struct LayoutStore {
     pub(super) keys: watch::Sender<Arc<ContextKeys>>,
     /// Counts what gives the background task something to do: an offer that was accepted.
     pub(super) accepts: watch::Sender<u64>,
+    /// The newest version that any peer was heard to know.
+    heard: AtomicU64,
     pub(super) sync_failed: SyncFailed,
     pub(super) showing: Showing,
 }
@@ -141,6 +145,7 @@ impl LayoutStore {
             current: watch::Sender::new(None),
             keys: watch::Sender::default(),
             accepts: watch::Sender::new(0),
+            heard: AtomicU64::new(0),
             sync_failed: failed,
             showing: Showing::new(computing),
         };
@@ -153,6 +158,52 @@ impl LayoutStore {
     /// The layout that is in force; nothing until a version 1 is chosen.
     pub(crate) fn current(&self) -> Option<Arc<Current>> {
         self.current.borrow().clone()
+    }
+
+    /// A peer knows this version: if it is newer than what is known here, the background task asks for it at once.
+    pub(super) fn hear_of(&self, version: LayoutVersion) {
+        self.heard.fetch_max(version.0, Ordering::Relaxed);
+        if self.current().is_some_and(|current| current.version() < version) {
+            self.accepts.send_modify(|accepts| *accepts += 1);
+        }
+    }
+
+    /// The newest version that any peer was heard to know.
+    pub(super) fn heard_of(&self) -> LayoutVersion {
+        LayoutVersion(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// See [`Layouts::hear_stale`](super::Layouts::hear_stale). Who says that an older version is closed has seen enough owners of the
+    /// newer one ready: reads go there from now on.
+    pub(super) fn hear_stale(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
+        self.hear_of(need);
+        let hear = |said: &mut BTreeMap<NodeId, Arc<Said>>| {
+            let mut of_peer = said.get(&from).map(|said| (**said).clone()).unwrap_or_default();
+            let mut part = of_peer.part(partition);
+            if part.closed >= need {
+                return false;
+            }
+            part.closed = need;
+            of_peer.set(partition, part);
+            said.insert(from, Arc::new(of_peer));
+            true
+        };
+        if self.current().is_some_and(|current| current.live().is_changing() && current.version() >= need) {
+            self.change_said(hear);
+        }
+    }
+
+    /// Publishes what nodes have said of the change under way; `change` tells whether it has changed anything.
+    pub(super) fn change_said(&self, change: impl FnOnce(&mut BTreeMap<NodeId, Arc<Said>>) -> bool) {
+        self.current.send_if_modified(|current| {
+            let Some(known) = current else { return false };
+            let mut said = known.live().said().clone();
+            let changed = change(&mut said);
+            if changed {
+                *current = Some(Arc::new(known.with_said(said)));
+            }
+            changed
+        });
     }
 
     /// The hash of the version 1 that this node has accepted, if any (for its hello).
@@ -191,14 +242,24 @@ impl LayoutStore {
         if let Some(layout) = chosen
             && self.current.borrow().is_none()
         {
-            let current = self.executor.run(move || Current::new(layout)).await;
-            let current = current.expect("a layout without problems has a ring, and others are not accepted");
-            self.current.send_replace(Some(Arc::new(current)));
+            self.publish(vec![layout]).await;
         }
         let stored = |error: &StoreError| format!("the layout could not be stored: {error}");
         let refused = |why: String| state.refused.as_ref().map(stored).unwrap_or(why);
         let not_serving = state.failed.as_ref().map(stored).or_else(|| bootstrap.not_serving().map(refused));
         *self.told() = Told { accepted, chosen: bootstrap.is_chosen(), not_serving };
+    }
+
+    /// These layouts are live, oldest first; to be called under the lock of the state.
+    async fn publish(&self, layouts: Vec<Layout>) {
+        let before = self.current();
+        let current = self.executor.run(move || Current::new(&layouts, BTreeMap::new(), before.as_deref())).await;
+        let current = current.expect("a layout without problems has a ring, and others are not accepted");
+        // What was said while the rings were built is not lost.
+        self.current.send_modify(|known| {
+            let said = known.iter().flat_map(|known| known.live().said().clone()).collect();
+            *known = Some(Arc::new(current.with_said(said)));
+        });
     }
 
     /// Accepts a proposed layout with its context keys, durably.
@@ -464,7 +525,7 @@ impl State {
     }
 }
 
-const LATER_RELEASE: &str =
+pub(super) const LATER_RELEASE: &str =
     "a layout that is in force cannot be changed yet: no node joins, leaves or is replaced in this release";
 const NO_KEY: &str = "it came without a context key, so that nobody could tell whose contexts are genuine";
 

@@ -1,0 +1,434 @@
+//! The live layout versions, and what every node has said of its part in the change from one to the next.
+//!
+//! One version is live most of the time. From the moment when a node learns of the next one until every partition has moved there are two,
+//! or three when another change has begun meanwhile. What each node does for a partition follows from the owners under each live version
+//! and from what the nodes have [said](Said), by the rules of [`transition`](crate::transition), which this module applies to real
+//! layouts: it names nodes and versions where those rules count places.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use quorate_wire::NotApplied;
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
+use serde::{Deserialize, Serialize};
+
+use crate::layout::{Layout, LayoutHash};
+use crate::ownership::{FALLBACKS_MAX, Label, Owners, View};
+use crate::ring::Ring;
+use crate::transition::{self, Change, LIVE_MAX, Named, Places, Standing, Taken};
+
+/// What a node says of its part in the changes under way. It is durable before it is said, and only grows: whoever acts on an old copy acts
+/// late, and not wrongly.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// The newest version that it knows and acts on: writes that name only older ones it refuses, and none of them is under way any more.
+    pub fence: LayoutVersion,
+    /// Every change up to this version has come to its end.
+    pub settled: LayoutVersion,
+    /// Of partitions where it has done or received anything.
+    pub partitions: BTreeMap<Partition, Part>,
+}
+
+/// What a node says of one partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// It answers no read below this version; 0 if it has closed nothing.
+    pub closed: LayoutVersion,
+    /// The complete pushes that it holds.
+    pub got: BTreeSet<Got>,
+    /// The version that it has passed over for ever, if any.
+    pub passed_over: Option<LayoutVersion>,
+    /// It has confirmed a push for the version of its fence to an owner that cannot do without.
+    pub helped: bool,
+    /// It has dropped its copy, or lost it.
+    pub dropped: bool,
+}
+
+/// A complete push: all that the source held of a partition after it had refused every write that does not name the version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Got {
+    /// The version that it is for.
+    pub version: LayoutVersion,
+    /// Whose it is.
+    pub from: NodeId,
+    /// The source was ready for the version before.
+    pub strong: bool,
+}
+
+impl Part {
+    /// It says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Said {
+    /// What it says of a partition.
+    pub fn part(&self, partition: Partition) -> Part {
+        self.partitions.get(&partition).cloned().unwrap_or_default()
+    }
+
+    /// Replaces what it says of a partition.
+    pub fn set(&mut self, partition: Partition, part: Part) {
+        if part.is_empty() {
+            self.partitions.remove(&partition);
+        } else {
+            self.partitions.insert(partition, part);
+        }
+    }
+
+    /// Every change up to this version is over: what was said of them says nothing any more.
+    pub fn settle(&mut self, version: LayoutVersion) {
+        if version <= self.settled {
+            return;
+        }
+        self.settled = version;
+        for part in self.partitions.values_mut() {
+            part.got.retain(|got| got.version > version);
+            if part.closed <= version {
+                part.closed = LayoutVersion::NONE;
+            }
+            part.passed_over = part.passed_over.filter(|passed| *passed > version);
+            part.dropped = false;
+        }
+        self.partitions.retain(|_, part| !part.is_empty());
+    }
+}
+
+/// A layout with its ring.
+#[derive(Debug)]
+pub struct Placed {
+    /// The layout.
+    pub layout: Layout,
+    /// Its hash.
+    pub hash: LayoutHash,
+    /// Its ring.
+    pub(crate) ring: Ring,
+}
+
+impl Placed {
+    /// Builds the ring.
+    ///
+    /// # Errors
+    /// As [`Layout::ring`].
+    pub fn new(layout: Layout) -> Result<Self, String> {
+        Ok(Self { hash: layout.hash(), ring: layout.ring()?, layout })
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Its version.
+    pub fn version(&self) -> LayoutVersion {
+        self.layout.version
+    }
+}
+
+/// The live versions and what is known of every node's part.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// Oldest first; their versions follow on each other.
+    versions: Vec<Arc<Placed>>,
+    said: BTreeMap<NodeId, Arc<Said>>,
+}
+
+impl Live {
+    /// These versions, oldest first.
+    ///
+    /// # Panics
+    /// When there are none or more than [`LIVE_MAX`], or one does not follow on the one before.
+    pub fn new(versions: Vec<Arc<Placed>>, said: BTreeMap<NodeId, Arc<Said>>) -> Self {
+        assert!((1..=LIVE_MAX).contains(&versions.len()), "1 to {LIVE_MAX} versions are live");
+        let follows = |pair: &[Arc<Placed>]| pair[1].version().0 == pair[0].version().0 + 1;
+        assert!(versions.windows(2).all(follows), "a layout follows on the one before");
+        Self { versions, said }
+    }
+
+    /// The live versions, oldest first.
+    pub fn versions(&self) -> &[Arc<Placed>] {
+        &self.versions
+    }
+
+    /// The newest one.
+    pub fn newest(&self) -> &Arc<Placed> {
+        self.versions.last().expect("there is one")
+    }
+
+    /// The oldest one.
+    pub fn oldest(&self) -> &Arc<Placed> {
+        &self.versions[0]
+    }
+
+    /// Whether a change is under way.
+    pub fn is_changing(&self) -> bool {
+        self.versions.len() > 1
+    }
+
+    /// What is known of each node's part.
+    pub fn said(&self) -> &BTreeMap<NodeId, Arc<Said>> {
+        &self.said
+    }
+
+    /// The members of any live version.
+    pub fn members(&self) -> BTreeSet<NodeId> {
+        self.versions.iter().flat_map(|placed| placed.layout.members.iter().map(|member| member.node)).collect()
+    }
+
+    /// The owners of a partition under any live version, those of newer ones first.
+    pub fn owners(&self, partition: Partition) -> Vec<NodeId> {
+        let mut owners: Vec<NodeId> = Vec::new();
+        for node in self.versions.iter().rev().flat_map(|placed| placed.ring.primaries(partition)) {
+            if !owners.contains(node) {
+                owners.push(*node);
+            }
+        }
+        owners
+    }
+
+    /// The partitions that a node owns under any live version, in their order.
+    pub fn owned_by(&self, node: NodeId) -> Vec<Partition> {
+        let owned = self.versions.iter().flat_map(|placed| placed.ring.owned_by(node));
+        owned.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// A partition, as its owners change.
+    pub fn partition(&self, partition: Partition) -> Moving<'_> {
+        let nodes = self.owners(partition);
+        let place = |node: &NodeId| nodes.iter().position(|other| other == node).expect("it is an owner");
+        let owners = self.versions.iter().map(|placed| transition::Owners {
+            places: Places::of(placed.ring.primaries(partition).iter().map(place)),
+            r: placed.layout.r,
+            w: placed.layout.w,
+        });
+        let owners: Vec<_> = owners.collect();
+        let ready_at_base = owners[0].places;
+        let standings = nodes.iter().map(|node| self.standing(*node, partition, &nodes)).collect();
+        Moving { live: self, partition, change: Change::new(owners, ready_at_base), nodes, standings }
+    }
+
+    fn standing(&self, node: NodeId, partition: Partition, nodes: &[NodeId]) -> Standing {
+        let Some(said) = self.said.get(&node) else { return Standing::default() };
+        let (base, head) = (self.oldest().version().0, self.versions.len() as u64 - 1);
+        // Newer versions than are known here are none of the rules' business yet.
+        let relative = |version: LayoutVersion| version.0.saturating_sub(base).min(head) as u8;
+        let mut standing = Standing { fence: relative(said.fence), ..Standing::default() };
+        let Some(part) = said.partitions.get(&partition) else { return standing };
+        standing.closed = relative(part.closed);
+        for got in &part.got {
+            let place = nodes.iter().position(|node| *node == got.from);
+            let (Some(place), true) = (place, (base + 1..=base + head).contains(&got.version.0)) else { continue };
+            let index = (got.version.0 - base - 1) as usize;
+            standing.got[index] = standing.got[index].with(place);
+            if got.strong {
+                standing.strong[index] = standing.strong[index].with(place);
+            }
+        }
+        standing.passed_over = part.passed_over == Some(LayoutVersion(base + 1));
+        standing.helped = part.helped;
+        standing.dropped = part.dropped;
+        standing
+    }
+
+    /// Whether the change has come to its end: every partition [has](Moving::is_over).
+    pub fn is_over(&self) -> bool {
+        (0..self.newest().ring.partitions()).map(Partition).all(|partition| self.partition(partition).is_over())
+    }
+}
+
+/// One partition, as its owners change.
+#[derive(Debug)]
+pub struct Moving<'a> {
+    live: &'a Live,
+    partition: Partition,
+    change: Change,
+    /// The owners under any live version.
+    nodes: Vec<NodeId>,
+    /// What each of them says, in the same order.
+    standings: Vec<Standing>,
+}
+
+impl Moving<'_> {
+    fn place(&self, node: NodeId) -> Option<usize> {
+        self.nodes.iter().position(|other| *other == node)
+    }
+
+    /// The place of a live version in their list.
+    fn index(&self, version: LayoutVersion) -> Option<usize> {
+        let index = version.0.checked_sub(self.live.oldest().version().0)?;
+        usize::try_from(index).ok().filter(|index| *index <= self.change.head())
+    }
+
+    fn version(&self, index: usize) -> LayoutVersion {
+        self.live.versions[index].version()
+    }
+
+    fn owners_of(&self, index: usize) -> Owners {
+        let placed = &self.live.versions[index];
+        Owners { version: placed.version(), primaries: placed.ring.primaries(self.partition).to_vec() }
+    }
+
+    /// The owners under any live version, those of newer ones first.
+    pub fn owners(&self) -> &[NodeId] {
+        &self.nodes
+    }
+
+    /// What requests for the partition are made under: writes (L1) name every version that is not retired, reads (L6) the newest one whose
+    /// owners can answer.
+    pub fn view(&self) -> View {
+        let head = self.change.head();
+        let named = self.change.label(&self.standings, head);
+        let void = self.change.is_void(&self.standings);
+        let lowest = (0..=head).find(|version| named.contains(*version)).expect("a label names a version");
+        // Who has closed what is older has seen it readable.
+        let closed = |version: usize| self.standings.iter().any(|standing| usize::from(standing.closed) == version);
+        let readable = |version: &usize| {
+            let readable = self.change.is_readable(&self.standings, *version) || (*version > 0 && closed(*version));
+            readable && !(void && *version == 1)
+        };
+        let reads = (0..=head).rev().find(readable).unwrap_or(lowest);
+        let newest = &self.live.newest().ring;
+        let mut fallbacks = newest.preference_list(self.partition);
+        fallbacks.retain(|node| !self.nodes.contains(node));
+        fallbacks.truncate(FALLBACKS_MAX);
+        View {
+            label: Label { low: self.version(lowest), high: self.version(head) },
+            owners: (0..=head).rev().filter(|version| named.contains(*version)).map(|v| self.owners_of(v)).collect(),
+            reads: self.owners_of(reads),
+            primaries: self.nodes.clone(),
+            fallbacks,
+        }
+    }
+
+    /// Whether a node takes a write that is made under these versions (L2).
+    ///
+    /// # Errors
+    /// Why not: it is too old, or the node owns the partition under none of them, or has dropped its copy.
+    pub fn takes(&self, me: NodeId, label: Label) -> Result<(), NotApplied> {
+        let Some(place) = self.place(me) else { return Err(self.no_owner(me, label.high)) };
+        let (base, head) = (self.live.oldest().version(), self.change.head());
+        let fence = self.version(usize::from(self.standings[place].fence));
+        let (low, high) = (label.low.max(base), label.high.min(self.version(head)));
+        let (Some(low), Some(high)) = (self.index(low.min(high)), self.index(high)) else {
+            return Err(NotApplied::StaleLayout { need: base, had: label.high });
+        };
+        // A version that it knows and has not yet made its fence is no obstacle: what names it counts for it.
+        let standing = Standing { fence: self.standings[place].fence.max(high as u8), ..self.standings[place] };
+        match self.change.takes(&standing, place, Named::between(low, high)) {
+            Taken::Yes => Ok(()),
+            Taken::Stale => Err(NotApplied::StaleLayout { need: fence, had: label.high }),
+            Taken::LearnFirst | Taken::NotMine => Err(self.not_mine(me)),
+        }
+    }
+
+    /// Who asks a node that owns nothing here under a layout that is not the newest learns that one first.
+    fn no_owner(&self, me: NodeId, under: LayoutVersion) -> NotApplied {
+        match self.live.newest().version() {
+            need if under < need => NotApplied::StaleLayout { need, had: under },
+            _ => self.not_mine(me),
+        }
+    }
+
+    fn not_mine(&self, me: NodeId) -> NotApplied {
+        let why =
+            format!("{me} is no primary of partition {} in layout {}", self.partition, self.live.newest().version());
+        NotApplied::NotServing { node: me, why }
+    }
+
+    /// Whether a node may answer a read at a version (L6).
+    ///
+    /// # Errors
+    /// Why not: the version is closed there, or not known, or the node is no owner, or has not yet received all that it needs.
+    pub fn speaks(&self, me: NodeId, version: LayoutVersion) -> Result<(), NotApplied> {
+        let Some(place) = self.place(me) else { return Err(self.no_owner(me, version)) };
+        let Some(index) = self.index(version) else {
+            let (oldest, newest) = (self.live.oldest().version(), self.live.newest().version());
+            let need = if version < oldest { oldest } else { newest };
+            return Err(NotApplied::StaleLayout { need, had: version });
+        };
+        let closed = usize::from(self.standings[place].closed);
+        if closed > index {
+            return Err(NotApplied::StaleLayout { need: self.version(closed), had: version });
+        }
+        if !self.change.owns(place, index) {
+            return Err(self.not_mine(me));
+        }
+        if !self.change.is_ready(&self.standings, place, index) {
+            let why = format!("{me} has not yet received partition {} for layout {version}", self.partition);
+            return Err(NotApplied::NotServing { node: me, why });
+        }
+        Ok(())
+    }
+
+    /// Whether a node is ready for a version (L5).
+    pub fn is_ready(&self, node: NodeId, version: LayoutVersion) -> bool {
+        match (self.place(node), self.index(version)) {
+            (Some(place), Some(index)) => self.change.is_ready(&self.standings, place, index),
+            _ => false,
+        }
+    }
+
+    /// Whether reads at a version can succeed.
+    pub fn is_readable(&self, version: LayoutVersion) -> bool {
+        self.index(version).is_some_and(|index| self.change.is_readable(&self.standings, index))
+    }
+
+    /// The owners that this node has still to receive a push from for the newest version (L4), if it has made that its fence. One
+    /// that is now ready for the version before pushes again.
+    pub fn lacks(&self, me: NodeId) -> Vec<NodeId> {
+        let head = self.change.head();
+        let Some(place) = self.place(me).filter(|_| head > 0) else { return Vec::new() };
+        let receiver = &self.standings[place];
+        let wanted = |from: &usize| {
+            let strong = self.change.is_ready(&self.standings, *from, head - 1);
+            let owned = (0..head).any(|version| self.change.owns(*from, version));
+            owned && !self.standings[*from].dropped && self.change.wants(receiver, *from, place, head, strong)
+        };
+        (0..self.nodes.len()).filter(wanted).map(|from| self.nodes[from]).collect()
+    }
+
+    /// Whether what a node gives now counts as the push of an owner that is ready for the version before that of its fence (L4); nothing if
+    /// it has nothing to push.
+    pub fn pushes(&self, me: NodeId) -> Option<bool> {
+        let place = self.place(me)?;
+        let may = self.change.may_scan(&self.standings[place], place);
+        may.then(|| self.change.is_strong(&self.standings, place))
+    }
+
+    /// Whether a receiver of a push could not do without it, so that its source has helped the version.
+    pub fn needs(&self, to: NodeId, version: LayoutVersion) -> bool {
+        match (self.place(to), self.index(version)) {
+            (Some(to), Some(index @ 1..)) => self.change.confirmed(Standing::default(), to, index).helped,
+            _ => false,
+        }
+    }
+
+    /// Whether a node that makes the newest version its fence passes over the one before (L11); the version.
+    pub fn passes_over(&self, me: NodeId) -> Option<LayoutVersion> {
+        let (place, head) = (self.place(me)?, self.change.head());
+        let standing = self.standings[place];
+        if usize::from(standing.fence) >= head {
+            return None;
+        }
+        let after = self.change.learn(standing, place, head);
+        (after.passed_over && !standing.passed_over).then(|| self.version(1))
+    }
+
+    /// Whether a node has to refuse reads below its fence from now on (L7); the fence.
+    pub fn may_close(&self, me: NodeId) -> Option<LayoutVersion> {
+        let place = self.place(me)?;
+        let may = self.change.may_close(&self.standings, place);
+        may.then(|| self.version(usize::from(self.standings[place].fence)))
+    }
+
+    /// Whether the change has come to its end for this partition: writes name the newest version only, and every owner of it is ready. It
+    /// can be the oldest version of the next change then, with all of its owners ready. A former owner that still has a copy hands that
+    /// over and drops it when it can; nobody waits for it.
+    pub fn is_over(&self) -> bool {
+        let head = self.change.head();
+        let ready = |place: usize| self.change.is_ready(&self.standings, place, head);
+        self.change.label(&self.standings, head) == Named::between(head, head)
+            && (0..self.nodes.len()).filter(|place| self.change.owns(*place, head)).all(ready)
+    }
+}
