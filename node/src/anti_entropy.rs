@@ -11,6 +11,7 @@
 //! order: `pair` asks one peer about one partition, `serve` answers, `recover` brings back what is lost, `scrub` looks for it; here are the passes,
 //! what operators see of them, and what they can do.
 
+mod change;
 mod pair;
 mod recover;
 mod scrub;
@@ -150,7 +151,8 @@ impl AntiEntropy {
         let config = desk.config;
         let passes = supervise::spawn("anti-entropy", run(desk.clone()));
         let recovery = supervise::spawn("recovery", recover::run(desk.clone()));
-        let mut tasks = vec![passes.abort_handle(), recovery.abort_handle()];
+        let changes = supervise::spawn("layout change", change::run(desk.clone()));
+        let mut tasks = vec![passes.abort_handle(), recovery.abort_handle(), changes.abort_handle()];
         if config.enabled {
             tasks.push(supervise::spawn("scrub", scrub::run(desk.clone())).abort_handle());
         }
@@ -363,9 +365,13 @@ impl Desk {
         }
         let mut shared: BTreeMap<NodeId, Vec<Partition>> = BTreeMap::new();
         for partition in current.owned_by(self.me) {
-            for peer in current.primaries(partition) {
-                if *peer != self.me && initiates(self.me, *peer, partition) {
-                    shared.entry(*peer).or_default().push(partition);
+            let keepers = current.keepers(partition);
+            if !keepers.contains(&self.me) {
+                continue;
+            }
+            for peer in keepers {
+                if peer != self.me && initiates(self.me, peer, partition) {
+                    shared.entry(peer).or_default().push(partition);
                 }
             }
         }

@@ -8,6 +8,7 @@ mod ask;
 mod context_keys;
 mod current;
 mod gossip;
+mod said;
 mod store;
 
 use std::collections::BTreeMap;
@@ -127,6 +128,11 @@ impl Layouts {
     /// A peer has refused a question about a partition as too old: it knows this version, or has closed all that are older.
     pub(crate) fn hear_stale(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
         self.0.store.hear_stale(from, partition, need);
+    }
+
+    /// A peer knows this version: if it is newer than what this node knows, others are asked for it at once.
+    pub(crate) fn hear_of(&self, version: LayoutVersion) {
+        self.0.store.hear_of(version);
     }
 
     /// Waits until this node knows every version that it has heard of, or the time is over.

@@ -480,6 +480,8 @@ impl Disk {
         let Self { identity, quarantined, start, committer, replica, .. } = self;
         let Some(current) = layouts.current() else { return Ok(quarantined.is_some()) };
         replica.set_partitions(current.layout.partitions);
+        // Nothing is under way yet that an earlier process has begun.
+        replica.raise_fence(current.version()).await;
         // An unclean stop leaves data that the saved trees know nothing of.
         if identity.clean {
             let loaded = replica.load_trees(identity.boot).await;

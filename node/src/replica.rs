@@ -12,14 +12,16 @@
 //! a write up there, reads and inserts, and tells the state how that ended. Locks are taken in this order: the key's, the
 //! [recovery](crate::recovery)'s if something is lost, the partition's; the last one is never held while the store is asked.
 //!
-//! `healing` holds what anti-entropy asks of a replica: lists, whole records, and trees that are summed up anew.
+//! `healing` holds what anti-entropy asks of a replica: lists, whole records, and trees that are summed up anew; `moving` what a change of
+//! owners asks: the fence, and to drop a copy.
 
 mod healing;
 mod hints;
+mod moving;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -286,22 +288,6 @@ impl Replica {
             inner.merge(partition, &Place::Data, &key_owned, &record, now)
         };
         self.locked(key, len, merge).await
-    }
-
-    /// From now on writes that name only older versions are refused, and none of them is under way when this returns: what a scan finds
-    /// afterwards is all that there will ever be of them (rules L2 and L4). The layout must be durable before.
-    pub async fn raise_fence(&self, version: LayoutVersion) {
-        let inner = self.0.clone();
-        let raise = move || {
-            let mut fence = inner.fence.write().expect("nothing panics while it is locked");
-            *fence = version.max(*fence);
-        };
-        self.0.executor.run(raise).await;
-    }
-
-    /// The newest version for which the fence was raised.
-    pub fn fence(&self) -> LayoutVersion {
-        *self.0.fence.read().expect("nothing panics while it is locked")
     }
 
     /// The record of a key for a read above the layout's floor, see [`read_for`](Self::read_for).
@@ -584,15 +570,6 @@ impl From<DecodeError> for Unreadable {
 }
 
 impl Inner {
-    /// Lets a write pass that names a version which the fence has not passed; to be held until it is carried out.
-    fn fenced(&self, under: LayoutVersion) -> Result<RwLockReadGuard<'_, LayoutVersion>, NotApplied> {
-        let fence = self.fence.read().expect("nothing panics while it is locked");
-        match *fence {
-            need if under < need => Err(NotApplied::StaleLayout { need, had: under }),
-            _ => Ok(fence),
-        }
-    }
-
     /// `held` is all that this node holds of the key: the mint is a record that has every dot that it ever minted for it.
     fn mint(&self, write: Write, place: &Place, held: Record, now: Duration) -> Result<Minted, MintError> {
         let Write { partition, key, operation: Operation { id: op_id, first_sent, .. }, value, cause } = write;

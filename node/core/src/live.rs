@@ -68,6 +68,11 @@ impl Said {
         self.partitions.get(&partition).cloned().unwrap_or_default()
     }
 
+    /// To tell whether one knows it already. It is compared within one release only.
+    pub fn digest(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(&quorate_wire::codec::encode(self))
+    }
+
     /// Replaces what it says of a partition.
     pub fn set(&mut self, partition: Partition, part: Part) {
         if part.is_empty() {
@@ -359,6 +364,26 @@ impl Moving<'_> {
             return Err(NotApplied::NotServing { node: me, why });
         }
         Ok(())
+    }
+
+    /// Whether a node keeps a copy: it is an owner under a live version and has not dropped it, or has to fill it again.
+    pub fn keeps_copy(&self, node: NodeId) -> bool {
+        self.place(node).is_some_and(|place| {
+            let standing = &self.standings[place];
+            let again = (usize::from(standing.closed)..=self.change.head()).any(|version| self.change.owns(place, version));
+            !standing.dropped || again
+        })
+    }
+
+    /// Whether a node speaks for all that it ought to hold under some live version, as far as the change goes.
+    pub fn is_ready_for_any(&self, node: NodeId) -> bool {
+        let Some(place) = self.place(node) else { return false };
+        (0..=self.change.head()).any(|version| self.change.is_ready(&self.standings, place, version))
+    }
+
+    /// Whether a node owned the partition before the newest version, so that what it holds of that time counts.
+    pub fn is_former_owner(&self, node: NodeId) -> bool {
+        self.place(node).is_some_and(|place| (0..self.change.head()).any(|version| self.change.owns(place, version)))
     }
 
     /// Whether a node is ready for a version (L5).

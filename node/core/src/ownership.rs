@@ -143,7 +143,7 @@ impl Live {
         match role {
             Role::Writes(label) => moving.takes(me, label),
             Role::Reads(at) => moving.speaks(me, at),
-            Role::Owner => match moving.owners().contains(&me) {
+            Role::Owner => match moving.keeps_copy(me) {
                 true => Ok(()),
                 false => {
                     let why = format!("{me} is no primary of partition {partition} in layout {version}");

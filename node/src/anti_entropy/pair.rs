@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_wire::codec::Blob;
+use quorate_wire::NotApplied;
 use quorate_wire::ids::{NodeId, Partition};
 use quorate_wire::{buggify, sometimes};
 use tokio::time::Instant;
@@ -15,6 +16,7 @@ use crate::peer_wire::heal::{
     self, Groups, GroupsCompared, HealAsk, LISTED_MAX, LeafSet, List, Listed, OFFERS_MAX, Offer, Recount, Sum,
 };
 use crate::peer_wire::{Heal, Refused};
+use crate::peers::AskError;
 use crate::store::Ticket;
 use quorate_core::exchange::{self, Difference, Page};
 use quorate_core::merkle::{self, LEAVES_PER_GROUP, Leaves};
@@ -271,6 +273,9 @@ impl Desk {
     ) -> Result<Q::Answer, String> {
         let heal = Heal { label: current.label(), request: question.into() };
         let reply = self.peers.ask(peer, self.random.u64(), heal, CALL_TIMEOUT).await;
+        if let Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) = &reply {
+            self.layouts.hear_of(*need);
+        }
         let reply = reply.map_err(|error| error.to_string())?;
         reply.try_into().map_err(|_| "an answer to another question".to_owned())
     }
@@ -282,7 +287,7 @@ impl Desk {
         key: &Blob,
         record: Record,
         from: NodeId,
-    ) -> Result<crate::replica::Merged, quorate_wire::NotApplied> {
+    ) -> Result<crate::replica::Merged, NotApplied> {
         // Asked before the merge, which may end what made it missing.
         let cause = self.cause(partition, key);
         let merged = self.replica.merge(partition, key, record).await?;

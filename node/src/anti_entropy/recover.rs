@@ -75,16 +75,17 @@ async fn join(jobs: &mut JoinSet<()>) {
 
 /// Exchanges what is lost of a partition with its other owners until it is whole, or all were asked.
 pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Partition) {
-    let owners = current.primaries(partition);
-    let others: Vec<_> = owners.iter().copied().filter(|owner| *owner != desk.me).collect();
+    // While owners change, those speak that reads are made of.
+    let view = current.view(partition);
+    let others: Vec<_> = view.readers().iter().copied().filter(|owner| *owner != desk.me).collect();
     // Any w owners that acknowledged a write, this one among them, share one with this many of the others.
-    let need = usize::from(current.layout.n - current.layout.w) + 1;
+    let need = current.complete(view.read_version());
     if let Err(why) = desk.replica.rebuild(partition).await {
         tracing::debug!(%partition, "it cannot be summed up: {why}");
     }
     let Some(lost) = desk.replica.recovery().lost(partition) else { return };
-    if others.is_empty() {
-        // There is nobody who could hold more.
+    if others.is_empty() || !view.is_primary(desk.me) {
+        // There is nobody who could hold more; or the loss is of no interest any more, as this node owns nothing of it.
         if let Err(error) = desk.replica.exchanged(partition, lost, desk.me, Leaves::NONE, need, 0).await {
             tracing::warn!(%partition, "a recovery cannot be noted: {error}");
         }

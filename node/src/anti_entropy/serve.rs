@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::Desk;
 use crate::peer_wire::heal::{
-    Exchange, Exchanged, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX, LeafSet, List, Listed, OFFERS_MAX,
-    Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, Sum,
+    BeginPush, EndPush, Exchange, Exchanged, GetSaid, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX,
+    LeafSet, List, Listed, OFFERS_MAX, Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, SaidNow, Sum,
 };
 use crate::peer_wire::{Label, Refused};
 use quorate_core::merkle;
@@ -40,7 +40,7 @@ impl Desk {
     ) -> Result<HealReply, NotApplied> {
         self.check(label, &request.partitions())?;
         let trees = self.replica.partitions();
-        let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
+        let recovering = |partition| LeafSet(self.cannot_speak_for(partition));
         match request {
             HealRequest::Roots(Roots { roots }) => {
                 at_most("partitions", ROOTS_MAX, roots.len())?;
@@ -75,6 +75,15 @@ impl Desk {
             HealRequest::Exchange(Exchange { partition, offers }) => {
                 at_most("records", OFFERS_MAX, offers.len())?;
                 self.exchange(from, partition, offers, timeout).await.map(HealReply::from)
+            }
+            HealRequest::GetSaid(GetSaid { digest }) => {
+                let said = self.layouts.said();
+                let known = digest == said.digest();
+                Ok(SaidNow { said: (!known).then_some(said) }.into())
+            }
+            HealRequest::BeginPush(BeginPush { partition }) => Ok(self.begins_push(partition)?.into()),
+            HealRequest::EndPush(EndPush { partition, version }) => {
+                self.ends_push(from, partition, version).await.map(HealReply::from)
             }
             HealRequest::Recount(Recount { partition, leaves }) => {
                 trees.forget_sums(partition, &leaves.0);
@@ -141,6 +150,9 @@ impl Desk {
     /// That both are owners of all these partitions, in a layout that is not too old.
     fn check(&self, label: Label, partitions: &[Partition]) -> Result<(), NotApplied> {
         let current = self.layouts.under(label)?;
+        if label.high < current.version() {
+            return Err(NotApplied::StaleLayout { need: current.version(), had: label.high });
+        }
         let owns = |partition: &Partition| current.may_serve(self.me, *partition, Role::Owner);
         partitions.iter().try_for_each(owns)
     }

@@ -88,6 +88,15 @@ impl Current {
         self.live.owners(partition)
     }
 
+    /// The owners of a partition under any live version that keep a copy of it.
+    pub fn keepers(&self, partition: Partition) -> Vec<NodeId> {
+        if !self.live.is_changing() {
+            return self.primaries(partition).to_vec();
+        }
+        let moving = self.live.partition(partition);
+        moving.owners().iter().copied().filter(|node| moving.keeps_copy(*node)).collect()
+    }
+
     /// All members as the ring offers a partition to them; the owners come first.
     pub fn preference_list(&self, partition: Partition) -> Vec<NodeId> {
         self.live.newest().ring().preference_list(partition)
@@ -106,10 +115,20 @@ impl Current {
         self.live.may_serve(me, partition, role)
     }
 
+    /// So many owners of a partition under a version hold, between them, every write that w of them have acknowledged.
+    pub fn complete(&self, version: LayoutVersion) -> usize {
+        let layout = self.layout_of(version);
+        usize::from(layout.n - layout.w) + 1
+    }
+
+    fn layout_of(&self, version: LayoutVersion) -> &Layout {
+        let live = self.live.versions().iter().find(|placed| placed.version() == version);
+        live.map_or(&*self.layout, |placed| &placed.layout)
+    }
+
     /// Which writes a read of `r` replicas at a version must not miss.
     pub fn reading(&self, version: LayoutVersion, r: u8) -> Reading {
-        let layout = self.live.versions().iter().find(|placed| placed.version() == version);
-        let layout = layout.map_or(&*self.layout, |placed| &placed.layout);
+        let layout = self.layout_of(version);
         Reading::of(layout.n, layout.w, r)
     }
 

@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use super::current::Current;
 use super::gossip::Task;
-use super::refused;
+use super::{refused, said};
 use crate::membership::Liveness;
 use crate::peer_wire::LayoutState;
 use crate::showing::Showing;
@@ -46,6 +46,8 @@ pub(crate) struct LayoutStore {
     pub(super) accepts: watch::Sender<u64>,
     /// The newest version that any peer was heard to know.
     heard: AtomicU64,
+    /// What this node had said before it started.
+    said_before: Said,
     pub(super) sync_failed: SyncFailed,
     pub(super) showing: Showing,
 }
@@ -120,7 +122,7 @@ impl LayoutStore {
         failed: SyncFailed,
     ) -> Result<Self, StoreError> {
         let reader = disk.clone();
-        let (first, staged) = executor
+        let (first, staged, said_before) = executor
             .run(move || {
                 let first: Option<StoredFirst> = load(&*reader, FIRST_KEY)?;
                 if let Some(problem) = first.as_ref().and_then(|first| first.layout.problems().into_iter().next()) {
@@ -130,7 +132,8 @@ impl LayoutStore {
                     return Err(StoreError::Corrupt("the stored layout 1 has no context key".into()));
                 }
                 let staged: Option<Staged> = load(&*reader, STAGED_KEY)?;
-                Ok::<_, StoreError>((first, staged.unwrap_or_default()))
+                let said = said::load(&*reader)?.unwrap_or_default();
+                Ok::<_, StoreError>((first, staged.unwrap_or_default(), said))
             })
             .await?;
         let (first, keys) = first.map(|first| ((first.layout, first.chosen), first.keys)).unzip();
@@ -146,6 +149,7 @@ impl LayoutStore {
             keys: watch::Sender::default(),
             accepts: watch::Sender::new(0),
             heard: AtomicU64::new(0),
+            said_before,
             sync_failed: failed,
             showing: Showing::new(computing),
         };
@@ -251,13 +255,17 @@ impl LayoutStore {
     }
 
     /// These layouts are live, oldest first; to be called under the lock of the state.
-    async fn publish(&self, layouts: Vec<Layout>) {
+    pub(super) async fn publish(&self, layouts: Vec<Layout>) {
         let before = self.current();
         let current = self.executor.run(move || Current::new(&layouts, BTreeMap::new(), before.as_deref())).await;
         let current = current.expect("a layout without problems has a ring, and others are not accepted");
         // What was said while the rings were built is not lost.
         self.current.send_modify(|known| {
-            let said = known.iter().flat_map(|known| known.live().said().clone()).collect();
+            let own = (self.me.node, Arc::new(self.said_before.clone()));
+            let said = match known {
+                Some(known) => known.live().said().clone(),
+                None => [own].into(),
+            };
             *known = Some(Arc::new(current.with_said(said)));
         });
     }
@@ -377,7 +385,7 @@ impl LayoutStore {
     }
 
     /// Inserts and syncs. After a failed sync nobody knows what the disk holds: then nothing is stored or answered any more.
-    async fn keep(&self, state: &mut State, key: &'static [u8], value: Bytes) -> Result<(), StoreError> {
+    pub(super) async fn keep(&self, state: &mut State, key: &'static [u8], value: Bytes) -> Result<(), StoreError> {
         let disk = self.disk.clone();
         let job = move || match disk.insert(Tree::Meta, key, &value) {
             Ok(()) => disk.sync().map_err(|error| (error, true)),
@@ -565,7 +573,7 @@ pub(super) async fn to_the_end<T: Send + 'static>(step: impl Future<Output = T> 
     }
 }
 
-fn load<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
+pub(super) fn load<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
     let Some(bytes) = store.get(Tree::Meta, key)? else { return Ok(None) };
     let name = String::from_utf8_lossy(key);
     codec::decode(&bytes).map(Some).map_err(|error| StoreError::Corrupt(format!("{name}: {error}")))

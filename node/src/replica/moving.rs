@@ -1,0 +1,86 @@
+//! What a change of owners asks of a replica: to refuse writes that are too old, and to drop its copy of a partition.
+
+use std::sync::RwLockReadGuard;
+
+use quorate_wire::NotApplied;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{LayoutVersion, Partition};
+
+use super::{Inner, Replica};
+use crate::store::Tree;
+use quorate_core::keyspace::{self, key_of_data};
+
+impl Replica {
+    /// From now on writes that name only older versions are refused, and none of them is under way when this returns: what a scan finds
+    /// afterwards is all that there will ever be of them (rules L2 and L4). The layout must be durable before.
+    pub async fn raise_fence(&self, version: LayoutVersion) {
+        let inner = self.0.clone();
+        let raise = move || {
+            let mut fence = inner.fence.write().expect("nothing panics while it is locked");
+            *fence = version.max(*fence);
+        };
+        self.0.executor.run(raise).await;
+    }
+
+    /// The newest version for which the fence was raised.
+    pub fn fence(&self) -> LayoutVersion {
+        *self.0.fence.read().expect("nothing panics while it is locked")
+    }
+
+    /// Whether it holds any record of a partition.
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] if the store cannot be read.
+    pub(crate) async fn holds_any(&self, partition: Partition) -> Result<bool, NotApplied> {
+        Ok(!self.some_of(partition, 1).await?.is_empty())
+    }
+
+    /// Drops every record of a partition: others hold all of them, and it takes no more writes of the partition. Interrupted, it is to be
+    /// done again.
+    ///
+    /// # Errors
+    /// [`NotApplied::Storage`] if the store does not take it.
+    pub(crate) async fn drop_records(&self, partition: Partition) -> Result<u64, NotApplied> {
+        let mut dropped = 0;
+        loop {
+            // Rule V1.
+            self.give_up_actor(partition);
+            let keys = self.some_of(partition, DROPPED_AT_ONCE).await?;
+            if keys.is_empty() {
+                return Ok(dropped);
+            }
+            dropped += keys.len() as u64;
+            for place in keys {
+                let key = Blob(key_of_data(&place));
+                let remove = move |inner: &Inner, _| {
+                    inner.check_open()?;
+                    let removed = inner.store.remove(Tree::Data, &place);
+                    removed.map_err(|error| inner.failed(error.to_string()))
+                };
+                self.locked(&key, 0, remove).await?;
+            }
+        }
+    }
+
+    async fn some_of(&self, partition: Partition, limit: usize) -> Result<Vec<bytes::Bytes>, NotApplied> {
+        let inner = self.0.clone();
+        let Some(partitions) = inner.partitions.count() else { return Ok(Vec::new()) };
+        let range = keyspace::partition(partition, partitions);
+        let keys = move || inner.store.keys(Tree::Data, &range.from, range.to.as_deref(), limit);
+        self.0.executor.run(keys).await.map_err(|error| self.0.failed(error.to_string()))
+    }
+}
+
+impl Inner {
+    /// Lets a write pass that names a version which the fence has not passed; to be held until it is carried out.
+    pub(super) fn fenced(&self, under: LayoutVersion) -> Result<RwLockReadGuard<'_, LayoutVersion>, NotApplied> {
+        let fence = self.fence.read().expect("nothing panics while it is locked");
+        match *fence {
+            need if under < need => Err(NotApplied::StaleLayout { need, had: under }),
+            _ => Ok(fence),
+        }
+    }
+}
+
+/// Records that are dropped before others get their turn.
+const DROPPED_AT_ONCE: usize = 256;
