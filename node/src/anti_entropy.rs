@@ -165,6 +165,12 @@ impl AntiEntropy {
         Self { desk: Arc::new(Desk::new(parts)), tasks: Arc::default() }
     }
 
+    /// What its tasks share.
+    #[cfg(test)]
+    fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
     /// Ends its tasks.
     pub(crate) fn shutdown(&self) {
         self.tasks.iter().for_each(AbortHandle::abort);

@@ -59,7 +59,7 @@ use crate::recovery::Reading;
 use crate::replica::Replica;
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use quorate_core::context_keys::Rejected;
-use quorate_core::ownership::{Role, View};
+use quorate_core::ownership::{Label, Role, View};
 use quorate_core::quorum::Group;
 use quorate_core::transition::LIVE_MAX;
 use quorate_core::version::Context;
@@ -311,6 +311,10 @@ impl Coordinator {
                     self.0.may_repeat(&turn, write)?;
                     return write::coordinate(&self.0, turn, write, cause).await;
                 }
+                let former = write.first_sent_ms.is_some() && !turn.view.is_primary(self.0.me);
+                if former && let Some(passed_on) = write::pass_on(&self.0, &turn, write, &cause).await {
+                    return passed_on;
+                }
                 let whose = self.0.whose(write);
                 let to = match whose {
                     Whose::Nobodys => self.0.nearest_primaries(&turn),
@@ -436,10 +440,21 @@ impl Inner {
             && current.view(partition) != planned.view(partition)
     }
 
-    /// Takes note of what a peer that refused a question says of the layouts.
-    fn note_stale<T>(&self, from: NodeId, partition: Partition, reply: &Result<T, AskError>) {
+    /// Takes note of a peer that refused a read because it has closed the version that was asked for.
+    fn note_closed<T>(&self, from: NodeId, partition: Partition, reply: &Result<T, AskError>) {
         if let Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) = reply {
-            self.layouts.hear_stale(from, partition, *need);
+            self.layouts.hear_closed(from, partition, *need);
+        }
+    }
+
+    /// Takes note of a peer that refused a write because it knows a newer layout, or that an older one which the write names is over.
+    fn note_stale<T>(&self, label: Label, reply: &Result<T, AskError>) {
+        match reply {
+            Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) if *need > label.high => {
+                self.layouts.hear_of(*need);
+            }
+            Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) => self.layouts.hear_settled(*need),
+            _ => {}
         }
     }
 

@@ -125,9 +125,14 @@ impl Layouts {
         })
     }
 
-    /// A peer has refused a question about a partition as too old: it knows this version, or has closed all that are older.
-    pub(crate) fn hear_stale(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
-        self.0.store.hear_stale(from, partition, need);
+    /// A peer knows that every change up to this version is over.
+    pub(crate) fn hear_settled(&self, version: LayoutVersion) {
+        self.0.store.hear_settled(version);
+    }
+
+    /// A peer has refused a read of a partition: it has closed every version below this one.
+    pub(crate) fn hear_closed(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
+        self.0.store.hear_closed(from, partition, need);
     }
 
     /// A peer knows this version: if it is newer than what this node knows, others are asked for it at once.
@@ -138,7 +143,8 @@ impl Layouts {
     /// Waits until this node knows every version that it has heard of, or the time is over.
     pub(crate) async fn catch_up(&self, until: Instant) {
         let (mut current, heard) = (self.watch(), self.0.store.heard_of());
-        let caught_up = |current: &Option<Arc<Current>>| current.as_ref().is_some_and(|current| current.version() >= heard);
+        let caught_up =
+            |current: &Option<Arc<Current>>| current.as_ref().is_some_and(|current| current.version() >= heard);
         // An error means that the node ends.
         let _ = timeout_at(until, current.wait_for(caught_up)).await;
     }

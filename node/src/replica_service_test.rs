@@ -131,7 +131,8 @@ async fn what_is_of_a_newer_version_is_refused_and_holds_up_nothing_else() {
     assert_eq!(left.keys, std::slice::from_ref(&one), "whoever keeps it goes on keeping it");
     assert!(left.why.contains("newer version of quorate"), "{}", left.why);
     assert_eq!((nodes[1].held(&one).await, nodes[1].held(&other).await), (None, Some(record(2, "two"))));
-    let malformed = PeerBody::Fetch(Fetch { at: NOW.high, key: Blob::copy_from(b"k"), held: None, durable: false, r: 1 });
+    let malformed =
+        PeerBody::Fetch(Fetch { at: NOW.high, key: Blob::copy_from(b"k"), held: None, durable: false, r: 1 });
     let told = refused(ask(&nodes[0], &nodes[1], malformed).await).to_string();
     assert!(told.contains("a malformed key"), "{told}");
 }

@@ -311,7 +311,7 @@ impl Moving<'_> {
     /// # Errors
     /// Why not: it is too old, or the node owns the partition under none of them, or has dropped its copy.
     pub fn takes(&self, me: NodeId, label: Label) -> Result<(), NotApplied> {
-        let Some(place) = self.place(me) else { return Err(self.no_owner(me, label.high)) };
+        let Some(place) = self.place(me) else { return Err(self.no_owner(me, label)) };
         let (base, head) = (self.live.oldest().version(), self.change.head());
         let fence = self.version(usize::from(self.standings[place].fence));
         let (low, high) = (label.low.max(base), label.high.min(self.version(head)));
@@ -323,14 +323,17 @@ impl Moving<'_> {
         match self.change.takes(&standing, place, Named::between(low, high)) {
             Taken::Yes => Ok(()),
             Taken::Stale => Err(NotApplied::StaleLayout { need: fence, had: label.high }),
-            Taken::LearnFirst | Taken::NotMine => Err(self.not_mine(me)),
+            Taken::LearnFirst | Taken::NotMine => Err(self.no_owner(me, label)),
         }
     }
 
-    /// Who asks a node that owns nothing here under a layout that is not the newest learns that one first.
-    fn no_owner(&self, me: NodeId, under: LayoutVersion) -> NotApplied {
-        match self.live.newest().version() {
-            need if under < need => NotApplied::StaleLayout { need, had: under },
+    /// Who asks a node that owns nothing here learns first what it does not know: the newest layout, or that an older one is over, which
+    /// is then the oldest one that it names.
+    fn no_owner(&self, me: NodeId, label: Label) -> NotApplied {
+        let (oldest, newest) = (self.live.oldest().version(), self.live.newest().version());
+        match label {
+            Label { high, .. } if high < newest => NotApplied::StaleLayout { need: newest, had: high },
+            Label { low, .. } if low < oldest => NotApplied::StaleLayout { need: oldest, had: low },
             _ => self.not_mine(me),
         }
     }
@@ -346,7 +349,7 @@ impl Moving<'_> {
     /// # Errors
     /// Why not: the version is closed there, or not known, or the node is no owner, or has not yet received all that it needs.
     pub fn speaks(&self, me: NodeId, version: LayoutVersion) -> Result<(), NotApplied> {
-        let Some(place) = self.place(me) else { return Err(self.no_owner(me, version)) };
+        let Some(place) = self.place(me) else { return Err(self.not_mine(me)) };
         let Some(index) = self.index(version) else {
             let (oldest, newest) = (self.live.oldest().version(), self.live.newest().version());
             let need = if version < oldest { oldest } else { newest };
@@ -370,7 +373,8 @@ impl Moving<'_> {
     pub fn keeps_copy(&self, node: NodeId) -> bool {
         self.place(node).is_some_and(|place| {
             let standing = &self.standings[place];
-            let again = (usize::from(standing.closed)..=self.change.head()).any(|version| self.change.owns(place, version));
+            let again =
+                (usize::from(standing.closed)..=self.change.head()).any(|version| self.change.owns(place, version));
             !standing.dropped || again
         })
     }

@@ -253,6 +253,8 @@ mod tests {
         let beyond = live.may_serve(target, Partition(8), Role::Owner);
         assert!(matches!(beyond, Err(NotApplied::Unsupported { why }) if why.contains("no partition 8")));
         let other = live.may_serve(id(9), Partition(0), Role::Owner);
-        assert!(matches!(other, Err(NotApplied::NotServing { node, why }) if node == id(9) && why.starts_with("n9 is")));
+        assert!(
+            matches!(other, Err(NotApplied::NotServing { node, why }) if node == id(9) && why.starts_with("n9 is"))
+        );
     }
 }

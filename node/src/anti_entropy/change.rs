@@ -104,16 +104,11 @@ impl Desk {
             let (before, live) = (said.clone(), current.live());
             said.settle(live.oldest().version());
             if said.fence < version && version <= current.version() {
-                // One that has never said anything holds nothing of what it owned before: it has joined, or its disk is another one.
-                let empty = said.fence == LayoutVersion::NONE && live.is_changing();
                 for partition in live.owned_by(me) {
                     let moving = live.partition(partition);
                     let mut part = said.part(partition);
                     part.helped = false;
                     part.passed_over = moving.passes_over(me).or(part.passed_over);
-                    if empty && moving.is_former_owner(me) {
-                        (part.closed, part.dropped) = (version, true);
-                    }
                     said.set(partition, part);
                 }
                 said.fence = version;
@@ -230,12 +225,7 @@ impl Desk {
     }
 
     /// Exchanges a partition completely with an older owner that refuses older writes by then.
-    async fn take_over_from(
-        &self,
-        current: &Arc<Current>,
-        partition: Partition,
-        from: NodeId,
-    ) -> Result<Got, String> {
+    async fn take_over_from(&self, current: &Arc<Current>, partition: Partition, from: NodeId) -> Result<Got, String> {
         let version = current.version();
         let PushBegun { fence, strong, lost } = self.ask(current, from, BeginPush { partition }).await?;
         if fence != version {
@@ -379,3 +369,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Between two looks while there is nothing to do.
 const REST: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+#[path = "change_test.rs"]
+mod tests;

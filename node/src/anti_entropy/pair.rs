@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_wire::codec::Blob;
 use quorate_wire::NotApplied;
+use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, Partition};
 use quorate_wire::{buggify, sometimes};
 use tokio::time::Instant;

@@ -506,7 +506,7 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
         let fetch = Fetch { at: turn.view.read_version(), key, held, durable, r: question.r };
         let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
-        inner.note_stale(from, turn.partition, &reply);
+        inner.note_closed(from, turn.partition, &reply);
         match (reply, &question.held) {
             (Ok(Fetched::Same), Some(record)) => {
                 sometimes!("read: a digest spared a record");
@@ -606,7 +606,7 @@ async fn fetch_page(
         let (at, r) = (turn.view.read_version(), turn.need());
         let fetch = FetchRange { at, partition: turn.partition, after: after.clone(), limit, r };
         let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
-        inner.note_stale(from, turn.partition, &reply);
+        inner.note_closed(from, turn.partition, &reply);
         match reply {
             Ok(FetchedRange { entries, .. })
                 if !fits(entries.iter().map(|(key, record)| key.len() + record.len()).sum()) =>

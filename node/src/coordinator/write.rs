@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::read::recall;
-use super::{Inner, Turn, plain};
+use super::{Inner, Turn, monotonic, plain};
 use crate::calls::Calls;
 use crate::peer_wire::{KeepHint, Label, Replicate, Replicated};
 use crate::peers::AskError;
@@ -91,6 +91,44 @@ pub(super) async fn coordinate(
     replied.await.unwrap_or_else(|_| {
         let why = format!("{}: the write was cut off by a shutdown", inner.me);
         Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why })
+    })
+}
+
+/// Rule L10, for a repetition: what this node has minted as an owner, and owns no more, goes with its dot to those who own it now. Nothing
+/// if this node knows nothing of it.
+pub(super) async fn pass_on(
+    inner: &Arc<Inner>,
+    turn: &Turn,
+    write: &Write,
+    cause: &Context,
+) -> Option<Result<Reply, Failure>> {
+    if inner.replica.held_len(&write.key, None) == 0 {
+        return None;
+    }
+    // It is found, or stays unknown: an owner that is none any more mints nothing.
+    let known = Operation { id: write.op_id, first_sent: Some(Duration::MAX), under: turn.view.label.high };
+    let minted = inner.replica.mint(turn.partition, &write.key, known, write.value.clone(), cause.clone()).await;
+    let Minted { record, context, .. } = minted.ok().filter(|minted| minted.repeated)?;
+    sometimes!("write: a former owner passed its dot on");
+    let held = monotonic::held_by(inner, turn, &write.key, &record, (&turn.groups, &[])).await;
+    Some(match held {
+        Ok(acks) => {
+            inner.stats.puts_ok.add(1);
+            let context = inner.seal(&context, &write.key);
+            Ok(Reply::Written(Written {
+                siblings: live_values(&record),
+                replaced: 0,
+                synced: true,
+                context_large: context.len() > CONTEXT_LEN_WARN,
+                context,
+                quorum: inner.report(turn, turn.need(), acks, turn.current.layout.w),
+                evidence: None,
+            }))
+        }
+        Err(refusal) => {
+            inner.stats.puts_indeterminate.add(1);
+            Err(turn.unknown(write.op_id, plain(&refusal)))
+        }
     })
 }
 
@@ -293,7 +331,7 @@ impl Driver {
     /// client's wish for an early answer and no reason to leave a replica without the write.
     fn replicate(&mut self, to: NodeId) {
         let minted = self.minted.as_ref().expect("replication follows the mint");
-        let (inner, request_id, partition) = (self.inner.clone(), self.turn.request_id, self.turn.partition);
+        let (inner, request_id) = (self.inner.clone(), self.turn.request_id);
         let (label, key, record) = (self.label(), minted.key.clone(), minted.record.clone());
         let replicate = Replicate { label, key, record };
         let timeout = self.turn.left().max(REPLICATE_TIMEOUT_MIN);
@@ -304,7 +342,7 @@ impl Driver {
                 let _ = inner.peers.ask(to, request_id, replicate.clone(), timeout).await;
             }
             let reply = inner.peers.ask(to, request_id, replicate, timeout).await;
-            inner.note_stale(to, partition, &reply);
+            inner.note_stale(label, &reply);
             (Who::Primary(to), acknowledgement(reply))
         });
     }

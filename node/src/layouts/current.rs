@@ -30,7 +30,11 @@ impl Current {
     ///
     /// # Errors
     /// When one of them has no ring.
-    pub(super) fn new(layouts: &[Layout], said: BTreeMap<NodeId, Arc<Said>>, before: Option<&Self>) -> Result<Self, String> {
+    pub(super) fn new(
+        layouts: &[Layout],
+        said: BTreeMap<NodeId, Arc<Said>>,
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
         let known = |layout: &Layout| {
             let known = before.iter().flat_map(|before| before.live.versions());
             known.into_iter().find(|placed| placed.layout == *layout).cloned()
@@ -49,6 +53,14 @@ impl Current {
     /// The same layouts, and what the nodes have said since.
     pub(super) fn with_said(&self, said: BTreeMap<NodeId, Arc<Said>>) -> Self {
         let live = Live::new(self.live.versions().to_vec(), said);
+        let views = unlooked(live.newest());
+        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
+    }
+
+    /// Without the versions before this one, which are over.
+    pub(super) fn since(&self, version: LayoutVersion) -> Self {
+        let left = self.live.versions().iter().filter(|placed| placed.version() >= version);
+        let live = Live::new(left.cloned().collect(), self.live.said().clone());
         let views = unlooked(live.newest());
         Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
     }

@@ -50,6 +50,17 @@ impl Layouts {
         Ok(())
     }
 
+    /// Learns the next layout, as if it had been chosen.
+    #[cfg(test)]
+    pub(crate) async fn adopt(&self, layout: quorate_core::layout::Layout) {
+        let store = &self.0.store;
+        let _state = store.state.lock().await;
+        let current = self.current().expect("a layout is in force");
+        let mut layouts: Vec<_> = current.live().versions().iter().map(|placed| placed.layout.clone()).collect();
+        layouts.push(layout);
+        store.publish(layouts).await;
+    }
+
     /// What a peer says.
     pub(crate) fn hear_said(&self, node: NodeId, said: Said) {
         self.0.store.change_said(|known| {

@@ -177,9 +177,9 @@ impl LayoutStore {
         LayoutVersion(self.heard.load(Ordering::Relaxed))
     }
 
-    /// See [`Layouts::hear_stale`](super::Layouts::hear_stale). Who says that an older version is closed has seen enough owners of the
+    /// See [`Layouts::hear_closed`](super::Layouts::hear_closed). Who says that an older version is closed has seen enough owners of the
     /// newer one ready: reads go there from now on.
-    pub(super) fn hear_stale(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
+    pub(super) fn hear_closed(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
         self.hear_of(need);
         let hear = |said: &mut BTreeMap<NodeId, Arc<Said>>| {
             let mut of_peer = said.get(&from).map(|said| (**said).clone()).unwrap_or_default();
@@ -195,6 +195,19 @@ impl LayoutStore {
         if self.current().is_some_and(|current| current.live().is_changing() && current.version() >= need) {
             self.change_said(hear);
         }
+    }
+
+    /// A peer knows that every change up to this version is over. The background task makes that durable when it hears it again.
+    pub(super) fn hear_settled(&self, version: LayoutVersion) {
+        self.current.send_if_modified(|current| {
+            let Some(known) = current else { return false };
+            let (oldest, newest) = (known.live().oldest().version(), known.version());
+            let news = oldest < version && version <= newest;
+            if news {
+                *current = Some(Arc::new(known.since(version)));
+            }
+            news
+        });
     }
 
     /// Publishes what nodes have said of the change under way; `change` tells whether it has changed anything.
