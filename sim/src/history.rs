@@ -566,7 +566,10 @@ mod tests {
             parted: [("n1".into(), "n3".into())].into(),
             unreached: ["n3".into()].into(),
             slow: true,
+            layout: Some(2),
         });
+        let layouts = vec![(1, "a".into()), (2, "b".into())];
+        history.layouts.push(KnownLayouts { from_us: 8, node: "n1".into(), layouts, spoilt: true });
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");
         assert_eq!(History::read_lines(&lines[..]).expect("it is one"), history);

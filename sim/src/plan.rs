@@ -1095,7 +1095,8 @@ impl Plan {
         }
         (0..count)
             .map(|_| {
-                let kind = self.draw_kind(rng, ways[rng.random_range(0..ways.len())], &BTreeSet::new());
+                let way = ways[rng.random_range(0..ways.len())];
+                let kind = self.draw_kind(rng, way, &BTreeSet::new());
                 let at_ms = (at_ms + rng.random_range(0..4_000)).min(self.active_ms) - rng.random_range(0..500);
                 let for_ms = rng.random_range(300..8_000).min(self.active_ms - at_ms);
                 Fault { at_ms, for_ms, kind }
