@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quorate_wire::codec;
-use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::ids::NodeId;
 
 use super::store::{LayoutStore, to_the_end};
 use super::{Current, Layouts};
@@ -35,19 +35,6 @@ impl Layouts {
     ) -> Result<bool, StoreError> {
         let store = Arc::clone(&self.0.store);
         to_the_end(async move { store.say(change).await }).await
-    }
-
-    /// Every change up to this version is over.
-    ///
-    /// # Errors
-    /// When that cannot be stored.
-    pub(crate) async fn settle(&self, version: LayoutVersion) -> Result<(), StoreError> {
-        let store = &self.0.store;
-        let _state = store.state.lock().await;
-        let Some(current) = self.current() else { return Ok(()) };
-        let left = current.live().versions().iter().filter(|placed| placed.version() >= version);
-        store.publish(left.map(|placed| placed.layout.clone()).collect()).await;
-        Ok(())
     }
 
     /// Learns the next layout, as if it had been chosen.
