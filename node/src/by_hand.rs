@@ -210,7 +210,9 @@ impl Node {
             let up = !down.contains(&member.node);
             (member.node, PeerState { addr: member.addr, up, since: Instant::now() })
         };
-        self.liveness.send_replace(Arc::new(self.current.layout.members.iter().map(state).collect()));
+        let current = self.layouts.current().expect("it was chosen");
+        let members = current.live().versions().iter().flat_map(|placed| &placed.layout.members);
+        self.liveness.send_replace(Arc::new(members.map(state).collect()));
     }
 
     /// What others have asked since this was last called.

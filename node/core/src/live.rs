@@ -461,3 +461,183 @@ impl Moving<'_> {
             && (0..self.nodes.len()).filter(|place| self.change.owns(*place, head)).all(ready)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use quorate_wire::Quorum;
+    use quorate_wire::ids::{ClusterId, DiskId};
+
+    use super::*;
+    use crate::changes::{self, layout_after};
+    use crate::ownership::Role;
+    use crate::quorum::Group;
+    use crate::staging::{Staged, StagedMember};
+
+    const P: Partition = Partition(0);
+    const V1: LayoutVersion = LayoutVersion(1);
+    const V2: LayoutVersion = LayoutVersion(2);
+
+    fn id(i: u16) -> NodeId {
+        NodeId::new(&format!("n{i}")).expect("legal")
+    }
+
+    fn addr(i: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 7000 + i))
+    }
+
+    /// n1 to n3 own everything, and then n4 takes the place of n1.
+    fn replacing() -> Live {
+        let mut staged = Staged::default();
+        for i in 1..=3 {
+            let zone = format!("z{i}");
+            staged.join(id(i), StagedMember { disk: DiskId(i.into()), addr: addr(i), zone, weight: 1 });
+        }
+        staged.settings(Some(3), Some(4), None, None);
+        let first = staged.layout(ClusterId(7));
+        let replace = changes::Change::Replace { old: id(1), new: id(4), disk: DiskId(4), addr: addr(4) };
+        let second = layout_after(&first, &[replace]).expect("possible");
+        let placed = |layout| Arc::new(Placed::new(layout).expect("possible"));
+        Live::new(vec![placed(first), placed(second)], BTreeMap::new())
+    }
+
+    /// With what one node says now.
+    fn says(live: &mut Live, node: u16, change: impl FnOnce(&mut Said)) {
+        let mut said = live.said.get(&id(node)).map(|said| (**said).clone()).unwrap_or_default();
+        change(&mut said);
+        live.said.insert(id(node), Arc::new(said));
+    }
+
+    fn fences(live: &mut Live, nodes: &[u16]) {
+        for node in nodes {
+            says(live, *node, |said| said.fence = V2);
+        }
+    }
+
+    fn changes(live: &mut Live, node: u16, change: impl FnOnce(&mut Part)) {
+        says(live, node, |said| {
+            let mut part = said.part(P);
+            change(&mut part);
+            said.set(P, part);
+        });
+    }
+
+    fn gets(live: &mut Live, node: u16, from: &[u16]) {
+        let got = from.iter().map(|from| Got { version: V2, from: id(*from), strong: true });
+        changes(live, node, |part| part.got.extend(got));
+    }
+
+    fn closes(live: &mut Live, nodes: &[u16]) {
+        for node in nodes {
+            assert_eq!(live.partition(P).may_close(id(*node)), Some(V2), "n{node}");
+            changes(live, *node, |part| part.closed = V2);
+        }
+    }
+
+    fn owners(group: &Group) -> BTreeSet<NodeId> {
+        group.primaries.iter().copied().collect()
+    }
+
+    #[test]
+    fn writes_name_both_versions_and_reads_the_old_one_until_enough_is_moved() {
+        let mut live = replacing();
+        let (old, new) = ([1, 2, 3].map(id), [2, 3, 4].map(id));
+        let view = live.partition(P).view();
+        assert_eq!((view.label, view.read_version()), (Label { low: V1, high: V2 }, V1));
+        let groups = view.write_groups(Quorum::Majority).expect("possible");
+        assert_eq!(groups.iter().map(|group| (group.version, group.need)).collect::<Vec<_>>(), [(V2, 2), (V1, 2)]);
+        assert_eq!((owners(&groups[0]), owners(&groups[1])), (new.into(), old.into()));
+        assert_eq!(view.readers().iter().copied().collect::<BTreeSet<_>>(), old.into());
+        assert!((1..=4).all(|i| view.is_primary(id(i))));
+
+        // Those that stay are ready as soon as they have raised their fence; so two of three are, and reads may move.
+        fences(&mut live, &[1, 2, 3, 4]);
+        assert!(live.partition(P).is_ready(id(2), V2) && !live.partition(P).is_ready(id(4), V2));
+        assert_eq!(live.partition(P).view().read_version(), V2);
+        assert_eq!(live.partition(P).view().label, Label { low: V1, high: V2 }, "nobody has closed the old one");
+        closes(&mut live, &[1, 2]);
+        assert_eq!(live.partition(P).view().label, Label::of(V2), "no two owners are left to answer at the old one");
+        assert!(!live.partition(P).is_over(), "n4 is not ready");
+        gets(&mut live, 4, &[1, 2]);
+        assert!(live.partition(P).is_over());
+        assert!(!live.is_over(), "there are other partitions");
+    }
+
+    #[test]
+    fn a_new_owner_speaks_once_it_holds_enough_pushes_and_an_old_one_until_it_closes() {
+        let mut live = replacing();
+        let reads = |live: &Live, node: u16, at| live.may_serve(id(node), P, Role::Reads(at));
+        assert_eq!(reads(&live, 1, V1), Ok(()));
+        assert!(matches!(reads(&live, 1, V2), Err(NotApplied::NotServing { why, .. }) if why.contains("no primary")));
+        fences(&mut live, &[1, 2, 3, 4]);
+        assert_eq!(live.partition(P).lacks(id(4)).into_iter().collect::<BTreeSet<_>>(), [1, 2, 3].map(id).into());
+        assert_eq!(live.partition(P).lacks(id(2)), [id(1)], "what stays is compared with what goes");
+        gets(&mut live, 4, &[1]);
+        assert!(matches!(reads(&live, 4, V2), Err(NotApplied::NotServing { why, .. }) if why.contains("not yet")));
+        gets(&mut live, 4, &[3]);
+        assert_eq!((reads(&live, 4, V2), live.partition(P).lacks(id(4))), (Ok(()), vec![id(2)]));
+        closes(&mut live, &[3]);
+        assert_eq!(reads(&live, 3, V1), Err(NotApplied::StaleLayout { need: V2, had: V1 }));
+        assert_eq!((reads(&live, 3, V2), reads(&live, 2, V1)), (Ok(()), Ok(())));
+        let unknown = LayoutVersion(3);
+        assert_eq!(reads(&live, 3, unknown), Err(NotApplied::StaleLayout { need: V2, had: unknown }));
+    }
+
+    #[test]
+    fn an_owner_takes_what_names_a_version_that_it_owns_and_nothing_older_than_its_fence() {
+        let mut live = replacing();
+        let takes = |live: &Live, node: u16, low, high| live.may_serve(id(node), P, Role::Writes(Label { low, high }));
+        let stale = |need, had| Err(NotApplied::StaleLayout { need, had });
+        assert_eq!((takes(&live, 1, V1, V1), takes(&live, 1, V1, V2)), (Ok(()), Ok(())));
+        assert_eq!(takes(&live, 4, V1, V2), Ok(()));
+        assert!(
+            matches!(takes(&live, 1, V2, V2), Err(NotApplied::NotServing { .. })),
+            "n1 owns nothing of it any more"
+        );
+        fences(&mut live, &[1, 2]);
+        assert_eq!((takes(&live, 1, V1, V1), takes(&live, 2, V1, V1)), (stale(V2, V1), stale(V2, V1)));
+        assert_eq!(takes(&live, 3, V1, V1), Ok(()), "n3 has not raised its fence");
+        assert_eq!(takes(&live, 9, V1, V1), stale(V2, V1), "whoever asks a stranger learns the newest layout first");
+        changes(&mut live, 1, |part| (part.closed, part.dropped) = (V2, true));
+        assert!(matches!(takes(&live, 1, V1, V2), Err(NotApplied::NotServing { .. })), "it has dropped its copy");
+        assert!(!live.partition(P).keeps_copy(id(1)) && live.partition(P).keeps_copy(id(4)));
+
+        // Another node knows that the change is over, which who still names the old version learns.
+        let after = Live::new(vec![live.newest().clone()], live.said.clone());
+        assert_eq!(takes(&after, 1, V1, V2), stale(V2, V1));
+        assert_eq!(takes(&after, 2, V1, V2), Ok(()));
+    }
+
+    #[test]
+    fn a_copy_that_was_lost_is_no_source_and_is_filled_again() {
+        let mut live = replacing();
+        fences(&mut live, &[1, 2, 3, 4]);
+        assert_eq!(live.partition(P).pushes(id(2)), Some(true));
+        changes(&mut live, 2, |part| (part.closed, part.dropped) = (V2, true));
+        let moving = live.partition(P);
+        assert_eq!(moving.pushes(id(2)), None);
+        assert!(!moving.is_ready(id(2), V2) && moving.keeps_copy(id(2)));
+        assert!(!moving.lacks(id(4)).contains(&id(2)));
+        gets(&mut live, 2, &[1, 3]);
+        assert!(live.partition(P).is_ready(id(2), V2));
+        assert_eq!(live.may_serve(id(2), P, Role::Reads(V1)), Err(NotApplied::StaleLayout { need: V2, had: V1 }));
+    }
+
+    #[test]
+    fn what_was_said_of_a_change_says_nothing_once_it_is_over() {
+        let mut said = Said { fence: V2, ..Said::default() };
+        let newer = Got { version: LayoutVersion(3), from: id(1), strong: false };
+        let got = [Got { version: V2, ..newer }, newer].into();
+        said.set(P, Part { closed: V2, got, passed_over: Some(V2), helped: false, dropped: true });
+        let before = said.digest();
+        said.settle(V2);
+        let left = Part { got: [newer].into(), ..Part::default() };
+        assert_eq!((said.settled, said.part(P)), (V2, left));
+        assert_ne!(said.digest(), before);
+        said.settle(V1);
+        assert_eq!(said.settled, V2, "it never goes back");
+        said.settle(LayoutVersion(3));
+        assert!(said.partitions.is_empty());
+    }
+}

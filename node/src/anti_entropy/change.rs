@@ -99,6 +99,11 @@ impl Desk {
             dawdle!("change: a pause before the fence is raised");
             self.replica.raise_fence(version).await;
         }
+        let oldest = current.live().oldest().version();
+        if self.layouts.said().settled < oldest {
+            // It was heard in the midst of a request, and is not on the disk yet.
+            self.layouts.settle(oldest).await?;
+        }
         let me = self.me;
         let learn = move |said: &mut Said, current: &Current| {
             let (before, live) = (said.clone(), current.live());
@@ -294,15 +299,18 @@ impl Desk {
         for owner in current.primaries(partition) {
             self.exchange_all(current, partition, *owner).await?.unsettled()?;
         }
+        let version = current.version();
         let drop_copy = move |said: &mut Said, current: &Current| {
             let mut part = said.part(partition);
-            let news = current.live().is_changing() && !part.dropped;
+            let news = current.version() == version && current.live().is_changing() && !part.dropped;
             part.dropped |= news;
             said.set(partition, part);
             news
         };
         self.layouts.say(drop_copy).await.map_err(|error| error.to_string())?;
-        let records = self.replica.drop_records(partition).await.map_err(refused)?;
+        let layouts = self.layouts.clone();
+        let still = move || layouts.current().is_some_and(|current| current.version() == version);
+        let records = self.replica.drop_records(partition, still).await.map_err(refused)?;
         sometimes!("change: a former owner dropped its copy");
         tracing::debug!(%partition, records, "its owners hold all of it: dropped here");
         Ok(())

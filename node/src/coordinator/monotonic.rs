@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::NodeId;
-use quorate_wire::{Acks, NotApplied, sometimes};
+use quorate_wire::{Acks, NotApplied, Quorum, sometimes};
 use tokio::time::sleep_until;
 
 use super::repair::mend;
@@ -31,9 +31,14 @@ pub(super) async fn confirm(
     record: &Record,
     holders: &[NodeId],
 ) -> Result<(), NotApplied> {
-    let of_version =
-        |group: &Group| Group { need: write_back(group.primaries.len() as u8, group.need), ..group.clone() };
-    let groups: Vec<Group> = turn.groups.iter().map(of_version).collect();
+    let r = turn.need();
+    let of_version = |group: Group| {
+        let n = group.primaries.len() as u8;
+        Group { need: write_back(n, r.min(n)), ..group }
+    };
+    // Of every version that a write would name: later reads may be made at any of them.
+    let groups = turn.view.write_groups(Quorum::Majority)?;
+    let groups: Vec<Group> = groups.into_iter().map(of_version).collect();
     held_by(inner, turn, key, record, (&groups, holders)).await.map(drop)
 }
 

@@ -336,7 +336,8 @@ where
     T: 'static,
 {
     fn start(inner: &Arc<Inner>, turn: &Turn, strict: bool, fallbacks: &[NodeId], ask: F) -> Self {
-        let nearest = inner.nearest_primaries(turn);
+        let mut nearest = inner.nearest_primaries(turn);
+        nearest.retain(|node| turn.is_reader(*node));
         let (get, actions) = Get::start(&turn.groups, &nearest, fallbacks, strict, turn.at_us());
         let (inner, turn, calls, sent) = (inner.clone(), turn.clone(), Calls::new(), Vec::new());
         inner.hedging.deposit();

@@ -7,7 +7,7 @@ use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{NotApplied, RouteTable};
 
 use crate::recovery::Reading;
-use quorate_core::layout::{Layout, LayoutHash};
+use quorate_core::layout::{Layout, LayoutHash, Member};
 use quorate_core::live::{Live, Placed, Said};
 use quorate_core::ownership::{Label, Role, View};
 
@@ -68,6 +68,11 @@ impl Current {
     /// The live versions, and what the nodes have said of their part.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// A member, of the newest live version that names it.
+    pub fn member(&self, node: NodeId) -> Option<&Member> {
+        self.live.versions().iter().rev().find_map(|placed| placed.layout.member(node))
     }
 
     /// The newest version.

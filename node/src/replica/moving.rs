@@ -35,12 +35,17 @@ impl Replica {
         Ok(!self.some_of(partition, 1).await?.is_empty())
     }
 
-    /// Drops every record of a partition: others hold all of them, and it takes no more writes of the partition. Interrupted, it is to be
-    /// done again.
+    /// Drops every record of a partition: others hold all of them, and it takes no more writes of the partition. It ends as soon as `still`
+    /// says that this is so no more, because of a newer layout: each key is asked for under its lock, so that nothing goes that came under
+    /// that one. Interrupted, it is to be done again.
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store does not take it.
-    pub(crate) async fn drop_records(&self, partition: Partition) -> Result<u64, NotApplied> {
+    pub(crate) async fn drop_records(
+        &self,
+        partition: Partition,
+        still: impl Fn() -> bool + Clone + Send + 'static,
+    ) -> Result<u64, NotApplied> {
         let mut dropped = 0;
         loop {
             // Rule V1.
@@ -49,15 +54,20 @@ impl Replica {
             if keys.is_empty() {
                 return Ok(dropped);
             }
-            dropped += keys.len() as u64;
             for place in keys {
-                let key = Blob(key_of_data(&place));
+                let (key, still) = (Blob(key_of_data(&place)), still.clone());
                 let remove = move |inner: &Inner, _| {
                     inner.check_open()?;
+                    if !still() {
+                        return Ok(false);
+                    }
                     let removed = inner.store.remove(Tree::Data, &place);
-                    removed.map_err(|error| inner.failed(error.to_string()))
+                    removed.map(|()| true).map_err(|error| inner.failed(error.to_string()))
                 };
-                self.locked(&key, 0, remove).await?;
+                if !self.locked(&key, 0, remove).await? {
+                    return Ok(dropped);
+                }
+                dropped += 1;
             }
         }
     }
