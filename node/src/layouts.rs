@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::ask::{ask, reason};
+pub use self::acceptor::{CHAIN_KEY, stored_layouts};
 pub use self::current::Current;
 use self::gossip::LayoutGossip;
 use self::store::Stages;
