@@ -929,7 +929,7 @@ fn kind(body: &RequestBody) -> Kind {
         | RequestBody::Route
         | RequestBody::Locate { .. }
         | RequestBody::Status
-        | RequestBody::Layout(LayoutCommand::Show)
+        | RequestBody::Layout(LayoutCommand::Show | LayoutCommand::History)
         | RequestBody::Repair(_) => Kind::Read,
         RequestBody::Layout(
             LayoutCommand::StageJoin { .. }

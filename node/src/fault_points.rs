@@ -70,6 +70,7 @@ pub const POINTS: &[Point] = &[
     point("membership: seeds are asked again and again", Slows),
     point("layouts: a pause before a layout is stored", Slows),
     point("layouts: others are asked at once", Slows),
+    point("layouts: a pause before a layout is accepted", Slows),
 ];
 
 /// Every mark.
@@ -200,6 +201,10 @@ pub const MARKS: &[&str] = &[
     "layouts: learned from a peer",
     "layouts: one could not be stored for now",
     "layouts: offered to a member that was away",
+    "layouts: a newer one was learned from a peer",
+    "layouts: an apply was outrun by another one",
+    "layouts: an apply was told that its version is decided",
+    "layouts: an apply completed what another one had begun",
     "contexts: keys were exchanged with a node that held others",
     "contexts: a key was asked for and found",
     "contexts: one was refused that no node had issued",

@@ -56,7 +56,11 @@ impl ReplicaService {
             | PeerBody::Heal(_)
             | PeerBody::AcceptFirstLayout(_)
             | PeerBody::LayoutState(_)
-            | PeerBody::ContextKeys(_) => {
+            | PeerBody::ContextKeys(_)
+            | PeerBody::PrepareLayout(_)
+            | PeerBody::AcceptLayout(_)
+            | PeerBody::LearnLayouts(_)
+            | PeerBody::GetLayouts(_) => {
                 let why = "it is not a request for data".into();
                 Err(NotApplied::Unsupported { why })
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quorate_wire::codec;
-use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::ids::NodeId;
 
 use super::store::{LayoutStore, to_the_end};
 use super::{Current, Layouts};
@@ -37,28 +37,12 @@ impl Layouts {
         to_the_end(async move { store.say(change).await }).await
     }
 
-    /// Every change up to this version is over.
-    ///
-    /// # Errors
-    /// When that cannot be stored.
-    pub(crate) async fn settle(&self, version: LayoutVersion) -> Result<(), StoreError> {
-        let store = &self.0.store;
-        let _state = store.state.lock().await;
-        let Some(current) = self.current() else { return Ok(()) };
-        let left = current.live().versions().iter().filter(|placed| placed.version() >= version);
-        store.publish(left.map(|placed| placed.layout.clone()).collect()).await;
-        Ok(())
-    }
-
     /// Learns the next layout, as if it had been chosen.
     #[cfg(test)]
     pub(crate) async fn adopt(&self, layout: quorate_core::layout::Layout) {
-        let store = &self.0.store;
-        let _state = store.state.lock().await;
-        let current = self.current().expect("a layout is in force");
-        let mut layouts: Vec<_> = current.live().versions().iter().map(|placed| placed.layout.clone()).collect();
-        layouts.push(layout);
-        store.publish(layouts).await;
+        let oldest = self.current().expect("a layout is in force").live().oldest().version();
+        let chosen = crate::peer_wire::LiveLayouts { layouts: vec![layout], oldest };
+        self.0.store.learn(chosen).await.expect("it follows");
     }
 
     /// What a peer says.
