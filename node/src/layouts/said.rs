@@ -40,12 +40,9 @@ impl Layouts {
     /// Learns the next layout, as if it had been chosen.
     #[cfg(test)]
     pub(crate) async fn adopt(&self, layout: quorate_core::layout::Layout) {
-        let store = &self.0.store;
-        let _state = store.state.lock().await;
-        let current = self.current().expect("a layout is in force");
-        let mut layouts: Vec<_> = current.live().versions().iter().map(|placed| placed.layout.clone()).collect();
-        layouts.push(layout);
-        store.publish(layouts).await;
+        let oldest = self.current().expect("a layout is in force").live().oldest().version();
+        let chosen = crate::peer_wire::LiveLayouts { layouts: vec![layout], oldest };
+        self.0.store.learn(chosen).await.expect("it follows");
     }
 
     /// What a peer says.

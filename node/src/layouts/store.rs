@@ -133,7 +133,7 @@ impl LayoutStore {
         failed: SyncFailed,
     ) -> Result<Self, StoreError> {
         let reader = disk.clone();
-        let (first, staged, said_before, later) = executor
+        let (first, staged, later, said_before) = executor
             .run(move || {
                 let first: Option<StoredFirst> = load(&*reader, FIRST_KEY)?;
                 if let Some(problem) = first.as_ref().and_then(|first| first.layout.problems().into_iter().next()) {
@@ -143,10 +143,10 @@ impl LayoutStore {
                     return Err(StoreError::Corrupt("the stored layout 1 has no context key".into()));
                 }
                 let staged: Option<Staged> = load(&*reader, STAGED_KEY)?;
-                let said = said::load(&*reader)?.unwrap_or_default();
                 let chosen = first.as_ref().filter(|first| first.chosen).map(|first| &first.layout);
                 let later = Later::load(&*reader, me, chosen)?;
-                Ok::<_, StoreError>((first, staged.unwrap_or_default(), said, later))
+                let said = said::load(&*reader)?.unwrap_or_default();
+                Ok::<_, StoreError>((first, staged.unwrap_or_default(), later, said))
             })
             .await?;
         let (first, keys) = first.map(|first| ((first.layout, first.chosen), first.keys)).unzip();
