@@ -1,14 +1,16 @@
 //! What lies on disks of layouts: who knows which, and whether a change is over. By the harness's own look, without asking a node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use quorate_core::keyspace;
 use quorate_core::layout::Layout;
+use quorate_core::live::{Live, Placed, Said};
 use quorate_core::ring::Ring;
 use quorate_node::layouts::{FIRST_KEY, stored_layouts};
 use quorate_node::store::Tree;
-use quorate_wire::Key;
+use quorate_wire::{Key, codec};
 use quorate_wire::ids::{NodeId, Partition};
 
 use crate::cluster::{Cluster, Machine, Process};
@@ -96,10 +98,37 @@ impl Watch {
             let runs = machine.process() == Process::Running && !known.is_empty();
             if (member || runs) && known.iter().map(|layout| layout.version).ne([newest.version]) {
                 let known: Vec<u64> = known.iter().map(|layout| layout.version.0).collect();
-                return Some(format!("{} knows {known:?}, the newest is {}", machine.node(), newest.version));
+                let waits = self.waits_for(cluster).map_or(String::new(), |what| format!("; {what}"));
+                return Some(format!("{} knows {known:?}, the newest is {}{waits}", machine.node(), newest.version));
             }
         }
         None
+    }
+
+    /// A partition that has not moved yet, and what its owners say of it, for people.
+    fn waits_for(&self, cluster: &Cluster<'_>) -> Option<String> {
+        let chains = cluster.machines().iter().map(|machine| self.known(machine.node()));
+        let known = chains.max_by_key(|known| (known.last().map(|newest| newest.version), known.len()))?;
+        let placed: Result<Vec<_>, _> = known.iter().map(|layout| Placed::new(layout.clone()).map(Arc::new)).collect();
+        let said = cluster.machines().iter().filter_map(|machine| {
+            let stored = machine.disk.present(Tree::Meta, SAID_KEY)?;
+            Some((machine.node(), Arc::new(codec::decode::<Said>(&stored).ok()?)))
+        });
+        let live = Live::new(placed.ok()?, said.collect());
+        let partitions = live.newest().ring().partitions();
+        let partition = (0..partitions).map(Partition).find(|partition| !live.partition(*partition).is_over());
+        let Some(partition) = partition else { return Some("by what lies on the disks every partition has moved".into()) };
+        let moving = live.partition(partition);
+        let view = moving.view();
+        let mut what = format!("partition {partition}, which writes name {} to {} of", view.label.low, view.label.high);
+        for node in moving.owners() {
+            let of = live.versions().iter().filter(|placed| placed.ring().primaries(partition).contains(node));
+            let of: Vec<u64> = of.map(|placed| placed.version().0).collect();
+            let ready = moving.is_ready(*node, live.newest().version());
+            let said = live.said().get(node).map(|said| (said.fence, said.settled, said.part(partition)));
+            what += &format!("; {node} owns it in {of:?}, ready {ready}, lacks {:?}, says {said:?}", moving.lacks(*node));
+        }
+        Some(what)
     }
 
     /// What lies on a disk that belongs to others by the newest layout, if anything does: a record of such a partition, or a hint.
@@ -131,6 +160,9 @@ pub(crate) fn knows(cluster: &Cluster<'_>, who: u8, whom: u8) -> bool {
 pub(crate) fn owners(ring: &Ring, key: &str) -> BTreeSet<String> {
     ring.primaries(ring.partition_of(&Key::plain(key))).iter().map(ToString::to_string).collect()
 }
+
+/// Where nodes keep what they say of a change: for people only, so that nobody is misled when it lies elsewhere.
+const SAID_KEY: &[u8] = b"layout/said";
 
 fn raw(machine: &Machine) -> [Option<Bytes>; 2] {
     [FIRST_KEY, quorate_node::layouts::CHAIN_KEY].map(|key| match machine.disk.durable(Tree::Meta, key) {

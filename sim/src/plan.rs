@@ -1008,6 +1008,12 @@ impl Plan {
             return;
         }
         self.aftermath = None;
+        // Somebody always asks for something while it goes on.
+        let workload = &mut self.workload;
+        workload.clients = workload.clients.max(3);
+        workload.operations = workload.operations.max(300);
+        workload.pause_max_ms = workload.pause_max_ms.min(50);
+        workload.keys = workload.keys.max(5);
         let members = self.members();
         let zones: BTreeSet<u8> = self.zones.iter().copied().collect();
         for spare in 0..rng.random_range(1..=3) {
