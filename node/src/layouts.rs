@@ -27,8 +27,8 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use self::ask::{ask, reason};
 pub use self::acceptor::{CHAIN_KEY, stored_layouts};
+use self::ask::{ask, reason};
 pub use self::current::Current;
 use self::gossip::LayoutGossip;
 use self::store::Stages;

@@ -10,8 +10,8 @@ use quorate_core::live::{Live, Placed, Said};
 use quorate_core::ring::Ring;
 use quorate_node::layouts::{FIRST_KEY, stored_layouts};
 use quorate_node::store::Tree;
-use quorate_wire::{Key, codec};
 use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::{Key, codec};
 
 use crate::cluster::{Cluster, Machine, Process};
 use crate::disk::Durable;
@@ -117,7 +117,9 @@ impl Watch {
         let live = Live::new(placed.ok()?, said.collect());
         let partitions = live.newest().ring().partitions();
         let partition = (0..partitions).map(Partition).find(|partition| !live.partition(*partition).is_over());
-        let Some(partition) = partition else { return Some("by what lies on the disks every partition has moved".into()) };
+        let Some(partition) = partition else {
+            return Some("by what lies on the disks every partition has moved".into());
+        };
         let moving = live.partition(partition);
         let view = moving.view();
         let mut what = format!("partition {partition}, which writes name {} to {} of", view.label.low, view.label.high);
@@ -126,7 +128,8 @@ impl Watch {
             let of: Vec<u64> = of.map(|placed| placed.version().0).collect();
             let ready = moving.is_ready(*node, live.newest().version());
             let said = live.said().get(node).map(|said| (said.fence, said.settled, said.part(partition)));
-            what += &format!("; {node} owns it in {of:?}, ready {ready}, lacks {:?}, says {said:?}", moving.lacks(*node));
+            what +=
+                &format!("; {node} owns it in {of:?}, ready {ready}, lacks {:?}, says {said:?}", moving.lacks(*node));
         }
         Some(what)
     }

@@ -26,9 +26,9 @@ use quorate_core::record::Record;
 use quorate_core::ring::Ring;
 use quorate_node::fault_points::TABLES;
 use quorate_node::store::Tree;
+use quorate_wire::SIBLINGS_MAX;
 use quorate_wire::fault_points::{self, Effect};
 use quorate_wire::key::KeyParts;
-use quorate_wire::SIBLINGS_MAX;
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -116,7 +116,8 @@ impl Changes {
         }
         for operation in history.operations.values() {
             let next = history.reach.partition_point(|reach| reach.from_us <= operation.invoked_us);
-            let Some(reach) = next.checked_sub(1).map(|at| &history.reach[at]).filter(|reach| reach.layout.is_none()) else {
+            let Some(reach) = next.checked_sub(1).map(|at| &history.reach[at]).filter(|reach| reach.layout.is_none())
+            else {
                 continue;
             };
             let failed = matches!(operation.outcome, Outcome::NotApplied(_) | Outcome::Unknown(_));
@@ -559,7 +560,8 @@ fn retire(cluster: &mut Cluster<'_>, plan: &Plan, operators: &Operators, nemesis
     }
     let Some((newest, _)) = watch.newest() else { return };
     let wishes = operators.wishes();
-    let done = plan.changes.iter().zip(&wishes).filter(|(change, wish)| change.stops && matches!(wish, Wish::Decided(_)));
+    let done =
+        plan.changes.iter().zip(&wishes).filter(|(change, wish)| change.stops && matches!(wish, Wish::Decided(_)));
     let gone: BTreeSet<u8> = done.flat_map(|(change, _)| change.stage.iter().filter_map(Staging::goes)).collect();
     // Who is wanted again stays.
     let waits = plan.changes.iter().zip(&wishes).filter(|(_, wish)| !matches!(wish, Wish::Decided(_)));

@@ -87,7 +87,6 @@ pub(crate) async fn operate(
 ) {
     let change = &plan.changes[number];
     sleep((start + Duration::from_millis(change.at_ms.into())).saturating_sub(elapsed())).await;
-    let _alone = operators.0.nodes[usize::from(change.at)].lock().await;
     let mut client = None;
     let mut asked = None;
     while elapsed() < until {
@@ -102,7 +101,10 @@ pub(crate) async fn operate(
                 }
             },
         };
+        // Another one may have its turn between two attempts, and forget what was staged.
+        let alone = operators.0.nodes[usize::from(change.at)].lock().await;
         let ended = attempt(admin, &machines, change, &mut asked).await;
+        drop(alone);
         match ended {
             Ok(wish) => {
                 let over = !matches!(wish, Wish::Open(_));

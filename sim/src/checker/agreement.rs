@@ -65,6 +65,9 @@ mod tests {
         let back = |spoilt| vec![known("n1", &[(2, "b")], false), known("n1", &[(1, "a")], spoilt)];
         assert_eq!(judged(back(false)), ["n1 knew layout 2 durably, and knows 1 now"]);
         assert_eq!(judged(back(true)), [] as [String; 0]);
-        assert_eq!(judged(vec![known("n1", &[(1, "a"), (2, "b")], false), known("n1", &[(2, "b")], false)]), [] as [String; 0]);
+        assert_eq!(
+            judged(vec![known("n1", &[(1, "a"), (2, "b")], false), known("n1", &[(2, "b")], false)]),
+            [] as [String; 0]
+        );
     }
 }
