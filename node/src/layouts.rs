@@ -225,7 +225,7 @@ impl Layouts {
         match (command, store.may_stage().await) {
             (LayoutCommand::Show | LayoutCommand::History, _) => unreachable!("answered above"),
             (LayoutCommand::RotateContextKey, _) => return self.rotate_context_key().await,
-            (LayoutCommand::Apply { version }, Ok(Stages::Next)) => {
+            (LayoutCommand::Apply { version }, Ok(Stages::Next)) if !self.is_about_the_first(version) => {
                 return Box::pin(self.apply_next(version, until)).await;
             }
             (LayoutCommand::Apply { version }, _) => return Box::pin(self.apply(version)).await,
@@ -234,6 +234,11 @@ impl Layouts {
             (_, Err(refusal)) => return Err(refusal),
         }
         Ok(store.report().await)
+    }
+
+    /// Whether an apply repeats that of the first layout, which tells the members that do not hold it yet.
+    fn is_about_the_first(&self, version: LayoutVersion) -> bool {
+        version == LayoutVersion(1) && self.current().is_none_or(|current| current.version() == version)
     }
 
     async fn stage_first(&self, command: LayoutCommand) -> Result<(), NotApplied> {

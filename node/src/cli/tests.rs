@@ -149,7 +149,7 @@ fn a_mistake_in_every_argument_is_refused_with_what_would_be_right() {
         ("layout stage join n1=n1:7400 --weight 0", "1..=1000"),
         ("layout stage leave", "<NODE>"),
         ("layout stage replace n2", "<NEW=HOST:PORT>"),
-        ("layout stage replace n2 n6", "write n6=10.0.0.1:7400"),
+        ("layout stage replace n2 n6", "write n1=10.0.0.1:7400"),
         ("layout stage weight n1", "<WEIGHT>"),
         ("layout stage weight n1 0", "1..=1000"),
         ("layout stage zone n1 a/b", "1 to 63 letters"),

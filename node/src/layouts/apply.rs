@@ -49,7 +49,7 @@ struct Known {
     answered: usize,
     /// Somebody may have been asked to accept a layout.
     proposed: bool,
-    /// The newest ballot under which a member had accepted a layout.
+    /// The newest ballot of another proposer under which a member had accepted a layout.
     newest: Option<Ballot>,
 }
 
@@ -85,15 +85,11 @@ impl Layouts {
 
     /// Answers a peer's [`LearnLayouts`]. What is learned is durable before the answer.
     pub(crate) async fn learn(&self, from: NodeId, ask: LearnLayouts) -> Result<LayoutsLearned, NotApplied> {
-        let learned = self.0.store.learn(ask.chain.clone()).await;
-        if learned.is_err() && self.known_version() < ask.chain.oldest {
-            // What came before was forgotten there meanwhile.
-            self.learn_from(from, PEER_TIMEOUT / 2).await;
+        if let Err(why) = self.0.store.learn(ask.chain).await {
+            tracing::debug!(peer = %from, "the peer's layouts are not taken over: {why}");
+            return Err(why);
         }
-        match self.known_version() {
-            LayoutVersion::NONE => Err(learned.err().unwrap_or_else(|| self.behind())),
-            newest => learned.map(|_| LayoutsLearned { newest }),
-        }
+        Ok(LayoutsLearned { newest: self.known_version() })
     }
 
     /// Answers a peer's [`GetLayouts`].
@@ -144,7 +140,7 @@ impl Layouts {
             let (chain, by) = match self.attempt((&parent, &wanted), ballot, until, &mut known).await {
                 Attempt::Chosen(layout) => {
                     let chain = LiveLayouts { layouts: vec![layout], oldest: LayoutVersion::NONE };
-                    (chain, known.newest.map(|ballot| ballot.proposer))
+                    (chain, None)
                 }
                 Attempt::Decided(Decided { by, chain }) => {
                     sometimes!("layouts: an apply was told that its version is decided");
@@ -162,6 +158,7 @@ impl Layouts {
                     continue;
                 }
             };
+            let by = known.newest.map(|ballot| ballot.proposer).or(by);
             // It may be what this node has proposed before, and was not told of.
             let mine = chain.layouts.contains(&wanted);
             return match store.learn(chain).await {
@@ -243,7 +240,9 @@ impl Layouts {
             let step = match answer {
                 Ok(Vote::Promised(accepted)) => {
                     known.answered += 1;
-                    known.newest = known.newest.max(accepted.as_ref().map(|accepted| accepted.ballot));
+                    // What this node has completed before was proposed by another one all the same.
+                    let ballot = accepted.as_ref().map(|accepted| accepted.ballot);
+                    known.newest = known.newest.max(ballot.filter(|ballot| ballot.proposer != me));
                     proposer.on_promise(node, accepted)
                 }
                 Ok(Vote::Accepted) => {

@@ -131,6 +131,7 @@ impl LayoutGossip {
             return false;
         };
         self.learn_addresses(nodes);
+        let heard_of = self.store.heard_of();
         let (mut news, mut answers) = (false, 0);
         for (node, answer) in ask(&self.peers, &self.random, nodes, &GetLayouts { after: known }).await {
             match answer {
@@ -146,7 +147,7 @@ impl LayoutGossip {
             }
         }
         if answers == nodes.len() && !news {
-            self.store.hear_no_more_than(known);
+            self.store.hear_no_more_than(known, heard_of);
         }
         news
     }

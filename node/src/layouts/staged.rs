@@ -137,7 +137,7 @@ impl LayoutStore {
         if version <= newest.version {
             // What was meant for this version and is staged still is not what became of it.
             let lost = !staged.is_empty() && staged.after.0 + 1 == version.0;
-            return Ok(Next::Known(if lost { another(&state, version, None) } else { Applied::Before }));
+            return Ok(Next::Known(if lost { self.another_in(&state, version, None) } else { Applied::Before }));
         }
         if !self.are_changes_safe() {
             return Err(refused(LATER_RELEASE.into()));
@@ -156,19 +156,20 @@ impl LayoutStore {
 
     /// What to tell an operator whose layout was not chosen for a version that is known by now.
     pub(super) async fn another(&self, version: LayoutVersion, by: Option<NodeId>) -> Applied {
-        another(&*self.state.lock().await, version, by)
+        self.another_in(&*self.state.lock().await, version, by)
     }
-}
 
-fn another(state: &State, version: LayoutVersion, by: Option<NodeId>) -> Applied {
-    let layouts = state.later.chain.as_ref().map(Chain::layouts).unwrap_or_default();
-    let Some(place) = layouts.iter().position(|layout| layout.version == version) else {
-        return Applied::Another { by, what: "it is known no more".into() };
-    };
-    let by = by.or_else(|| state.later.proposer_of(&layouts[place]));
-    let what = match place.checked_sub(1).map(|before| difference(&layouts[before], &layouts[place])) {
-        Some(what) => what,
-        None => format!("it has the hash {}", layouts[place].hash().short()),
-    };
-    Applied::Another { by, what }
+    fn another_in(&self, state: &State, version: LayoutVersion, by: Option<NodeId>) -> Applied {
+        let layouts = state.later.chain.as_ref().map(Chain::layouts).unwrap_or_default();
+        let Some(place) = layouts.iter().position(|layout| layout.version == version) else {
+            return Applied::Another { by, what: "it is known no more".into() };
+        };
+        // What this node has completed under its own ballot is another one's all the same.
+        let by = by.or_else(|| state.later.proposer_of(&layouts[place])).filter(|by| *by != self.me.node);
+        let what = match place.checked_sub(1).map(|before| difference(&layouts[before], &layouts[place])) {
+            Some(what) => what,
+            None => format!("it has the hash {}", layouts[place].hash().short()),
+        };
+        Applied::Another { by, what }
+    }
 }

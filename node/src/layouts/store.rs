@@ -188,8 +188,9 @@ impl LayoutStore {
     }
 
     /// Nobody who was asked knows a newer version than this one: who asks for one that is heard of later asks anew.
-    pub(super) fn hear_no_more_than(&self, known: LayoutVersion) {
-        self.heard.store(known.0, Ordering::Relaxed);
+    pub(super) fn hear_no_more_than(&self, known: LayoutVersion, heard: LayoutVersion) {
+        // What was heard while they were asked stands.
+        let _ = self.heard.compare_exchange(heard.0, known.0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Why this node must not vote on the next layout now, if it must not.
