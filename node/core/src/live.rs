@@ -2,7 +2,7 @@
 //!
 //! One version is live most of the time. From the moment when a node learns of the next one until every partition has moved there are two,
 //! or three when another change has begun meanwhile. What each node does for a partition follows from the owners under each live version
-//! and from what the nodes have [said](Said), by the rules of [`transition`](crate::transition), which this module applies to real
+//! and from what the nodes have [said](Said), by the rules of [`transition`], which this module applies to real
 //! layouts: it names nodes and versions where those rules count places.
 
 use std::collections::{BTreeMap, BTreeSet};
