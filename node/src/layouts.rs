@@ -27,6 +27,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+pub use self::acceptor::{CHAIN_KEY, stored_layouts};
 use self::ask::{ask, reason};
 pub use self::current::Current;
 use self::gossip::LayoutGossip;
@@ -173,7 +174,6 @@ impl Layouts {
     ///
     /// # Errors
     /// When that cannot be stored; nothing was forgotten then.
-    #[allow(dead_code, reason = "whoever moves data calls it once all has arrived")]
     pub(crate) async fn settle(&self, version: LayoutVersion) -> Result<(), StoreError> {
         self.0.store.settle(version).await
     }

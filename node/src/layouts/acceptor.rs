@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use quorate_wire::ids::{DiskId, LayoutVersion, NodeId};
 use quorate_wire::{NotApplied, codec};
 use serde::{Deserialize, Serialize};
 
 use super::refused;
 use super::staged::StagedChanges;
-use super::store::{LATER_RELEASE, LayoutStore, State, load, to_the_end};
+use super::store::{LATER_RELEASE, LayoutStore, State, StoredFirst, load, to_the_end};
 use crate::peer_wire::{AcceptLayout, Decided, LiveLayouts, PrepareLayout, Vote};
 use crate::store::{Store, StoreError};
 use quorate_core::bootstrap::Me;
@@ -18,8 +19,9 @@ use quorate_core::chain::{Acceptor, Ballot, Chain, Outrun, may_vote, problems_af
 use quorate_core::changes::layout_after;
 use quorate_core::layout::{Layout, LayoutHash};
 
-/// Keys in [`Tree::Meta`](crate::store::Tree).
-const CHAIN_KEY: &[u8] = b"layout/chain";
+/// Keys in [`Tree::Meta`](crate::store::Tree). The first one is public for whoever looks at disks from outside.
+#[doc(hidden)]
+pub const CHAIN_KEY: &[u8] = b"layout/chain";
 const ACCEPTOR_KEY: &[u8] = b"layout/acceptor";
 
 /// What comes after the first layout.
@@ -39,6 +41,21 @@ pub(super) struct Later {
 struct StoredChain {
     /// Oldest first.
     layouts: Vec<Layout>,
+}
+
+/// The layouts that are live by what is stored under [`FIRST_KEY`](super::FIRST_KEY) and [`CHAIN_KEY`], oldest first. For whoever looks at
+/// disks from outside.
+///
+/// # Errors
+/// When it is something else.
+#[doc(hidden)]
+pub fn stored_layouts(first: Option<&Bytes>, chain: Option<&Bytes>) -> Result<Vec<Layout>, String> {
+    if let Some(chain) = chain {
+        return codec::decode::<StoredChain>(chain).map(|chain| chain.layouts).map_err(|error| error.to_string());
+    }
+    let first =
+        first.map(|first| codec::decode::<StoredFirst>(first)).transpose().map_err(|error| error.to_string())?;
+    Ok(first.into_iter().filter(|first| first.chosen).map(|first| first.layout).collect())
 }
 
 #[derive(Debug, Serialize, Deserialize)]
