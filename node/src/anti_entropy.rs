@@ -425,7 +425,7 @@ impl Desk {
                 continue;
             }
             let began = Instant::now();
-            let pair = Pair { desk: self, current, peer, partition: *partition, paced: true };
+            let pair = Pair { desk: self, current, peer, partition: *partition, paced: true, one_way: false };
             if let Err(why) = self.repair(&pair).await {
                 failed = Err(format!("partition {partition}: {why}"));
             }

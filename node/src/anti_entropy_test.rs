@@ -35,7 +35,8 @@ async fn sum_up(node: &Node) {
 
 /// The pair of two nodes, as the first one sees it.
 fn pair<'a>(node: &'a Node, peer: &Node) -> Pair<'a> {
-    Pair { desk: &node.anti_entropy.desk, current: &node.current, peer: peer.id, partition: PARTITION, paced: false }
+    let desk = &node.anti_entropy.desk;
+    Pair { desk, current: &node.current, peer: peer.id, partition: PARTITION, paced: false, one_way: false }
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use quorate_transport::budget::{NoRoom, Room};
 use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
+use quorate_wire::ids::{ClusterId, LayoutVersion, NodeId, OpId, Partition, key_hash};
 use quorate_wire::key::KeyParts;
 use quorate_wire::{
     Acks, Asked, BucketId, CONTEXT_LEN_MAX, Evidence, Failure, KEY_LEN_MAX, Key, Located, Located1, NotApplied,
@@ -260,10 +260,16 @@ impl Coordinator {
             self.0.stats.forwarded_in.add(1);
         }
         let mut request = Cow::Borrowed(request);
-        let mut attempts = 1;
+        let (mut attempts, mut minted) = (1, None);
         loop {
             let planned = self.0.layouts.current();
-            let outcome = self.attempt(&request, (start, deadline), origin, &room).await;
+            let outcome = match (self.attempt(&request, (start, deadline), origin, &room).await, minted) {
+                // What an earlier attempt has minted is there, whatever is said of this one.
+                (Err(Failure::NotApplied(refusal)), Some((op_id, need))) => {
+                    Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why: plain(&refusal) })
+                }
+                (outcome, _) => outcome,
+            };
             let Err(failure) = &outcome else { return outcome };
             if attempts == ATTEMPTS_MAX || !self.0.has_moved(planned, &request, failure, deadline).await {
                 return outcome;
@@ -271,11 +277,12 @@ impl Coordinator {
             sometimes!("coordinator: a request began anew under another layout");
             attempts += 1;
             room.release();
-            if let Failure::Indeterminate { .. } = failure
+            if let Failure::Indeterminate { op_id, need, .. } = failure
                 && let RequestBody::Write(write) = &mut request.to_mut().body
             {
                 let since = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
                 write.first_sent_ms = Some(write.first_sent_ms.unwrap_or(0).saturating_add(since));
+                minted = Some((*op_id, *need));
             }
         }
     }
@@ -311,7 +318,7 @@ impl Coordinator {
                     self.0.may_repeat(&turn, write)?;
                     return write::coordinate(&self.0, turn, write, cause).await;
                 }
-                let former = write.first_sent_ms.is_some() && !turn.view.is_primary(self.0.me);
+                let former = write.first_sent_ms.is_some() && !turn.counts(self.0.me);
                 if former && let Some(passed_on) = write::pass_on(&self.0, &turn, write, &cause).await {
                     return passed_on;
                 }
@@ -325,7 +332,7 @@ impl Coordinator {
                     Forwarded::Answer(answer) => return answer,
                     Forwarded::Nobody(refusal) => self.0.may_coordinate(&turn, write, whose, refusal)?,
                 }
-                sometimes!("write: a fallback coordinated", !turn.view.is_primary(self.0.me));
+                sometimes!("write: a fallback coordinated", !turn.counts(self.0.me));
                 self.0.stats.fallback_coordinated.add(1);
                 self.0.errands.note(write.op_id, self.0.me, Instant::now());
                 let coordinated = write::coordinate(&self.0, turn, write, cause).await;
@@ -429,21 +436,27 @@ impl Inner {
         let left = deadline.saturating_duration_since(Instant::now());
         self.layouts.catch_up(Instant::now() + left / 2).await;
         let Some(current) = self.layouts.current() else { return false };
-        let partition = match &request.body {
-            RequestBody::Write(write) => current.partition_of(&write.key),
-            RequestBody::Read(read) => current.partition_of(&read.key),
-            RequestBody::Scan(scan) => scan.from.partition,
-            _ => return false,
+        let moved = |partition: &Partition| current.view(*partition) != planned.view(*partition);
+        let moved = match &request.body {
+            RequestBody::Write(write) => moved(&current.partition_of(&write.key)),
+            RequestBody::Read(read) => moved(&current.partition_of(&read.key)),
+            RequestBody::Scan(scan) => {
+                let until = scan.until.0.min(current.partitions());
+                (scan.from.partition.0..until).map(Partition).any(|partition| moved(&partition))
+            }
+            _ => false,
         };
-        partition.0 < current.partitions()
-            && Instant::now() < deadline
-            && current.view(partition) != planned.view(partition)
+        moved && Instant::now() < deadline
     }
 
     /// Takes note of a peer that refused a read because it has closed the version that was asked for.
-    fn note_closed<T>(&self, from: NodeId, partition: Partition, reply: &Result<T, AskError>) {
-        if let Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) = reply {
-            self.layouts.hear_closed(from, partition, *need);
+    fn note_closed<T>(&self, (from, at): (NodeId, LayoutVersion), partition: Partition, reply: &Result<T, AskError>) {
+        if let Err(AskError::Refused(NotApplied::StaleLayout { need, had })) = reply {
+            // What was refused is the version of the read, or only that what is held counts for a write of it.
+            match *had == at {
+                true => self.layouts.hear_closed(from, partition, *need),
+                false => self.layouts.hear_of(*need),
+            }
         }
     }
 
@@ -503,9 +516,13 @@ impl Inner {
         Err(NotApplied::BadContext { why })
     }
 
+    /// Whether this node may coordinate a read: as an owner under any live version.
     fn is_primary(&self, turn: &Turn) -> bool {
-        let forwards = turn.origin == Origin::Client && buggify!("coordinator: a primary forwards a client's request");
-        turn.view.is_primary(self.me) && !forwards
+        turn.view.is_primary(self.me) && !self.forwards(turn)
+    }
+
+    fn forwards(&self, turn: &Turn) -> bool {
+        turn.origin == Origin::Client && buggify!("coordinator: a primary forwards a client's request")
     }
 
     /// Whether a node may be there, as far as the failure detector and the connections know. A node is not ruled out only because
@@ -524,6 +541,7 @@ impl Inner {
     /// The primaries of a request, best first: this node, then those that are up, then by round trip and preference.
     fn nearest_primaries(&self, turn: &Turn) -> Vec<NodeId> {
         let mut nearest = turn.view.primaries().to_vec();
+        nearest.retain(|node| turn.counts(*node));
         nearest.sort_by_cached_key(|node| {
             let rtt = self.peers.rtt(*node).unwrap_or(Duration::MAX);
             (*node != self.me, Reverse(self.is_reachable(*node)), rtt)
@@ -551,11 +569,13 @@ impl Inner {
 
     /// Whether this node coordinates a write: as a primary, or because it has minted or keeps it already, as a fallback.
     async fn is_mine(&self, turn: &Turn, write: &Write) -> Result<bool, NotApplied> {
-        let (retry, primary) = (write.first_sent_ms.is_some(), turn.view.is_primary(self.me));
+        let (retry, primary) = (write.first_sent_ms.is_some(), turn.counts(self.me));
         match self.whose(write) {
             Whose::Of(node) => return Ok(node == self.me),
             // What a primary is asked for again it may be minting at the moment.
-            Whose::Nobodys | Whose::Forgotten if primary => return Ok(retry || self.is_primary(turn)),
+            Whose::Nobodys | Whose::Forgotten if primary => {
+                return Ok(retry || !self.forwards(turn));
+            }
             Whose::Nobodys | Whose::Forgotten => {}
         }
         if !retry || write.strict || !self.stands_in(turn) {
@@ -568,7 +588,7 @@ impl Inner {
     /// handed over at any time, so that nobody may mint it anew, not even a primary; and a fallback counts for nothing in a strict
     /// write. So whoever repeats it as a strict one can only be told that its outcome is unknown.
     fn may_repeat(&self, turn: &Turn, write: &Write) -> Result<(), Failure> {
-        if turn.view.is_primary(self.me) || (!write.strict && self.mechanisms.fallbacks) {
+        if turn.counts(self.me) || (!write.strict && self.mechanisms.fallbacks) {
             return Ok(());
         }
         sometimes!("write: a strict repetition of what a fallback had minted");
@@ -605,7 +625,7 @@ impl Inner {
         if write.strict || !self.stands_in(turn) {
             return Err(refusal.into());
         }
-        if write.first_sent_ms.is_some() && !turn.view.is_primary(self.me) {
+        if write.first_sent_ms.is_some() && !turn.counts(self.me) {
             // An earlier attempt may have been minted at a primary. A second dot here could outlive what replaces the first.
             sometimes!("write: a retry was not minted again by a fallback");
             let why = format!(
@@ -743,9 +763,9 @@ impl Turn {
         self.groups[0].need
     }
 
-    /// Whether a node's answer counts for a read.
-    fn is_reader(&self, node: NodeId) -> bool {
-        self.view.readers().contains(&node)
+    /// Whether a node's answer counts: it owns the partition under a version that the request is made under.
+    fn counts(&self, node: NodeId) -> bool {
+        self.groups.iter().any(|group| group.primaries.contains(&node))
     }
 
     /// Which writes it must not miss as a read.

@@ -86,6 +86,7 @@ pub const MARKS: &[&str] = &[
     "change: a push came too late",
     "change: an older owner had lost something",
     "change: a copy was lost in the midst of it",
+    "change: a node had lost its memory of one",
     "change: every partition has moved",
     "change: a former owner dropped its copy",
     // The node's port and its connections to peers.

@@ -282,10 +282,12 @@ fn pages(current: &Current, target: NodeId, hints: &[Hinted]) -> Vec<(NodeId, Ha
     let mut pages: BTreeMap<NodeId, Vec<(Blob, Blob)>> = BTreeMap::new();
     for hint in hints {
         let partition = current.partition_of(&hint.key);
-        let receivers = match current.keepers(partition).contains(&target) {
-            true => vec![target],
-            false => current.primaries(partition).to_vec(),
-        };
+        let newest = current.primaries(partition);
+        let mut receivers = if newest.contains(&target) { vec![target] } else { newest.to_vec() };
+        // One that still answers for an older layout needs it, too.
+        if !receivers.contains(&target) && current.keepers(partition).contains(&target) {
+            receivers.push(target);
+        }
         for receiver in receivers {
             pages.entry(receiver).or_default().push((hint.key.clone(), Blob(hint.record.encode())));
         }

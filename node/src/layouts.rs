@@ -151,6 +151,11 @@ impl Layouts {
         self.0.store.hear_of(version);
     }
 
+    /// Whether a peer was heard to know a newer layout than this node.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.current().is_none_or(|current| current.version() < self.0.store.heard_of())
+    }
+
     /// Waits until this node knows every version that it has heard of, or the time is over.
     pub(crate) async fn catch_up(&self, until: Instant) {
         let (mut current, heard) = (self.watch(), self.0.store.heard_of());

@@ -168,6 +168,9 @@ pub struct HandOver {
 pub struct Fetch {
     /// The version whose owners are asked (rule L6).
     pub at: LayoutVersion,
+    /// The newest version that a write would name. What is held durably counts for those only that know no newer one: what they hold
+    /// after they have raised their fence need not reach its owners.
+    pub under: LayoutVersion,
     /// The key.
     pub key: Blob,
     /// The digest of the record that the asker holds: the same one need not be sent.

@@ -210,7 +210,7 @@ impl Replica {
             counters: Counters::default(),
             recovery,
             rebuild: tokio::sync::Mutex::default(),
-            fence: RwLock::default(),
+            gate: RwLock::default(),
             closed: AtomicBool::new(false),
             room: OnceLock::new(),
         }))
@@ -252,7 +252,7 @@ impl Replica {
         let len = value.as_ref().map_or(0, |value| value.len());
         let write = Write { partition, key: key.clone(), operation: operation.into(), value, cause };
         self.locked(key, len, move |inner, now| {
-            let _before_the_fence = inner.fenced(write.operation.under)?;
+            let _gate = inner.passes(partition, write.operation.under)?;
             let held = inner.read_or_refuse(partition, &write.key)?.unwrap_or_default();
             inner.mint(write, &Place::Data, held, now)
         })
@@ -267,7 +267,11 @@ impl Replica {
     pub async fn merge(&self, partition: Partition, key: &Blob, record: Record) -> Result<Merged, NotApplied> {
         check_key(key)?;
         let (key_owned, len) = (key.clone(), values_len(&record));
-        self.locked(key, len, move |inner, now| inner.merge(partition, &Place::Data, &key_owned, &record, now)).await
+        let merge = move |inner: &Inner, now| {
+            let _gate = inner.passes(partition, LayoutVersion(u64::MAX))?;
+            inner.merge(partition, &Place::Data, &key_owned, &record, now)
+        };
+        self.locked(key, len, merge).await
     }
 
     /// Merges what a coordinator has sent; `under` is the newest layout version that its write names.
@@ -284,7 +288,7 @@ impl Replica {
         check_key(key)?;
         let (key_owned, len) = (key.clone(), values_len(&record));
         let merge = move |inner: &Inner, now| {
-            let _before_the_fence = inner.fenced(under)?;
+            let _gate = inner.passes(partition, under)?;
             inner.merge(partition, &Place::Data, &key_owned, &record, now)
         };
         self.locked(key, len, merge).await
@@ -492,9 +496,9 @@ struct Inner {
     recovery: Recovery,
     /// One partition is summed up at a time.
     rebuild: tokio::sync::Mutex<()>,
-    /// Writes that name only versions below are refused. Each holds it for reading while it is carried out, so that whoever has raised it
-    /// knows that none of them is under way. It is taken after a key's lock.
-    fence: RwLock<LayoutVersion>,
+    /// What is refused because of a layout. Whoever writes holds it for reading meanwhile, so that who has changed it knows that nothing is
+    /// under way which it refuses. It is taken after a key's lock.
+    gate: RwLock<moving::Gate>,
     /// Nothing is written any more, so that the trees can be saved.
     closed: AtomicBool,
     room: OnceLock<DiskRoom>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use quorate_transport::budget::Room;
 use quorate_wire::codec::Blob;
 use quorate_wire::dawdle;
-use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{NotApplied, Response};
 use tokio::time::Instant;
 
@@ -126,7 +126,7 @@ impl ReplicaService {
     }
 
     async fn fetch(&self, ask: Fetch, room: &Waiting) -> Result<Fetched, NotApplied> {
-        let Fetch { at, key, held, durable, r } = ask;
+        let Fetch { at, under, key, held, durable, r } = ask;
         let current = self.layouts.under(Label::of(at))?;
         check_key(&key)?;
         current.may_serve(self.me, current.partition_of(&key), Role::Reads(at))?;
@@ -135,6 +135,10 @@ impl ReplicaService {
         let record = room.read(|| self.replica.read_for(&key, reading), Record::encoded_len).await?;
         if durable {
             self.replica.settled().await?;
+            let need = self.replica.fence();
+            if under < need {
+                return Err(NotApplied::StaleLayout { need, had: LayoutVersion::NONE });
+            }
         }
         dawdle!("replica: a pause between a read and its answer");
         Ok(match record {

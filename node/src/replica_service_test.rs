@@ -42,7 +42,7 @@ async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_
         [
             PeerBody::Replicate(Replicate { label, key: key.clone(), record: record.clone() }),
             PeerBody::Handoff(HandOver { label, entries: vec![(key.clone(), record)] }),
-            PeerBody::Fetch(Fetch { at: label.high, key, held: None, durable: false, r: 1 }),
+            PeerBody::Fetch(Fetch { at: label.high, under: label.high, key, held: None, durable: false, r: 1 }),
             PeerBody::FetchRange(FetchRange { at: label.high, partition: PARTITION, after: None, limit: 1, r: 1 }),
         ]
     };
@@ -89,7 +89,9 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
         PeerBody::Replicate(Replicate { label: NOW, key: key.clone(), record: record.clone() })
     };
     let empty = Blob::from(Key::plain(""));
-    let fetch = |key: &Blob| PeerBody::Fetch(Fetch { at: NOW.high, key: key.clone(), held: None, durable: true, r: 1 });
+    let fetch = |key: &Blob| {
+        PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: key.clone(), held: None, durable: true, r: 1 })
+    };
     let range =
         |partition, after, limit| PeerBody::FetchRange(FetchRange { at: NOW.high, partition, after, limit, r: 1 });
     let fetch_hint = PeerBody::FetchHint(FetchHint { key: empty.clone() });
@@ -131,8 +133,14 @@ async fn what_is_of_a_newer_version_is_refused_and_holds_up_nothing_else() {
     assert_eq!(left.keys, std::slice::from_ref(&one), "whoever keeps it goes on keeping it");
     assert!(left.why.contains("newer version of quorate"), "{}", left.why);
     assert_eq!((nodes[1].held(&one).await, nodes[1].held(&other).await), (None, Some(record(2, "two"))));
-    let malformed =
-        PeerBody::Fetch(Fetch { at: NOW.high, key: Blob::copy_from(b"k"), held: None, durable: false, r: 1 });
+    let malformed = PeerBody::Fetch(Fetch {
+        at: NOW.high,
+        under: NOW.high,
+        key: Blob::copy_from(b"k"),
+        held: None,
+        durable: false,
+        r: 1,
+    });
     let told = refused(ask(&nodes[0], &nodes[1], malformed).await).to_string();
     assert!(told.contains("a malformed key"), "{told}");
 }
@@ -153,7 +161,8 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
         PeerReply::Replicated(Replicated { synced: true, changed: false })
     );
     assert!(nodes[1].coordinator.is_busy(), "a client is served through it");
-    let fetch = |held| PeerBody::Fetch(Fetch { at: NOW.high, key: one.clone(), held, durable: true, r: 1 });
+    let fetch =
+        |held| PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: one.clone(), held, durable: true, r: 1 });
     let whole = PeerReply::Fetched(Fetched::Record(Some(encoded.clone())));
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(None)).await, whole);
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(7))).await, whole);
@@ -190,7 +199,8 @@ async fn idle(node: &Node) {
 async fn a_node_is_busy_while_clients_are_served_through_it_and_by_nothing_else() {
     let nodes = by_hand::start(Kind::of(3)).await;
     let (key, record) = (key_in(&nodes[0], PARTITION, 0), Blob(record(1, "one").encode()));
-    let fetch = PeerBody::Fetch(Fetch { at: NOW.high, key: key.clone(), held: None, durable: false, r: 1 });
+    let fetch =
+        PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: key.clone(), held: None, durable: false, r: 1 });
     let replicate = PeerBody::Replicate(Replicate { label: NOW, key: key.clone(), record: record.clone() });
     for body in [fetch, replicate] {
         idle(&nodes[1]).await;
@@ -216,7 +226,9 @@ async fn what_is_to_be_durable_is_synced_before_it_is_answered() {
             assert!(!matches!(reply, PeerReply::Refused(_)), "{reply:?}");
             node.committer.beacon() > before
         };
-        let fetch = |durable| PeerBody::Fetch(Fetch { at: NOW.high, key: key.clone(), held: None, durable, r: 1 });
+        let fetch = |durable| {
+            PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: key.clone(), held: None, durable, r: 1 })
+        };
         assert!(!synced(fetch(false)).await);
         assert_eq!(synced(fetch(true)).await, waits, "{durability:?}");
         let handoff = PeerBody::Handoff(HandOver { label: NOW, entries: vec![(key.clone(), encoded.clone())] });

@@ -435,7 +435,7 @@ fn peer_body() -> impl Strategy<Value = PeerBody> {
             .prop_map(|(label, target, key, record)| PeerBody::Hint(KeepHint { label, target: node(target), key, record })),
         3 => (label(), vec((key_bytes(), record()), 0..4)).prop_map(|(label, entries)| PeerBody::Handoff(HandOver { label, entries })),
         2 => (label(), key_bytes(), option::of(any::<u128>()), any::<bool>())
-            .prop_map(|(label, key, held, durable)| PeerBody::Fetch(Fetch { at: label.high, key, held, durable, r: 2 })),
+            .prop_map(|(label, key, held, durable)| PeerBody::Fetch(Fetch { at: label.high, under: label.high, key, held, durable, r: 2 })),
         2 => key_bytes().prop_map(|key| PeerBody::FetchHint(FetchHint { key })),
         3 => (label(), partition(), option::of(key_bytes()), limit)
             .prop_map(|(label, partition, after, limit)| PeerBody::FetchRange(FetchRange { at: label.high, partition, after, limit, r: 2 })),

@@ -2,7 +2,7 @@
 //!
 //! One version is live most of the time. From the moment when a node learns of the next one until every partition has moved there are two,
 //! or three when another change has begun meanwhile. What each node does for a partition follows from the owners under each live version
-//! and from what the nodes have [said](Said), by the rules of [`transition`](crate::transition), which this module applies to real
+//! and from what the nodes have [said](Said), by the rules of [`transition`], which this module applies to real
 //! layouts: it names nodes and versions where those rules count places.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +42,9 @@ pub struct Part {
     pub helped: bool,
     /// It has dropped its copy, or lost it.
     pub dropped: bool,
+    /// The newest version for which it has found itself ready. Who is an owner under the oldest live version, and has never said so of that
+    /// one, has lost its memory: all owners were ready when the change before was over.
+    pub ready: LayoutVersion,
 }
 
 /// A complete push: all that the source held of a partition after it had refused every write that does not name the version.
@@ -63,6 +66,19 @@ impl Part {
 }
 
 impl Said {
+    /// The partitions of which it has lost its memory: it owns them under a version up to which every change is over, and never found
+    /// itself ready for that one. To be asked before that is [settled](Self::settle). Nothing of the first layout, for which nobody has to
+    /// be ready.
+    pub fn forgotten(&self, me: NodeId, base: &Placed) -> Vec<Partition> {
+        let version = base.version();
+        if version <= LayoutVersion(1) || version <= self.settled {
+            return Vec::new();
+        }
+        let mut owned = base.ring.owned_by(me);
+        owned.retain(|partition| self.partitions.get(partition).is_none_or(|part| part.ready < version));
+        owned
+    }
+
     /// What it says of a partition.
     pub fn part(&self, partition: Partition) -> Part {
         self.partitions.get(&partition).cloned().unwrap_or_default()
@@ -91,10 +107,10 @@ impl Said {
         for part in self.partitions.values_mut() {
             part.got.retain(|got| got.version > version);
             if part.closed <= version {
-                part.closed = LayoutVersion::NONE;
+                (part.closed, part.dropped) = (LayoutVersion::NONE, false);
             }
             part.passed_over = part.passed_over.filter(|passed| *passed > version);
-            part.dropped = false;
+            part.ready = if part.ready <= version { LayoutVersion::NONE } else { part.ready };
         }
         self.partitions.retain(|_, part| !part.is_empty());
     }
@@ -137,6 +153,8 @@ pub struct Live {
     /// Oldest first; their versions follow on each other.
     versions: Vec<Arc<Placed>>,
     said: BTreeMap<NodeId, Arc<Said>>,
+    /// Every change up to this version is over, as a peer has said: requests name no older one, whatever else is known of these here.
+    over: Option<LayoutVersion>,
 }
 
 impl Live {
@@ -148,7 +166,21 @@ impl Live {
         assert!((1..=LIVE_MAX).contains(&versions.len()), "1 to {LIVE_MAX} versions are live");
         let follows = |pair: &[Arc<Placed>]| pair[1].version().0 == pair[0].version().0 + 1;
         assert!(versions.windows(2).all(follows), "a layout follows on the one before");
-        Self { versions, said }
+        Self { versions, said, over: None }
+    }
+
+    /// As before, and every change up to this version is over, as a peer has said.
+    #[must_use]
+    pub fn over(mut self, version: LayoutVersion) -> Self {
+        if self.oldest().version() < version && version <= self.newest().version() {
+            self.over = self.over.max(Some(version));
+        }
+        self
+    }
+
+    /// The newest version up to which every change is over, as peers have said.
+    pub fn known_over(&self) -> Option<LayoutVersion> {
+        self.over
     }
 
     /// The live versions, oldest first.
@@ -217,10 +249,11 @@ impl Live {
         let Some(said) = self.said.get(&node) else { return Standing::default() };
         let (base, head) = (self.oldest().version().0, self.versions.len() as u64 - 1);
         // Newer versions than are known here are none of the rules' business yet.
-        let relative = |version: LayoutVersion| version.0.saturating_sub(base).min(head) as u8;
-        let mut standing = Standing { fence: relative(said.fence), ..Standing::default() };
+        let relative = |version: LayoutVersion, most: u64| version.0.saturating_sub(base).min(most) as u8;
+        let mut standing = Standing { fence: relative(said.fence, head), ..Standing::default() };
         let Some(part) = said.partitions.get(&partition) else { return standing };
-        standing.closed = relative(part.closed);
+        // Closed for a version that is not known here: no read is answered, and no label may be made of it.
+        standing.closed = relative(part.closed, head + 1);
         for got in &part.got {
             let place = nodes.iter().position(|node| *node == got.from);
             let (Some(place), true) = (place, (base + 1..=base + head).contains(&got.version.0)) else { continue };
@@ -285,14 +318,18 @@ impl Moving<'_> {
         let head = self.change.head();
         let named = self.change.label(&self.standings, head);
         let void = self.change.is_void(&self.standings);
-        let lowest = (0..=head).find(|version| named.contains(*version)).expect("a label names a version");
+        let over = self.live.over.map_or(0, |over| self.index(over).unwrap_or(0));
+        let named = Named(named.0 & Named::between(over, head).0);
+        let lowest = (0..=head).find(|version| named.contains(*version)).expect("a label names the newest version");
         // Who has closed what is older has seen it readable.
-        let closed = |version: usize| self.standings.iter().any(|standing| usize::from(standing.closed) == version);
+        let closed_for =
+            |standing: &Standing, version: usize| !standing.dropped && usize::from(standing.closed) == version;
+        let closed = |version: usize| self.standings.iter().any(|standing| closed_for(standing, version));
         let readable = |version: &usize| {
             let readable = self.change.is_readable(&self.standings, *version) || (*version > 0 && closed(*version));
             readable && !(void && *version == 1)
         };
-        let reads = (0..=head).rev().find(readable).unwrap_or(lowest);
+        let reads = (lowest..=head).rev().find(readable).unwrap_or(lowest);
         let newest = &self.live.newest().ring;
         let mut fallbacks = newest.preference_list(self.partition);
         fallbacks.retain(|node| !self.nodes.contains(node));
@@ -355,9 +392,18 @@ impl Moving<'_> {
             let need = if version < oldest { oldest } else { newest };
             return Err(NotApplied::StaleLayout { need, had: version });
         };
-        let closed = usize::from(self.standings[place].closed);
-        if closed > index {
-            return Err(NotApplied::StaleLayout { need: self.version(closed), had: version });
+        let said = self.live.said.get(&me);
+        if usize::from(self.standings[place].closed) > index {
+            let need = said.map_or(version, |said| said.part(self.partition).closed);
+            return Err(NotApplied::StaleLayout { need, had: version });
+        }
+        // Whether it holds what it must under the oldest version is judged when it says that the change before is over, unless it has
+        // found itself ready for that one in the midst of the change.
+        let oldest = self.live.oldest().version();
+        let accounts_for = |said: &Arc<Said>| said.settled >= oldest || said.part(self.partition).ready >= oldest;
+        if oldest > LayoutVersion(1) && !said.is_some_and(accounts_for) {
+            let why = format!("{me} has yet to look whether it holds what layout {oldest} gives to it");
+            return Err(NotApplied::NotServing { node: me, why });
         }
         if !self.change.owns(place, index) {
             return Err(self.not_mine(me));
@@ -388,6 +434,19 @@ impl Moving<'_> {
     /// Whether a node owned the partition before the newest version, so that what it holds of that time counts.
     pub fn is_former_owner(&self, node: NodeId) -> bool {
         self.place(node).is_some_and(|place| (0..self.change.head()).any(|version| self.change.owns(place, version)))
+    }
+
+    /// The live versions for which a node speaks: it is an owner, ready, and has closed nothing newer.
+    pub fn spoken(&self, node: NodeId) -> Vec<LayoutVersion> {
+        let versions = self.live.versions.iter().map(|placed| placed.version());
+        versions.filter(|version| self.speaks(node, *version).is_ok()).collect()
+    }
+
+    /// The live versions that may still be read or count for a read: all but one that is void.
+    pub fn counting(&self) -> Vec<(LayoutVersion, Vec<NodeId>)> {
+        let void = self.change.is_void(&self.standings);
+        let indices = (0..=self.change.head()).filter(|index| !(void && *index == 1));
+        indices.map(|index| (self.version(index), self.owners_of(index).primaries)).collect()
     }
 
     /// Whether a node is ready for a version (L5).
@@ -629,7 +688,7 @@ mod tests {
         let mut said = Said { fence: V2, ..Said::default() };
         let newer = Got { version: LayoutVersion(3), from: id(1), strong: false };
         let got = [Got { version: V2, ..newer }, newer].into();
-        said.set(P, Part { closed: V2, got, passed_over: Some(V2), helped: false, dropped: true });
+        said.set(P, Part { closed: V2, got, passed_over: Some(V2), helped: false, dropped: true, ready: V2 });
         let before = said.digest();
         said.settle(V2);
         let left = Part { got: [newer].into(), ..Part::default() };

@@ -197,9 +197,9 @@ mod tests {
         assert_eq!((view.primaries(), view.fallbacks()), (&preference[..3], &preference[3..]));
         assert_eq!((view.n(), view.label, view.read_version()), (3, Label::of(LayoutVersion(1)), LayoutVersion(1)));
         assert!(view.is_primary(preference[2]) && !view.is_primary(preference[3]));
-        let group = Group { version: LayoutVersion(1), primaries: preference[..3].to_vec(), need: 2 };
-        assert_eq!(view.write_groups(Quorum::Majority).expect("possible"), [group.clone()]);
-        assert_eq!(view.read_groups(Quorum::Majority).expect("possible"), [group]);
+        let groups = [Group { version: LayoutVersion(1), primaries: preference[..3].to_vec(), need: 2 }];
+        assert_eq!(view.write_groups(Quorum::Majority).expect("possible"), groups);
+        assert_eq!(view.read_groups(Quorum::Majority).expect("possible"), groups);
     }
 
     #[test]

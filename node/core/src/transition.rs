@@ -30,8 +30,6 @@
 //! This is arithmetic over what the nodes say of themselves ([`Standing`]). All of that only grows and is durable before it is said, so
 //! that whoever acts on an old copy acts late and not wrongly. `tests/layout_change.rs` explores every order of steps of small worlds with
 //! these functions, and bends each rule in turn.
-//!
-//! Not yet used by the node: it serves layout 1 only.
 
 use super::ring::N_MAX;
 

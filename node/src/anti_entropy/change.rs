@@ -27,7 +27,8 @@ use tokio::time::sleep;
 use super::Desk;
 use super::pair::Pair;
 use crate::layouts::Current;
-use crate::peer_wire::heal::{BeginPush, EndPush, GetSaid, LeafSet, PushBegun, PushEnded, SaidNow};
+use crate::peer_wire::heal::{BeginPush, EndPush, GetSaid, LeafSet, PushBegun, PushEnded, SaidNow, Spoken};
+use crate::recovery::Reason;
 use crate::store::StoreError;
 use crate::supervise;
 use quorate_core::live::{Got, Said};
@@ -74,6 +75,8 @@ impl Desk {
         self.learn(&current).await.map_err(|error| error.to_string())?;
         if current.live().is_changing() {
             if let Some(settled) = self.hear(&current).await {
+                // What follows from the older versions is to be noted before they are forgotten.
+                self.close().await.map_err(|error| error.to_string())?;
                 self.layouts.settle(settled).await.map_err(|error| error.to_string())?;
                 return Ok(true);
             }
@@ -83,6 +86,7 @@ impl Desk {
             if current.live().is_over() {
                 sometimes!("change: every partition has moved");
                 tracing::info!(layout = %current.version(), "every partition has moved");
+                self.close().await.map_err(|error| error.to_string())?;
                 self.layouts.settle(current.version()).await.map_err(|error| error.to_string())?;
                 return Ok(true);
             }
@@ -99,10 +103,11 @@ impl Desk {
             dawdle!("change: a pause before the fence is raised");
             self.replica.raise_fence(version).await;
         }
-        let oldest = current.live().oldest().version();
-        if self.layouts.said().settled < oldest {
-            // It was heard in the midst of a request, and is not on the disk yet.
-            self.layouts.settle(oldest).await?;
+        let forgotten = self.layouts.said().forgotten(self.me, current.live().oldest());
+        if !forgotten.is_empty() {
+            // Others count on what it does not remember: its disk was emptied or set back.
+            sometimes!("change: a node had lost its memory of one");
+            self.replica.lose_all(forgotten, Reason::RolledBack).await?;
         }
         let me = self.me;
         let learn = move |said: &mut Said, current: &Current| {
@@ -152,23 +157,22 @@ impl Desk {
         (settled > live.oldest().version()).then_some(settled)
     }
 
-    /// Refuses reads of older versions from now on, of partitions where that may be.
+    /// Notes what follows from what is known now: of which partitions this node is ready, and that reads of older versions are refused from
+    /// now on where that may be.
     async fn close(&self) -> Result<(), StoreError> {
-        let (me, recovery) = (self.me, self.replica.recovery().clone());
+        self.lost_copies().await?;
+        let me = self.me;
         let close = move |said: &mut Said, current: &Current| {
             let (before, live) = (said.clone(), current.live());
             for partition in live.owned_by(me) {
                 let moving = live.partition(partition);
                 let mut part = said.part(partition);
-                if moving.is_former_owner(me) && !part.dropped && recovery.is_lost(partition, &Leaves::ALL) {
-                    // What it held is gone, and so is what it has received.
-                    sometimes!("change: a copy was lost in the midst of it");
-                    part.got.clear();
-                    (part.closed, part.dropped) = (said.fence, true);
-                } else if let Some(version) = moving.may_close(me) {
+                if let Some(version) = moving.may_close(me) {
                     sometimes!("change: reads have moved to a newer layout");
                     part.closed = version;
                 }
+                let ready = live.versions().iter().rev().map(|placed| placed.version());
+                part.ready = part.ready.max(ready.into_iter().find(|at| moving.is_ready(me, *at)).unwrap_or_default());
                 said.set(partition, part);
             }
             *said != before
@@ -176,15 +180,44 @@ impl Desk {
         self.layouts.say(close).await.map(drop)
     }
 
+    /// Says of every partition that is lost as a whole, before anything makes up for it: what it held is gone, and so is what it has
+    /// received; it answers no read of an older version, and gives nothing for one.
+    pub(super) async fn lost_copies(&self) -> Result<(), StoreError> {
+        let (me, recovery) = (self.me, self.replica.recovery().clone());
+        let lose = move |said: &mut Said, current: &Current| {
+            let (before, live) = (said.clone(), current.live());
+            for partition in live.owned_by(me) {
+                if !live.is_changing() || !recovery.is_lost(partition, &Leaves::ALL) {
+                    continue;
+                }
+                sometimes!("change: a copy was lost in the midst of it");
+                let mut part = said.part(partition);
+                part.got.clear();
+                part.ready = LayoutVersion::NONE;
+                if live.partition(partition).is_former_owner(me) {
+                    (part.closed, part.dropped) = (said.fence, true);
+                }
+                said.set(partition, part);
+            }
+            *said != before
+        };
+        self.layouts.say(lose).await.map(drop)
+    }
+
     /// Takes over what this node lacks of the partitions that it owns now.
     async fn pull(self: &Arc<Self>) {
         let Some(current) = self.layouts.current() else { return };
-        let mut jobs = JoinSet::new();
+        let (mut jobs, mut begun) = (JoinSet::new(), 0);
         for partition in current.live().owned_by(self.me) {
             let from = self.reachable(&current.live().partition(partition).lacks(self.me));
-            if from.is_empty() {
+            // What is lost first comes back from those who speak, or a push would count before the loss is made up for.
+            if from.is_empty() || !self.replica.recovery().recovering(partition).is_empty() {
                 continue;
             }
+            if begun == PULLS_AT_ONCE {
+                break;
+            }
+            begun += 1;
             if jobs.len() >= AT_ONCE {
                 join(&mut jobs).await;
             }
@@ -232,7 +265,7 @@ impl Desk {
     /// Exchanges a partition completely with an older owner that refuses older writes by then.
     async fn take_over_from(&self, current: &Arc<Current>, partition: Partition, from: NodeId) -> Result<Got, String> {
         let version = current.version();
-        let PushBegun { fence, strong, lost } = self.ask(current, from, BeginPush { partition }).await?;
+        let PushBegun { fence, strong, lost, losses } = self.ask(current, from, BeginPush { partition }).await?;
         if fence != version {
             return Err(format!("it acts on layout {fence}"));
         }
@@ -241,20 +274,22 @@ impl Desk {
             return Err("it has lost some of it, and has to get that back first".into());
         }
         self.replica.rebuild(partition).await.map_err(|refusal| refusal.to_string())?;
-        self.exchange_all(current, partition, from).await?;
+        self.exchange_all(current, partition, from, false).await?;
         dawdle!("change: a pause before a push ends");
-        let PushEnded = self.ask(current, from, EndPush { partition, version }).await?;
+        let PushEnded = self.ask(current, from, EndPush { partition, version, losses }).await?;
         Ok(Got { version, from, strong })
     }
 
-    /// Afterwards both hold, durably, what either held of a partition when it began, but for what the other one's disk has refused.
+    /// Afterwards both hold, durably, what either held of a partition when it began, but for what the other one's disk has refused; or
+    /// `one_way` the other one does.
     async fn exchange_all(
         &self,
         current: &Arc<Current>,
         partition: Partition,
         peer: NodeId,
+        one_way: bool,
     ) -> Result<super::pair::Exchanged, String> {
-        let pair = Pair { desk: self, current, peer, partition, paced: true };
+        let pair = Pair { desk: self, current, peer, partition, paced: true, one_way };
         let compared = pair.compare().await?;
         let leaves = compared.differ.or(&compared.unknown);
         if leaves.is_empty() { Ok(Default::default()) } else { pair.exchange(&leaves).await }
@@ -295,10 +330,6 @@ impl Desk {
         if !self.replica.holds_any(partition).await.map_err(refused)? {
             return Ok(());
         }
-        self.replica.rebuild(partition).await.map_err(refused)?;
-        for owner in current.primaries(partition) {
-            self.exchange_all(current, partition, *owner).await?.unsettled()?;
-        }
         let version = current.version();
         let drop_copy = move |said: &mut Said, current: &Current| {
             let mut part = said.part(partition);
@@ -308,9 +339,18 @@ impl Desk {
             news
         };
         self.layouts.say(drop_copy).await.map_err(|error| error.to_string())?;
+        // Nothing comes in from here on, so that what is handed over is all that goes.
+        self.replica.give_up(partition, version).await;
+        self.replica.rebuild(partition).await.map_err(refused)?;
+        for owner in current.primaries(partition) {
+            self.exchange_all(current, partition, *owner, true).await?.unsettled()?;
+        }
         let layouts = self.layouts.clone();
         let still = move || layouts.current().is_some_and(|current| current.version() == version);
-        let records = self.replica.drop_records(partition, still).await.map_err(refused)?;
+        let records = self.replica.drop_records(partition, still.clone()).await.map_err(refused)?;
+        if !still() {
+            return Err("a newer layout came in between".into());
+        }
         sometimes!("change: a former owner dropped its copy");
         tracing::debug!(%partition, records, "its owners hold all of it: dropped here");
         Ok(())
@@ -324,8 +364,15 @@ impl Desk {
             let why = format!("it holds nothing of partition {partition} that an older layout gave to it");
             return Err(NotApplied::NotServing { node: self.me, why });
         };
+        // Of the same moment as what was looked at.
+        let fence = current.live().said().get(&self.me).map_or(LayoutVersion::NONE, |said| said.fence);
         let lost = LeafSet(self.replica.recovery().recovering(partition));
-        Ok(PushBegun { fence: self.layouts.said().fence, strong, lost })
+        Ok(PushBegun { fence, strong, lost, losses: self.losses(partition) })
+    }
+
+    /// Changes whenever something of the partition is lost, and with every start.
+    fn losses(&self, partition: Partition) -> (u64, u64) {
+        (self.beacons.life(), self.replica.recovery().count(partition))
     }
 
     /// Lets a push count, if the version that it is for is still the newest one here (L3). What that means for taking the version back is
@@ -333,9 +380,13 @@ impl Desk {
     pub(super) async fn ends_push(
         &self,
         to: NodeId,
-        partition: Partition,
-        version: LayoutVersion,
+        EndPush { partition, version, losses }: EndPush,
     ) -> Result<PushEnded, NotApplied> {
+        // What was lost since was not listed; and another process does not know what this one had lost.
+        if losses != self.losses(partition) || !self.replica.recovery().recovering(partition).is_empty() {
+            let why = format!("{} has lost some of partition {partition} since", self.me);
+            return Err(NotApplied::NotServing { node: self.me, why });
+        }
         let help = move |said: &mut Said, current: &Current| {
             let mut part = said.part(partition);
             let helps = said.fence == version && !part.helped && current.live().partition(partition).needs(to, version);
@@ -349,6 +400,13 @@ impl Desk {
             fence if fence == version => Ok(PushEnded),
             fence => Err(NotApplied::StaleLayout { need: fence, had: version }),
         }
+    }
+
+    /// The live versions for which this node can speak of a partition.
+    pub(super) fn spoken(&self, partition: Partition) -> Result<Spoken, NotApplied> {
+        let current = self.layouts.known()?;
+        let moving = current.live().partition(partition);
+        Ok(Spoken { versions: moving.spoken(self.me) })
     }
 
     /// The leaves of a partition for which this node cannot speak: it has lost something there, or has not yet received the partition.
@@ -371,6 +429,8 @@ async fn join(jobs: &mut JoinSet<()>) {
 
 /// Partitions that are taken over at a time.
 const AT_ONCE: usize = 4;
+/// Partitions that are taken over before the node looks again how the change stands.
+const PULLS_AT_ONCE: usize = 64;
 /// Between two looks at a change under way.
 const PAUSE: Duration = Duration::from_millis(500);
 /// After news.

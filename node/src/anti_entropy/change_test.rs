@@ -243,7 +243,11 @@ async fn a_change_that_is_taken_back_leaves_everything_where_it_was() {
     let mut rounds = 0;
     while nodes.iter().any(|node| live(node) != [3]) {
         rounds += 1;
-        assert!(rounds < 20, "{:#?}", nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect::<Vec<_>>());
+        assert!(
+            rounds < 20,
+            "{:#?}",
+            nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect::<Vec<_>>()
+        );
         for node in &nodes {
             step(node, &mut swept).await;
             written += 1;

@@ -30,6 +30,8 @@ pub(super) struct Pair<'a> {
     pub(super) partition: Partition,
     /// Whether to pause after each step for as long as it took: everything but a recovery does.
     pub(super) paced: bool,
+    /// Nothing is taken in here: this node hands over what it owns no more.
+    pub(super) one_way: bool,
 }
 
 /// What the trees say.
@@ -166,6 +168,9 @@ impl Pair<'_> {
                 && let Some((difference, tried)) = queue.pop_front()
             {
                 let Difference { key, ours, theirs } = difference;
+                if self.one_way && ours.is_none() {
+                    continue;
+                }
                 let held = match ours {
                     Some(_) => self.desk.replica.held(self.partition, &key).await,
                     None => Ok(None),
@@ -220,7 +225,7 @@ impl Pair<'_> {
             let mut ticket: Option<Ticket> = None;
             for (key, record) in records {
                 let Some(tried) = tried(&key) else { return Err("it answers for a key that was not asked for".into()) };
-                let Some(record) = record else { continue };
+                let Some(record) = record.filter(|_| !self.one_way) else { continue };
                 let bytes = key.len() + record.len();
                 self.desk.counters.add(&self.desk.counters.bytes_received, bytes as u64);
                 let Some(record) = found.refused_here.decode(&key, &record)? else { continue };

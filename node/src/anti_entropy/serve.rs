@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Desk;
 use crate::peer_wire::heal::{
-    BeginPush, EndPush, Exchange, Exchanged, GetSaid, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX,
+    BeginPush, Exchange, Exchanged, GetSaid, GetSpoken, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX,
     LeafSet, List, Listed, OFFERS_MAX, Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, SaidNow, Sum,
 };
 use crate::peer_wire::{Label, Refused};
@@ -82,9 +82,8 @@ impl Desk {
                 Ok(SaidNow { said: (!known).then_some(said) }.into())
             }
             HealRequest::BeginPush(BeginPush { partition }) => Ok(self.begins_push(partition)?.into()),
-            HealRequest::EndPush(EndPush { partition, version }) => {
-                self.ends_push(from, partition, version).await.map(HealReply::from)
-            }
+            HealRequest::EndPush(push) => self.ends_push(from, push).await.map(HealReply::from),
+            HealRequest::GetSpoken(GetSpoken { partition }) => Ok(self.spoken(partition)?.into()),
             HealRequest::Recount(Recount { partition, leaves }) => {
                 trees.forget_sums(partition, &leaves.0);
                 Ok(Recounting.into())

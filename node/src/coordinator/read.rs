@@ -40,7 +40,7 @@ pub(super) async fn coordinate_read(inner: &Arc<Inner>, turn: &Turn, read: &Read
     let need = turn.need();
     tell!(act = "coordinates a read", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
         primaries = ?turn.view.primaries());
-    let own = match turn.is_reader(inner.me) {
+    let own = match turn.counts(inner.me) {
         true => {
             let len = |record: &Option<Record>| record.as_ref().map_or(0, Record::encoded_len);
             let own = || own_record(inner, turn, &read.key);
@@ -153,7 +153,7 @@ fn still_holds(inner: &Inner, turn: &Turn, read: &Read, get: &Get<Record>) -> Re
         return Err(NotApplied::Unavailable { need, alive, why });
     }
     // It may have been told since it looked that its disk was set back.
-    let own = turn.is_reader(inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
+    let own = turn.counts(inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
     if own { inner.replica.still_speaks(&read.key, turn.reading()) } else { Ok(()) }
 }
 
@@ -336,8 +336,7 @@ where
     T: 'static,
 {
     fn start(inner: &Arc<Inner>, turn: &Turn, strict: bool, fallbacks: &[NodeId], ask: F) -> Self {
-        let mut nearest = inner.nearest_primaries(turn);
-        nearest.retain(|node| turn.is_reader(*node));
+        let nearest = inner.nearest_primaries(turn);
         let (get, actions) = Get::start(&turn.groups, &nearest, fallbacks, strict, turn.at_us());
         let (inner, turn, calls, sent) = (inner.clone(), turn.clone(), Calls::new(), Vec::new());
         inner.hedging.deposit();
@@ -505,9 +504,10 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         }
     } else {
         let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
-        let fetch = Fetch { at: turn.view.read_version(), key, held, durable, r: question.r };
+        let fetch =
+            Fetch { at: turn.view.read_version(), under: turn.view.label.high, key, held, durable, r: question.r };
         let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
-        inner.note_closed(from, turn.partition, &reply);
+        inner.note_closed((from, turn.view.read_version()), turn.partition, &reply);
         match (reply, &question.held) {
             (Ok(Fetched::Same), Some(record)) => {
                 sometimes!("read: a digest spared a record");
@@ -607,7 +607,7 @@ async fn fetch_page(
         let (at, r) = (turn.view.read_version(), turn.need());
         let fetch = FetchRange { at, partition: turn.partition, after: after.clone(), limit, r };
         let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
-        inner.note_closed(from, turn.partition, &reply);
+        inner.note_closed((from, turn.view.read_version()), turn.partition, &reply);
         match reply {
             Ok(FetchedRange { entries, .. })
                 if !fits(entries.iter().map(|(key, record)| key.len() + record.len()).sum()) =>

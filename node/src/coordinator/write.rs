@@ -102,7 +102,8 @@ pub(super) async fn pass_on(
     write: &Write,
     cause: &Context,
 ) -> Option<Result<Reply, Failure>> {
-    if inner.replica.held_len(&write.key, None) == 0 {
+    let held = inner.replica.held(turn.partition, &write.key).await.ok().flatten()?;
+    if held.dots_of(&write.op_id).is_empty() && held.superseded(&write.op_id).is_none() {
         return None;
     }
     // It is found, or stays unknown: an owner that is none any more mints nothing.

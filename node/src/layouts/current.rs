@@ -52,15 +52,17 @@ impl Current {
 
     /// The same layouts, and what the nodes have said since.
     pub(super) fn with_said(&self, said: BTreeMap<NodeId, Arc<Said>>) -> Self {
-        let live = Live::new(self.live.versions().to_vec(), said);
+        let mut live = Live::new(self.live.versions().to_vec(), said);
+        if let Some(over) = self.live.known_over() {
+            live = live.over(over);
+        }
         let views = unlooked(live.newest());
         Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
     }
 
-    /// Without the versions before this one, which are over.
-    pub(super) fn since(&self, version: LayoutVersion) -> Self {
-        let left = self.live.versions().iter().filter(|placed| placed.version() >= version);
-        let live = Live::new(left.cloned().collect(), self.live.said().clone());
+    /// Every change up to this version is over, as a peer has said.
+    pub(super) fn over(&self, version: LayoutVersion) -> Self {
+        let live = self.live.clone().over(version);
         let views = unlooked(live.newest());
         Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
     }

@@ -227,10 +227,10 @@ impl LayoutStore {
     pub(super) fn hear_settled(&self, version: LayoutVersion) {
         self.current.send_if_modified(|current| {
             let Some(known) = current else { return false };
-            let (oldest, newest) = (known.live().oldest().version(), known.version());
-            let news = oldest < version && version <= newest;
+            let over = known.over(version);
+            let news = over.live().known_over() != known.live().known_over();
             if news {
-                *current = Some(Arc::new(known.since(version)));
+                *current = Some(Arc::new(over));
             }
             news
         });

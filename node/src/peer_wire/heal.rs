@@ -52,6 +52,8 @@ pub enum HealRequest {
     BeginPush(BeginPush),
     /// See [`EndPush`].
     EndPush(EndPush),
+    /// See [`GetSpoken`].
+    GetSpoken(GetSpoken),
 }
 
 /// Which of these partitions have another root: at most [`ROOTS_MAX`].
@@ -120,6 +122,15 @@ pub struct EndPush {
     pub partition: Partition,
     /// The version that the push is for.
     pub version: LayoutVersion,
+    /// As in [`PushBegun`].
+    pub losses: (u64, u64),
+}
+
+/// For which live versions the receiver speaks of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetSpoken {
+    /// The partition.
+    pub partition: Partition,
 }
 
 /// One key of an exchange.
@@ -152,6 +163,8 @@ pub enum HealReply {
     PushBegun(PushBegun),
     /// See [`PushEnded`].
     PushEnded(PushEnded),
+    /// See [`Spoken`].
+    Spoken(Spoken),
 }
 
 /// To [`Roots`].
@@ -214,11 +227,20 @@ pub struct PushBegun {
     pub strong: bool,
     /// Leaves of which it has lost something: what it holds is not all then.
     pub lost: LeafSet,
+    /// Changes whenever something of the partition is lost there, and with every start of the node.
+    pub losses: (u64, u64),
 }
 
 /// To [`EndPush`]: the push counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushEnded;
+
+/// To [`GetSpoken`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spoken {
+    /// It owns the partition under these, is ready, and has closed nothing newer.
+    pub versions: Vec<LayoutVersion>,
+}
 
 /// Ties each question to its answer, and both to their variants.
 macro_rules! asks {
@@ -261,6 +283,7 @@ asks! {
     GetSaid => Said(SaidNow);
     BeginPush => PushBegun(PushBegun);
     EndPush => PushEnded(PushEnded);
+    GetSpoken => Spoken(Spoken);
 }
 
 /// A set of leaves as 32 bytes.
@@ -277,6 +300,7 @@ impl HealRequest {
             | Self::Exchange(Exchange { partition, .. })
             | Self::Recount(Recount { partition, .. })
             | Self::BeginPush(BeginPush { partition })
+            | Self::GetSpoken(GetSpoken { partition })
             | Self::EndPush(EndPush { partition, .. }) => vec![*partition],
             Self::GetSaid(_) => Vec::new(),
         }

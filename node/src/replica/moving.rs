@@ -1,14 +1,16 @@
 //! What a change of owners asks of a replica: to refuse writes that are too old, and to drop its copy of a partition.
 
+use std::collections::BTreeMap;
 use std::sync::RwLockReadGuard;
 
 use quorate_wire::NotApplied;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{LayoutVersion, Partition};
+use quorate_wire::ids::{LayoutVersion, Partition, key_hash};
 
 use super::{Inner, Replica};
 use crate::store::Tree;
 use quorate_core::keyspace::{self, key_of_data};
+use quorate_core::merkle;
 
 impl Replica {
     /// From now on writes that name only older versions are refused, and none of them is under way when this returns: what a scan finds
@@ -16,15 +18,29 @@ impl Replica {
     pub async fn raise_fence(&self, version: LayoutVersion) {
         let inner = self.0.clone();
         let raise = move || {
-            let mut fence = inner.fence.write().expect("nothing panics while it is locked");
-            *fence = version.max(*fence);
+            let mut gate = inner.gate.write().expect("nothing panics while it is locked");
+            gate.fence = version.max(gate.fence);
+            gate.given_up.retain(|_, under| *under >= version);
         };
         self.0.executor.run(raise).await;
     }
 
     /// The newest version for which the fence was raised.
     pub fn fence(&self) -> LayoutVersion {
-        *self.0.fence.read().expect("nothing panics while it is locked")
+        self.0.gate.read().expect("nothing panics while it is locked").fence
+    }
+
+    /// This node owns nothing of a partition under a layout and any later one until the fence is raised again: nothing is merged or minted there
+    /// from now on, and nothing is under way when this returns.
+    pub(crate) async fn give_up(&self, partition: Partition, version: LayoutVersion) {
+        let inner = self.0.clone();
+        let give_up = move || {
+            let mut gate = inner.gate.write().expect("nothing panics while it is locked");
+            if gate.fence <= version {
+                gate.given_up.insert(partition, version);
+            }
+        };
+        self.0.executor.run(give_up).await;
     }
 
     /// Whether it holds any record of a partition.
@@ -56,11 +72,17 @@ impl Replica {
             }
             for place in keys {
                 let (key, still) = (Blob(key_of_data(&place)), still.clone());
+                let leaf = merkle::leaf_of(key_hash(&key), self.0.partitions.count().unwrap_or(1));
                 let remove = move |inner: &Inner, _| {
                     inner.check_open()?;
                     if !still() {
                         return Ok(false);
                     }
+                    // The sum of its leaf, and rule V1.
+                    inner.partitions.with(partition, |state, _| {
+                        state.tree_mut().doubt(leaf);
+                        state.give_up_actor();
+                    });
                     let removed = inner.store.remove(Tree::Data, &place);
                     removed.map(|()| true).map_err(|error| inner.failed(error.to_string()))
                 };
@@ -82,14 +104,31 @@ impl Replica {
 }
 
 impl Inner {
-    /// Lets a write pass that names a version which the fence has not passed; to be held until it is carried out.
-    pub(super) fn fenced(&self, under: LayoutVersion) -> Result<RwLockReadGuard<'_, LayoutVersion>, NotApplied> {
-        let fence = self.fence.read().expect("nothing panics while it is locked");
-        match *fence {
-            need if under < need => Err(NotApplied::StaleLayout { need, had: under }),
-            _ => Ok(fence),
+    /// Lets a write pass that the gate does not refuse; to be held until it is carried out. `under` is the newest layout that it names.
+    pub(super) fn passes(
+        &self,
+        partition: Partition,
+        under: LayoutVersion,
+    ) -> Result<RwLockReadGuard<'_, Gate>, NotApplied> {
+        let gate = self.gate.read().expect("nothing panics while it is locked");
+        if under < gate.fence {
+            return Err(NotApplied::StaleLayout { need: gate.fence, had: under });
         }
+        if let Some(version) = gate.given_up.get(&partition) {
+            let why = format!("{} owns nothing of partition {partition} in layout {version}, and drops it", self.node);
+            return Err(NotApplied::NotServing { node: self.node, why });
+        }
+        Ok(gate)
     }
+}
+
+/// What a replica refuses because of a layout.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Writes that name only versions below.
+    fence: LayoutVersion,
+    /// Everything in these partitions, which are owned by others since the layout of this version.
+    given_up: BTreeMap<Partition, LayoutVersion>,
 }
 
 /// Records that are dropped before others get their turn.
