@@ -442,11 +442,10 @@ impl Moving<'_> {
         versions.filter(|version| self.speaks(node, *version).is_ok()).collect()
     }
 
-    /// The live versions that may still be read or count for a read: all but one that is void.
-    pub fn counting(&self) -> Vec<(LayoutVersion, Vec<NodeId>)> {
-        let void = self.change.is_void(&self.standings);
-        let indices = (0..=self.change.head()).filter(|index| !(void && *index == 1));
-        indices.map(|index| (self.version(index), self.owners_of(index).primaries)).collect()
+    /// The versions that a write has to name now (L1). An older one is retired: who speaks for a newer one holds what it held.
+    pub fn named(&self) -> Vec<LayoutVersion> {
+        let named = self.change.label(&self.standings, self.change.head());
+        (0..=self.change.head()).filter(|index| named.contains(*index)).map(|index| self.version(index)).collect()
     }
 
     /// Whether a node is ready for a version (L5).

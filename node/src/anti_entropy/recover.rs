@@ -117,24 +117,30 @@ pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Part
     }
 }
 
-/// While owners change, a leaf is served again when it was exchanged completely, in one round, with enough owners of every live version
-/// that speak for that version: whichever of them a write has named, one of those holds it.
+/// While owners change, a leaf is served again when it was exchanged completely, in one round, with enough owners of every version that is
+/// not retired, which speak for that version: whichever of them a write has named, one of those holds it.
 async fn recover_in_a_change(desk: &Desk, current: &Arc<Current>, partition: Partition) {
     // Said before anything makes up for the loss.
     if let Err(error) = desk.lost_copies().await {
         tracing::warn!(%partition, "it cannot be noted that a copy is lost: {error}");
         return;
     }
+    let Some(lost) = desk.replica.recovery().lost(partition) else { return };
+    if desk.layouts.said().part(partition).dropped && !current.primaries(partition).contains(&desk.me) {
+        // It would be dropped again: this node answers for it no more, and gives nothing.
+        if let Err(error) = desk.replica.exchanged(partition, lost, desk.me, Leaves::NONE, 1, 0).await {
+            tracing::warn!(%partition, "a recovery cannot be noted: {error}");
+        }
+        return;
+    }
     if let Err(why) = desk.replica.rebuild(partition).await {
         tracing::debug!(%partition, "it cannot be summed up: {why}");
     }
-    let Some(lost) = desk.replica.recovery().lost(partition) else { return };
     let moving = current.live().partition(partition);
-    let counting = moving.counting();
     let others: Vec<_> = moving.owners().iter().copied().filter(|owner| *owner != desk.me).collect();
     let (mut missing, mut last): (BTreeMap<_, _>, _) = (BTreeMap::new(), None);
-    for (version, _) in &counting {
-        missing.insert(*version, vec![current.complete(*version); LEAVES]);
+    for version in moving.named() {
+        missing.insert(version, vec![current.complete(version); LEAVES]);
     }
     for peer in desk.reachable(&others) {
         let spoken = desk.ask(current, peer, GetSpoken { partition }).await;
