@@ -929,10 +929,14 @@ fn kind(body: &RequestBody) -> Kind {
         | RequestBody::Route
         | RequestBody::Locate { .. }
         | RequestBody::Status
-        | RequestBody::Layout(LayoutCommand::Show)
+        | RequestBody::Layout(LayoutCommand::Show | LayoutCommand::History)
         | RequestBody::Repair(_) => Kind::Read,
         RequestBody::Layout(
             LayoutCommand::StageJoin { .. }
+            | LayoutCommand::StageLeave { .. }
+            | LayoutCommand::StageReplace { .. }
+            | LayoutCommand::StageWeight { .. }
+            | LayoutCommand::StageZone { .. }
             | LayoutCommand::StageSettings { .. }
             | LayoutCommand::Revert
             | LayoutCommand::Apply { .. }

@@ -11,6 +11,7 @@
 //! order: `pair` asks one peer about one partition, `serve` answers, `recover` brings back what is lost, `scrub` looks for it; here are the passes,
 //! what operators see of them, and what they can do.
 
+mod change;
 mod pair;
 mod recover;
 mod scrub;
@@ -150,7 +151,8 @@ impl AntiEntropy {
         let config = desk.config;
         let passes = supervise::spawn("anti-entropy", run(desk.clone()));
         let recovery = supervise::spawn("recovery", recover::run(desk.clone()));
-        let mut tasks = vec![passes.abort_handle(), recovery.abort_handle()];
+        let changes = supervise::spawn("layout change", change::run(desk.clone()));
+        let mut tasks = vec![passes.abort_handle(), recovery.abort_handle(), changes.abort_handle()];
         if config.enabled {
             tasks.push(supervise::spawn("scrub", scrub::run(desk.clone())).abort_handle());
         }
@@ -161,6 +163,12 @@ impl AntiEntropy {
     #[cfg(test)]
     pub(crate) fn without_tasks(parts: Parts) -> Self {
         Self { desk: Arc::new(Desk::new(parts)), tasks: Arc::default() }
+    }
+
+    /// What its tasks share.
+    #[cfg(test)]
+    fn desk(&self) -> &Arc<Desk> {
+        &self.desk
     }
 
     /// Ends its tasks.
@@ -363,9 +371,13 @@ impl Desk {
         }
         let mut shared: BTreeMap<NodeId, Vec<Partition>> = BTreeMap::new();
         for partition in current.owned_by(self.me) {
-            for peer in current.primaries(partition) {
-                if *peer != self.me && initiates(self.me, *peer, partition) {
-                    shared.entry(*peer).or_default().push(partition);
+            let keepers = current.keepers(partition);
+            if !keepers.contains(&self.me) {
+                continue;
+            }
+            for peer in keepers {
+                if peer != self.me && initiates(self.me, peer, partition) {
+                    shared.entry(peer).or_default().push(partition);
                 }
             }
         }
@@ -413,7 +425,7 @@ impl Desk {
                 continue;
             }
             let began = Instant::now();
-            let pair = Pair { desk: self, current, peer, partition: *partition, paced: true };
+            let pair = Pair { desk: self, current, peer, partition: *partition, paced: true, one_way: false };
             if let Err(why) = self.repair(&pair).await {
                 failed = Err(format!("partition {partition}: {why}"));
             }

@@ -38,6 +38,8 @@ use quorate_core::version::{Actor, Context, Dot};
 #[derive(Clone, Copy)]
 pub(crate) struct Kind {
     pub(crate) nodes: usize,
+    /// So many more, the last ones, that the layout does not name.
+    pub(crate) spare: usize,
     pub(crate) n: u8,
     pub(crate) r: u8,
     pub(crate) w: u8,
@@ -50,7 +52,7 @@ impl Kind {
     pub(crate) const fn of(n: u8) -> Self {
         let majority = n / 2 + 1;
         let mechanisms = Mechanisms { fallbacks: false, read_repair: true };
-        Self { nodes: n as usize, n, r: majority, w: majority, mechanisms, durability: Durability::Group }
+        Self { nodes: n as usize, spare: 0, n, r: majority, w: majority, mechanisms, durability: Durability::Group }
     }
 
     /// Five nodes and three replicas of each record, with stand-ins.
@@ -63,6 +65,7 @@ impl Kind {
 /// One node.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
+    pub(crate) addr: std::net::SocketAddr,
     pub(crate) store: MemoryStore,
     pub(crate) replica: Replica,
     pub(crate) anti_entropy: AntiEntropy,
@@ -95,11 +98,11 @@ pub(crate) enum Manner {
 
 /// Starts nodes n1, n2, .. that know each other and their layout.
 pub(crate) async fn start(kind: Kind) -> Vec<Node> {
-    let names: Vec<String> = (1..=kind.nodes).map(|i| format!("n{i}")).collect();
+    let names: Vec<String> = (1..=kind.nodes + kind.spare).map(|i| format!("n{i}")).collect();
     let anywhere = "127.0.0.1:0".parse().expect("an address");
     let bare: Vec<Bare> = names.iter().map(|name| Bare::bare(name, anywhere, Arc::new(|_| Ok(())))).collect();
     let mut staged = Staged::default();
-    for (at, (name, bare)) in names.iter().zip(&bare).enumerate() {
+    for (at, (name, bare)) in names.iter().zip(&bare).enumerate().take(kind.nodes) {
         let member = StagedMember { disk: disk(at), addr: bare.addr, zone: name.clone(), weight: 1 };
         staged.join(id(name), member);
     }
@@ -178,6 +181,7 @@ pub(crate) async fn start(kind: Kind) -> Vec<Node> {
         });
         nodes.push(Node {
             id: me,
+            addr: bare.addr,
             store,
             replica,
             anti_entropy,
@@ -206,7 +210,9 @@ impl Node {
             let up = !down.contains(&member.node);
             (member.node, PeerState { addr: member.addr, up, since: Instant::now() })
         };
-        self.liveness.send_replace(Arc::new(self.current.layout.members.iter().map(state).collect()));
+        let current = self.layouts.current().expect("it was chosen");
+        let members = current.live().versions().iter().flat_map(|placed| &placed.layout.members);
+        self.liveness.send_replace(Arc::new(members.map(state).collect()));
     }
 
     /// What others have asked since this was last called.

@@ -24,6 +24,7 @@ mod hedge;
 mod background;
 mod stats;
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use quorate_transport::budget::{NoRoom, Room};
 use quorate_wire::Quorum;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{ClusterId, NodeId, OpId, Partition, key_hash};
+use quorate_wire::ids::{ClusterId, LayoutVersion, NodeId, OpId, Partition, key_hash};
 use quorate_wire::key::KeyParts;
 use quorate_wire::{
     Acks, Asked, BucketId, CONTEXT_LEN_MAX, Evidence, Failure, KEY_LEN_MAX, Key, Located, Located1, NotApplied,
@@ -54,11 +55,13 @@ use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
 use crate::peer_wire::Forward;
 use crate::peers::{AskError, Peers};
+use crate::recovery::Reading;
 use crate::replica::Replica;
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use quorate_core::context_keys::Rejected;
-use quorate_core::ownership::View;
+use quorate_core::ownership::{Label, Role, View};
 use quorate_core::quorum::Group;
+use quorate_core::transition::LIVE_MAX;
 use quorate_core::version::Context;
 
 /// What a coordinator is made of.
@@ -213,7 +216,7 @@ impl Coordinator {
     /// The route table of a layout, with the addresses at which the members are now: the layout names those at which they were when it
     /// was made.
     pub(crate) fn routes(&self, current: &Current) -> RouteTable {
-        let mut table = current.table.clone();
+        let mut table = (*current.table).clone();
         let liveness = self.0.liveness.borrow().clone();
         for (node, addr) in &mut table.members {
             *addr = liveness.get(node).map_or(*addr, |state| state.addr);
@@ -246,6 +249,8 @@ impl Coordinator {
         self.0.background.shutdown(grace).await;
     }
 
+    /// Runs a request, and once more from the beginning when it has failed and its partition has other owners by then (rule L10): what was
+    /// minted keeps its dot, which the repetition finds by the operation's id.
     async fn run(&self, request: &Request, timeout: Duration, origin: Origin, room: Room) -> Result<Reply, Failure> {
         let start = Instant::now();
         let deadline = start + timeout.saturating_sub((timeout / HOP_MARGIN_SHARE).min(HOP_MARGIN_MAX));
@@ -254,9 +259,44 @@ impl Coordinator {
         if let Origin::Peer(_) = origin {
             self.0.stats.forwarded_in.add(1);
         }
-        let turn = |current: Arc<Current>, partition, what, quorum| {
+        let mut request = Cow::Borrowed(request);
+        let (mut attempts, mut minted) = (1, None);
+        loop {
+            let planned = self.0.layouts.current();
+            let outcome = match (self.attempt(&request, (start, deadline), origin, &room).await, minted) {
+                // What an earlier attempt has minted is there, whatever is said of this one.
+                (Err(Failure::NotApplied(refusal)), Some((op_id, need))) => {
+                    Err(Failure::Indeterminate { op_id, need, acks: Acks::default(), why: plain(&refusal) })
+                }
+                (outcome, _) => outcome,
+            };
+            let Err(failure) = &outcome else { return outcome };
+            if attempts == ATTEMPTS_MAX || !self.0.has_moved(planned, &request, failure, deadline).await {
+                return outcome;
+            }
+            sometimes!("coordinator: a request began anew under another layout");
+            attempts += 1;
+            room.release();
+            if let Failure::Indeterminate { op_id, need, .. } = failure
+                && let RequestBody::Write(write) = &mut request.to_mut().body
+            {
+                let since = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                write.first_sent_ms = Some(write.first_sent_ms.unwrap_or(0).saturating_add(since));
+                minted = Some((*op_id, *need));
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        request: &Request,
+        (start, deadline): (Instant, Instant),
+        origin: Origin,
+        room: &Room,
+    ) -> Result<Reply, Failure> {
+        let turn = |current: Arc<Current>, partition, groups: Groups, quorum| {
             let view = current.view(partition);
-            let groups = view.groups(what, quorum)?.into();
+            let groups = groups(&view, quorum)?.into();
             let (request_id, room) = (request.request_id, room.clone());
             Ok(Turn { request_id, origin, start, deadline, current, partition, view, groups, room })
         };
@@ -265,7 +305,7 @@ impl Coordinator {
                 let planned = match check_write(write).and_then(|()| self.0.current()) {
                     Ok(current) => {
                         let partition = current.partition_of(&write.key);
-                        turn(current, partition, "W", write.w.unwrap_or(self.0.defaults.w))
+                        turn(current, partition, View::write_groups, write.w.unwrap_or(self.0.defaults.w))
                     }
                     Err(refusal) => Err(refusal),
                 };
@@ -278,6 +318,10 @@ impl Coordinator {
                     self.0.may_repeat(&turn, write)?;
                     return write::coordinate(&self.0, turn, write, cause).await;
                 }
+                let former = write.first_sent_ms.is_some() && !turn.counts(self.0.me);
+                if former && let Some(passed_on) = write::pass_on(&self.0, &turn, write, &cause).await {
+                    return passed_on;
+                }
                 let whose = self.0.whose(write);
                 let to = match whose {
                     Whose::Nobodys => self.0.nearest_primaries(&turn),
@@ -288,7 +332,7 @@ impl Coordinator {
                     Forwarded::Answer(answer) => return answer,
                     Forwarded::Nobody(refusal) => self.0.may_coordinate(&turn, write, whose, refusal)?,
                 }
-                sometimes!("write: a fallback coordinated", !turn.view.is_primary(self.0.me));
+                sometimes!("write: a fallback coordinated", !turn.counts(self.0.me));
                 self.0.stats.fallback_coordinated.add(1);
                 self.0.errands.note(write.op_id, self.0.me, Instant::now());
                 let coordinated = write::coordinate(&self.0, turn, write, cause).await;
@@ -301,7 +345,7 @@ impl Coordinator {
                 let planned = check_served(&read.key).and_then(|()| {
                     let current = self.0.current()?;
                     let partition = current.partition_of(&read.key);
-                    turn(current, partition, "R", read.r.unwrap_or(self.0.defaults.r))
+                    turn(current, partition, View::read_groups, read.r.unwrap_or(self.0.defaults.r))
                 });
                 let turn = planned.inspect_err(|_| self.0.stats.gets_failed.add(1))?;
                 if !self.0.is_primary(&turn) {
@@ -320,7 +364,7 @@ impl Coordinator {
             RequestBody::Scan(scan) => {
                 let planned = self.0.current().and_then(|current| {
                     read::check_scan(scan, &current)?;
-                    turn(current, scan.from.partition, "R", scan.r.unwrap_or(self.0.defaults.r))
+                    turn(current, scan.from.partition, View::read_groups, scan.r.unwrap_or(self.0.defaults.r))
                 });
                 let turn = planned.inspect_err(|_| self.0.stats.scans_failed.add(1))?;
                 // It goes through partitions of many primaries, so that whoever is asked does it.
@@ -334,6 +378,9 @@ impl Coordinator {
         }
     }
 }
+
+/// The owners of a partition whose quorum a request needs.
+type Groups = fn(&View, Quorum) -> Result<Vec<Group>, NotApplied>;
 
 /// What came of forwarding a request.
 enum Forwarded {
@@ -370,6 +417,58 @@ impl Inner {
             let why = self.layouts.not_serving().unwrap_or_else(|| "there is no layout yet".into());
             NotApplied::NotServing { node: self.me, why }
         })
+    }
+
+    /// Whether a request that has failed may do better now, because this node has learned of other owners of its partition. If others have
+    /// told of a newer layout meanwhile, that is waited for.
+    async fn has_moved(
+        &self,
+        planned: Option<Arc<Current>>,
+        request: &Request,
+        failure: &Failure,
+        deadline: Instant,
+    ) -> bool {
+        let about_nodes = match failure {
+            Failure::NotApplied(refusal) => is_of_one_node(refusal),
+            Failure::Indeterminate { .. } => true,
+        };
+        let Some(planned) = planned.filter(|_| about_nodes) else { return false };
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.layouts.catch_up(Instant::now() + left / 2).await;
+        let Some(current) = self.layouts.current() else { return false };
+        let moved = |partition: &Partition| current.view(*partition) != planned.view(*partition);
+        let moved = match &request.body {
+            RequestBody::Write(write) => moved(&current.partition_of(&write.key)),
+            RequestBody::Read(read) => moved(&current.partition_of(&read.key)),
+            RequestBody::Scan(scan) => {
+                let until = scan.until.0.min(current.partitions());
+                (scan.from.partition.0..until).map(Partition).any(|partition| moved(&partition))
+            }
+            _ => false,
+        };
+        moved && Instant::now() < deadline
+    }
+
+    /// Takes note of a peer that refused a read because it has closed the version that was asked for.
+    fn note_closed<T>(&self, (from, at): (NodeId, LayoutVersion), partition: Partition, reply: &Result<T, AskError>) {
+        if let Err(AskError::Refused(NotApplied::StaleLayout { need, had })) = reply {
+            // What was refused is the version of the read, or only that what is held counts for a write of it.
+            match *had == at {
+                true => self.layouts.hear_closed(from, partition, *need),
+                false => self.layouts.hear_of(*need),
+            }
+        }
+    }
+
+    /// Takes note of a peer that refused a write because it knows a newer layout, or that an older one which the write names is over.
+    fn note_stale<T>(&self, label: Label, reply: &Result<T, AskError>) {
+        match reply {
+            Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) if *need > label.high => {
+                self.layouts.hear_of(*need);
+            }
+            Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) => self.layouts.hear_settled(*need),
+            _ => {}
+        }
     }
 
     /// What a write says that it replaces.
@@ -417,9 +516,13 @@ impl Inner {
         Err(NotApplied::BadContext { why })
     }
 
+    /// Whether this node may coordinate a read: as an owner under any live version.
     fn is_primary(&self, turn: &Turn) -> bool {
-        let forwards = turn.origin == Origin::Client && buggify!("coordinator: a primary forwards a client's request");
-        turn.view.is_primary(self.me) && !forwards
+        turn.view.is_primary(self.me) && !self.forwards(turn)
+    }
+
+    fn forwards(&self, turn: &Turn) -> bool {
+        turn.origin == Origin::Client && buggify!("coordinator: a primary forwards a client's request")
     }
 
     /// Whether a node may be there, as far as the failure detector and the connections know. A node is not ruled out only because
@@ -438,6 +541,7 @@ impl Inner {
     /// The primaries of a request, best first: this node, then those that are up, then by round trip and preference.
     fn nearest_primaries(&self, turn: &Turn) -> Vec<NodeId> {
         let mut nearest = turn.view.primaries().to_vec();
+        nearest.retain(|node| turn.counts(*node));
         nearest.sort_by_cached_key(|node| {
             let rtt = self.peers.rtt(*node).unwrap_or(Duration::MAX);
             (*node != self.me, Reverse(self.is_reachable(*node)), rtt)
@@ -465,11 +569,13 @@ impl Inner {
 
     /// Whether this node coordinates a write: as a primary, or because it has minted or keeps it already, as a fallback.
     async fn is_mine(&self, turn: &Turn, write: &Write) -> Result<bool, NotApplied> {
-        let (retry, primary) = (write.first_sent_ms.is_some(), turn.view.is_primary(self.me));
+        let (retry, primary) = (write.first_sent_ms.is_some(), turn.counts(self.me));
         match self.whose(write) {
             Whose::Of(node) => return Ok(node == self.me),
             // What a primary is asked for again it may be minting at the moment.
-            Whose::Nobodys | Whose::Forgotten if primary => return Ok(retry || self.is_primary(turn)),
+            Whose::Nobodys | Whose::Forgotten if primary => {
+                return Ok(retry || !self.forwards(turn));
+            }
             Whose::Nobodys | Whose::Forgotten => {}
         }
         if !retry || write.strict || !self.stands_in(turn) {
@@ -482,7 +588,7 @@ impl Inner {
     /// handed over at any time, so that nobody may mint it anew, not even a primary; and a fallback counts for nothing in a strict
     /// write. So whoever repeats it as a strict one can only be told that its outcome is unknown.
     fn may_repeat(&self, turn: &Turn, write: &Write) -> Result<(), Failure> {
-        if turn.view.is_primary(self.me) || (!write.strict && self.mechanisms.fallbacks) {
+        if turn.counts(self.me) || (!write.strict && self.mechanisms.fallbacks) {
             return Ok(());
         }
         sometimes!("write: a strict repetition of what a fallback had minted");
@@ -519,7 +625,7 @@ impl Inner {
         if write.strict || !self.stands_in(turn) {
             return Err(refusal.into());
         }
-        if write.first_sent_ms.is_some() && !turn.view.is_primary(self.me) {
+        if write.first_sent_ms.is_some() && !turn.counts(self.me) {
             // An earlier attempt may have been minted at a primary. A second dot here could outlive what replaces the first.
             sometimes!("write: a retry was not minted again by a fallback");
             let why = format!(
@@ -657,6 +763,21 @@ impl Turn {
         self.groups[0].need
     }
 
+    /// Whether a node's answer counts: it owns the partition under a version that the request is made under.
+    fn counts(&self, node: NodeId) -> bool {
+        self.groups.iter().any(|group| group.primaries.contains(&node))
+    }
+
+    /// Which writes it must not miss as a read.
+    fn reading(&self) -> Reading {
+        self.current.reading(self.view.read_version(), self.need())
+    }
+
+    /// Whether this node may answer it as a read (rule L6).
+    fn speaks(&self, me: NodeId) -> Result<(), NotApplied> {
+        self.current.may_serve(me, self.partition, Role::Reads(self.view.read_version()))
+    }
+
     /// What is said of a write of which an earlier attempt may have been minted.
     fn unknown(&self, op_id: OpId, why: String) -> Failure {
         Failure::Indeterminate { op_id, need: self.need(), acks: Acks::default(), why }
@@ -687,6 +808,9 @@ impl Turn {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
+
+/// How often a request is begun at most: under the layout that it met, and under the two others that may be live.
+const ATTEMPTS_MAX: u32 = LIVE_MAX as u32;
 
 /// A node answers an eighth of the time, but at most 20 ms, before its asker gives up: enough for the way back in one
 /// data centre, little enough that two hops leave three quarters of a short timeout.

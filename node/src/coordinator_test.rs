@@ -724,7 +724,10 @@ async fn a_scan_does_not_count_what_turns_out_to_be_lost() {
         while nodes[1].asked().iter().all(|(_, body)| !matches!(body, PeerBody::FetchRange(_))) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        nodes[0].replica.still_speaks_of(PARTITION, nodes[0].current.reading(2)).expect("as far as is known");
+        nodes[0]
+            .replica
+            .still_speaks_of(PARTITION, nodes[0].current.reading(nodes[0].current.version(), 2))
+            .expect("as far as is known");
         nodes[0].replica.recovery().lose(PARTITION, &Leaves::ALL, Reason::RolledBack).expect("room");
         nodes[1].is(Manner::Answers);
     };
@@ -762,7 +765,7 @@ async fn the_nearest_primary_is_this_node_then_those_that_are_up() {
         deadline: Instant::now() + PATIENCE,
         current: nodes[1].current.clone(),
         partition: PARTITION,
-        groups: view.groups("R", Quorum::Majority).expect("possible").into(),
+        groups: view.read_groups(Quorum::Majority).expect("possible").into(),
         view,
         room: Room::unbounded(),
     };

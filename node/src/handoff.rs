@@ -20,11 +20,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::calls::Calls;
-use crate::layouts::Layouts;
+use crate::layouts::{Current, Layouts};
 use crate::membership::Liveness;
-use crate::peer_wire::{HandOver, HandedOff};
+use crate::peer_wire::{HandOver, HandedOff, Refused};
 use crate::peers::Peers;
-use crate::replica::{HintPage, Replica};
+use crate::replica::{HintPage, Hinted, Replica};
 use crate::supervise;
 
 /// What it is made of.
@@ -142,12 +142,15 @@ impl Courier {
         let liveness = self.parts.liveness.borrow().clone();
         let (mut progress, now) = (lock(&self.progress), Instant::now());
         let kept = self.parts.replica.hint_totals();
+        let members = self.parts.layouts.current().map(|current| current.live().members());
         progress.retain(|target, progress| progress.running || kept.contains_key(target));
         let running = progress.values().filter(|progress| progress.running).count();
         let may_start = |target: &NodeId| {
             // A flapping node is called down for longer than it is away; who is connected is there.
             let up = liveness.get(target).is_some_and(|peer| peer.up) && !self.parts.peers.link_down(*target);
             let up = up || self.parts.peers.connected(*target);
+            // What it owned is others' now.
+            let up = up || members.as_ref().is_some_and(|members| !members.contains(target));
             let waits = progress.get(target).is_some_and(|progress| {
                 let as_before = progress.stuck.is_none_or(|left| left == kept[target].count);
                 progress.running || as_before && progress.next_try.is_some_and(|at| at > now)
@@ -180,7 +183,7 @@ impl Courier {
 
     /// Hands over all that is kept for one target, a page after the other. Returns how many hints went.
     async fn deliver(&self, target: NodeId) -> Result<u64, String> {
-        let Parts { replica, peers, .. } = &self.parts;
+        let Parts { replica, .. } = &self.parts;
         let (begun, mut delivered, mut oldest_ms) = (Instant::now(), 0u64, None::<u64>);
         let (mut refused, mut refused_why) = (0, String::new());
         let mut after = lock(&self.progress).entry(target).or_default().after.take();
@@ -198,32 +201,28 @@ impl Courier {
             }
             let Some(current) = self.parts.layouts.current() else { return Err("there is no layout".into()) };
             dawdle!("handoff: a pause before a page is sent");
-            let entries = hints.iter().map(|hint| (hint.key.clone(), Blob(hint.record.encode()))).collect();
-            let page = HandOver { label: current.label(), entries };
-            if buggify!("handoff: an acknowledged page is sent again") {
-                // As if the acknowledgement had been lost.
-                let _ = peers.ask(target, 0, page.clone(), PAGE_TIMEOUT).await;
-            }
-            let HandedOff { pause_ms, refused: refusals } =
-                peers.ask(target, 0, page, PAGE_TIMEOUT).await.map_err(|error| {
+            let (mut pause, mut refusals) = (Duration::ZERO, BTreeSet::new());
+            for (receiver, page) in pages(&current, target, &hints) {
+                let handed = self.hand_over(receiver, page).await.inspect_err(|_| {
                     sometimes!("handoff: a target failed in the middle", delivered > 0);
-                    error.to_string()
                 })?;
-            let pause = Duration::from_millis(pause_ms.into()).min(PAUSE_MAX);
-            sometimes!("handoff: a page was delivered");
-            sometimes!("handoff: a part of a page was refused", !refusals.keys.is_empty());
-            refused += refusals.keys.len();
-            if refused_why.is_empty() {
-                refused_why = refusals.why;
+                pause = pause.max(Duration::from_millis(handed.pause_ms.into()).min(PAUSE_MAX));
+                sometimes!("handoff: a page was delivered", receiver == target);
+                sometimes!("handoff: a hint went to those who own its key now", receiver != target);
+                sometimes!("handoff: a part of a page was refused", !handed.refused.keys.is_empty());
+                if refused_why.is_empty() {
+                    refused_why = handed.refused.why;
+                }
+                refusals.extend(handed.refused.keys);
             }
-            let refusals: BTreeSet<Blob> = refusals.keys.into_iter().collect();
+            refused += refusals.len();
             for hint in hints {
                 if refusals.contains(&hint.key) {
                     oldest_ms = Some(oldest_ms.map_or(hint.since_ms, |oldest| oldest.min(hint.since_ms)));
                     continue;
                 }
                 let partition = current.partition_of(&hint.key);
-                let owner = current.primaries(partition).contains(&self.parts.me);
+                let owner = current.owners(partition).contains(&self.parts.me);
                 let gone = replica.hint_delivered(partition, &hint.key, target, hint.digest, owner).await;
                 if gone.map_err(|refusal| refusal.to_string())? {
                     delivered += 1;
@@ -251,6 +250,50 @@ impl Courier {
             _ => Err(format!("it refused {refused} hints and took {delivered}: {refused_why}")),
         }
     }
+}
+
+impl Courier {
+    /// Has a node merge a page, durably; it may be this one.
+    async fn hand_over(&self, receiver: NodeId, page: HandOver) -> Result<HandedOff, String> {
+        let Parts { replica, peers, .. } = &self.parts;
+        if receiver != self.parts.me {
+            if buggify!("handoff: an acknowledged page is sent again") {
+                // As if the acknowledgement had been lost.
+                let _ = peers.ask(receiver, 0, page.clone(), PAGE_TIMEOUT).await;
+            }
+            return peers.ask(receiver, 0, page, PAGE_TIMEOUT).await.map_err(|error| error.to_string());
+        }
+        let Some(current) = self.parts.layouts.current() else { return Err("there is no layout".into()) };
+        let mut refused = Refused::default();
+        for (key, record) in page.entries {
+            let Some(record) = refused.decode(&key, &record)? else { continue };
+            if let Err(refusal) = replica.merge(current.partition_of(&key), &key, record).await {
+                refused.note(&key, refusal).map_err(|refusal| refusal.to_string())?;
+            }
+        }
+        replica.sync().await.map_err(|refusal| refusal.to_string())?;
+        Ok(HandedOff { pause_ms: 0, refused })
+    }
+}
+
+/// Whom to hand hints for a target, and which of them: to the target itself those of partitions that it owns, and those of others to every
+/// owner of the newest layout (rule L12).
+fn pages(current: &Current, target: NodeId, hints: &[Hinted]) -> Vec<(NodeId, HandOver)> {
+    let mut pages: BTreeMap<NodeId, Vec<(Blob, Blob)>> = BTreeMap::new();
+    for hint in hints {
+        let partition = current.partition_of(&hint.key);
+        let newest = current.primaries(partition);
+        let mut receivers = if newest.contains(&target) { vec![target] } else { newest.to_vec() };
+        // One that still answers for an older layout needs it, too.
+        if !receivers.contains(&target) && current.keepers(partition).contains(&target) {
+            receivers.push(target);
+        }
+        for receiver in receivers {
+            pages.entry(receiver).or_default().push((hint.key.clone(), Blob(hint.record.encode())));
+        }
+    }
+    let label = current.label();
+    pages.into_iter().map(|(receiver, entries)| (receiver, HandOver { label, entries })).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,12 +2,17 @@
 //!
 //! What is here answers operators and peers. `LayoutStore` makes the rules durable and talks to nobody; a background task of `gossip`
 //! counts who holds an accepted layout until it is chosen, asks peers for it while this node has none, and offers a chosen one
-//! to members that were away.
+//! to members that were away. Later layouts are decided by `apply` and `acceptor`, and spread in the same way.
 
+mod acceptor;
+mod apply;
 mod ask;
 mod context_keys;
 mod current;
 mod gossip;
+mod history;
+mod said;
+mod staged;
 mod store;
 
 use std::collections::BTreeMap;
@@ -15,28 +20,32 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_wire::ids::{DiskId, LayoutVersion, NodeId};
+use quorate_wire::ids::{DiskId, LayoutVersion, NodeId, Partition};
 use quorate_wire::random::Random;
 use quorate_wire::{LayoutCommand, LayoutReport, NotApplied};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+pub use self::acceptor::{CHAIN_KEY, stored_layouts};
 use self::ask::{ask, reason};
 pub use self::current::Current;
 use self::gossip::LayoutGossip;
-pub(crate) use self::store::LayoutStore;
+use self::store::Stages;
 #[cfg(test)]
 pub(crate) use self::store::store_chosen;
 pub use self::store::{FIRST_KEY, stored_context_keys};
+pub(crate) use self::store::{LayoutStore, Obstacle};
 use crate::membership::Membership;
 use crate::peer_wire::{AcceptFirstLayout, FirstLayoutAccepted, GetLayout, LayoutState};
 use crate::peers::Peers;
 use crate::request_memory::RETRY_AFTER_MS;
+use crate::store::StoreError;
 use crate::supervise;
+use quorate_core::changes::Change;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, ZONE_LEN_MAX};
-use quorate_core::ownership::{self, Label};
+use quorate_core::ownership::Label;
 use quorate_core::ring::WEIGHT_MAX;
 use quorate_core::staging::{Staged, StagedMember};
 
@@ -63,6 +72,10 @@ impl Drop for Service {
         self.task.abort();
     }
 }
+
+/// Whether a layout after the first one may be decided: not before every record moves to its new owners without being lost or hidden. The
+/// simulator, and tests that ask for it, go ahead.
+pub(crate) const CHANGES_ARE_SAFE: bool = false;
 
 /// How long one question to a peer may take: operators wait for the slowest of the members, and a sync can stall.
 const PEER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -97,22 +110,72 @@ impl Layouts {
         self.0.store.current()
     }
 
-    /// The layout in force, for a question of a peer that was made under `label`.
+    /// The layouts in force, for a question of a peer that was made under `label`.
     ///
     /// # Errors
-    /// When there is none, or the question is too old for it.
+    /// When there is none, or the question names newer ones than this node knows, which learns them soon.
     pub(crate) fn under(&self, label: Label) -> Result<Arc<Current>, NotApplied> {
-        let Some(current) = self.current() else {
-            let why = self.not_serving().unwrap_or_else(|| "there is no layout yet".into());
-            return Err(NotApplied::NotServing { node: self.0.store.me.node, why });
-        };
-        ownership::up_to_date(&current.layout, label)?;
+        let current = self.known()?;
+        if label.high > current.version() {
+            self.0.store.hear_of(label.high);
+            let (node, newer, known) = (self.0.store.me.node, label.high, current.version());
+            let why = format!("it does not know layout {newer} yet, the newest that it knows is {known}");
+            return Err(NotApplied::NotServing { node, why });
+        }
         Ok(current)
+    }
+
+    /// The layouts in force.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn known(&self) -> Result<Arc<Current>, NotApplied> {
+        self.current().ok_or_else(|| {
+            let why = self.not_serving().unwrap_or_else(|| "there is no layout yet".into());
+            NotApplied::NotServing { node: self.0.store.me.node, why }
+        })
+    }
+
+    /// A peer knows that every change up to this version is over.
+    pub(crate) fn hear_settled(&self, version: LayoutVersion) {
+        self.0.store.hear_settled(version);
+    }
+
+    /// A peer has refused a read of a partition: it has closed every version below this one.
+    pub(crate) fn hear_closed(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
+        self.0.store.hear_closed(from, partition, need);
+    }
+
+    /// A peer knows this version: if it is newer than what this node knows, others are asked for it at once.
+    pub(crate) fn hear_of(&self, version: LayoutVersion) {
+        self.0.store.hear_of(version);
+    }
+
+    /// Whether a peer was heard to know a newer layout than this node.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.current().is_none_or(|current| current.version() < self.0.store.heard_of())
+    }
+
+    /// Waits until this node knows every version that it has heard of, or the time is over.
+    pub(crate) async fn catch_up(&self, until: Instant) {
+        let (mut current, heard) = (self.watch(), self.0.store.heard_of());
+        let caught_up =
+            |current: &Option<Arc<Current>>| current.as_ref().is_some_and(|current| current.version() >= heard);
+        // An error means that the node ends.
+        let _ = timeout_at(until, current.wait_for(caught_up)).await;
     }
 
     /// As [`current`](Self::current), with news of changes.
     pub fn watch(&self) -> watch::Receiver<Option<Arc<Current>>> {
         self.0.store.current.subscribe()
+    }
+
+    /// See [`LayoutStore::settle`].
+    ///
+    /// # Errors
+    /// When that cannot be stored; nothing was forgotten then.
+    pub(crate) async fn settle(&self, version: LayoutVersion) -> Result<(), StoreError> {
+        self.0.store.settle(version).await
     }
 
     /// Why this node serves no data as far as the layout goes; nothing if it does.
@@ -140,40 +203,112 @@ impl Layouts {
     /// # Errors
     /// Why nothing of it was carried out. An `apply` that reached too few members is no error: those that accepted the layout keep it,
     /// the report says which, and the same `apply` can be repeated until it succeeds.
-    pub async fn command(&self, command: LayoutCommand) -> Result<LayoutReport, NotApplied> {
-        let outcome = self.carry_out(command).await;
+    pub async fn command(&self, command: LayoutCommand, timeout: Duration) -> Result<LayoutReport, NotApplied> {
+        // The answer has to arrive in time, too.
+        let outcome = self.carry_out(command, Instant::now() + timeout * 3 / 4).await;
         if outcome.is_err() && self.0.store.state.lock().await.failed.is_some() {
             std::future::pending::<()>().await;
         }
         outcome
     }
 
-    async fn carry_out(&self, command: LayoutCommand) -> Result<LayoutReport, NotApplied> {
+    async fn carry_out(&self, command: LayoutCommand, until: Instant) -> Result<LayoutReport, NotApplied> {
         let store = &self.0.store;
-        if matches!(command, LayoutCommand::Show) {
+        if !command.changes() {
             let Ok(_place) = self.0.shows.try_acquire() else {
                 return Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS });
             };
-            return Ok(store.report().await);
+            let history = if command == LayoutCommand::History { store.history().await } else { Vec::new() };
+            return Ok(LayoutReport { history, ..store.report().await });
         }
         let _one = self.0.commands.lock().await;
+        match (command, store.may_stage().await) {
+            (LayoutCommand::Show | LayoutCommand::History, _) => unreachable!("answered above"),
+            (LayoutCommand::RotateContextKey, _) => return self.rotate_context_key().await,
+            (LayoutCommand::Apply { version }, Ok(Stages::Next)) if !self.is_about_the_first(version) => {
+                return Box::pin(self.apply_next(version, until)).await;
+            }
+            (LayoutCommand::Apply { version }, _) => return Box::pin(self.apply(version)).await,
+            (command, Ok(Stages::First)) => self.stage_first(command).await?,
+            (command, Ok(Stages::Next)) => self.stage_next(command).await?,
+            (_, Err(refusal)) => return Err(refusal),
+        }
+        Ok(store.report().await)
+    }
+
+    /// Whether an apply repeats that of the first layout, which tells the members that do not hold it yet.
+    fn is_about_the_first(&self, version: LayoutVersion) -> bool {
+        version == LayoutVersion(1) && self.current().is_none_or(|current| current.version() == version)
+    }
+
+    async fn stage_first(&self, command: LayoutCommand) -> Result<(), NotApplied> {
+        let store = &self.0.store;
         match command {
-            LayoutCommand::Show => unreachable!("answered above"),
             LayoutCommand::StageJoin { node, addr, zone, weight } => {
-                store.may_stage().await?;
-                check_member(&zone, weight)?;
+                check_zone(&zone)?;
+                check_weight(weight)?;
                 let disk = self.disk_at(node, addr).await?;
                 store.stage(move |staged| staged.join(node, StagedMember { disk, addr, zone, weight })).await?;
                 self.0.peers.learn(node, addr);
+                Ok(())
             }
             LayoutCommand::StageSettings { n, partitions, r, w } => {
-                store.stage(move |staged| staged.settings(n, partitions, r, w)).await?;
+                store.stage(move |staged| staged.settings(n, partitions, r, w)).await
             }
-            LayoutCommand::Revert => store.stage(|staged| *staged = Staged::default()).await?,
-            LayoutCommand::Apply { version } => return self.apply(version).await,
-            LayoutCommand::RotateContextKey => return self.rotate_context_key().await,
+            LayoutCommand::Revert => store.stage(|staged| *staged = Staged::default()).await,
+            LayoutCommand::StageLeave { .. }
+            | LayoutCommand::StageReplace { .. }
+            | LayoutCommand::StageWeight { .. }
+            | LayoutCommand::StageZone { .. } => Err(refused(
+                "there is no layout in force that it could change: before version 1 is applied, stage the members that are wanted, each \
+                 with its zone and weight, by `layout stage join` (a second one takes the place of the first); `layout revert` begins anew"
+                    .into(),
+            )),
+            LayoutCommand::Show
+            | LayoutCommand::History
+            | LayoutCommand::Apply { .. }
+            | LayoutCommand::RotateContextKey => unreachable!("it stages nothing"),
         }
-        Ok(store.report().await)
+    }
+
+    async fn stage_next(&self, command: LayoutCommand) -> Result<(), NotApplied> {
+        let store = &self.0.store;
+        let change = match command {
+            LayoutCommand::StageJoin { node, addr, zone, weight } => {
+                check_zone(&zone)?;
+                check_weight(weight)?;
+                let disk = self.disk_at(node, addr).await?;
+                self.0.peers.learn(node, addr);
+                Change::Join { node, disk, addr, zone, weight }
+            }
+            LayoutCommand::StageReplace { old, new, addr } => {
+                let disk = self.disk_at(new, addr).await?;
+                self.0.peers.learn(new, addr);
+                Change::Replace { old, new, disk, addr }
+            }
+            LayoutCommand::StageLeave { node } => Change::Leave(node),
+            LayoutCommand::StageWeight { node, weight } => {
+                check_weight(weight)?;
+                Change::Weight(node, weight)
+            }
+            LayoutCommand::StageZone { node, zone } => {
+                check_zone(&zone)?;
+                Change::Zone(node, zone)
+            }
+            LayoutCommand::StageSettings { partitions: Some(asked), .. } => {
+                let now = self.current().map_or(0, |current| current.partitions());
+                return Err(refused(format!(
+                    "there are {now} partitions, and their number never changes once layout 1 is in force: {asked} are not possible"
+                )));
+            }
+            LayoutCommand::StageSettings { n, partitions: None, r, w } => Change::Replicas { n, r, w },
+            LayoutCommand::Revert => return store.revert_changes().await,
+            LayoutCommand::Show
+            | LayoutCommand::History
+            | LayoutCommand::Apply { .. }
+            | LayoutCommand::RotateContextKey => unreachable!("it stages nothing"),
+        };
+        store.stage_change(change).await
     }
 
     /// Asks who listens at an address: it must be that node, of this cluster, without another first layout.
@@ -190,7 +325,9 @@ impl Layouts {
         if hello.node != node {
             return Err(refused(format!("{} listens at {addr}, not {node}", hello.node)));
         }
-        if let Some(first) = hello.first_layout {
+        // Once ours is in force, a node that waits to join knows it.
+        let ours = self.current().and(self.0.store.accepted_first());
+        if let Some(first) = hello.first_layout.filter(|first| Some(*first) != ours) {
             return Err(refused(format!(
                 "{node} has accepted {first} as layout 1 already and never accepts another one"
             )));
@@ -284,10 +421,14 @@ impl Layouts {
     }
 }
 
-fn check_member(zone: &str, weight: u32) -> Result<(), NotApplied> {
+fn check_zone(zone: &str) -> Result<(), NotApplied> {
     if zone.is_empty() || zone.len() > ZONE_LEN_MAX {
         return Err(refused(format!("the zone has {} bytes, 1 to {ZONE_LEN_MAX} are possible", zone.len())));
     }
+    Ok(())
+}
+
+fn check_weight(weight: u32) -> Result<(), NotApplied> {
     if weight == 0 || weight > WEIGHT_MAX {
         return Err(refused(format!("the weight is {weight}, 1 to {WEIGHT_MAX} are possible")));
     }
@@ -308,11 +449,12 @@ mod tests {
 
     #[test]
     fn bad_members_are_refused_before_anybody_is_asked() {
-        assert!(check_member("a", 1).is_ok());
-        for (zone, weight, why) in
-            [("", 1, "0 bytes"), (&"z".repeat(65), 1, "65 bytes"), ("a", 0, "weight is 0"), ("a", 1001, "1001")]
-        {
-            assert!(check_member(zone, weight).expect_err("bad").to_string().contains(why));
+        assert!(check_zone("a").is_ok() && check_weight(1).is_ok());
+        for (zone, why) in [("", "0 bytes"), (&"z".repeat(65), "65 bytes")] {
+            assert!(check_zone(zone).expect_err("bad").to_string().contains(why));
+        }
+        for (weight, why) in [(0, "weight is 0"), (1001, "1001")] {
+            assert!(check_weight(weight).expect_err("bad").to_string().contains(why));
         }
     }
 }

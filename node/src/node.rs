@@ -38,12 +38,12 @@ use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
 use crate::env::Env;
 use crate::handoff::{self, Handoff};
 use crate::http;
-use crate::layouts::{LayoutStore, Layouts};
+use crate::layouts::{LayoutStore, Layouts, Obstacle};
 use crate::membership::{self, Membership};
 use crate::metrics::{Metrics, Sample};
 use crate::peer_wire::{ALPN_PEER, Hello, PeerReply};
 use crate::peers::{HelloCheck, Peers, PeersConfig};
-use crate::recovery::{Doubt, Recovery};
+use crate::recovery::{Doubt, Reason, Recovery};
 use crate::replica::Replica;
 use crate::replica_service::ReplicaService;
 use crate::request_memory::Pools;
@@ -480,6 +480,8 @@ impl Disk {
         let Self { identity, quarantined, start, committer, replica, .. } = self;
         let Some(current) = layouts.current() else { return Ok(quarantined.is_some()) };
         replica.set_partitions(current.layout.partitions);
+        // Nothing is under way yet that an earlier process has begun.
+        replica.raise_fence(current.version()).await;
         // An unclean stop leaves data that the saved trees know nothing of.
         if identity.clean {
             let loaded = replica.load_trees(identity.boot).await;
@@ -543,8 +545,21 @@ impl Cluster {
             random: random.fork(),
         });
         let layouts = Layouts::start(known, peers.clone(), &membership, random.fork());
+        layouts.vote_unless(doubts(&disk.recovery));
         Ok(Self { peers, membership, layouts, other_layouts })
     }
+}
+
+/// Why this node's disk may have lost what it has promised, so that it must not vote on layouts.
+fn doubts(recovery: &Recovery) -> Obstacle {
+    let recovery = recovery.clone();
+    Box::new(move || {
+        if recovery.is_in_doubt() {
+            return Some("it is not known yet whether its disk was rolled back".into());
+        }
+        let rolled_back = recovery.progress().filter(|progress| progress.reason == Reason::RolledBack);
+        rolled_back.map(|progress| progress.reason.to_string())
+    })
 }
 
 /// What a node says of itself to another one.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::heal::{Exchange, HealReply, HealRequest};
 use crate::beacons::Remembered;
+use quorate_core::chain::{Accepted, Ballot};
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, LayoutHash};
 pub use quorate_core::ownership::Label;
@@ -119,6 +120,14 @@ pub enum PeerBody {
     LayoutState(GetLayout),
     /// See [`ShareKeys`].
     ContextKeys(ShareKeys),
+    /// See [`PrepareLayout`].
+    PrepareLayout(PrepareLayout),
+    /// See [`AcceptLayout`].
+    AcceptLayout(AcceptLayout),
+    /// See [`LearnLayouts`].
+    LearnLayouts(LearnLayouts),
+    /// See [`GetLayouts`].
+    GetLayouts(GetLayouts),
 }
 
 /// To merge a record, and to acknowledge when it is durable.
@@ -157,8 +166,11 @@ pub struct HandOver {
 /// The record of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fetch {
-    /// See [`Label`].
-    pub label: Label,
+    /// The version whose owners are asked (rule L6).
+    pub at: LayoutVersion,
+    /// The newest version that a write would name. What is held durably counts for those only that know no newer one: what they hold
+    /// after they have raised their fence need not reach its owners.
+    pub under: LayoutVersion,
     /// The key.
     pub key: Blob,
     /// The digest of the record that the asker holds: the same one need not be sent.
@@ -172,8 +184,6 @@ pub struct Fetch {
 /// What the receiver keeps of a key for its primaries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FetchHint {
-    /// See [`Label`].
-    pub label: Label,
     /// The key.
     pub key: Blob,
 }
@@ -181,8 +191,8 @@ pub struct FetchHint {
 /// One page of a partition's records, in the order of (key hash, key).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FetchRange {
-    /// See [`Label`].
-    pub label: Label,
+    /// The version whose owners are asked (rule L6).
+    pub at: LayoutVersion,
     /// The partition.
     pub partition: Partition,
     /// The last key of the page before.
@@ -229,6 +239,40 @@ pub struct ShareKeys {
     pub keys: ContextKeys,
 }
 
+/// To promise a ballot of the decision on the version after a layout, durably (rule L13).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrepareLayout {
+    /// The version that is to be decided.
+    pub version: LayoutVersion,
+    /// The hash of the layout before, whose members decide.
+    pub previous: LayoutHash,
+    /// The ballot.
+    pub ballot: Ballot,
+}
+
+/// To accept a layout under a ballot as the one that follows, durably (rule L13).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AcceptLayout {
+    /// The ballot.
+    pub ballot: Ballot,
+    /// The layout.
+    pub layout: Layout,
+}
+
+/// To take over layouts that were chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LearnLayouts {
+    /// Those that are live, oldest first.
+    pub chain: LiveLayouts,
+}
+
+/// Which layouts the receiver knows to be live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetLayouts {
+    /// The newest version that the asker knows: it is told those after it.
+    pub after: LayoutVersion,
+}
+
 /// Ties each kind of question to its variant of [`PeerBody`], its class and its answer.
 macro_rules! asks {
     ($($variant:ident($ask:ident), $class:ident => $answer:ty;)*) => {$(
@@ -257,6 +301,10 @@ asks! {
     AcceptFirstLayout(AcceptFirstLayout), CONTROL => FirstLayoutAccepted;
     LayoutState(GetLayout), CONTROL => LayoutState;
     ContextKeys(ShareKeys), CONTROL => KnownKeys;
+    PrepareLayout(PrepareLayout), CONTROL => Vote;
+    AcceptLayout(AcceptLayout), CONTROL => Vote;
+    LearnLayouts(LearnLayouts), CONTROL => LayoutsLearned;
+    GetLayouts(GetLayouts), CONTROL => LiveLayouts;
 }
 
 impl PeerBody {
@@ -281,7 +329,11 @@ impl PeerBody {
             | Self::Heal(_)
             | Self::AcceptFirstLayout(_)
             | Self::LayoutState(_)
-            | Self::ContextKeys(_) => Vec::new(),
+            | Self::ContextKeys(_)
+            | Self::PrepareLayout(_)
+            | Self::AcceptLayout(_)
+            | Self::LearnLayouts(_)
+            | Self::GetLayouts(_) => Vec::new(),
         }
     }
 
@@ -301,6 +353,10 @@ impl PeerBody {
             Self::AcceptFirstLayout(_) => "accept the first layout",
             Self::LayoutState(_) => "layout state",
             Self::ContextKeys(_) => "context keys",
+            Self::PrepareLayout(_) => "prepare a layout",
+            Self::AcceptLayout(_) => "accept a layout",
+            Self::LearnLayouts(_) => "learn layouts",
+            Self::GetLayouts(_) => "live layouts",
         }
     }
 }
@@ -372,6 +428,12 @@ pub enum PeerReply {
     LayoutState(LayoutState),
     /// See [`KnownKeys`].
     ContextKeys(KnownKeys),
+    /// See [`Vote`].
+    Vote(Vote),
+    /// See [`LayoutsLearned`].
+    LayoutsLearned(LayoutsLearned),
+    /// See [`LiveLayouts`].
+    LiveLayouts(LiveLayouts),
     /// Nothing was acknowledged, and why. What was asked for may have been done in part: a merge whose sync failed.
     Refused(wire::NotApplied),
 }
@@ -434,6 +496,44 @@ pub struct KnownKeys {
     pub keys: ContextKeys,
 }
 
+/// To [`PrepareLayout`] and [`AcceptLayout`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Vote {
+    /// Nothing is accepted under an older ballot any more; what was accepted last.
+    Promised(Option<Accepted>),
+    /// It is accepted.
+    Accepted,
+    /// A later ballot was promised.
+    Outrun(Ballot),
+    /// See [`Decided`].
+    Decided(Decided),
+}
+
+/// The answering node knows the layout of this version: it was chosen before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decided {
+    /// Whose proposal the answering node has accepted, if that is what was chosen.
+    pub by: Option<NodeId>,
+    /// The layouts that it knows to be live.
+    pub chain: LiveLayouts,
+}
+
+/// To [`LearnLayouts`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutsLearned {
+    /// The newest version that the answering node knows now, durably.
+    pub newest: LayoutVersion,
+}
+
+/// To [`GetLayouts`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LiveLayouts {
+    /// Those that were asked for, oldest first; all of them were chosen.
+    pub layouts: Vec<Layout>,
+    /// The oldest live version: every change up to it is over. 0 if the answering node knows no layout.
+    pub oldest: LayoutVersion,
+}
+
 /// Ties each kind of answer to its variant of [`PeerReply`].
 macro_rules! answers {
     ($($variant:ident($answer:ty);)*) => {$(
@@ -466,6 +566,9 @@ answers! {
     FirstLayoutAccepted(FirstLayoutAccepted);
     LayoutState(LayoutState);
     ContextKeys(KnownKeys);
+    Vote(Vote);
+    LayoutsLearned(LayoutsLearned);
+    LiveLayouts(LiveLayouts);
 }
 
 impl<A: Into<PeerReply>> From<Result<A, wire::NotApplied>> for PeerReply {
@@ -499,7 +602,10 @@ impl PeerReply {
             | Self::Healed(_)
             | Self::FirstLayoutAccepted(_)
             | Self::LayoutState(_)
-            | Self::ContextKeys(_) => "answered".to_owned(),
+            | Self::ContextKeys(_)
+            | Self::Vote(_)
+            | Self::LayoutsLearned(_)
+            | Self::LiveLayouts(_) => "answered".to_owned(),
         }
     }
 }

@@ -232,6 +232,11 @@ impl Recovery {
         Noting { recovery: self, notes }
     }
 
+    /// Counts the losses of a partition in this life.
+    pub fn count(&self, partition: Partition) -> u64 {
+        self.of_losses(partition, Losses::count)
+    }
+
     /// Whether all of these leaves are known to be lost.
     pub fn is_lost(&self, partition: Partition, leaves: &Leaves) -> bool {
         self.of_losses(partition, |losses| losses.is_lost(leaves))

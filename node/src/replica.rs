@@ -12,19 +12,21 @@
 //! a write up there, reads and inserts, and tells the state how that ended. Locks are taken in this order: the key's, the
 //! [recovery](crate::recovery)'s if something is lost, the partition's; the last one is never held while the store is asked.
 //!
-//! `healing` holds what anti-entropy asks of a replica: lists, whole records, and trees that are summed up anew.
+//! `healing` holds what anti-entropy asks of a replica: lists, whole records, and trees that are summed up anew; `moving` what a change of
+//! owners asks: the fence, and to drop a copy.
 
 mod healing;
 mod hints;
+mod moving;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{NodeId, OpId, Partition, key_hash};
+use quorate_wire::ids::{LayoutVersion, NodeId, OpId, Partition, key_hash};
 use quorate_wire::random::Random;
 use quorate_wire::{CONTEXT_LEN_MAX, ENCODED_KEY_LEN_MAX, NotApplied, SIBLINGS_MAX, VALUE_LEN_MAX};
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
@@ -78,12 +80,14 @@ pub struct Operation {
     pub id: OpId,
     /// It is a retry, and an earlier attempt may have been minted: how long ago the first one was sent at most.
     pub first_sent: Option<Duration>,
+    /// The newest layout version that it names.
+    pub under: LayoutVersion,
 }
 
 impl From<OpId> for Operation {
-    /// A first attempt.
+    /// A first attempt, under whatever layout is the newest.
     fn from(id: OpId) -> Self {
-        Self { id, first_sent: None }
+        Self { id, first_sent: None, under: LayoutVersion(u64::MAX) }
     }
 }
 
@@ -206,6 +210,7 @@ impl Replica {
             counters: Counters::default(),
             recovery,
             rebuild: tokio::sync::Mutex::default(),
+            gate: RwLock::default(),
             closed: AtomicBool::new(false),
             room: OnceLock::new(),
         }))
@@ -247,6 +252,7 @@ impl Replica {
         let len = value.as_ref().map_or(0, |value| value.len());
         let write = Write { partition, key: key.clone(), operation: operation.into(), value, cause };
         self.locked(key, len, move |inner, now| {
+            let _gate = inner.passes(partition, write.operation.under)?;
             let held = inner.read_or_refuse(partition, &write.key)?.unwrap_or_default();
             inner.mint(write, &Place::Data, held, now)
         })
@@ -261,7 +267,31 @@ impl Replica {
     pub async fn merge(&self, partition: Partition, key: &Blob, record: Record) -> Result<Merged, NotApplied> {
         check_key(key)?;
         let (key_owned, len) = (key.clone(), values_len(&record));
-        self.locked(key, len, move |inner, now| inner.merge(partition, &Place::Data, &key_owned, &record, now)).await
+        let merge = move |inner: &Inner, now| {
+            let _gate = inner.passes(partition, LayoutVersion(u64::MAX))?;
+            inner.merge(partition, &Place::Data, &key_owned, &record, now)
+        };
+        self.locked(key, len, merge).await
+    }
+
+    /// Merges what a coordinator has sent; `under` is the newest layout version that its write names.
+    ///
+    /// # Errors
+    /// As [`merge`](Self::merge), and [`NotApplied::StaleLayout`] if the [fence](Self::raise_fence) has passed that version.
+    pub async fn merge_under(
+        &self,
+        partition: Partition,
+        key: &Blob,
+        record: Record,
+        under: LayoutVersion,
+    ) -> Result<Merged, NotApplied> {
+        check_key(key)?;
+        let (key_owned, len) = (key.clone(), values_len(&record));
+        let merge = move |inner: &Inner, now| {
+            let _gate = inner.passes(partition, under)?;
+            inner.merge(partition, &Place::Data, &key_owned, &record, now)
+        };
+        self.locked(key, len, merge).await
     }
 
     /// The record of a key for a read above the layout's floor, see [`read_for`](Self::read_for).
@@ -466,6 +496,9 @@ struct Inner {
     recovery: Recovery,
     /// One partition is summed up at a time.
     rebuild: tokio::sync::Mutex<()>,
+    /// What is refused because of a layout. Whoever writes holds it for reading meanwhile, so that who has changed it knows that nothing is
+    /// under way which it refuses. It is taken after a key's lock.
+    gate: RwLock<moving::Gate>,
     /// Nothing is written any more, so that the trees can be saved.
     closed: AtomicBool,
     room: OnceLock<DiskRoom>,
@@ -543,7 +576,7 @@ impl From<DecodeError> for Unreadable {
 impl Inner {
     /// `held` is all that this node holds of the key: the mint is a record that has every dot that it ever minted for it.
     fn mint(&self, write: Write, place: &Place, held: Record, now: Duration) -> Result<Minted, MintError> {
-        let Write { partition, key, operation: Operation { id: op_id, first_sent }, value, cause } = write;
+        let Write { partition, key, operation: Operation { id: op_id, first_sent, .. }, value, cause } = write;
         self.assert_partition(partition, &key);
         self.check_open()?;
         let name = self.name(place, &key);

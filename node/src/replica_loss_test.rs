@@ -289,7 +289,7 @@ async fn a_retry_is_unknown_when_the_insert_that_may_have_replaced_it_could_not_
     assert!(matches!(one.put("k", 2, &first.context).await, Err(MintError::Unknown(_))));
     *lock(&one.store.inserts) = Inserts::Well;
     one.store.no_reads.store(false, Ordering::Relaxed);
-    let again = Operation { id: OpId(1), first_sent: Some(Duration::from_secs(5)) };
+    let again = Operation { first_sent: Some(Duration::from_secs(5)), ..OpId(1).into() };
     let again = one.replica.mint(P, &key("k"), again, Some(key("v")), Context::new()).await;
     assert_eq!(again.expect_err("it was replaced"), MintError::Forgotten);
     assert!(one.put("k", 2, &first.context).await.expect("known").repeated, "and that is what has replaced it");
@@ -491,7 +491,7 @@ async fn nothing_is_the_digest_of_nothing() {
 async fn a_retry_of_unknown_age_is_minted_by_nobody_who_may_have_forgotten() {
     let one = setup(1);
     one.put("k", 1, &Context::new()).await.expect("minted");
-    let operation = Operation { id: OpId(2), first_sent: Some(Duration::MAX) };
+    let operation = Operation { first_sent: Some(Duration::MAX), ..OpId(2).into() };
     let refused = one.replica.mint(P, &key("k"), operation, Some(key("v")), Context::new()).await;
     assert_eq!(refused.expect_err("it is too old"), MintError::Forgotten);
 }

@@ -4,18 +4,17 @@
 //!
 //! Taking part in a quorum never waits for a peer; only a forwarded request does, and it has lanes of its own (no deadlock).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_transport::budget::Room;
 use quorate_wire::codec::Blob;
 use quorate_wire::dawdle;
-use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{NotApplied, Response};
 use tokio::time::Instant;
 
 use crate::coordinator::{Coordinator, Origin, SCAN_LIMIT_MAX, check_key, entries_len};
-use crate::layouts::{Current, Layouts};
+use crate::layouts::Layouts;
 use crate::peer_wire::{
     Fetch, FetchHint, FetchRange, Fetched, FetchedRange, Forward, HandOver, HandedOff, KeepHint, Label, PeerBody,
     PeerReply, Refused, Replicate, Replicated,
@@ -57,7 +56,11 @@ impl ReplicaService {
             | PeerBody::Heal(_)
             | PeerBody::AcceptFirstLayout(_)
             | PeerBody::LayoutState(_)
-            | PeerBody::ContextKeys(_) => {
+            | PeerBody::ContextKeys(_)
+            | PeerBody::PrepareLayout(_)
+            | PeerBody::AcceptLayout(_)
+            | PeerBody::LearnLayouts(_)
+            | PeerBody::GetLayouts(_) => {
                 let why = "it is not a request for data".into();
                 Err(NotApplied::Unsupported { why })
             }
@@ -70,9 +73,9 @@ impl ReplicaService {
 
     async fn replicate(&self, ask: Replicate) -> Result<Replicated, NotApplied> {
         let Replicate { label, key, record } = ask;
-        let (_, partition) = self.owned(label, &key)?;
+        let partition = self.takes(label, &key)?;
         self.coordinator.note_service();
-        let merged = self.replica.merge(partition, &key, decoded(&record)?).await?;
+        let merged = self.replica.merge_under(partition, &key, decoded(&record)?, label.high).await?;
         self.acknowledge(merged).await
     }
 
@@ -93,6 +96,9 @@ impl ReplicaService {
         let current = self.layouts.under(label)?;
         check_key(&key)?;
         let partition = current.partition_of(&key);
+        if label.high < current.version() {
+            return Err(NotApplied::StaleLayout { need: current.version(), had: label.high });
+        }
         current.may_serve(self.me, partition, Role::FallbackFor(target))?;
         let now_ms = self.coordinator.now_ms();
         let merged = self.replica.keep_hint(partition, &key, target, decoded(&record)?, now_ms).await?;
@@ -105,7 +111,7 @@ impl ReplicaService {
         let HandOver { label, entries } = ask;
         let (begun, mut refused) = (Instant::now(), Refused::default());
         for (key, record) in entries {
-            let (_, partition) = self.owned(label, &key)?;
+            let partition = self.takes(label, &key)?;
             let record = refused.decode(&key, &record).map_err(|why| NotApplied::Unsupported { why })?;
             let Some(record) = record else { continue };
             if let Err(refusal) = self.replica.merge(partition, &key, record).await {
@@ -120,13 +126,19 @@ impl ReplicaService {
     }
 
     async fn fetch(&self, ask: Fetch, room: &Waiting) -> Result<Fetched, NotApplied> {
-        let Fetch { label, key, held, durable, r } = ask;
-        let (current, _) = self.owned(label, &key)?;
-        let reading = current.reading(r);
+        let Fetch { at, under, key, held, durable, r } = ask;
+        let current = self.layouts.under(Label::of(at))?;
+        check_key(&key)?;
+        current.may_serve(self.me, current.partition_of(&key), Role::Reads(at))?;
+        let reading = current.reading(at, r);
         self.coordinator.note_service();
         let record = room.read(|| self.replica.read_for(&key, reading), Record::encoded_len).await?;
         if durable {
             self.replica.settled().await?;
+            let need = self.replica.fence();
+            if under < need {
+                return Err(NotApplied::StaleLayout { need, had: LayoutVersion::NONE });
+            }
         }
         dawdle!("replica: a pause between a read and its answer");
         Ok(match record {
@@ -136,25 +148,26 @@ impl ReplicaService {
     }
 
     async fn fetch_hint(&self, ask: FetchHint, room: &Waiting) -> Result<Fetched, NotApplied> {
-        let FetchHint { label, key } = ask;
-        let current = self.layouts.under(label)?;
+        let FetchHint { key } = ask;
+        let current = self.layouts.known()?;
         check_key(&key)?;
         let partition = current.partition_of(&key);
-        let hinted = || self.replica.hinted(partition, &key, current.primaries(partition));
+        let owners = current.owners(partition);
+        let hinted = || self.replica.hinted(partition, &key, &owners);
         let record = room.read(hinted, Record::encoded_len).await?;
         Ok(Fetched::Record(record.map(|record| Blob(record.encode()))))
     }
 
     async fn fetch_range(&self, ask: FetchRange, room: &Waiting) -> Result<FetchedRange, NotApplied> {
-        let FetchRange { label, partition, after, limit, r } = ask;
-        let current = self.layouts.under(label)?;
+        let FetchRange { at, partition, after, limit, r } = ask;
+        let current = self.layouts.under(Label::of(at))?;
         if !(1..=SCAN_LIMIT_MAX).contains(&limit) {
             let why = format!("a page of {limit} records is not possible, 1 to {SCAN_LIMIT_MAX} are");
             return Err(NotApplied::Unsupported { why });
         }
         after.as_deref().map_or(Ok(()), |after| check_key(after))?;
-        current.may_serve(self.me, partition, Role::Primary)?;
-        let reading = current.reading(r);
+        current.may_serve(self.me, partition, Role::Reads(at))?;
+        let reading = current.reading(at, r);
         let range = || self.replica.range(partition, after.as_ref(), limit as usize, reading);
         let (entries, done) = read_within(&room.room, room.until, range, |(entries, _)| entries_len(entries)).await?;
         let entries = entries.into_iter().map(|(key, record)| (key, Blob(record.encode()))).collect();
@@ -167,13 +180,13 @@ impl ReplicaService {
         Response { table: None, body }
     }
 
-    /// The partition of a key of a question, and the layout, if this node is a primary of it and the question is not too old.
-    fn owned(&self, label: Label, key: &Blob) -> Result<(Arc<Current>, Partition), NotApplied> {
+    /// The partition of a key, if this node takes a write to it that names these versions.
+    fn takes(&self, label: Label, key: &Blob) -> Result<Partition, NotApplied> {
         let current = self.layouts.under(label)?;
         check_key(key)?;
         let partition = current.partition_of(key);
-        current.may_serve(self.me, partition, Role::Primary)?;
-        Ok((current, partition))
+        current.may_serve(self.me, partition, Role::Writes(label))?;
+        Ok(partition)
     }
 }
 

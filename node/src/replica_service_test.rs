@@ -42,8 +42,8 @@ async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_
         [
             PeerBody::Replicate(Replicate { label, key: key.clone(), record: record.clone() }),
             PeerBody::Handoff(HandOver { label, entries: vec![(key.clone(), record)] }),
-            PeerBody::Fetch(Fetch { label, key, held: None, durable: false, r: 1 }),
-            PeerBody::FetchRange(FetchRange { label, partition: PARTITION, after: None, limit: 1, r: 1 }),
+            PeerBody::Fetch(Fetch { at: label.high, under: label.high, key, held: None, durable: false, r: 1 }),
+            PeerBody::FetchRange(FetchRange { at: label.high, partition: PARTITION, after: None, limit: 1, r: 1 }),
         ]
     };
     for body in bodies(NOW) {
@@ -51,16 +51,17 @@ async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_
         assert!(matches!(&reply, NotApplied::NotServing { why, .. } if why.contains("no primary")), "{reply:?}");
     }
     let hint = |label| PeerBody::Hint(KeepHint { label, target, key: key.clone(), record: encoded.clone() });
-    let fetch_hint = |label| PeerBody::FetchHint(FetchHint { label, key: other.clone() });
-    for body in bodies(OLD).into_iter().chain([hint(OLD), fetch_hint(OLD)]) {
+    let fetch_hint = || PeerBody::FetchHint(FetchHint { key: other.clone() });
+    for body in bodies(OLD).into_iter().chain([hint(OLD)]) {
         let stale = NotApplied::StaleLayout { need: LayoutVersion(1), had: LayoutVersion(0) };
         assert_eq!(refused(ask(&nodes[0], &nodes[1], body).await), stale);
     }
-    // A label that goes beyond what the receiver knows is none of its business.
+    // What names a layout that the receiver does not know is for later, when it has learned that.
     let newer = Label { low: LayoutVersion(1), high: LayoutVersion(2) };
-    for body in bodies(newer) {
-        let reply = ask(&nodes[0], &nodes[1], body).await;
-        assert!(!matches!(reply, PeerReply::Refused(_)), "{reply:?}");
+    for body in bodies(newer).into_iter().chain([hint(newer)]) {
+        let reply = refused(ask(&nodes[0], &nodes[1], body).await);
+        let learns = |why: &str| why.contains("does not know layout 2 yet");
+        assert!(matches!(&reply, NotApplied::NotServing { why, .. } if learns(why)), "{reply:?}");
     }
     // Whoever owns the key keeps no hint of it, and nobody keeps one for who does not.
     for (to, target) in [(&nodes[1], target), (&nodes[3], nodes[4].id)] {
@@ -74,8 +75,8 @@ async fn every_question_about_data_is_refused_by_who_does_not_own_it_or_when_it_
         ask(&nodes[0], &nodes[3], hint(NOW)).await,
         PeerReply::Replicated(Replicated { synced: true, changed: false })
     );
-    assert_eq!(ask(&nodes[0], &nodes[3], fetch_hint(NOW)).await, PeerReply::Fetched(Fetched::Record(None)));
-    let body = PeerBody::FetchHint(FetchHint { label: NOW, key: key.clone() });
+    assert_eq!(ask(&nodes[0], &nodes[3], fetch_hint()).await, PeerReply::Fetched(Fetched::Record(None)));
+    let body = PeerBody::FetchHint(FetchHint { key: key.clone() });
     assert_eq!(ask(&nodes[0], &nodes[3], body).await, PeerReply::Fetched(Fetched::Record(Some(encoded))));
 }
 
@@ -88,10 +89,12 @@ async fn what_is_no_key_no_record_or_no_page_is_refused() {
         PeerBody::Replicate(Replicate { label: NOW, key: key.clone(), record: record.clone() })
     };
     let empty = Blob::from(Key::plain(""));
-    let fetch = |key: &Blob| PeerBody::Fetch(Fetch { label: NOW, key: key.clone(), held: None, durable: true, r: 1 });
+    let fetch = |key: &Blob| {
+        PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: key.clone(), held: None, durable: true, r: 1 })
+    };
     let range =
-        |partition, after, limit| PeerBody::FetchRange(FetchRange { label: NOW, partition, after, limit, r: 1 });
-    let fetch_hint = PeerBody::FetchHint(FetchHint { label: NOW, key: empty.clone() });
+        |partition, after, limit| PeerBody::FetchRange(FetchRange { at: NOW.high, partition, after, limit, r: 1 });
+    let fetch_hint = PeerBody::FetchHint(FetchHint { key: empty.clone() });
     let handoff = PeerBody::Handoff(HandOver { label: NOW, entries: vec![(empty.clone(), good.clone())] });
     for body in [replicate(&empty, &good), fetch(&empty), fetch_hint, handoff, range(PARTITION, Some(empty.clone()), 1)]
     {
@@ -130,7 +133,14 @@ async fn what_is_of_a_newer_version_is_refused_and_holds_up_nothing_else() {
     assert_eq!(left.keys, std::slice::from_ref(&one), "whoever keeps it goes on keeping it");
     assert!(left.why.contains("newer version of quorate"), "{}", left.why);
     assert_eq!((nodes[1].held(&one).await, nodes[1].held(&other).await), (None, Some(record(2, "two"))));
-    let malformed = PeerBody::Fetch(Fetch { label: NOW, key: Blob::copy_from(b"k"), held: None, durable: false, r: 1 });
+    let malformed = PeerBody::Fetch(Fetch {
+        at: NOW.high,
+        under: NOW.high,
+        key: Blob::copy_from(b"k"),
+        held: None,
+        durable: false,
+        r: 1,
+    });
     let told = refused(ask(&nodes[0], &nodes[1], malformed).await).to_string();
     assert!(told.contains("a malformed key"), "{told}");
 }
@@ -151,7 +161,8 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
         PeerReply::Replicated(Replicated { synced: true, changed: false })
     );
     assert!(nodes[1].coordinator.is_busy(), "a client is served through it");
-    let fetch = |held| PeerBody::Fetch(Fetch { label: NOW, key: one.clone(), held, durable: true, r: 1 });
+    let fetch =
+        |held| PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: one.clone(), held, durable: true, r: 1 });
     let whole = PeerReply::Fetched(Fetched::Record(Some(encoded.clone())));
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(None)).await, whole);
     assert_eq!(ask(&nodes[0], &nodes[1], fetch(Some(7))).await, whole);
@@ -170,7 +181,7 @@ async fn an_owner_merges_gives_back_and_says_what_was_new() {
         ask(&nodes[0], &nodes[2], handoff).await,
         PeerReply::HandedOff(HandedOff { pause_ms: 0, refused: Refused::default() })
     );
-    let range = PeerBody::FetchRange(FetchRange { label: NOW, partition: PARTITION, after: None, limit: 10, r: 1 });
+    let range = PeerBody::FetchRange(FetchRange { at: NOW.high, partition: PARTITION, after: None, limit: 10, r: 1 });
     let PeerReply::Range(FetchedRange { entries, done: true }) = ask(&nodes[0], &nodes[1], range).await else {
         panic!("one page")
     };
@@ -188,7 +199,8 @@ async fn idle(node: &Node) {
 async fn a_node_is_busy_while_clients_are_served_through_it_and_by_nothing_else() {
     let nodes = by_hand::start(Kind::of(3)).await;
     let (key, record) = (key_in(&nodes[0], PARTITION, 0), Blob(record(1, "one").encode()));
-    let fetch = PeerBody::Fetch(Fetch { label: NOW, key: key.clone(), held: None, durable: false, r: 1 });
+    let fetch =
+        PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: key.clone(), held: None, durable: false, r: 1 });
     let replicate = PeerBody::Replicate(Replicate { label: NOW, key: key.clone(), record: record.clone() });
     for body in [fetch, replicate] {
         idle(&nodes[1]).await;
@@ -214,7 +226,9 @@ async fn what_is_to_be_durable_is_synced_before_it_is_answered() {
             assert!(!matches!(reply, PeerReply::Refused(_)), "{reply:?}");
             node.committer.beacon() > before
         };
-        let fetch = |durable| PeerBody::Fetch(Fetch { label: NOW, key: key.clone(), held: None, durable, r: 1 });
+        let fetch = |durable| {
+            PeerBody::Fetch(Fetch { at: NOW.high, under: NOW.high, key: key.clone(), held: None, durable, r: 1 })
+        };
         assert!(!synced(fetch(false)).await);
         assert_eq!(synced(fetch(true)).await, waits, "{durability:?}");
         let handoff = PeerBody::Handoff(HandOver { label: NOW, entries: vec![(key.clone(), encoded.clone())] });

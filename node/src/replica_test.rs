@@ -531,7 +531,7 @@ async fn requests_that_are_given_up_do_not_break_the_lock() {
 async fn a_retry_is_minted_only_by_who_remembers_everything_since_its_first_attempt() {
     let one = inline();
     let retry = async |id: u128, value: Option<&str>, cause: &Context, first_sent_s: u64| {
-        let operation = Operation { id: OpId(id), first_sent: Some(Duration::from_secs(first_sent_s)) };
+        let operation = Operation { first_sent: Some(Duration::from_secs(first_sent_s)), ..OpId(id).into() };
         let value = value.map(|value| Blob::copy_from(value.as_bytes()));
         one.replica.mint(P, &key("k"), operation, value, cause.clone()).await
     };
@@ -609,7 +609,7 @@ async fn a_retry_is_not_minted_over_a_lost_record_though_a_copy_of_it_has_no_new
     let first = one.put(2, "a", &nothing).await.expect("minted");
     one.put(3, "b", &first.context).await.expect("minted");
     let retry = async || {
-        let operation = Operation { id: OpId(2), first_sent: Some(Duration::from_secs(9)) };
+        let operation = Operation { first_sent: Some(Duration::from_secs(9)), ..OpId(2).into() };
         one.replica.mint(P, &key("k"), operation, Some(key("a")), nothing.clone()).await
     };
     assert!(retry().await.expect("known").repeated);
@@ -657,7 +657,7 @@ fn over(node: &str, store: &MemoryStore) -> Replica {
 /// then: it lacks the very dot that the retry would be recognised by.
 #[tokio::test(start_paused = true)]
 async fn a_retry_whose_first_attempt_an_earlier_run_may_have_minted_is_unknown() {
-    let late = |seconds| Operation { id: OpId(7), first_sent: Some(Duration::from_secs(seconds)) };
+    let late = |seconds| Operation { first_sent: Some(Duration::from_secs(seconds)), ..OpId(7).into() };
     let retry = async |replica: &Replica, seconds, value: Option<&str>| {
         replica.mint(P, &key("k"), late(seconds), value.map(key), Context::new()).await.map(|minted| minted.dot)
     };
@@ -684,7 +684,7 @@ async fn a_retry_that_only_the_memory_is_too_short_for_is_judged_by_the_record()
     one.mint(P, &key("m"), OpId(9), Some(key("y")), first.context).await.expect("minted");
     let evicted = one.partitions().with(P, |state, _| state.trim_operations(one.partitions().now(), 0));
     assert_eq!((evicted, one.stats().operations), (1, 0));
-    let late = |id| Operation { id: OpId(id), first_sent: Some(Duration::from_secs(3)) };
+    let late = |id| Operation { first_sent: Some(Duration::from_secs(3)), ..OpId(id).into() };
     let minted = one.mint(P, &key("k"), late(1), Some(key("x")), Context::new()).await.expect("nothing is missing");
     let blind = one.mint(P, &key("k"), late(2), Some(key("y")), Context::new()).await;
     assert_eq!(blind.map(|minted| minted.dot), Err(MintError::Forgotten), "x may be what has replaced it");

@@ -23,7 +23,9 @@ use crate::anti_entropy::AntiEntropy;
 use crate::coordinator::{Coordinator, Origin};
 use crate::layouts::Layouts;
 use crate::metrics::{Metrics, Sample};
-use crate::peer_wire::{ALPN_PEER, AcceptFirstLayout, GetLayout, Heal, PeerBody, PeerReply, PeerRequest, ShareKeys};
+use crate::peer_wire::{
+    ALPN_PEER, AcceptFirstLayout, GetLayout, GetLayouts, Heal, PeerBody, PeerReply, PeerRequest, ShareKeys,
+};
 use crate::peers::Peers;
 use crate::replica_service::ReplicaService;
 use crate::request_memory::{ClientConnection, OVERLOADED, Pools};
@@ -169,7 +171,7 @@ impl ClientHandler {
                 said = story::said(&answer), ok = answer.is_ok());
         }
         sometimes!("server: a request was answered before there was a layout", services.layouts.current().is_none());
-        let table = services.layouts.current().filter(|current| current.layout.version > request.layout);
+        let table = services.layouts.current().filter(|current| current.version() > request.layout);
         let table = table.map(|current| services.coordinator.routes(&current));
         let encoded = codec::encode(&Response { table, body: answer });
         // What a write has come to is told in any case: it is small, and nobody would know it otherwise.
@@ -200,7 +202,7 @@ impl Services {
                         "changing the layout needs an administrator's certificate (`quorate cert client NAME --admin`)";
                     return Err(NotApplied::Forbidden { why: why.into() }.into());
                 }
-                Ok(Reply::Layout(Box::new(self.layouts.command(command.clone()).await?)))
+                Ok(Reply::Layout(Box::new(self.layouts.command(command.clone(), timeout).await?)))
             }
             RequestBody::Repair(command) => {
                 if !admin && command.changes() {
@@ -243,6 +245,10 @@ impl Services {
                 }
                 PeerBody::LayoutState(GetLayout) => self.layouts.state().into(),
                 PeerBody::ContextKeys(ShareKeys { keys }) => self.layouts.take_context_keys(keys).await.into(),
+                PeerBody::PrepareLayout(ask) => self.layouts.promise(from, ask, timeout).await.into(),
+                PeerBody::AcceptLayout(ask) => self.layouts.vote(from, ask, timeout).await.into(),
+                PeerBody::LearnLayouts(ask) => self.layouts.learn(from, ask).await.into(),
+                PeerBody::GetLayouts(GetLayouts { after }) => self.layouts.live_after(after).into(),
                 PeerBody::Hello(_) => PeerReply::Refused(NotApplied::Unsupported {
                     why: "hello is said once, at the beginning of a connection".into(),
                 }),

@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use quorate_wire::LayoutView;
+use quorate_wire::{Gets, LayoutView, Load, Moves};
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::Instrument;
 
 use crate::store::Executor;
 use crate::supervise;
+use quorate_core::changes::{Movement, problems_of};
 use quorate_core::layout::Layout;
+use quorate_core::ring::Ring;
 use quorate_core::staging::warnings;
 
 /// The newest state that was shown.
@@ -33,6 +35,8 @@ pub(crate) struct Shown {
     pub(crate) problems: Vec<String>,
     /// What is worth a second look in it.
     pub(crate) warnings: Vec<String>,
+    /// What applying it would move, if it is possible and another layout is in force.
+    pub(crate) moves: Option<Moves>,
 }
 
 impl Showing {
@@ -64,15 +68,59 @@ impl Showing {
 
 impl Shown {
     fn compute(chosen: Option<Layout>, staged: Option<Layout>) -> Self {
+        let problems = match (&chosen, &staged) {
+            (Some(chosen), Some(staged)) => problems_of(chosen, staged),
+            (None, Some(staged)) => staged.problems(),
+            (_, None) => Vec::new(),
+        };
+        let moves = match (&chosen, &staged) {
+            (Some(chosen), Some(staged)) if problems.is_empty() => moves(chosen, staged),
+            _ => None,
+        };
+        let mut seconds = staged.as_ref().map(warnings).unwrap_or_default();
+        if let Some(moves) = moves.as_ref().filter(|moves| moves.all_owners_change > 0) {
+            seconds.push(format!(
+                "{} partitions keep none of their owners: all of their data is copied before the change is over",
+                moves.all_owners_change
+            ));
+        }
         Self {
             current_view: chosen.as_ref().map_or_else(Layout::none_view, Layout::view),
             staged_view: staged.as_ref().map(Layout::view),
-            problems: staged.as_ref().map(Layout::problems).unwrap_or_default(),
-            warnings: staged.as_ref().map(warnings).unwrap_or_default(),
+            problems,
+            warnings: seconds,
+            moves,
             chosen,
             staged,
         }
     }
+}
+
+fn moves(before: &Layout, after: &Layout) -> Option<Moves> {
+    let (old, new) = (before.ring().ok()?, after.ring().ok()?);
+    let movement = Movement::between(&old, &new);
+    let load = |(node, (before, after)): (&_, &_)| Load { node: *node, before: *before, after: *after };
+    let gets = |((from, to), partitions): (&(_, _), &u32)| Gets { from: *from, to: *to, partitions: *partitions };
+    Some(Moves {
+        loads: movement.loads.iter().map(load).collect(),
+        gets: movement.gets.iter().map(gets).collect(),
+        replicas: movement.replicas(),
+        least: movement.least(),
+        all_owners_change: movement.all_owners_change,
+        balance_before: balance(before, &old),
+        balance_after: balance(after, &new),
+    })
+}
+
+/// The largest load of a member relative to its weight's share of all.
+fn balance(layout: &Layout, ring: &Ring) -> f64 {
+    let all = f64::from(layout.partitions) * f64::from(layout.n);
+    let weights: u32 = layout.members.iter().map(|member| member.weight).sum();
+    let relative = ring.members().iter().zip(ring.loads()).map(|(node, load)| {
+        let weight = layout.member(*node).map_or(1, |member| member.weight);
+        f64::from(load) * f64::from(weights) / (all * f64::from(weight))
+    });
+    relative.fold(0.0, f64::max)
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ pub const TASKS: &[&str] = &[
     "anti-entropy",
     "recovery",
     "recovery: a partition",
+    "layout change",
+    "layout change: a partition",
     "scrub",
     "sync",
     "sync by the clock",

@@ -166,7 +166,7 @@ impl Cluster<'_> {
                 trace: trace.clone(),
             };
             let addr = addrs[usize::from(i)];
-            let zone = zone(plan.zones[usize::from(i)]);
+            let zone = zone(plan.all_zones()[usize::from(i)]);
             tell!(act = "lives at", node = %node, %addr);
             let machine = Machine { node, addr, zone, cable, disk, shared: Arc::new(shared) };
             machines.push(machine.clone());

@@ -173,6 +173,21 @@ pub struct History {
     pub costs: Vec<Cost>,
     /// Who could reach whom, each time that it changed, in the order of time.
     pub reach: Vec<Reach>,
+    /// What each disk held of layouts, each time that it changed, in the order of time; only of lives whose layout changes.
+    pub layouts: Vec<KnownLayouts>,
+}
+
+/// The layouts that a node's disk holds durably, from a moment on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownLayouts {
+    /// Since when, in microseconds of simulated time.
+    pub from_us: u64,
+    /// Whose disk.
+    pub node: String,
+    /// The version and the hash of each layout that is in force there, oldest first.
+    pub layouts: Vec<(u64, String)>,
+    /// The disk has lost something that was durable.
+    pub spoilt: bool,
 }
 
 /// Who can reach whom, from a moment on.
@@ -190,6 +205,10 @@ pub struct Reach {
     pub unreached: BTreeSet<String>,
     /// Some node answers late, or only some of what it is asked.
     pub slow: bool,
+    /// The layout, if all of its members know it and nothing is left to be done for it; `sound` and the others have its members only then.
+    /// 0 for the only one of a life whose layout never changes.
+    #[serde(default)]
+    pub layout: Option<u64>,
 }
 
 /// A node had a write's value, then a record that had replaced it, and now the value again.
@@ -327,6 +346,7 @@ enum Line {
     Risen(Risen),
     Cost(Cost),
     Reach(Reach),
+    Layouts(KnownLayouts),
 }
 
 impl History {
@@ -370,8 +390,9 @@ impl History {
         let risen = self.risen.iter().cloned().map(Line::Risen);
         let costs = self.costs.iter().cloned().map(Line::Cost);
         let reach = self.reach.iter().cloned().map(Line::Reach);
-        let seen =
-            held.chain(let_go).chain(minters).chain(reused).chain(replaced).chain(risen).chain(costs).chain(reach);
+        let layouts = self.layouts.iter().cloned().map(Line::Layouts);
+        let seen = held.chain(let_go).chain(minters).chain(reused).chain(replaced).chain(risen).chain(costs);
+        let seen = seen.chain(reach).chain(layouts);
         for line in operations.chain(replicas).chain(merged).chain(seen) {
             serde_json::to_writer(&mut to, &line)?;
             to.write_all(b"\n")?;
@@ -404,6 +425,7 @@ impl History {
                 Line::Risen(risen) => history.risen.push(risen),
                 Line::Cost(cost) => history.costs.push(cost),
                 Line::Reach(reach) => history.reach.push(reach),
+                Line::Layouts(known) => history.layouts.push(known),
             }
         }
         Ok(history)
@@ -546,7 +568,10 @@ mod tests {
             parted: [("n1".into(), "n3".into())].into(),
             unreached: ["n3".into()].into(),
             slow: true,
+            layout: Some(2),
         });
+        let layouts = vec![(1, "a".into()), (2, "b".into())];
+        history.layouts.push(KnownLayouts { from_us: 8, node: "n1".into(), layouts, spoilt: true });
         let mut lines = Vec::new();
         history.write_lines(&mut lines).expect("memory takes everything");
         assert_eq!(History::read_lines(&lines[..]).expect("it is one"), history);

@@ -53,7 +53,9 @@ pub mod trace;
 mod bad_clients;
 pub mod cluster;
 mod forgery;
+pub mod layouts;
 pub mod nemesis;
+mod operator;
 pub mod workload;
 
 pub mod life;

@@ -23,24 +23,27 @@ use std::time::Duration;
 
 use quorate_core::keyspace::key_of_data;
 use quorate_core::record::Record;
+use quorate_core::ring::Ring;
 use quorate_node::fault_points::TABLES;
 use quorate_node::store::Tree;
+use quorate_wire::SIBLINGS_MAX;
 use quorate_wire::fault_points::{self, Effect};
 use quorate_wire::key::KeyParts;
-use quorate_wire::{Key, SIBLINGS_MAX};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bad_clients;
 use crate::checker::keys::Retries;
 use crate::checker::served::{self, Judged};
-use crate::checker::{self, Expectations, Violation, Window};
-use crate::cluster::{Cluster, random_of};
-use crate::disk::{DiskCounts, SimDisk};
+use crate::checker::{self, Expectations, Property, Violation, Window};
+use crate::cluster::{Cluster, Process, random_of};
+use crate::disk::{Crash, DiskCounts, SimDisk};
 use crate::history::{self, History, OpNo, Outcome, Replica};
 use crate::interpose;
+use crate::layouts;
 use crate::nemesis::Nemesis;
-use crate::plan::{Aftermath, FaultClass, Plan};
+use crate::operator::{Operators, Wish, operate};
+use crate::plan::{Aftermath, FaultClass, Plan, Staging};
 use crate::socket::PacketCounts;
 use crate::story::{self, Story};
 use crate::trace::{Counts, Trace, TraceHash};
@@ -80,6 +83,72 @@ pub struct Report {
     pub history: History,
     /// How much was held against "served if any coordinator in reach can".
     pub served: Judged,
+    /// What became of changes of the layout.
+    pub changes: Changes,
+}
+
+/// What became of the changes of the layout that operators wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Those that were decided.
+    pub decided: u64,
+    /// Those in whose place another one was decided.
+    pub dropped: u64,
+    /// Those that were not possible, or for which no majority was left.
+    pub refused: u64,
+    /// Operations that were asked for while a change was under way.
+    pub operations: u64,
+    /// Of these, those that failed.
+    pub failed: u64,
+    /// Of those, the ones that failed though nothing else was wrong at the time.
+    pub failed_by_it: u64,
+}
+
+impl Changes {
+    fn of(wishes: &[Wish], history: &History) -> Self {
+        let mut changes = Self::default();
+        for wish in wishes {
+            *match wish {
+                Wish::Decided(_) => &mut changes.decided,
+                Wish::Dropped(_) => &mut changes.dropped,
+                Wish::Waits | Wish::Open(_) | Wish::Refused(_) | Wish::GivenUp(_) => &mut changes.refused,
+            } += 1;
+        }
+        for operation in history.operations.values() {
+            let next = history.reach.partition_point(|reach| reach.from_us <= operation.invoked_us);
+            let Some(reach) = next.checked_sub(1).map(|at| &history.reach[at]).filter(|reach| reach.layout.is_none())
+            else {
+                continue;
+            };
+            let failed = matches!(operation.outcome, Outcome::NotApplied(_) | Outcome::Unknown(_));
+            let whole = !reach.slow && [reach.away.len(), reach.unreached.len(), reach.parted.len()] == [0; 3];
+            changes.operations += 1;
+            changes.failed += u64::from(failed);
+            changes.failed_by_it += u64::from(failed && whole);
+        }
+        changes
+    }
+
+    /// Adds what became of those of another life.
+    pub fn add(&mut self, more: Self) {
+        self.decided += more.decided;
+        self.dropped += more.dropped;
+        self.refused += more.refused;
+        self.operations += more.operations;
+        self.failed += more.failed;
+        self.failed_by_it += more.failed_by_it;
+    }
+}
+
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { decided, dropped, refused, operations, failed, failed_by_it } = self;
+        write!(
+            f,
+            "{decided} decided, {dropped} dropped for another one, {refused} refused; of {operations} operations meanwhile {failed} failed, \
+             {failed_by_it} of them with nothing else wrong"
+        )
+    }
 }
 
 /// How many operations ended in which way.
@@ -137,6 +206,9 @@ impl fmt::Display for Report {
             let (from, to) = (fault.at_ms, fault.at_ms + fault.for_ms);
             writeln!(f, "  {:>6}-{:<6} ms {:?}", from, to, fault.kind)?;
         }
+        for change in &plan.changes {
+            writeln!(f, "  {:>6}-       ms at n{}: {:?}", change.at_ms, change.at + 1, change.stage)?;
+        }
         if let Some(Aftermath { broken, how, sudden, rots }) = &plan.aftermath {
             let when = if *sudden { "are" } else { "stay" };
             let rots = if *rots { ", and some records of one of these rot" } else { "" };
@@ -161,6 +233,9 @@ impl fmt::Display for Report {
             "disks: {crashes} crashes, {writes_lost} writes lost, {lied} that were said to be synced, {torn} torn, {corrupted} corrupted, \
              {syncs_failed} syncs failed, {inserts_failed} inserts failed, {full} writes refused for want of room"
         )?;
+        if !plan.changes.is_empty() {
+            writeln!(f, "changes of the layout: {}", self.changes)?;
+        }
         let fired = self.points.fired.values().sum::<u64>();
         let reached = self.points.reached.values().filter(|count| **count > 0).count();
         writeln!(
@@ -241,6 +316,7 @@ fn alone(plan: Plan, trace: Trace) -> Report {
         points: fault_points::Report::default(),
         history: History::default(),
         served: Judged::default(),
+        changes: Changes::default(),
     };
     let ended = {
         let _guard = interpose::enter(plan.seed);
@@ -292,10 +368,12 @@ fn live(report: &mut Report, notebook: &Notebook, trace: &Trace) -> Result<(), S
     let mut cluster = Cluster::new(&plan, trace.clone());
     let (phase, _) = watch::channel(Phase::Joining);
     let phase = Arc::new(phase);
-    let program = program(cluster.clients().clone(), &cluster, &plan, notebook.clone(), phase.clone());
+    let operators = Operators::new(&plan, trace.clone());
+    let program =
+        program(cluster.clients().clone(), &cluster, &plan, notebook.clone(), operators.clone(), phase.clone());
     cluster.run_clients(program);
 
-    let ended = through(&mut cluster, &plan, notebook, &phase, report, trace);
+    let ended = through(&mut cluster, &plan, notebook, &operators, &phase, report, trace);
     report.simulated = cluster.elapsed();
     for machine in cluster.machines() {
         report.packets = sum_packets(report.packets, machine.cable.counts());
@@ -308,12 +386,20 @@ fn through(
     cluster: &mut Cluster<'_>,
     plan: &Plan,
     notebook: &Notebook,
+    operators: &Operators,
     phase: &watch::Sender<Phase>,
     report: &mut Report,
     trace: &Trace,
 ) -> Result<(), String> {
     let ms = |ms: u32| Duration::from_millis(ms.into());
-    let mut vigil = Vigil::new(cluster, notebook, plan.nobody_forgets());
+    let changes = !plan.changes.is_empty();
+    // A new owner has not seen what was superseded before it came.
+    let mut vigil = Vigil::new(cluster, notebook, plan.nobody_forgets() && !changes, changes);
+    for (node, spare) in (plan.members()..).zip(&plan.spares) {
+        if spare.from_ms.is_some() {
+            cluster.crash(node, Crash::Clean);
+        }
+    }
     let start = loop {
         cluster.step().map_err(|error| error.to_string())?;
         match &*phase.borrow() {
@@ -327,6 +413,7 @@ fn through(
     let active_until = start + ms(plan.active_ms);
     while cluster.elapsed() < active_until {
         step(cluster, &mut nemesis, &mut vigil)?;
+        retire(cluster, plan, operators, &mut nemesis, &vigil);
     }
     report.injected = nemesis.injected().clone();
     // Availability and convergence are promised of code that does what it says.
@@ -360,6 +447,19 @@ fn through(
     }
 
     let mut violations = Vec::new();
+    if changes {
+        let why = changes_end(cluster, plan, operators, &mut nemesis, &mut vigil)?;
+        report.changes = Changes::of(&operators.wishes(), &notebook.history());
+        if let Some(why) = why {
+            // Of what is not yet over no more can be asked than what holds at all times.
+            report.history = with_disks(notebook.history(), cluster)?;
+            let expectations = Expectations { converged: false, drained: false, ..expectations(plan, BTreeMap::new()) };
+            violations.push(change_hangs(why));
+            violations.extend(checker::judge(&report.history, &expectations));
+            report.violations = violations;
+            return Ok(());
+        }
+    }
     if reads_must_mend(plan) {
         phase.send_replace(Phase::Reading);
         let from_us = audited(cluster, &mut nemesis, &mut vigil, phase, |phase| match phase {
@@ -377,7 +477,9 @@ fn through(
         Phase::Audited { first_us, second_us, end_us } => Some((*first_us, *second_us, *end_us)),
         _ => None,
     })?;
-    for cost in kept(cluster, &mut nemesis, &mut vigil)? {
+    let stays = |node: &usize| !nemesis.retired().contains(&(*node as u8));
+    let stay: Vec<usize> = (0..cluster.machines().len()).filter(stays).collect();
+    for cost in kept(cluster, stay, &mut nemesis, &mut vigil)? {
         notebook.saw_cost(cost);
     }
     for machine in cluster.machines() {
@@ -390,13 +492,42 @@ fn through(
     // A read of a majority may need the replica whose record is damaged; a write goes around it and overwrites it.
     let from_us = if nemesis.ever_destroyed().is_empty() { first_us } else { second_us };
     available.push(Window { from_us, to_us: end_us + 1 });
+    let rings = rings(plan, &vigil);
+    let owners = |ring: &Ring| -> BTreeMap<String, BTreeSet<String>> {
+        let keys = report.history.by_key().into_keys();
+        keys.map(|key| (key.to_owned(), layouts::owners(ring, key))).collect()
+    };
+    let owners: BTreeMap<u64, _> = rings.iter().map(|(version, ring)| (*version, owners(ring))).collect();
+    let newest = owners.last_key_value().map(|(_, newest)| newest.clone()).unwrap_or_default();
+    // What heals by itself has done so before anybody reads; where it was left out, the audit's own reads and writes make up. They do
+    // not for names (rule V7): a write sends those that its coordinator has, and brings none back.
+    let mut expectations = expectations(plan, newest);
+    expectations.retries.settled_us = settled_us;
+    let mut judged = checker::judge(&before, &expectations);
+    if changes && !expectations.converged {
+        // Former owners drop what they had, whether replicas compare themselves or not.
+        judged.extend(checker::placement::check(&before, &expectations.owners));
+    }
+    expectations.converged = true;
+    expectations.available = available;
+    for violation in judged.into_iter().chain(checker::judge(&report.history, &expectations)) {
+        if !violations.contains(&violation) {
+            violations.push(violation);
+        }
+    }
+    let (unserved, judged) = served::check(&report.history, &owners, &served_terms(plan));
+    violations.extend(unserved);
+    report.served = judged;
+    report.violations = violations;
+    Ok(())
+}
+
+/// What every life of this plan promises before its audit.
+fn expectations(plan: &Plan, owners: BTreeMap<String, BTreeSet<String>>) -> Expectations {
     // Each coordinator admits so many; merging can bring together what several have admitted. Any node may stand in as one.
     let siblings_max = SIBLINGS_MAX * usize::from(plan.nodes());
     let forgets_us = plan.has_point(Effect::Forgets).then_some(RETRY_LATEST_US);
-    let owners = owners(plan, &report.history);
-    // What heals by itself has done so before anybody reads; where it was left out, the audit's own reads and writes make up. They do
-    // not for names (rule V7): a write sends those that its coordinator has, and brings none back.
-    let mut expectations = Expectations {
+    Expectations {
         n: plan.n,
         floors: plan.floors(),
         siblings_max,
@@ -407,21 +538,85 @@ fn through(
         forged: plan.workload.foreign_percent > 0,
         rotated: plan.workload.rotations > 0,
         available: Vec::new(),
-        retries: Retries { forgets_us, settled_us },
-    };
-    let judged = checker::judge(&before, &expectations);
-    expectations.converged = true;
-    expectations.available = available;
-    for violation in judged.into_iter().chain(checker::judge(&report.history, &expectations)) {
-        if !violations.contains(&violation) {
-            violations.push(violation);
+        retries: Retries { forgets_us, settled_us: None },
+    }
+}
+
+/// The ring of each layout that there was: of version 0 if there was only the plan's.
+fn rings(plan: &Plan, vigil: &Vigil) -> BTreeMap<u64, Ring> {
+    match vigil.layouts() {
+        None => [(0, plan.ring())].into(),
+        Some(watch) => watch.seen().map(|(layout, ring)| (layout.version.0, ring.clone())).collect(),
+    }
+}
+
+fn change_hangs(what: String) -> Violation {
+    Violation { property: Property::ChangeEnds, key: String::new(), operations: Vec::new(), what }
+}
+
+/// Stops nodes for good that no layout names any more, if the operator who had them leave wants that, and nothing lies on them.
+fn retire(cluster: &mut Cluster<'_>, plan: &Plan, operators: &Operators, nemesis: &mut Nemesis, vigil: &Vigil) {
+    let Some(watch) = vigil.layouts().filter(|_| plan.changes.iter().any(|change| change.stops)) else { return };
+    if watch.settled(cluster).is_none() {
+        return;
+    }
+    let Some((newest, _)) = watch.newest() else { return };
+    let wishes = operators.wishes();
+    let done =
+        plan.changes.iter().zip(&wishes).filter(|(change, wish)| change.stops && matches!(wish, Wish::Decided(_)));
+    let gone: BTreeSet<u8> = done.flat_map(|(change, _)| change.stage.iter().filter_map(Staging::goes)).collect();
+    // Who is wanted again stays.
+    let waits = plan.changes.iter().zip(&wishes).filter(|(_, wish)| !matches!(wish, Wish::Decided(_)));
+    let wanted: BTreeSet<u8> = waits.flat_map(|(change, _)| change.stage.iter().flat_map(Staging::nodes)).collect();
+    for node in gone.difference(&wanted) {
+        let machine = &cluster.machines()[usize::from(*node)];
+        let runs = machine.process() == Process::Running && !nemesis.retired().contains(node);
+        if runs && newest.member(machine.node()).is_none() && watch.left_over(machine).is_none() {
+            nemesis.retire(*node, cluster);
         }
     }
-    let (unserved, judged) = served::check(&report.history, &expectations.owners, &served_terms(plan));
-    violations.extend(unserved);
-    report.served = judged;
-    report.violations = violations;
-    Ok(())
+}
+
+/// Waits until every operator's wish has come to its end, the newest layout is the only one, and former owners have dropped what they had.
+/// What is still missing after a long time, if anything is.
+fn changes_end(
+    cluster: &mut Cluster<'_>,
+    plan: &Plan,
+    operators: &Operators,
+    nemesis: &mut Nemesis,
+    vigil: &mut Vigil,
+) -> Result<Option<String>, String> {
+    let limit = cluster.elapsed() + CHANGES_END;
+    let mut quiet = cluster.elapsed();
+    loop {
+        for _ in 0..100 {
+            step(cluster, nemesis, vigil)?;
+        }
+        retire(cluster, plan, operators, nemesis, vigil);
+        let watch = vigil.layouts().expect("the layout changes");
+        let left_over = || cluster.machines().iter().find_map(|machine| watch.left_over(machine));
+        let open = || match operators.are_done() {
+            true => None,
+            false => Some(format!("not every wish has come to its end: {:?}", operators.wishes())),
+        };
+        let Some(why) = open().or_else(|| watch.unsettled(cluster)).or_else(left_over) else {
+            // Those that have just been told have a moment to act on it.
+            if cluster.elapsed() >= quiet + CHANGES_REST {
+                break;
+            }
+            continue;
+        };
+        quiet = cluster.elapsed();
+        if cluster.elapsed() > limit {
+            return Ok(Some(format!("{} s after all is healed: {why}", (CHANGES_END + HEALED).as_secs())));
+        }
+    }
+    // A disk that was emptied has no vote any more, and with it may go the majority.
+    let undecided = operators.wishes().into_iter().find_map(|wish| match wish {
+        Wish::GivenUp(why) => Some(format!("a change that was wished for is not decided: {why}")),
+        Wish::Waits | Wish::Open(_) | Wish::Refused(_) | Wish::Decided(_) | Wish::Dropped(_) => None,
+    });
+    Ok(undecided.filter(|_| nemesis.ever_destroyed().is_empty()))
 }
 
 /// What may be held against a life whose requests were not served.
@@ -457,9 +652,13 @@ fn settle(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil, t
 
 /// What nodes have not given back when every client has gone. Peers go on asking each other, so that every node must have had a moment in
 /// which nothing was under way.
-fn kept(cluster: &mut Cluster<'_>, nemesis: &mut Nemesis, vigil: &mut Vigil) -> Result<Vec<history::Cost>, String> {
+fn kept(
+    cluster: &mut Cluster<'_>,
+    mut waits: Vec<usize>,
+    nemesis: &mut Nemesis,
+    vigil: &mut Vigil,
+) -> Result<Vec<history::Cost>, String> {
     let limit = cluster.elapsed() + GIVEN_BACK_MAX;
-    let mut waits: Vec<usize> = (0..cluster.machines().len()).collect();
     while !waits.is_empty() && cluster.elapsed() < limit {
         waits.retain(|node| cluster.machines()[*node].requests() != Some((0, 0)));
         step(cluster, nemesis, vigil)?;
@@ -521,11 +720,13 @@ fn program(
     cluster: &Cluster<'_>,
     plan: &Plan,
     notebook: Notebook,
+    operators: Operators,
     phase: Arc<watch::Sender<Phase>>,
 ) -> impl Future<Output = turmoil::Result> + 'static {
     let (machines, plan) = (cluster.machines().to_vec(), Arc::new(plan.clone()));
     async move {
-        if let Err(why) = workload::bootstrap(&clients, &machines, &plan, BOOTSTRAP_MAX).await {
+        let members = &machines[..usize::from(plan.members())];
+        if let Err(why) = workload::bootstrap(&clients, members, &plan, BOOTSTRAP_MAX).await {
             phase.send_replace(Phase::Stuck(format!("there is no layout after {BOOTSTRAP_MAX:?}: {why}")));
             return Ok(());
         }
@@ -547,6 +748,11 @@ fn program(
             tokio::spawn(async move {
                 bad_clients::misbehave(clients, &node, &plan, &fault, &notebook, number, start).await;
             });
+        }
+        for number in 0..plan.changes.len() {
+            let (places, plan, operators) = ((clients.clone(), machines.clone()), plan.clone(), operators.clone());
+            // The harness waits for it.
+            tokio::spawn(operate(places, plan, operators, number, (start, until + WISHED_FOR)));
         }
         if plan.workload.rotations > 0 {
             let random = random_of(plan.seed, "rotations", 0, 0);
@@ -591,16 +797,6 @@ fn program(
         phase.send_replace(audited);
         Ok(())
     }
-}
-
-/// The primaries of every key that a history tells of.
-fn owners(plan: &Plan, history: &History) -> BTreeMap<String, BTreeSet<String>> {
-    let ring = plan.ring();
-    let of_key = |key: &str| {
-        let primaries = ring.primaries(ring.partition_of(&Key::plain(key)));
-        (key.to_owned(), primaries.iter().map(ToString::to_string).collect())
-    };
-    history.by_key().into_keys().map(of_key).collect()
 }
 
 /// The history with what lies on the disks now: records, and the hints that nodes keep for each other.
@@ -730,6 +926,15 @@ fn sum_disks(one: DiskCounts, other: DiskCounts) -> DiskCounts {
         lied: one.lied + other.lied,
     }
 }
+
+/// An operator goes on for so long when everything is healed.
+const WISHED_FOR: Duration = Duration::from_secs(45);
+
+/// A change has come to its end so long after all was healed and clients had ended.
+const CHANGES_END: Duration = Duration::from_secs(90);
+const HEALED: Duration = Duration::from_secs(20);
+/// So long nothing is to be done any more.
+const CHANGES_REST: Duration = Duration::from_secs(2);
 
 /// Debug builds need more than the default for futures that hold futures.
 const STACK_SIZE: usize = 16 << 20;

@@ -23,6 +23,7 @@ use quorate_wire::random::Random;
 use crate::cluster::{CLIENTS, Cluster, DISK_RESERVE, Process, name, random_of};
 use crate::disk::{Crash, Durable, Image, SimDisk};
 use crate::history::Reach;
+use crate::layouts;
 use crate::plan::{Aftermath, Broken, Fault, FaultClass, FaultKind, Hearing, Plan};
 use crate::socket::PacketFaults;
 use crate::trace::Trace;
@@ -56,6 +57,8 @@ pub struct Nemesis {
     neighbours: BTreeMap<usize, Bytes>,
     /// Nodes whose disks were set back and that have not been started since.
     set_back: BTreeSet<u8>,
+    /// Nodes that an operator has stopped for good.
+    retired: BTreeSet<u8>,
     injected: BTreeMap<FaultClass, u32>,
     full_at: BTreeMap<usize, u64>,
     random: Random,
@@ -109,6 +112,13 @@ impl Nemesis {
         for (i, fault) in plan.faults.iter().enumerate() {
             steps.extend(steps_of(i, fault, plan.nodes()).into_iter().map(|(ms, step)| (start + millis(ms), step)));
         }
+        let mut kept_down = BTreeMap::new();
+        for (node, spare) in (plan.members()..).zip(&plan.spares) {
+            let Some(from_ms) = spare.from_ms else { continue };
+            kept_down.insert(node, 1);
+            let at = start + millis(from_ms);
+            steps.extend([(at, Step::LetGo(node)), (at, Step::Start(node))]);
+        }
         // Stable: what one fault does at one moment stays in order.
         steps.sort_by_key(|(at, _)| *at);
         let w_least = plan.workload.quorums.iter().map(|(_, w)| w.count(plan.n)).min().unwrap_or(1);
@@ -119,11 +129,12 @@ impl Nemesis {
             next: 0,
             active: BTreeSet::new(),
             lasting: Vec::new(),
-            kept_down: BTreeMap::new(),
+            kept_down,
             restarts: BTreeMap::new(),
             images: BTreeMap::new(),
             destroyed: BTreeSet::new(),
             set_back: BTreeSet::new(),
+            retired: BTreeSet::new(),
             destroyed_max: usize::from(w_least.saturating_sub(1)),
             ever_destroyed: BTreeSet::new(),
             lost: BTreeMap::new(),
@@ -179,6 +190,18 @@ impl Nemesis {
         self.active.iter().map(|i| &self.plan.faults[*i].kind).chain(&self.lasting)
     }
 
+    /// The nodes that are stopped for good.
+    pub fn retired(&self) -> &BTreeSet<u8> {
+        &self.retired
+    }
+
+    /// An operator stops a node for good.
+    pub(crate) fn retire(&mut self, node: u8, cluster: &Cluster<'_>) {
+        self.trace.event(cluster.elapsed(), "nemesis", format_args!("{} is stopped for good", name(node)));
+        self.retired.insert(node);
+        cluster.stop(node);
+    }
+
     /// Does what is due by now, and starts processes again that ended of their own accord.
     pub fn tick(&mut self, cluster: &mut Cluster<'_>) {
         let now = cluster.elapsed();
@@ -194,7 +217,7 @@ impl Nemesis {
             self.perform(step, cluster);
         }
         for node in 0..self.plan.nodes() {
-            if self.kept_down.get(&node).copied().unwrap_or(0) > 0 {
+            if self.kept_down.get(&node).copied().unwrap_or(0) > 0 || self.retired.contains(&node) {
                 self.restarts.remove(&node);
                 continue;
             }
@@ -238,7 +261,8 @@ impl Nemesis {
             }
         }
         self.apply(cluster);
-        for node in (0..self.plan.nodes()).filter(|node| !self.kept_down.contains_key(node)) {
+        let kept = |node: &u8| self.kept_down.contains_key(node) || self.retired.contains(node);
+        for node in (0..self.plan.nodes()).filter(|node| !kept(node)) {
             cluster.start(node);
         }
     }
@@ -446,6 +470,9 @@ impl Nemesis {
     }
 
     fn start(&mut self, node: u8, cluster: &mut Cluster<'_>) {
+        if self.retired.contains(&node) {
+            return;
+        }
         self.set_back.remove(&node);
         cluster.start(node);
     }
@@ -473,7 +500,9 @@ impl Nemesis {
         };
         (0..nodes).any(|other| {
             let away = faults.iter().any(|fault| keeps_away(fault, other));
-            other != node && cluster.process(other) == Process::Running && !away
+            // Who has never met it cannot tell.
+            let knows = || self.plan.spares.is_empty() || layouts::knows(cluster, other, node);
+            other != node && cluster.process(other) == Process::Running && !away && knows()
         })
     }
 

@@ -27,8 +27,11 @@ use crate::socket::PacketFaults;
 pub struct Plan {
     /// Seeds what the plan does not say: nodes, clients, network and disks draw from generators that come from it.
     pub seed: u64,
-    /// The zone of each node; nodes are counted from 0 and named `n1`, `n2`, ..
+    /// The zone of each member of the first layout; nodes are counted from 0 and named `n1`, `n2`, ..
     pub zones: Vec<u8>,
+    /// Nodes that are in no layout at first; they are counted on from the members.
+    #[serde(default)]
+    pub spares: Vec<Spare>,
     /// Replicas of each key.
     pub n: u8,
     /// The layout's floors; nothing for what a layout has if nobody asks for others.
@@ -47,6 +50,9 @@ pub struct Plan {
     pub request_memory_kib: u32,
     /// What goes wrong, in the order of time.
     pub faults: Vec<Fault>,
+    /// What operators do to the layout while the cluster runs, in the order of time.
+    #[serde(default)]
+    pub changes: Vec<LayoutChange>,
     /// Disks lose what the faults say, though no clean copy is left then: for plans that are made by hand, to see what happens.
     /// A plan that is drawn spares enough copies that every acknowledged write must survive.
     #[serde(default)]
@@ -64,6 +70,74 @@ pub struct Plan {
     pub active_ms: u32,
     /// How long the cluster then has to settle before it is judged.
     pub settle_ms: u32,
+}
+
+/// A node that is in no layout at first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spare {
+    /// Its zone.
+    pub zone: u8,
+    /// When it starts, in milliseconds from when the clients begin; nothing if it runs from the first moment.
+    #[serde(default)]
+    pub from_ms: Option<u32>,
+}
+
+/// An operator's wish: what the next layout is to differ in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayoutChange {
+    /// When the operator begins, in milliseconds.
+    pub at_ms: u32,
+    /// To which node the operator speaks.
+    pub at: u8,
+    /// What is staged, in this order, and applied as one version.
+    pub stage: Vec<Staging>,
+    /// Nodes that are no members any more are stopped for good, once nothing lies on them.
+    #[serde(default)]
+    pub stops: bool,
+}
+
+/// One difference between a layout and the next one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Staging {
+    /// A node becomes a member.
+    Join(u8),
+    /// A member goes.
+    Leave(u8),
+    /// A node takes the place of a member.
+    Replace {
+        /// Who goes.
+        old: u8,
+        /// Who comes.
+        new: u8,
+    },
+    /// A member gets another share of the data.
+    Weight {
+        /// Whose.
+        node: u8,
+        /// Which; members begin with 1.
+        weight: u32,
+    },
+}
+
+impl Staging {
+    /// The member that is none any more by it.
+    pub fn goes(&self) -> Option<u8> {
+        match self {
+            Self::Leave(node) | Self::Replace { old: node, .. } => Some(*node),
+            Self::Join(_) | Self::Weight { .. } => None,
+        }
+    }
+
+    /// The nodes that it names.
+    pub fn nodes(&self) -> BTreeSet<u8> {
+        match self {
+            Self::Join(node) | Self::Leave(node) | Self::Weight { node, .. } => [*node].into(),
+            Self::Replace { old, new } => [*old, *new].into(),
+        }
+    }
 }
 
 /// The least quorums of which the layout promises what it does: R + W > N.
@@ -400,11 +474,13 @@ pub enum FaultClass {
     UnreadAnswers,
     /// [`FaultKind::UnfinishedRequests`].
     UnfinishedRequests,
+    /// [`LayoutChange`]: no fault, but drawn and left out as they are.
+    LayoutChange,
 }
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -431,6 +507,7 @@ impl FaultClass {
         Self::Moves,
         Self::UnreadAnswers,
         Self::UnfinishedRequests,
+        Self::LayoutChange,
     ];
 
     /// Those that came when lives had names already: they are drawn by themselves, so that the others are drawn as before.
@@ -443,7 +520,9 @@ impl FaultClass {
 
     /// Whether it is drawn by itself.
     fn is_later(self) -> bool {
-        Self::LATER.contains(&self) || self.is_of_a_client() || matches!(self, Self::CutFromPeers | Self::Moves)
+        Self::LATER.contains(&self)
+            || self.is_of_a_client()
+            || matches!(self, Self::CutFromPeers | Self::Moves | Self::LayoutChange)
     }
 
     /// Whether something takes longer by it than anybody can tell, or is done only in part.
@@ -487,7 +566,8 @@ impl FaultClass {
             | Self::Flap
             | Self::CutFromPeers
             | Self::UnreadAnswers
-            | Self::UnfinishedRequests => false,
+            | Self::UnfinishedRequests
+            | Self::LayoutChange => false,
         }
     }
 
@@ -583,6 +663,7 @@ impl Plan {
         let mut plan = Self {
             seed,
             zones,
+            spares: Vec::new(),
             n,
             floors: draw_floors(seed, n, &workload),
             partitions,
@@ -591,6 +672,7 @@ impl Plan {
             workload,
             request_memory_kib: draw_request_memory(seed),
             faults: Vec::new(),
+            changes: Vec::new(),
             reckless: false,
             in_turn: draw_in_turn(seed),
             points: draw_points(seed),
@@ -616,6 +698,7 @@ impl Plan {
         plan.cut_from_peers(allowed);
         plan.faults.extend(plan.draw_moves(allowed));
         plan.part_for_long(allowed);
+        plan.change_layouts(allowed);
         plan.faults.sort_by_key(|fault| fault.at_ms);
         let last = plan.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max();
         plan.active_ms = plan.active_ms.max(last.unwrap_or(0));
@@ -657,6 +740,7 @@ impl Plan {
         self.points.on.clear();
         self.mechanisms = Mechanisms::ALL;
         (self.floors, self.aftermath) = (None, None);
+        (self.spares, self.changes) = (Vec::new(), Vec::new());
         self.request_memory_kib = plenty_kib();
         self.faults.retain(|fault| !fault.kind.class().is_of_a_client());
         let workload = &mut self.workload;
@@ -666,7 +750,7 @@ impl Plan {
         self
     }
 
-    /// The ring that the layout of this life makes.
+    /// The ring that the first layout of this life makes.
     ///
     /// # Panics
     /// When the plan has [problems](Self::problems).
@@ -708,14 +792,25 @@ impl Plan {
         self.floors.unwrap_or(Floors { r: majority, w: majority })
     }
 
-    /// How many nodes there are.
+    /// How many nodes there are, spares included.
     pub fn nodes(&self) -> u8 {
+        u8::try_from(self.zones.len() + self.spares.len()).expect("a plan has few nodes")
+    }
+
+    /// How many nodes the first layout has: those before the spares.
+    pub fn members(&self) -> u8 {
         u8::try_from(self.zones.len()).expect("a plan has few nodes")
+    }
+
+    /// The zone of each node, spares included.
+    pub fn all_zones(&self) -> Vec<u8> {
+        self.zones.iter().copied().chain(self.spares.iter().map(|spare| spare.zone)).collect()
     }
 
     /// The classes of its faults.
     pub fn classes(&self) -> BTreeSet<FaultClass> {
-        self.faults.iter().map(|fault| fault.kind.class()).collect()
+        let change = self.changes.iter().map(|_| FaultClass::LayoutChange);
+        self.faults.iter().map(|fault| fault.kind.class()).chain(change).collect()
     }
 
     /// Why it cannot be run, if it was made by hand.
@@ -726,9 +821,10 @@ impl Plan {
                 problems.push(what);
             }
         };
-        let (nodes, n, workload) = (self.zones.len(), usize::from(self.n), &self.workload);
+        let (members, n, workload) = (self.zones.len(), usize::from(self.n), &self.workload);
+        let nodes = members + self.spares.len();
         demand((1..=32).contains(&nodes), format!("1 to 32 nodes are possible, not {nodes}"));
-        demand((1..=nodes).contains(&n), format!("n is {n}, 1 to {nodes} are possible"));
+        demand((1..=members).contains(&n), format!("n is {n}, 1 to {members} are possible"));
         demand(self.partitions > 0, "a ring needs a partition".to_owned());
         demand(workload.clients > 0, "a workload needs a client: `clients` is 0".to_owned());
         demand(workload.keys > 0, "a workload needs a key".to_owned());
@@ -756,6 +852,19 @@ impl Plan {
             demand(broken.iter().all(|node| usize::from(*node) < nodes), format!("{broken:?} names no node"));
             demand(broken.len() < nodes, "the aftermath leaves nobody".to_owned());
         }
+        let outlasts = |ms: u32| ms > self.active_ms;
+        for spare in self.spares.iter().filter(|spare| spare.from_ms.is_some_and(outlasts)) {
+            demand(false, format!("{spare:?} starts after the {} ms of activity", self.active_ms));
+        }
+        for change in &self.changes {
+            let mut named: BTreeSet<u8> = change.stage.iter().flat_map(Staging::nodes).collect();
+            named.insert(change.at);
+            demand(named.iter().all(|node| usize::from(*node) < nodes), format!("{change:?} names no node"));
+            demand(!change.stage.is_empty(), format!("{change:?} changes nothing"));
+            demand(!outlasts(change.at_ms), format!("{change:?} begins after the {} ms of activity", self.active_ms));
+        }
+        let alone = self.changes.is_empty() || self.aftermath.is_none();
+        demand(alone, "a life has an aftermath or changes of its layout, not both".to_owned());
         for fault in &self.faults {
             let named = fault.kind.nodes();
             demand(named.iter().all(|node| usize::from(*node) < nodes), format!("{:?} names no node", fault.kind));
@@ -798,6 +907,16 @@ impl Plan {
         for point in &self.points.on {
             with(&|plan| plan.points.on.retain(|on| on != point));
         }
+        with(&|plan| (plan.changes, plan.spares) = (Vec::new(), Vec::new()));
+        for i in 0..self.changes.len() {
+            with(&|plan| drop(plan.changes.remove(i)));
+            for j in 0..self.changes[i].stage.len() {
+                with(&|plan| drop(plan.changes[i].stage.remove(j)));
+            }
+            with(&|plan| plan.changes[i].stops = false);
+        }
+        with(&|plan| plan.spares.iter_mut().for_each(|spare| spare.from_ms = None));
+        with(&|plan| drop(plan.spares.pop()));
         with(&|plan| plan.aftermath = None);
         with(&|plan| plan.aftermath.iter_mut().for_each(|after| after.rots = false));
         for node in self.aftermath.iter().flat_map(|aftermath| &aftermath.broken) {
@@ -821,15 +940,18 @@ impl Plan {
         for kind in 0..Mix::KINDS {
             with(&|plan| *plan.workload.mix.weights_mut()[kind] = 0);
         }
-        with(&|plan| plan.zones.truncate(plan.zones.len() - 1));
+        // Spares are counted from the last member.
+        with(&|plan| plan.zones.truncate(plan.zones.len() - usize::from(plan.spares.is_empty())));
         with(&|plan| plan.partitions = 1);
-        with(&|plan| plan.zones = (0..plan.nodes()).collect());
+        with(&|plan| plan.zones = (0..plan.members()).collect());
         with(&|plan| plan.workload.value_len_max = plan.workload.value_len_min);
         with(&|plan| plan.network.latency_max_ms = plan.network.latency_min_ms);
         for i in 0..faults {
             with(&|plan| plan.faults[i].for_ms /= 2);
         }
-        let last = self.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max().unwrap_or(0);
+        let begun = self.changes.iter().map(|change| change.at_ms);
+        let begun = begun.chain(self.spares.iter().filter_map(|spare| spare.from_ms));
+        let last = self.faults.iter().map(|fault| fault.at_ms + fault.for_ms).chain(begun).max().unwrap_or(0);
         with(&|plan| plan.active_ms = (plan.active_ms / 2).max(last).max(1000));
         plans
     }
@@ -877,6 +999,115 @@ impl Plan {
         faults.extend(self.draw_later(allowed, &victims));
         faults.sort_by_key(|fault| fault.at_ms);
         faults
+    }
+
+    /// In some lives operators change the layout while all of it goes on, and some of what goes wrong is about the nodes that come and go.
+    fn change_layouts(&mut self, allowed: &BTreeSet<FaultClass>) {
+        let rng = &mut rng(self.seed, "layout changes");
+        if !allowed.contains(&FaultClass::LayoutChange) || self.repeats_elsewhere() || !rng.random_bool(0.3) {
+            return;
+        }
+        self.aftermath = None;
+        // Somebody always asks for something while it goes on.
+        let workload = &mut self.workload;
+        workload.clients = workload.clients.max(3);
+        workload.operations = workload.operations.max(300);
+        workload.pause_max_ms = workload.pause_max_ms.min(50);
+        workload.keys = workload.keys.max(5);
+        let members = self.members();
+        let zones: BTreeSet<u8> = self.zones.iter().copied().collect();
+        for spare in 0..rng.random_range(1..=3) {
+            let fresh = zones.len() == usize::from(members);
+            let zone = if fresh { members + spare } else { self.zones[rng.random_range(0..self.zones.len())] };
+            let late = rng.random_bool(0.4);
+            let from_ms = rng.random_range(0..self.active_ms / 2);
+            self.spares.push(Spare { zone, from_ms: late.then_some(from_ms) });
+        }
+        // Who is a member if every change is decided.
+        let mut model: BTreeSet<u8> = (0..members).collect();
+        let mut at_ms = rng.random_range(2_500..self.active_ms / 3);
+        for _ in 0..rng.random_range(1..=3) {
+            let operators = draw_of(rng, &model, 2);
+            let first = *operators.first().expect("a layout has members");
+            let stops = rng.random_bool(0.4);
+            let mut after = model.clone();
+            let stage = self.draw_stage(rng, &mut after);
+            // Another operator wants something else of the same version.
+            if let Some(second) = operators.last().filter(|second| **second != first && rng.random_bool(0.3)) {
+                let stage = self.draw_stage(rng, &mut model.clone());
+                let at_ms = at_ms + rng.random_range(0..600);
+                self.changes.push(LayoutChange { at_ms, at: *second, stage, stops: false });
+            }
+            self.changes.push(LayoutChange { at_ms, at: first, stage, stops });
+            model = after;
+            self.faults.extend(self.draw_beside(rng, allowed, at_ms));
+            at_ms += rng.random_range(500..self.active_ms / 3);
+            if at_ms > self.active_ms * 4 / 5 {
+                break;
+            }
+        }
+        self.changes.sort_by_key(|change| change.at_ms);
+    }
+
+    /// What one operator wants, if these are the members; afterwards they are those that there will be.
+    fn draw_stage(&self, rng: &mut StdRng, members: &mut BTreeSet<u8>) -> Vec<Staging> {
+        let mut stage = Vec::new();
+        let mut touched = BTreeSet::new();
+        // All that can be at once, now and then.
+        let count = if rng.random_bool(0.2) { 6 } else { rng.random_range(1..=2) };
+        for _ in 0..count {
+            let free: BTreeSet<u8> = (0..self.nodes()).filter(|node| !members.contains(node)).collect();
+            let free: BTreeSet<u8> = free.difference(&touched).copied().collect();
+            let old: BTreeSet<u8> = members.difference(&touched).copied().collect();
+            let new = draw_of(rng, &free, 1).first().copied();
+            let old = draw_of(rng, &old, 1).first().copied();
+            let one = match (rng.random_range(0..10), new, old) {
+                (0..=2, Some(new), _) => Staging::Join(new),
+                (3..=6, Some(new), Some(old)) => Staging::Replace { old, new },
+                (0..=7, _, Some(old)) if members.len() > usize::from(self.n) => Staging::Leave(old),
+                (_, _, Some(node)) => Staging::Weight { node, weight: rng.random_range(1..=4) },
+                (_, _, None) => continue,
+            };
+            touched.extend(one.nodes());
+            match &one {
+                Staging::Join(new) => drop(members.insert(*new)),
+                Staging::Leave(old) => drop(members.remove(old)),
+                Staging::Replace { old, new } => {
+                    members.remove(old);
+                    members.insert(*new);
+                }
+                Staging::Weight { .. } => {}
+            }
+            stage.push(one);
+        }
+        stage
+    }
+
+    /// What goes wrong while a change is under way that begins then.
+    fn draw_beside(&self, rng: &mut StdRng, allowed: &BTreeSet<FaultClass>, at_ms: u32) -> Vec<Fault> {
+        let ways = [
+            FaultClass::Partition,
+            FaultClass::Crash,
+            FaultClass::Crash,
+            FaultClass::Pause,
+            FaultClass::OneWay,
+            FaultClass::CrashInRecovery,
+            FaultClass::PowerCut,
+        ];
+        let ways: Vec<FaultClass> = ways.into_iter().filter(|way| allowed.contains(way)).collect();
+        let count = rng.random_range(0..=3);
+        if ways.is_empty() {
+            return Vec::new();
+        }
+        (0..count)
+            .map(|_| {
+                let way = ways[rng.random_range(0..ways.len())];
+                let kind = self.draw_kind(rng, way, &BTreeSet::new());
+                let at_ms = (at_ms + rng.random_range(0..4_000)).min(self.active_ms) - rng.random_range(0..500);
+                let for_ms = rng.random_range(300..8_000).min(self.active_ms - at_ms);
+                Fault { at_ms, for_ms, kind }
+            })
+            .collect()
     }
 
     /// Faults of the classes that are drawn by themselves.
@@ -1168,6 +1399,7 @@ impl Plan {
             FaultClass::RolledBackDisk => {
                 FaultKind::RolledBackDisk { node: victim(), back_ms: rng.random_range(100..=20_000) }
             }
+            FaultClass::LayoutChange => unreachable!("nothing goes wrong by it"),
         }
     }
 }

@@ -106,7 +106,7 @@ impl Tale {
             what: format!("broken until the others were audited: {:?}", aftermath.how),
             whom: aftermath.broken.iter().copied().map(name).collect(),
         });
-        let zones = plan.zones.iter().zip(0..);
+        let zones = plan.all_zones().into_iter().zip(0..);
         Self::new(Parts {
             title: format!("seed {}: {} nodes, N={}", plan.seed, plan.nodes(), plan.n),
             nodes: zones.map(|(zone, node)| (name(node), format!("z{zone}"))).collect(),

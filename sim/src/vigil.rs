@@ -1,6 +1,7 @@
 //! Looks at the disks at the moments that matter, and writes down who held what: for [`crate::checker::held`],
 //! [`crate::checker::handed_over`], [`crate::checker::minters`], [`crate::checker::dots`], [`crate::checker::replaced`] and
-//! [`crate::checker::risen`]. And at who can reach whom, for [`crate::checker::served`].
+//! [`crate::checker::risen`]. And at who can reach whom, for [`crate::checker::served`], and who knows which layouts, for
+//! [`crate::checker::agreement`].
 //!
 //! What a client is told must be true on the disks when it is told, not only as long as nothing else goes wrong: a broken promise is seen
 //! here in the first life that breaks it, not in the one whose faults happen to show it. Looking changes nothing.
@@ -19,6 +20,7 @@ use quorate_wire::Key;
 use crate::cluster::{CLUSTER, Cluster, Machine, name};
 use crate::disk::Durable;
 use crate::history::{Held, LetGo, Minters, OpNo, Reach, Replaced, Reused, Risen};
+use crate::layouts::Watch;
 use crate::life::user_key;
 use crate::workload::{Answer, Notebook, number};
 
@@ -34,6 +36,10 @@ pub struct Vigil {
     superseded: Option<BTreeMap<(String, String), Superseded>>,
     /// Who could reach whom when that was looked at last.
     reach: Reach,
+    /// Who knows which layouts; nothing in lives in which there is one for ever.
+    layouts: Option<Watch>,
+    /// The newest layout, if nothing is left to be done for it.
+    settled: Option<u64>,
 }
 
 /// The dots that values of one key were seen with.
@@ -68,14 +74,16 @@ struct Holding {
 }
 
 impl Vigil {
-    /// Begins to look at the disks of a cluster, whose clients write into this notebook. `nobody_forgets` what was superseded.
-    pub fn new(cluster: &Cluster<'_>, notebook: &Notebook, nobody_forgets: bool) -> Self {
+    /// Begins to look at the disks of a cluster, whose clients write into this notebook. `nobody_forgets` what was superseded, and
+    /// the layout `changes`.
+    pub fn new(cluster: &Cluster<'_>, notebook: &Notebook, nobody_forgets: bool, changes: bool) -> Self {
         for machine in cluster.machines() {
             machine.disk.watch_hints();
         }
         let superseded = nobody_forgets.then(BTreeMap::new);
         let (dots, keys, reach) = (BTreeMap::new(), BTreeMap::new(), Reach::default());
-        Self { notebook: notebook.clone(), dots, keys, superseded, reach }
+        let layouts = changes.then(Watch::default);
+        Self { notebook: notebook.clone(), dots, keys, superseded, reach, layouts, settled: None }
     }
 
     /// Looks at all that clients were told since the last time, and at the hints that were let go. `destroyed` are the nodes whose
@@ -86,6 +94,12 @@ impl Vigil {
     pub fn look(&mut self, cluster: &Cluster<'_>, destroyed: &BTreeSet<u8>) -> Result<(), String> {
         let spoilt: BTreeSet<String> = destroyed.iter().map(|node| name(*node)).collect();
         let at_us = u64::try_from(cluster.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Some(watch) = &mut self.layouts {
+            for known in watch.look(cluster, destroyed)? {
+                self.notebook.saw_layouts(known);
+            }
+            self.settled = watch.settled(cluster);
+        }
         for answer in self.notebook.answers() {
             let holdings = holdings(cluster.machines(), &Key::plain(&answer.key), &spoilt)?;
             self.notebook.saw(held(&holdings, &answer)?);
@@ -103,15 +117,31 @@ impl Vigil {
         }
         for machine in cluster.machines() {
             for (stored, value) in machine.disk.let_go() {
-                let let_go = let_go(cluster.machines(), machine, &stored, &value, &spoilt)?;
+                let watch = self.layouts.as_ref();
+                let let_go = let_go(cluster.machines(), machine, (&stored, &value), &spoilt, watch)?;
                 self.notebook.saw_let_go(let_go);
             }
         }
         Ok(())
     }
 
+    /// Who knows which layouts, in a life whose layout changes.
+    pub fn layouts(&self) -> Option<&Watch> {
+        self.layouts.as_ref()
+    }
+
     /// Notes who can reach whom, if that has changed.
-    pub fn look_at_reach(&mut self, reach: Reach) {
+    pub fn look_at_reach(&mut self, mut reach: Reach) {
+        reach.layout = if self.layouts.is_some() { self.settled } else { Some(0) };
+        let newest = self.layouts.as_ref().and_then(Watch::newest).filter(|_| self.settled.is_some());
+        if let Some((newest, _)) = newest {
+            // Nobody else has a part in any request.
+            let members: BTreeSet<String> = newest.members.iter().map(|member| member.node.to_string()).collect();
+            for nodes in [&mut reach.sound, &mut reach.away, &mut reach.unreached] {
+                nodes.retain(|node| members.contains(node));
+            }
+            reach.parted.retain(|(one, other)| members.contains(one) && members.contains(other));
+        }
         let from_us = self.reach.from_us;
         if (Reach { from_us, ..reach.clone() }) != self.reach {
             self.reach = reach.clone();
@@ -231,20 +261,29 @@ fn dots(holdings: &[Holding], no: OpNo) -> Vec<Dot> {
 fn let_go(
     machines: &[Machine],
     holder: &Machine,
-    stored: &Bytes,
-    value: &Bytes,
+    (stored, value): (&Bytes, &Bytes),
     spoilt: &BTreeSet<String>,
+    layouts: Option<&Watch>,
 ) -> Result<LetGo, String> {
     let (target, key, hint) = decode_hint(stored, value).map_err(|why| format!("a hint that was let go: {why}"))?;
     let target = target.to_string();
     let machine = machines.iter().find(|machine| machine.node().as_str() == target).ok_or("a hint is for nobody")?;
-    let holding = Holding::of(machine, &key, spoilt)?;
-    let holds = |record: &Record| includes(&record.context, &hint.context);
+    let has = |machine: &Machine| -> Result<bool, String> {
+        let holding = Holding::of(machine, &key, spoilt)?;
+        let holds = |record: &Record| includes(&record.context, &hint.context);
+        Ok(holding.spoilt || holding.record.as_ref().is_some_and(holds))
+    };
+    let mut arrived = has(machine)?;
+    // What was kept for a node that owns the key no more goes to all who do (rule L12).
+    for owners in layouts.iter().flat_map(|watch| watch.owners_known(holder.node(), &key)) {
+        let mut owners = machines.iter().filter(|machine| owners.contains(&machine.node()));
+        arrived = arrived || owners.try_fold(true, |all, owner| Ok::<_, String>(all && has(owner)?))?;
+    }
     Ok(LetGo {
         holder: holder.node().to_string(),
         key: user_key(&key),
         values: hint.values().iter().map(|value| number(value)).collect(),
-        arrived: holding.spoilt || holding.record.as_ref().is_some_and(holds),
+        arrived,
         target,
     })
 }

@@ -196,6 +196,11 @@ impl Notebook {
         self.lock().costs.push(cost);
     }
 
+    /// What a disk holds of layouts from now on.
+    pub(crate) fn saw_layouts(&self, known: history::KnownLayouts) {
+        self.lock().layouts.push(known);
+    }
+
     /// Who can reach whom from now on.
     pub(crate) fn saw_reach(&self, reach: history::Reach) {
         self.lock().reach.push(reach);

@@ -14,15 +14,18 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use quorate_client::options::RequestOptions;
 use quorate_client::{Blind, Error};
+use quorate_core::chain::Ballot;
 use quorate_core::context_keys::{ContextKeys, SECRET_LEN, taken_apart};
+use quorate_core::layout::{Layout, LayoutHash, Member};
 use quorate_core::merkle::Leaves;
 use quorate_core::record::Record;
 use quorate_core::version::{Actor, Context, Dot};
 use quorate_node::beacons::Beacons;
 use quorate_node::peer_wire::heal::{Exchange, Groups, HealRequest, LeafSet, List, Offer, Recount, Roots, Sum};
 use quorate_node::peer_wire::{
-    ALPN_PEER, AcceptFirstLayout, Fetch, FetchHint, FetchRange, Forward, GetLayout, HandOver, Heal, Hello, KeepHint,
-    Label, LayoutState, PeerBody, PeerReply, Replicate, ShareKeys, class,
+    ALPN_PEER, AcceptFirstLayout, AcceptLayout, Fetch, FetchHint, FetchRange, Forward, GetLayout, GetLayouts, HandOver,
+    Heal, Hello, KeepHint, Label, LayoutState, LearnLayouts, LiveLayouts, PeerBody, PeerReply, PrepareLayout,
+    Replicate, ShareKeys, class,
 };
 use quorate_node::peers::{Peers, PeersConfig};
 use quorate_node::request_memory::{Pools, RequestMemory};
@@ -245,6 +248,16 @@ fn layout_command() -> impl Strategy<Value = LayoutCommand> {
         2 => (small(), partitions, small(), small())
             .prop_map(|(n, partitions, r, w)| LayoutCommand::StageSettings { n, partitions, r, w }),
         1 => Just(LayoutCommand::Revert),
+        1 => Just(LayoutCommand::History),
+        1 => (0..9u8).prop_map(|number| LayoutCommand::StageLeave { node: node(number) }),
+        1 => (0..9u8, 0..9u8, any::<u16>()).prop_map(|(old, new, port)| {
+            let addr = SocketAddr::from(([192, 168, 9, new], port));
+            LayoutCommand::StageReplace { old: node(old), new: node(new), addr }
+        }),
+        1 => (0..9u8, select(vec![0u32, 1, 2, u32::MAX]))
+            .prop_map(|(number, weight)| LayoutCommand::StageWeight { node: node(number), weight }),
+        1 => (0..9u8, select(vec![String::new(), "z".to_owned(), "z".repeat(65)]))
+            .prop_map(|(number, zone)| LayoutCommand::StageZone { node: node(number), zone }),
         1 => select(vec![0u64, 1, 2, u64::MAX])
             .prop_map(|version| LayoutCommand::Apply { version: LayoutVersion(version) }),
         1 => Just(LayoutCommand::RotateContextKey),
@@ -361,6 +374,59 @@ fn context_keys() -> impl Strategy<Value = ContextKeys> {
     })
 }
 
+fn version() -> impl Strategy<Value = LayoutVersion> {
+    select(vec![0u64, 1, 2, 3, u64::MAX]).prop_map(LayoutVersion)
+}
+
+fn ballot() -> impl Strategy<Value = Ballot> {
+    // None that later ones could not outrun: whoever has a node's certificate may not stop all decisions either, but that is for rights.
+    (select(vec![0u64, 1, 2, 1000]), 0..6u8, any::<u64>()).prop_map(|(round, proposer, nonce)| Ballot {
+        round,
+        proposer: node(proposer),
+        nonce,
+    })
+}
+
+/// One that cannot follow on the cluster's own, or has problems of its own: what it names is wrong in some way.
+fn odd_layout() -> impl Strategy<Value = Layout> {
+    let member = (0..9u8, any::<u16>(), select(vec![0u32, 1, u32::MAX])).prop_map(|(number, port, weight)| Member {
+        node: node(number),
+        disk: DiskId(number.into()),
+        token_seed: node(number),
+        addr: SocketAddr::from(([192, 168, 9, number], port)),
+        zone: "z".into(),
+        weight,
+    });
+    let small = || select(vec![0u8, 1, 3, 255]);
+    (version(), any::<[u8; 32]>(), vec(member, 0..6), small(), partition(), small(), small()).prop_map(
+        |(version, previous, members, n, Partition(partitions), r, w)| Layout {
+            cluster: CLUSTER,
+            version,
+            previous: LayoutHash(previous),
+            members,
+            n,
+            partitions,
+            r,
+            w,
+        },
+    )
+}
+
+fn of_layouts() -> impl Strategy<Value = PeerBody> {
+    prop_oneof![
+        (version(), any::<[u8; 32]>(), ballot()).prop_map(|(version, previous, ballot)| {
+            PeerBody::PrepareLayout(PrepareLayout { version, previous: LayoutHash(previous), ballot })
+        }),
+        (ballot(), odd_layout()).prop_map(|(ballot, layout)| PeerBody::AcceptLayout(AcceptLayout { ballot, layout })),
+        (vec(odd_layout(), 0..5), version()).prop_map(|(layouts, oldest)| {
+            // A node believes what a peer says was chosen: no legal peer says that every change is over.
+            let oldest = oldest.min(LayoutVersion(1));
+            PeerBody::LearnLayouts(LearnLayouts { chain: LiveLayouts { layouts, oldest } })
+        }),
+        version().prop_map(|after| PeerBody::GetLayouts(GetLayouts { after })),
+    ]
+}
+
 fn peer_body() -> impl Strategy<Value = PeerBody> {
     let limit = select(vec![0u32, 1, 3, 10_000, u32::MAX]);
     prop_oneof![
@@ -369,12 +435,13 @@ fn peer_body() -> impl Strategy<Value = PeerBody> {
             .prop_map(|(label, target, key, record)| PeerBody::Hint(KeepHint { label, target: node(target), key, record })),
         3 => (label(), vec((key_bytes(), record()), 0..4)).prop_map(|(label, entries)| PeerBody::Handoff(HandOver { label, entries })),
         2 => (label(), key_bytes(), option::of(any::<u128>()), any::<bool>())
-            .prop_map(|(label, key, held, durable)| PeerBody::Fetch(Fetch { label, key, held, durable, r: 2 })),
-        2 => (label(), key_bytes()).prop_map(|(label, key)| PeerBody::FetchHint(FetchHint { label, key })),
+            .prop_map(|(label, key, held, durable)| PeerBody::Fetch(Fetch { at: label.high, under: label.high, key, held, durable, r: 2 })),
+        2 => key_bytes().prop_map(|key| PeerBody::FetchHint(FetchHint { key })),
         3 => (label(), partition(), option::of(key_bytes()), limit)
-            .prop_map(|(label, partition, after, limit)| PeerBody::FetchRange(FetchRange { label, partition, after, limit, r: 2 })),
+            .prop_map(|(label, partition, after, limit)| PeerBody::FetchRange(FetchRange { at: label.high, partition, after, limit, r: 2 })),
         8 => (label(), heal()).prop_map(|(label, request)| PeerBody::Heal(Heal { label, request })),
         1 => Just(PeerBody::LayoutState(GetLayout)),
+        3 => of_layouts(),
         1 => context_keys().prop_map(|keys| PeerBody::ContextKeys(ShareKeys { keys })),
         1 => any::<u64>().prop_map(|number| PeerBody::Hello(hello(number, SocketAddr::from(([1, 2, 3, 4], 5)), DiskId(1)))),
     ]

@@ -9,7 +9,7 @@ use quorate_sim::trace::Trace;
 
 fn must_be_good(seed: u64) {
     let new = [FaultClass::FailedInsert, FaultClass::OwnersDown, FaultClass::Flap];
-    let newer = [FaultClass::CutFromPeers, FaultClass::Moves];
+    let newer = [FaultClass::CutFromPeers, FaultClass::Moves, FaultClass::LayoutChange];
     let later = |class: &FaultClass| class.destroys() || new.contains(class) || newer.contains(class);
     let classes = FaultClass::ALL.into_iter().filter(|class| !later(class)).collect();
     let report = life::run(&Plan::draw(seed, &classes).plain(), Trace::new());
@@ -18,8 +18,8 @@ fn must_be_good(seed: u64) {
 
 fn must_be_good_as_drawn(seed: u64) {
     // What came later would make other lives of these.
-    let later =
-        |class: &FaultClass| class.is_of_a_client() || matches!(class, FaultClass::CutFromPeers | FaultClass::Moves);
+    let newer = [FaultClass::CutFromPeers, FaultClass::Moves, FaultClass::LayoutChange];
+    let later = |class: &FaultClass| class.is_of_a_client() || newer.contains(class);
     let classes = FaultClass::ALL.into_iter().filter(|class| !later(class)).collect();
     let report = life::run(&Plan::draw(seed, &classes), Trace::new());
     assert!(report.is_good(), "{report}");

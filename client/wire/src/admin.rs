@@ -12,6 +12,8 @@ use crate::ids::{ClusterId, DiskId, LayoutVersion, NodeId, Partition};
 pub enum LayoutCommand {
     /// The current layout, what is staged, and what applying it would do.
     Show,
+    /// The layouts that the node still knows, and how each differs from the one before.
+    History,
     /// Stages a member. The node asks the member at `addr` for its disk id, so that it must be reachable.
     StageJoin {
         /// Who joins.
@@ -23,7 +25,35 @@ pub enum LayoutCommand {
         /// Its share of the data, relative to the other members.
         weight: u32,
     },
-    /// Sets N, Q and the floors for the first layout; what is absent stays as it is.
+    /// Stages that a member leaves: what it owns goes to the others. Only once a layout is in force.
+    StageLeave {
+        /// Who leaves.
+        node: NodeId,
+    },
+    /// Stages that a node takes the place of a member, dead or alive, so that nothing else moves. Only once a layout is in force.
+    StageReplace {
+        /// Who goes.
+        old: NodeId,
+        /// Who comes; no member has this name.
+        new: NodeId,
+        /// Where it listens; it is asked for its disk id.
+        addr: SocketAddr,
+    },
+    /// Stages another share of the data for a member. Only once a layout is in force.
+    StageWeight {
+        /// Whose.
+        node: NodeId,
+        /// The new one.
+        weight: u32,
+    },
+    /// Stages another failure domain for a member. Only once a layout is in force.
+    StageZone {
+        /// Whose.
+        node: NodeId,
+        /// The new one.
+        zone: String,
+    },
+    /// Sets N, Q and the floors; what is absent stays as it is. Q can be set for the first layout only.
     StageSettings {
         /// Replicas of each record.
         n: Option<u8>,
@@ -37,7 +67,8 @@ pub enum LayoutCommand {
     /// Forgets what is staged.
     Revert,
     /// Makes what is staged the layout of this version. The answer is a report also when only a minority of the members could
-    /// be reached: they have then accepted it for ever, and [`LayoutReport::current`] still has the version before.
+    /// be reached: they have then accepted it for ever, and [`LayoutReport::current`] still has the version before. Of later versions than
+    /// the first one, [`LayoutReport::applied`] tells what has come of it.
     Apply {
         /// Must be the current version plus one: so that what was looked at is what is applied.
         version: LayoutVersion,
@@ -50,7 +81,7 @@ pub enum LayoutCommand {
 impl LayoutCommand {
     /// Whether it changes anything, be it only what is staged.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Show)
+        !matches!(self, Self::Show | Self::History)
     }
 }
 
@@ -298,6 +329,101 @@ pub struct LayoutReport {
     pub warnings: Vec<String>,
     /// The names of the context keys that the answering node knows, the newest first; none before there is a layout.
     pub context_keys: Vec<String>,
+    /// The versions that are live, oldest first: more than one while a change of the layout is under way.
+    #[serde(default)]
+    pub live: Vec<LayoutVersion>,
+    /// What applying the staged layout would move, if a layout is in force and the staged one is possible.
+    #[serde(default)]
+    pub moves: Option<Moves>,
+    /// After an apply of a later version than the first one: what has come of it.
+    #[serde(default)]
+    pub applied: Option<Applied>,
+    /// Answers [`LayoutCommand::History`], oldest first.
+    #[serde(default)]
+    pub history: Vec<PastLayout>,
+}
+
+/// What has come of an apply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// What was staged is the layout of this version now.
+    AsStaged,
+    /// This version was in force before.
+    Before,
+    /// Another layout than the staged one has this version. What is staged stays staged, for the version after the newest.
+    Another {
+        /// Whose proposal it was, if that is known.
+        by: Option<NodeId>,
+        /// How it differs from the layout before, for people.
+        what: String,
+    },
+    /// It is not decided. What was staged may yet become the layout of this version, also if nobody repeats the command.
+    Undecided {
+        /// Why, for people.
+        why: String,
+    },
+}
+
+/// What a change of the layout moves. Partitions are counted once for each replica.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Moves {
+    /// Of each member of either layout, by name.
+    pub loads: Vec<Load>,
+    /// Which node gets how many partitions in place of which other one, by name.
+    pub gets: Vec<Gets>,
+    /// How many replicas of partitions are copied.
+    pub replicas: u32,
+    /// The least that any change to the same loads would copy.
+    pub least: u32,
+    /// How many partitions keep none of their owners.
+    pub all_owners_change: u32,
+    /// The largest load of a member in the layout in force, relative to its weight's share; 1 is even.
+    pub balance_before: f64,
+    /// The same of the staged layout.
+    pub balance_after: f64,
+}
+
+/// How many partitions a member is a primary of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Who.
+    pub node: NodeId,
+    /// In the layout in force.
+    pub before: u32,
+    /// In the staged one.
+    pub after: u32,
+}
+
+/// How many partitions a node gets in place of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gets {
+    /// Who has them; nobody in particular where N grows.
+    pub from: Option<NodeId>,
+    /// Who gets them.
+    pub to: NodeId,
+    /// How many.
+    pub partitions: u32,
+}
+
+/// A layout that is or was in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastLayout {
+    /// Its version.
+    pub version: LayoutVersion,
+    /// Its hash, hexadecimal.
+    pub hash: String,
+    /// Whether it is live: the newest one, or one that a change under way leads away from.
+    pub live: bool,
+    /// How many members it has.
+    pub members: u32,
+    /// N.
+    pub n: u8,
+    /// The version that it is compared with: the one before it that the node knows; 0 if there is none.
+    pub since: LayoutVersion,
+    /// The members that it has and that one has not.
+    pub added: Vec<NodeId>,
+    /// The members that it has not and that one has.
+    pub removed: Vec<NodeId>,
 }
 
 /// A layout as people look at it.

@@ -25,8 +25,8 @@ mod request;
 mod time;
 
 pub use admin::{
-    HintStatus, LayoutCommand, LayoutReport, LayoutView, Located, Located1, MemberView, NodeStatus, OtherLayout,
-    PeerStatus, Recovering, RepairCommand, RepairReport,
+    Applied, Gets, HintStatus, LayoutCommand, LayoutReport, LayoutView, Load, Located, Located1, MemberView, Moves,
+    NodeStatus, OtherLayout, PastLayout, PeerStatus, Recovering, RepairCommand, RepairReport,
 };
 pub use evidence::{Asked, Evidence, Role};
 pub use failure::{Failure, NotApplied};

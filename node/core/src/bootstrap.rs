@@ -182,8 +182,9 @@ impl Bootstrap {
             .collect()
     }
 
-    /// Why this node serves no data as things stand; nothing if it does.
-    pub fn not_serving(&self) -> Option<String> {
+    /// Why this node serves no data as things stand; nothing if it does. `live` are the layouts that are live once the first one is chosen,
+    /// oldest first: a node may be a member of a later one only, or of the first one no longer.
+    pub fn not_serving(&self, live: &[Layout]) -> Option<String> {
         if let Some(why) = &self.shut_out {
             return Some(why.clone());
         }
@@ -199,8 +200,16 @@ impl Bootstrap {
                 first.layout.majority()
             ));
         }
-        let member = first.layout.member(self.me.node).is_some();
-        (!member).then(|| format!("{} is no member of layout {}", self.me.node, first.layout.version))
+        let live = if live.is_empty() { std::slice::from_ref(&first.layout) } else { live };
+        let named = |layout: &Layout| layout.member(self.me.node).is_some();
+        let newest = live.last().expect("one at least").version;
+        match live.iter().any(named) {
+            true => None,
+            false if named(&first.layout) => {
+                Some(format!("{} is no member of layout {newest}: it has left or was replaced", self.me.node))
+            }
+            false => Some(format!("{} is no member of layout {newest}", self.me.node)),
+        }
     }
 
     /// What holds for every layout that this node stores, whether it is proposed or in force.
@@ -247,14 +256,16 @@ mod tests {
         let layout = layout(5, 64);
         let mut node = bootstrap(0);
         assert_eq!(
-            node.not_serving().expect("nothing yet"),
+            node.not_serving(&[]).expect("nothing yet"),
             "there is no layout yet: stage the members and apply version 1"
         );
         assert_eq!(node.offer(&layout), Ok(Offer::Store));
         assert!(node.accepted().is_none(), "not before it is durable");
         node.stored(layout.clone(), false);
         assert_eq!(node.hear(id(1), Some(&layout), false), Heard::Nothing);
-        assert!(node.not_serving().expect("a minority").contains("2 of 5 members are known to hold it, 3 are needed"));
+        assert!(
+            node.not_serving(&[]).expect("a minority").contains("2 of 5 members are known to hold it, 3 are needed")
+        );
         assert_eq!(node.hear(id(1), Some(&layout), false), Heard::Nothing, "nobody counts twice");
         assert_eq!(node.hear(id(9), Some(&layout), false), Heard::Nothing, "a stranger does not count");
         assert_eq!(node.hear(id(2), None, false), Heard::Nothing, "nor does one without it");
@@ -263,7 +274,7 @@ mod tests {
         assert!(!node.is_chosen(), "not before that is durable");
         node.stored(layout, true);
         assert!(node.is_chosen());
-        assert_eq!(node.not_serving(), None);
+        assert_eq!(node.not_serving(&[]), None);
         assert_eq!((node.holding(), node.missing()), (vec![id(0), id(1), id(4)], vec![id(2), id(3)]));
     }
 
@@ -289,7 +300,7 @@ mod tests {
         assert!(!node.has_majority());
         assert!(matches!(node.hear(id(2), Some(&other), true), Heard::Refused(_)), "not even if theirs is in force");
         assert!(!node.is_chosen());
-        assert!(node.not_serving().expect("shut out").contains(&other.hash().to_string()));
+        assert!(node.not_serving(&[]).expect("shut out").contains(&other.hash().to_string()));
     }
 
     #[test]
@@ -298,7 +309,10 @@ mod tests {
         let mut wiped = Bootstrap::new(Me { disk: DiskId(77), ..me(2) }, None);
         let why = wiped.offer(&layout).expect_err("another disk");
         assert!(why.contains("disk 00000000000000000000000000000002"), "{why}");
-        assert!(wiped.not_serving().expect("nothing yet").contains("no layout yet"), "a proposal may still be mended");
+        assert!(
+            wiped.not_serving(&[]).expect("nothing yet").contains("no layout yet"),
+            "a proposal may still be mended"
+        );
         assert_eq!(wiped.hear(id(0), Some(&layout), false), Heard::Nothing);
         assert!(wiped.accepted().is_none());
 
@@ -308,9 +322,9 @@ mod tests {
 
         assert_eq!(wiped.hear(id(0), Some(&layout), true), Heard::Learn(layout.clone()));
         wiped.stored(layout.clone(), true);
-        assert_eq!((wiped.not_serving(), wiped.holding()), (None, vec![]));
+        assert_eq!((wiped.not_serving(&[]), wiped.holding()), (None, vec![]));
         let restarted = Bootstrap::new(Me { disk: DiskId(77), ..me(2) }, Some((layout, true)));
-        assert_eq!((restarted.not_serving(), restarted.holding()), (None, vec![]));
+        assert_eq!((restarted.not_serving(&[]), restarted.holding()), (None, vec![]));
     }
 
     #[test]
@@ -327,7 +341,7 @@ mod tests {
     fn a_store_of_another_disk_does_not_speak_for_this_one() {
         let node = Bootstrap::new(Me { disk: DiskId(77), ..me(0) }, Some((layout(3, 64), false)));
         assert!(node.accepted().is_none());
-        assert!(node.not_serving().expect("shut out").contains("emptied or exchanged"));
+        assert!(node.not_serving(&[]).expect("shut out").contains("emptied or exchanged"));
     }
 
     #[test]
@@ -358,8 +372,27 @@ mod tests {
         let mut stranger = bootstrap(9);
         assert!(stranger.offer(&layout).expect_err("no member").contains("n9 is no member"));
         stranger.stored(layout, true);
-        assert_eq!(stranger.not_serving().expect("no member"), "n9 is no member of layout 1");
+        assert_eq!(stranger.not_serving(&[]).expect("no member"), "n9 is no member of layout 1");
         assert!(stranger.holding().is_empty(), "it does not count");
+    }
+
+    #[test]
+    fn a_node_serves_while_any_live_layout_names_it() {
+        let first = layout(3, 64);
+        let later = |version: u64, members: &[usize]| {
+            let named =
+                layout(9, 64).members.into_iter().filter(|member| members.iter().any(|i| id(*i) == member.node));
+            Layout { version: LayoutVersion(version), members: named.collect(), ..first.clone() }
+        };
+        let node = |i: usize| Bootstrap::new(me(i), Some((first.clone(), true)));
+        let (second, third) = (later(2, &[1, 2, 3]), later(3, &[1, 3, 4]));
+        let why = |i: usize, live: &[Layout]| node(i).not_serving(live);
+        assert_eq!(why(0, &[first.clone(), second.clone()]), None, "it has still to give what it owns");
+        let left = "n0 is no member of layout 3: it has left or was replaced";
+        assert_eq!(why(0, &[second.clone(), third.clone()]).as_deref(), Some(left));
+        assert_eq!(why(3, &[first.clone(), second.clone()]), None, "it has joined");
+        assert_eq!(why(4, &[first.clone(), second.clone()]).as_deref(), Some("n4 is no member of layout 2"));
+        assert_eq!(why(4, &[second, third]), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! one layout under its ballot, and its own only where no promise names another. `tests/layout_chain.rs` runs all of it under lost,
 //! repeated and reordered messages, and bends each of these.
 //!
-//! Not yet used by the node: it serves layout 1 only, which [`bootstrap`](crate::bootstrap) decides.
+//! Layout 1 has no members before it: [`bootstrap`](crate::bootstrap) decides that one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,6 +27,7 @@ use quorate_wire::ids::{DiskId, LayoutVersion, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::layout::Layout;
+use super::transition::LIVE_MAX;
 
 /// The name of one attempt to decide a version. Later ones are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -98,6 +99,11 @@ impl Acceptor {
     pub fn accept(&self, ballot: Ballot, layout: Layout) -> Result<Self, Outrun> {
         let promised = self.promise(ballot)?;
         Ok(Self { accepted: Some(Accepted { ballot, layout }), ..promised })
+    }
+
+    /// What it has promised last.
+    pub fn promised(&self) -> Option<Ballot> {
+        self.promised
     }
 
     /// What it has accepted last.
@@ -319,6 +325,74 @@ impl Chain {
         }
     }
 
+    /// Goes on from layouts that were chosen, oldest first.
+    ///
+    /// # Errors
+    /// Why they are no chain: there are none or more than [`LIVE_MAX`], one has problems, or one does not follow on the one before.
+    pub fn of(layouts: Vec<Layout>) -> Result<Self, String> {
+        let mut layouts = layouts.into_iter();
+        let first = layouts.next().ok_or("there is no layout")?;
+        if let Some(problem) = first.problems().into_iter().next() {
+            return Err(format!("layout {} is none: {problem}", first.version));
+        }
+        let mut chain = Self::new(first);
+        layouts.try_for_each(|layout| chain.learn(layout))?;
+        chain.bounded()
+    }
+
+    /// What this chain becomes when a peer tells the layouts that it knows: those that follow, and that every change up to `oldest`, the
+    /// oldest one that is live there, is over.
+    ///
+    /// # Errors
+    /// Why that cannot be; nothing is to be taken over then.
+    pub fn caught_up(&self, layouts: &[Layout], oldest: LayoutVersion) -> Result<Self, String> {
+        let mut chain = self.clone();
+        for layout in layouts {
+            if layout.cluster != self.newest().cluster {
+                return Err(format!("it is of cluster {}, this is {}", layout.cluster, self.newest().cluster));
+            }
+            if layout.version < chain.layouts[0].version {
+                continue;
+            }
+            // What lies between is over everywhere, and nobody may know it any more.
+            if layout.version == oldest && oldest > next(chain.newest()) {
+                let partitions = self.newest().partitions;
+                if layout.partitions != partitions {
+                    return Err(format!("it has {} partitions, there are {partitions}", layout.partitions));
+                }
+                chain = Self::of(vec![layout.clone()])?;
+            } else {
+                chain.learn(layout.clone())?;
+            }
+        }
+        if oldest <= chain.newest().version {
+            chain.forget_before(oldest);
+        }
+        chain.bounded()
+    }
+
+    fn bounded(self) -> Result<Self, String> {
+        match self.layouts.len() {
+            1..=LIVE_MAX => Ok(self),
+            live => Err(format!("{live} layouts are live, there can be {LIVE_MAX}")),
+        }
+    }
+
+    /// Why no further layout can be decided yet: as many are live as can be.
+    pub fn full(&self) -> Option<String> {
+        let [oldest, second, ..] = &self.layouts[..] else { return None };
+        (self.layouts.len() >= LIVE_MAX).then(|| {
+            format!(
+                "layouts {} to {} are live, and {LIVE_MAX} at most can be: the change from layout {} to {} must end before another \
+                 layout can be applied; `layout show` tells which ones are live",
+                oldest.version,
+                self.newest().version,
+                oldest.version,
+                second.version
+            )
+        })
+    }
+
     /// Forgets what lies before a version: the change away from it has come to its end everywhere.
     pub fn forget_before(&mut self, version: LayoutVersion) {
         let newest = self.newest().version;
@@ -472,5 +546,52 @@ mod tests {
         assert_eq!(chain.after(LayoutVersion(0)).len(), 2);
         chain.forget_before(LayoutVersion(9));
         assert_eq!(chain.layouts(), [third], "the newest one stays");
+    }
+
+    #[test]
+    fn who_was_away_catches_up_with_what_is_live_elsewhere() {
+        let first = layout(&[1, 2, 3]);
+        let mut all = vec![first.clone()];
+        for members in [&[1, 2, 3, 4][..], &[2, 3, 4], &[3, 4, 5], &[4, 5, 6]] {
+            all.push(after(all.last().expect("the first"), members));
+        }
+        let chain = Chain::new(first.clone());
+        let versions = |chain: &Chain| chain.layouts().iter().map(|layout| layout.version.0).collect::<Vec<_>>();
+        let heard = |chain: &Chain, from: usize, to: usize, oldest| {
+            chain.caught_up(&all[from - 1..to], LayoutVersion(oldest)).map(|chain| versions(&chain))
+        };
+        assert_eq!(heard(&chain, 2, 2, 1), Ok(vec![1, 2]));
+        assert_eq!(heard(&chain, 1, 3, 1), Ok(vec![1, 2, 3]), "what is known already is no obstacle");
+        assert_eq!(heard(&chain, 2, 4, 2), Ok(vec![2, 3, 4]), "what is over there is over here");
+        assert_eq!(heard(&chain, 4, 5, 4), Ok(vec![4, 5]), "nobody may know what lies between any more");
+        assert!(heard(&chain, 4, 5, 3).expect_err("a gap, and it is not over").contains("after 1 comes 2"));
+        assert!(heard(&chain, 2, 4, 1).expect_err("too many").contains("4 layouts are live"));
+        let ahead = Chain::of(all[1..4].to_vec()).expect("a chain");
+        assert_eq!(heard(&ahead, 1, 2, 1), Ok(vec![2, 3, 4]), "one who is behind teaches nothing");
+        assert_eq!(heard(&ahead, 4, 4, 4), Ok(vec![4]));
+        assert_eq!(ahead.caught_up(&[], LayoutVersion(9)), Ok(ahead.clone()), "what is over is not known here yet");
+        let other = after(&first, &[1, 2, 3, 9]);
+        let here = chain.caught_up(&[all[1].clone()], LayoutVersion(1)).expect("it follows");
+        assert!(here.caught_up(&[other], LayoutVersion(1)).expect_err("two of one version").contains("layout 2 is"));
+        let foreign = Layout { cluster: ClusterId(8), ..all[3].clone() };
+        assert!(chain.caught_up(&[foreign], LayoutVersion(4)).expect_err("foreign").contains("of cluster"));
+        let resized = Layout { partitions: 16, ..all[3].clone() };
+        assert!(chain.caught_up(&[resized], LayoutVersion(4)).expect_err("resized").contains("16 partitions"));
+    }
+
+    #[test]
+    fn what_is_no_chain_is_not_taken_for_one() {
+        let first = layout(&[1, 2, 3]);
+        let second = after(&first, &[1, 2, 3, 4]);
+        let third = after(&second, &[2, 3, 4]);
+        assert_eq!(Chain::of(vec![second.clone(), third.clone()]).expect("a chain").newest(), &third);
+        assert!(Chain::of(Vec::new()).is_err());
+        assert!(Chain::of(vec![first.clone(), third.clone()]).expect_err("a gap").contains("after 1 comes 2"));
+        assert!(Chain::of(vec![Layout { r: 0, ..first.clone() }]).expect_err("none").contains("the floor r is 0"));
+        assert_eq!(Chain::of(vec![first.clone(), second.clone()]).expect("a chain").full(), None);
+        let full = Chain::of(vec![first.clone(), second.clone(), third.clone()]).expect("a chain");
+        assert!(full.full().expect("3 are live").contains("the change from layout 1 to 2 must end"));
+        let fourth = after(&third, &[2, 3, 4, 5]);
+        assert!(Chain::of(vec![first, second, third, fourth]).expect_err("too many").contains("4 layouts are live"));
     }
 }

@@ -2,21 +2,20 @@
 //!
 //! Changes are applied in their order, so that each sees what those before it have made; the layout itself is only made when all of
 //! them are possible. What moves follows from the two rings and nothing else.
-//!
-//! Not yet used by the node: it serves layout 1 only.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use quorate_wire::Quorum;
 use quorate_wire::ids::{DiskId, LayoutVersion, NodeId};
+use serde::{Deserialize, Serialize};
 
 use super::chain::problems_after;
 use super::layout::{Layout, Member};
 use super::ring::Ring;
 
 /// One change of the member set or of its settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// A node becomes a member.
     Join {
@@ -64,19 +63,76 @@ pub enum Change {
 /// # Errors
 /// The first change that is not possible, or everything that stands against the layout that they make.
 pub fn layout_after(parent: &Layout, changes: &[Change]) -> Result<Layout, String> {
+    let layout = draft(parent, changes)?;
+    match problems_of(parent, &layout) {
+        problems if problems.is_empty() => Ok(layout),
+        problems => Err(problems.join("; ")),
+    }
+}
+
+/// What these changes make of `parent` so far; it need not be possible yet, as when N has grown and the members are still to be staged.
+///
+/// # Errors
+/// The first change that is not possible.
+pub fn draft(parent: &Layout, changes: &[Change]) -> Result<Layout, String> {
     let mut layout = Layout { version: LayoutVersion(parent.version.0 + 1), previous: parent.hash(), ..parent.clone() };
     for change in changes {
         make(&mut layout, change)?;
     }
     layout.members.sort_by_key(|member| member.node);
-    let same = Layout { version: parent.version, previous: parent.previous, ..layout.clone() } == *parent;
+    Ok(layout)
+}
+
+/// Everything that stands against applying a draft on `parent`.
+pub fn problems_of(parent: &Layout, draft: &Layout) -> Vec<String> {
+    let same = Layout { version: parent.version, previous: parent.previous, ..draft.clone() } == *parent;
     if same {
-        return Err("it would be the layout that is in force".into());
+        return vec!["it would be the layout that is in force".into()];
     }
-    match problems_after(parent, &layout) {
-        problems if problems.is_empty() => Ok(layout),
-        problems => Err(problems.join("; ")),
+    problems_after(parent, draft)
+}
+
+/// Adds a change to those that are staged. A join of a node that was staged to join takes the place of the earlier one.
+pub fn stage(staged: &mut Vec<Change>, change: Change) {
+    let joins = |other: &Change, name: NodeId| matches!(other, Change::Join { node, .. } if *node == name);
+    if let Change::Join { node, .. } = &change
+        && let Some(before) = staged.iter_mut().find(|before| joins(before, *node))
+    {
+        *before = change;
+        return;
     }
+    staged.push(change);
+}
+
+/// How a layout differs from the one before, for people.
+pub fn difference(before: &Layout, after: &Layout) -> String {
+    let mut parts = Vec::new();
+    let gone = |member: &&Member| after.member(member.node).is_none();
+    let heir = |old: &Member| after.members.iter().find(|new| new.token_seed == old.token_seed);
+    for old in before.members.iter().filter(gone) {
+        parts.push(match heir(old) {
+            Some(new) => format!("{} takes the place of {}", new.node, old.node),
+            None => format!("{} leaves", old.node),
+        });
+    }
+    for new in &after.members {
+        let Some(old) = before.member(new.node) else {
+            if !before.members.iter().any(|old| old.token_seed == new.token_seed) {
+                parts.push(format!("{} joins", new.node));
+            }
+            continue;
+        };
+        if old.weight != new.weight {
+            parts.push(format!("the weight of {} is {}", new.node, new.weight));
+        }
+        if old.zone != new.zone {
+            parts.push(format!("the zone of {} is {}", new.node, new.zone));
+        }
+    }
+    if (before.n, before.r, before.w) != (after.n, after.r, after.w) {
+        parts.push(format!("N={}, floors R={} W={}", after.n, after.r, after.w));
+    }
+    if parts.is_empty() { "nothing".into() } else { parts.join(", ") }
 }
 
 fn make(layout: &mut Layout, change: &Change) -> Result<(), String> {
@@ -274,6 +330,43 @@ mod tests {
         assert_eq!((member.weight, member.zone.as_str(), member.token_seed), (3, "other", id(1)));
         let names: Vec<NodeId> = after.members.iter().map(|member| member.node).collect();
         assert_eq!(names, [2, 3, 4, 5].map(id), "sorted by name");
+    }
+
+    #[test]
+    fn a_difference_is_told_in_words() {
+        let before = first(4);
+        let told = |changes: &[Change]| difference(&before, &layout_after(&before, changes).expect("possible"));
+        assert_eq!(told(&[join(5), Change::Leave(id(2))]), "n2 leaves, n5 joins");
+        assert_eq!(told(&[replace(1, 6)]), "n6 takes the place of n1");
+        let all = [
+            Change::Weight(id(3), 2),
+            Change::Zone(id(4), "z9".into()),
+            Change::Replicas { n: Some(4), r: None, w: Some(4) },
+        ];
+        assert_eq!(told(&all), "the weight of n3 is 2, the zone of n4 is z9, N=4, floors R=3 W=4");
+        assert_eq!(difference(&before, &before), "nothing");
+    }
+
+    #[test]
+    fn a_draft_may_have_problems_and_a_second_join_replaces_the_first() {
+        let before = first(3);
+        let mut staged = vec![];
+        stage(&mut staged, Change::Replicas { n: Some(5), r: None, w: None });
+        stage(&mut staged, join(4));
+        let draft_of = draft(&before, &staged).expect("each is possible");
+        assert!(problems_of(&before, &draft_of)[0].contains("there are only 4 members"));
+        assert!(layout_after(&before, &staged).is_err());
+        stage(&mut staged, join(5));
+        assert_eq!(layout_after(&before, &staged).expect("possible").members.len(), 5);
+        let moved = Change::Join { node: id(4), disk: DiskId(4), addr: addr(40), zone: "z4".into(), weight: 2 };
+        stage(&mut staged, moved);
+        let after = layout_after(&before, &staged).expect("possible");
+        let member = after.member(id(4)).expect("a member");
+        assert_eq!((staged.len(), member.weight, member.addr), (3, 2, addr(40)));
+        stage(&mut staged, Change::Leave(id(4)));
+        stage(&mut staged, Change::Leave(id(9)));
+        assert_eq!(staged.len(), 5);
+        assert!(draft(&before, &staged).expect_err("n9").contains("n9 is no member"));
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub mod chain;
 pub mod changes;
 mod compact;
 pub mod layout;
+pub mod live;
 pub mod mint;
 pub mod names;
 pub mod record;

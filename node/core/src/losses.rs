@@ -139,6 +139,11 @@ impl Losses {
         Note { reason, leaves, partly, begins, loss: self.count }
     }
 
+    /// Counts losses.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Whether all of these leaves are known to be lost.
     pub fn is_lost(&self, leaves: &Leaves) -> bool {
         self.under_way.as_ref().is_some_and(|under_way| leaves.without(&under_way.leaves).is_empty())

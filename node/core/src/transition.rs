@@ -30,8 +30,6 @@
 //! This is arithmetic over what the nodes say of themselves ([`Standing`]). All of that only grows and is durable before it is said, so
 //! that whoever acts on an old copy acts late and not wrongly. `tests/layout_change.rs` explores every order of steps of small worlds with
 //! these functions, and bends each rule in turn.
-//!
-//! Not yet used by the node: it serves layout 1 only.
 
 use super::ring::N_MAX;
 
@@ -339,7 +337,8 @@ impl Change {
     /// Whether `to` needs what `from` has scanned for a version: it owns it, has learned it, and holds no such push. A source that has
     /// become ready since pushes again.
     pub fn wants(&self, receiver: &Standing, from: usize, to: usize, version: usize, strong: bool) -> bool {
-        let kept = |older: usize| self.owns(to, older) && self.keeping_suffices(older, version);
+        // Who has lost its copy needs what it had kept.
+        let kept = |older: usize| !receiver.dropped && self.owns(to, older) && self.keeping_suffices(older, version);
         let useful = || !self.owns(from, version) || (0..version).any(|older| self.owns(from, older) && !kept(older));
         let held = receiver.got[version - 1].contains(from) && (!strong || receiver.strong[version - 1].contains(from));
         from != to && self.owns(to, version) && usize::from(receiver.fence) >= version && !held && useful()

@@ -428,7 +428,7 @@ proptest! {
             prop_assert!(held.is_none() || now == held, "one hash ever");
             prop_assert!(!chosen || bootstrap.is_chosen(), "what is chosen stays chosen");
             (held, chosen) = (now, bootstrap.is_chosen());
-            let _ = (bootstrap.not_serving(), bootstrap.missing(), bootstrap.holding(), bootstrap.has_majority());
+            let _ = (bootstrap.not_serving(&[]), bootstrap.missing(), bootstrap.holding(), bootstrap.has_majority());
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_wire::NotApplied;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, Partition};
 use quorate_wire::{buggify, sometimes};
@@ -15,6 +16,7 @@ use crate::peer_wire::heal::{
     self, Groups, GroupsCompared, HealAsk, LISTED_MAX, LeafSet, List, Listed, OFFERS_MAX, Offer, Recount, Sum,
 };
 use crate::peer_wire::{Heal, Refused};
+use crate::peers::AskError;
 use crate::store::Ticket;
 use quorate_core::exchange::{self, Difference, Page};
 use quorate_core::merkle::{self, LEAVES_PER_GROUP, Leaves};
@@ -28,6 +30,8 @@ pub(super) struct Pair<'a> {
     pub(super) partition: Partition,
     /// Whether to pause after each step for as long as it took: everything but a recovery does.
     pub(super) paced: bool,
+    /// Nothing is taken in here: this node hands over what it owns no more.
+    pub(super) one_way: bool,
 }
 
 /// What the trees say.
@@ -164,6 +168,9 @@ impl Pair<'_> {
                 && let Some((difference, tried)) = queue.pop_front()
             {
                 let Difference { key, ours, theirs } = difference;
+                if self.one_way && ours.is_none() {
+                    continue;
+                }
                 let held = match ours {
                     Some(_) => self.desk.replica.held(self.partition, &key).await,
                     None => Ok(None),
@@ -218,7 +225,7 @@ impl Pair<'_> {
             let mut ticket: Option<Ticket> = None;
             for (key, record) in records {
                 let Some(tried) = tried(&key) else { return Err("it answers for a key that was not asked for".into()) };
-                let Some(record) = record else { continue };
+                let Some(record) = record.filter(|_| !self.one_way) else { continue };
                 let bytes = key.len() + record.len();
                 self.desk.counters.add(&self.desk.counters.bytes_received, bytes as u64);
                 let Some(record) = found.refused_here.decode(&key, &record)? else { continue };
@@ -271,6 +278,9 @@ impl Desk {
     ) -> Result<Q::Answer, String> {
         let heal = Heal { label: current.label(), request: question.into() };
         let reply = self.peers.ask(peer, self.random.u64(), heal, CALL_TIMEOUT).await;
+        if let Err(AskError::Refused(NotApplied::StaleLayout { need, .. })) = &reply {
+            self.layouts.hear_of(*need);
+        }
         let reply = reply.map_err(|error| error.to_string())?;
         reply.try_into().map_err(|_| "an answer to another question".to_owned())
     }
@@ -282,7 +292,7 @@ impl Desk {
         key: &Blob,
         record: Record,
         from: NodeId,
-    ) -> Result<crate::replica::Merged, quorate_wire::NotApplied> {
+    ) -> Result<crate::replica::Merged, NotApplied> {
         // Asked before the merge, which may end what made it missing.
         let cause = self.cause(partition, key);
         let merged = self.replica.merge(partition, key, record).await?;

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::Desk;
 use crate::peer_wire::heal::{
-    Exchange, Exchanged, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX, LeafSet, List, Listed, OFFERS_MAX,
-    Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, Sum,
+    BeginPush, Exchange, Exchanged, GetSaid, GetSpoken, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX,
+    LeafSet, List, Listed, OFFERS_MAX, Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, SaidNow, Sum,
 };
 use crate::peer_wire::{Label, Refused};
 use quorate_core::merkle;
@@ -38,9 +38,9 @@ impl Desk {
         request: HealRequest,
         timeout: Duration,
     ) -> Result<HealReply, NotApplied> {
-        self.check(from, label, &request.partitions())?;
+        self.check(label, &request.partitions())?;
         let trees = self.replica.partitions();
-        let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
+        let recovering = |partition| LeafSet(self.cannot_speak_for(partition));
         match request {
             HealRequest::Roots(Roots { roots }) => {
                 at_most("partitions", ROOTS_MAX, roots.len())?;
@@ -76,6 +76,14 @@ impl Desk {
                 at_most("records", OFFERS_MAX, offers.len())?;
                 self.exchange(from, partition, offers, timeout).await.map(HealReply::from)
             }
+            HealRequest::GetSaid(GetSaid { digest }) => {
+                let said = self.layouts.said();
+                let known = digest == said.digest();
+                Ok(SaidNow { said: (!known).then_some(said) }.into())
+            }
+            HealRequest::BeginPush(BeginPush { partition }) => Ok(self.begins_push(partition)?.into()),
+            HealRequest::EndPush(push) => self.ends_push(from, push).await.map(HealReply::from),
+            HealRequest::GetSpoken(GetSpoken { partition }) => Ok(self.spoken(partition)?.into()),
             HealRequest::Recount(Recount { partition, leaves }) => {
                 trees.forget_sums(partition, &leaves.0);
                 Ok(Recounting.into())
@@ -139,10 +147,13 @@ impl Desk {
     }
 
     /// That both are owners of all these partitions, in a layout that is not too old.
-    fn check(&self, from: NodeId, label: Label, partitions: &[Partition]) -> Result<(), NotApplied> {
+    fn check(&self, label: Label, partitions: &[Partition]) -> Result<(), NotApplied> {
         let current = self.layouts.under(label)?;
-        let both = |partition: &Partition| current.may_serve(self.me, *partition, Role::PrimaryBeside(from));
-        partitions.iter().try_for_each(both)
+        if label.high < current.version() {
+            return Err(NotApplied::StaleLayout { need: current.version(), had: label.high });
+        }
+        let owns = |partition: &Partition| current.may_serve(self.me, *partition, Role::Owner);
+        partitions.iter().try_for_each(owns)
     }
 
     fn partition_of(&self, key: &[u8]) -> Result<Partition, NotApplied> {

@@ -502,13 +502,24 @@ Examples:
 pub(crate) enum LayoutCommand {
     /// Show the layout, what is staged, and what stands against applying it
     Show(LayoutArgs),
-    /// Stage members and settings of the first layout
+    /// Show the layouts that a node still knows, and how each differs from the one before
+    ///
+    /// These are the first layout and those that are live: the newest one, and the ones that a change under way leads away from.
+    #[command(after_help = "Examples:\n  quorate layout history\n  quorate layout history -o json")]
+    History(LayoutArgs),
+    /// Stage members and settings of the next layout
     #[command(subcommand)]
     Stage(StageCommand),
     /// Forget what is staged
     Revert(LayoutArgs),
     /// Make what is staged the cluster's layout
-    #[command(after_help = "Examples:\n  quorate layout apply --version 1")]
+    ///
+    /// A layout after the first one is decided by a majority of the members of the newest layout. Of several operators who apply
+    /// at the same time one wins; the others are told what was decided, and by whom. When too few members can be reached the
+    /// command says whether the layout may yet be decided. To repeat it is safe.
+    #[command(
+        after_help = "Examples:\n  quorate layout apply --version 1\n  quorate layout apply --version 2 --on n1:7400"
+    )]
     Apply {
         /// The version that `layout show` announced: what was looked at is what is applied
         #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
@@ -567,13 +578,11 @@ pub(crate) struct LayoutArgs {
 /// `layout stage ..`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum StageCommand {
-    /// Stage nodes as members of the first layout; each must be running and reachable
+    /// Stage nodes as new members; each must be running and reachable
     #[command(after_help = "\
 Examples:
   quorate layout stage join n1=10.0.0.1:7400
-  quorate layout stage join n4=10.0.0.4:7400 --zone rack-2 --weight 2
-
-Only before version 1 is applied: members cannot be added later.")]
+  quorate layout stage join n4=10.0.0.4:7400 --zone rack-2 --weight 2")]
     Join {
         /// Name and address, as the node itself has them
         #[arg(required = true, value_name = "NODE=HOST:PORT")]
@@ -587,7 +596,54 @@ Only before version 1 is applied: members cannot be added later.")]
         #[command(flatten)]
         args: LayoutArgs,
     },
-    /// Stage N, the number of partitions, and the floors of the first layout
+    /// Stage that members leave: what they own goes to the others
+    #[command(after_help = "Examples:\n  quorate layout stage leave n2\n  quorate layout stage leave n2 n3")]
+    Leave {
+        /// Who leaves
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<NodeId>,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+    /// Stage that a node takes the place of a member, dead or alive
+    ///
+    /// It gets the same share of the data, in the same zone, so that nothing else moves. It must be running and reachable.
+    #[command(after_help = "Examples:\n  quorate layout stage replace n2 n6=10.0.0.6:7400")]
+    Replace {
+        /// Who goes
+        #[arg(value_name = "OLD")]
+        old: NodeId,
+        /// Who comes: name and address, as the node itself has them
+        #[arg(value_name = "NEW=HOST:PORT")]
+        new: Member,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+    /// Stage another share of the data for a member
+    #[command(after_help = "Examples:\n  quorate layout stage weight n1 2")]
+    Weight {
+        /// Whose
+        #[arg(value_name = "NODE")]
+        node: NodeId,
+        /// Share of the data, relative to the other members
+        #[arg(value_name = "WEIGHT", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        weight: u32,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+    /// Stage another failure domain for a member
+    #[command(after_help = "Examples:\n  quorate layout stage zone n1 rack-2")]
+    Zone {
+        /// Whose
+        #[arg(value_name = "NODE")]
+        node: NodeId,
+        /// Failure domain: replicas go to different zones while there are any
+        #[arg(value_name = "ZONE", value_parser = parse_zone)]
+        zone: String,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+    /// Stage N and the floors, and for the first layout the number of partitions
     #[command(
         group = clap::ArgGroup::new("setting").required(true).multiple(true).args(["replicas", "partitions", "floor_r", "floor_w"]),
         after_help = "Examples:\n  quorate layout stage settings --replicas 5 --floor-r 2 --floor-w 4")]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use comfy_table::Table;
 use quorate_wire::ids::{LayoutVersion, NodeId};
-use quorate_wire::{LayoutCommand as Ask, LayoutReport, LayoutView};
+use quorate_wire::{Applied, LayoutCommand as Ask, LayoutReport, LayoutView, Moves, PastLayout};
 use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};
@@ -17,8 +17,19 @@ impl LayoutCommand {
     /// What all of them have.
     pub(crate) fn args(&self) -> &LayoutArgs {
         match self {
-            Self::Show(args) | Self::Revert(args) | Self::Apply { args, .. } | Self::RotateContextKey(args) => args,
-            Self::Stage(StageCommand::Join { args, .. } | StageCommand::Settings { args, .. }) => args,
+            Self::Show(args)
+            | Self::History(args)
+            | Self::Revert(args)
+            | Self::Apply { args, .. }
+            | Self::RotateContextKey(args) => args,
+            Self::Stage(
+                StageCommand::Join { args, .. }
+                | StageCommand::Leave { args, .. }
+                | StageCommand::Replace { args, .. }
+                | StageCommand::Weight { args, .. }
+                | StageCommand::Zone { args, .. }
+                | StageCommand::Settings { args, .. },
+            ) => args,
         }
     }
 }
@@ -37,8 +48,11 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     for ask in asks(command, Some(&cluster)).await? {
         let staging = last.is_some();
         let report = cluster.layout_at(&at, ask).await.map_err(|error| {
-            let failure =
-                if matches!(command, LayoutCommand::Show(_)) { Failure::of_read(error) } else { error.into() };
+            let failure = if matches!(command, LayoutCommand::Show(_) | LayoutCommand::History(_)) {
+                Failure::of_read(error)
+            } else {
+                error.into()
+            };
             if !staging {
                 return Failure { message: format!("{at}: {}", failure.message), ..failure };
             }
@@ -53,11 +67,16 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
         let mut json = serde_json::to_value(&report).expect("a report is plain data");
         json["schema"] = "quorate.layout.v1".into();
         output.json(&json)?;
+    } else if matches!(command, LayoutCommand::History(_)) {
+        output.table(&history(&report.history))?;
     } else {
         show(&report, output)?;
         next_step(command, &report, output);
     }
     match command {
+        LayoutCommand::Apply { version, .. } if report.applied.is_some() => {
+            came_of(*version, report.applied.as_ref().expect("seen above"))
+        }
         LayoutCommand::Apply { version, .. } if report.current.version.0 < *version => Err(Failure {
             exit: Exit::Unknown,
             may_have_applied: true,
@@ -70,15 +89,53 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     }
 }
 
+/// How an apply of a later version than the first one ends.
+fn came_of(version: u64, applied: &Applied) -> Outcome {
+    match applied {
+        Applied::AsStaged | Applied::Before => Ok(Exit::Done),
+        Applied::Another { by, what } => {
+            let by = by.map_or_else(|| "another operator's".to_owned(), |by| format!("proposed by {by}"));
+            Err(Failure::new(
+                format!(
+                    "layout {version} is another one than what is staged, {by}: {what}; what is staged was not applied"
+                ),
+                "`quorate layout show` tells what applying it to the newest layout would do; `quorate layout revert` forgets it",
+            ))
+        }
+        Applied::Undecided { why } => Err(Failure {
+            exit: Exit::Unknown,
+            may_have_applied: true,
+            ..Failure::new(
+                format!("layout {version} is not decided: {why}; what is staged may yet come into force"),
+                "repeat the command when more members can be reached: it finishes what was begun, so that this is safe",
+            )
+        }),
+    }
+}
+
 /// What to ask the node for; several members are staged one by one.
 async fn asks(command: &LayoutCommand, cluster: Option<&Cluster>) -> Outcome<Vec<Ask>> {
     Ok(match command {
         LayoutCommand::Show(_) => vec![Ask::Show],
+        LayoutCommand::History(_) => vec![Ask::History],
         LayoutCommand::Revert(_) => vec![Ask::Revert],
         LayoutCommand::RotateContextKey(_) => vec![Ask::RotateContextKey],
         LayoutCommand::Apply { version, .. } => vec![Ask::Apply { version: LayoutVersion(*version) }],
         LayoutCommand::Stage(StageCommand::Settings { replicas, partitions, floor_r, floor_w, .. }) => {
             vec![Ask::StageSettings { n: *replicas, partitions: *partitions, r: *floor_r, w: *floor_w }]
+        }
+        LayoutCommand::Stage(StageCommand::Leave { nodes, .. }) => {
+            nodes.iter().map(|node| Ask::StageLeave { node: *node }).collect()
+        }
+        LayoutCommand::Stage(StageCommand::Replace { old, new: Member { node, addr }, .. }) => {
+            let addr = where_it_answers(cluster, *node, &resolve_in_time(addr).await?).await;
+            vec![Ask::StageReplace { old: *old, new: *node, addr }]
+        }
+        LayoutCommand::Stage(StageCommand::Weight { node, weight, .. }) => {
+            vec![Ask::StageWeight { node: *node, weight: *weight }]
+        }
+        LayoutCommand::Stage(StageCommand::Zone { node, zone, .. }) => {
+            vec![Ask::StageZone { node: *node, zone: zone.clone() }]
         }
         LayoutCommand::Stage(StageCommand::Join { members, zone, weight, .. }) => {
             let mut asks = Vec::new();
@@ -116,11 +173,24 @@ fn show(report: &LayoutReport, output: &Output) -> Outcome<()> {
     } else {
         output.line(&format!("layout {}", settings_text(&report.current)))?;
         output.table(&members(&report.current))?;
+        if let [oldest, .., _] = &report.live[..] {
+            output.line(&format!(
+                "a change is under way: {} layouts are live, from version {oldest} to {}",
+                report.live.len(),
+                report.current.version
+            ))?;
+        }
         output.line(&format!("context keys, the newest first: {}", report.context_keys.join(", ")))?;
     }
     if let Some(staged) = &report.staged {
         output.line(&format!("\nstaged: layout {}", settings_text(staged)))?;
         output.table(&members(staged))?;
+    }
+    if let Some(moves) = &report.moves {
+        output.line(&format!("\n{}", moves_text(moves)))?;
+        if !moves.gets.is_empty() {
+            output.table(&moves_table(moves))?;
+        }
     }
     let several =
         |title: &str, lines: &[String]| lines.iter().try_for_each(|line| output.line(&format!("{title}: {line}")));
@@ -140,7 +210,7 @@ fn next_step(command: &LayoutCommand, report: &LayoutReport, output: &Output) {
     let staged = report.staged.as_ref().map(|staged| staged.version);
     match (command, staged) {
         (LayoutCommand::Apply { .. }, _) => output.hint("next: quorate status"),
-        (LayoutCommand::RotateContextKey(_), _) => {}
+        (LayoutCommand::RotateContextKey(_) | LayoutCommand::History(_), _) => {}
         (_, Some(version)) if report.problems.is_empty() => {
             output.hint(&format!("next: quorate layout apply --version {version}"));
         }
@@ -158,6 +228,42 @@ fn settings_text(view: &LayoutView) -> String {
         "version {} ({hash}): N={}, {} partitions, floors R={} W={}",
         view.version, view.n, view.partitions, view.r, view.w
     )
+}
+
+fn moves_text(moves: &Moves) -> String {
+    let Moves { replicas, least, balance_before, balance_after, all_owners_change, .. } = moves;
+    format!(
+        "applying it copies {replicas} replicas of partitions, at least {least} for these shares; {all_owners_change} partitions keep \
+         none of their owners; the largest load is {balance_before:.2} of its share before and {balance_after:.2} after"
+    )
+}
+
+fn moves_table(moves: &Moves) -> Table {
+    let mut table = table(&["FROM", "TO", "PARTITIONS"]);
+    for gets in &moves.gets {
+        let from = gets.from.map_or_else(|| "(one more replica)".to_owned(), |from| from.to_string());
+        table.add_row([from, gets.to.to_string(), gets.partitions.to_string()]);
+    }
+    table
+}
+
+fn history(past: &[PastLayout]) -> Table {
+    let mut table = table(&["VERSION", "HASH", "LIVE", "MEMBERS", "N", "ADDED", "REMOVED"]);
+    let names = |nodes: &[NodeId]| nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    for layout in past {
+        let gap = layout.since != LayoutVersion::NONE && layout.since.0 + 1 != layout.version.0;
+        let since = if gap { format!(" (since version {})", layout.since) } else { String::new() };
+        table.add_row([
+            layout.version.to_string(),
+            layout.hash.get(..16).unwrap_or(&layout.hash).to_owned(),
+            if layout.live { "yes" } else { "no" }.to_owned(),
+            layout.members.to_string(),
+            layout.n.to_string(),
+            format!("{}{since}", names(&layout.added)),
+            names(&layout.removed),
+        ]);
+    }
+    table
 }
 
 fn members(view: &LayoutView) -> Table {
@@ -207,5 +313,71 @@ mod tests {
             [join("n1", 7401, "a", 2), join("n2", 7402, "a", 2)]
         );
         assert_eq!(asked("quorate layout stage join n1=10.0.0.1:7401").await, [join("n1", 7401, "default", 1)]);
+        let node = |name: &str| name.parse().expect("legal");
+        assert_eq!(asked("quorate layout history").await, [Ask::History]);
+        assert_eq!(
+            asked("quorate layout stage leave n2 n3").await,
+            [Ask::StageLeave { node: node("n2") }, Ask::StageLeave { node: node("n3") }]
+        );
+        assert_eq!(
+            asked("quorate layout stage replace n2 n6=10.0.0.1:7406").await,
+            [Ask::StageReplace { old: node("n2"), new: node("n6"), addr: ([10, 0, 0, 1], 7406).into() }]
+        );
+        assert_eq!(asked("quorate layout stage weight n1 3").await, [Ask::StageWeight { node: node("n1"), weight: 3 }]);
+        assert_eq!(
+            asked("quorate layout stage zone n1 rack-2").await,
+            [Ask::StageZone { node: node("n1"), zone: "rack-2".into() }]
+        );
+    }
+
+    #[test]
+    fn what_came_of_an_apply_is_told_by_message_and_exit_code() {
+        assert_eq!(came_of(2, &Applied::AsStaged).expect("done"), Exit::Done);
+        assert_eq!(came_of(2, &Applied::Before).expect("done"), Exit::Done);
+        let by = "n3".parse().ok();
+        let lost = came_of(2, &Applied::Another { by, what: "n5 joins".into() }).expect_err("another one");
+        let text =
+            "layout 2 is another one than what is staged, proposed by n3: n5 joins; what is staged was not applied";
+        assert_eq!((lost.message.as_str(), lost.exit, lost.may_have_applied), (text, Exit::Failed, false));
+        let unknown = came_of(2, &Applied::Another { by: None, what: "n5 joins".into() }).expect_err("another one");
+        assert!(unknown.message.contains("another operator's: n5 joins"));
+        let open = came_of(2, &Applied::Undecided { why: "1 of 3".into() }).expect_err("it may yet be");
+        assert_eq!((open.exit, open.may_have_applied), (Exit::Unknown, true));
+        assert!(open.message.contains("1 of 3; what is staged may yet come into force"), "{}", open.message);
+    }
+
+    #[test]
+    fn what_moves_and_what_was_in_force_are_shown() {
+        let node = |name: &str| name.parse().expect("legal");
+        let gets =
+            |from: Option<&str>, to, partitions| quorate_wire::Gets { from: from.map(node), to: node(to), partitions };
+        let moves = Moves {
+            gets: vec![gets(Some("n1"), "n4", 12), gets(None, "n2", 3)],
+            replicas: 15,
+            least: 14,
+            balance_before: 1.0,
+            balance_after: 1.049,
+            ..Moves::default()
+        };
+        let shown = moves_table(&moves).to_string();
+        for cells in [["n1", "n4", "12"], ["(one more replica)", "n2", "3"]] {
+            let row = shown.lines().find(|line| line.contains(cells[0])).expect("a row");
+            assert!(cells.iter().all(|cell| row.contains(cell)), "{shown}");
+        }
+        let text = moves_text(&moves);
+        assert!(text.contains("15 replicas") && text.contains("at least 14") && text.contains("1.05 after"), "{text}");
+        let past = |version, since, added: &[&str]| PastLayout {
+            version: LayoutVersion(version),
+            hash: "c76f8643b3f48b1ef62e".into(),
+            live: version == 5,
+            members: 3,
+            n: 3,
+            since: LayoutVersion(since),
+            added: added.iter().copied().map(node).collect(),
+            removed: Vec::new(),
+        };
+        let shown = history(&[past(1, 0, &["n1", "n2"]), past(5, 1, &["n4"])]).to_string();
+        assert!(shown.contains("c76f8643b3f48b1e ") && shown.contains("n1, n2"), "{shown}");
+        assert!(shown.contains("n4 (since version 1)"), "{shown}");
     }
 }

@@ -8,10 +8,9 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use quorate_wire::NotApplied;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::NodeId;
-use quorate_wire::sometimes;
+use quorate_wire::{Acks, NotApplied, Quorum, sometimes};
 use tokio::time::sleep_until;
 
 use super::repair::mend;
@@ -32,18 +31,37 @@ pub(super) async fn confirm(
     record: &Record,
     holders: &[NodeId],
 ) -> Result<(), NotApplied> {
-    let of_version =
-        |group: &Group| Group { need: write_back(group.primaries.len() as u8, group.need), ..group.clone() };
-    let groups: Vec<Group> = turn.groups.iter().map(of_version).collect();
-    let mut tally = Tally::of_every(&groups, true);
-    for primary in turn.view.primaries() {
-        tally.ask(*primary, turn.at_us());
+    let r = turn.need();
+    let of_version = |group: Group| {
+        let n = group.primaries.len() as u8;
+        Group { need: write_back(n, r.min(n)), ..group }
+    };
+    // Of every version that a write would name: later reads may be made at any of them.
+    let groups = turn.view.write_groups(Quorum::Majority)?;
+    let groups: Vec<Group> = groups.into_iter().map(of_version).collect();
+    held_by(inner, turn, key, record, (&groups, holders)).await.map(drop)
+}
+
+/// Waits until a quorum of every one of these groups holds a record durably; `holders` do already. How many do.
+///
+/// # Errors
+/// When too many of them fail, or it takes too long.
+pub(super) async fn held_by(
+    inner: &Arc<Inner>,
+    turn: &Turn,
+    key: &Blob,
+    record: &Record,
+    (groups, holders): (&[Group], &[NodeId]),
+) -> Result<Acks, NotApplied> {
+    let mut tally = Tally::of_every(groups, true);
+    for primary in tally.primaries().collect::<Vec<_>>() {
+        tally.ask(primary, turn.at_us());
     }
     for holder in holders {
         tally.ack(*holder, Said::Ack { synced: true, changed: false }, turn.at_us());
     }
     if tally.status() == Status::Met {
-        return Ok(());
+        return Ok(tally.acks());
     }
     sometimes!("read: a monotonic read wrote back");
     let mut calls = Calls::new();
@@ -63,16 +81,16 @@ pub(super) async fn confirm(
             }
             () = &mut deadline => {
                 let need = tally.need();
-                let why = format!("a monotonic read waits until {need} primaries hold what it returns; {}", tally.why());
+                let why = format!("{need} primaries must hold what is answered; {}", tally.why());
                 return Err(NotApplied::TimedOut { need, had: tally.acks().total(), why });
             }
         }
         match tally.status() {
-            Status::Met => return Ok(()),
+            Status::Met => return Ok(tally.acks()),
             Status::Possible => {}
             Status::Impossible => {
                 let need = tally.need();
-                let why = format!("a monotonic read needs {need} primaries to hold what it returns; {}", tally.why());
+                let why = format!("{need} primaries must hold what is answered; {}", tally.why());
                 return Err(NotApplied::Unavailable { need, alive: tally.possible(), why });
             }
         }

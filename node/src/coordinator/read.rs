@@ -40,11 +40,10 @@ pub(super) async fn coordinate_read(inner: &Arc<Inner>, turn: &Turn, read: &Read
     let need = turn.need();
     tell!(act = "coordinates a read", key = %story::text(&read.key), node = %inner.me, request = turn.request_id, need,
         primaries = ?turn.view.primaries());
-    let own = match turn.view.is_primary(inner.me) {
+    let own = match turn.counts(inner.me) {
         true => {
-            let (len, reading) =
-                (|record: &Option<Record>| record.as_ref().map_or(0, Record::encoded_len), turn.current.reading(need));
-            let own = || inner.replica.read_for(&read.key, reading);
+            let len = |record: &Option<Record>| record.as_ref().map_or(0, Record::encoded_len);
+            let own = || own_record(inner, turn, &read.key);
             match read_within(&turn.room, turn.room_until(), own, len).await {
                 Err(refusal @ NotApplied::Overloaded { .. }) => {
                     inner.stats.gets_failed.add(1);
@@ -154,8 +153,8 @@ fn still_holds(inner: &Inner, turn: &Turn, read: &Read, get: &Get<Record>) -> Re
         return Err(NotApplied::Unavailable { need, alive, why });
     }
     // It may have been told since it looked that its disk was set back.
-    let own = turn.view.is_primary(inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
-    if own { inner.replica.still_speaks(&read.key, turn.current.reading(get.need())) } else { Ok(()) }
+    let own = turn.counts(inner.me) && get.decisive().iter().any(|(node, _)| *node == inner.me);
+    if own { inner.replica.still_speaks(&read.key, turn.reading()) } else { Ok(()) }
 }
 
 /// Reads one page of some partitions, of each from its primaries: small ones a dozen at a time, and no more once half of the
@@ -183,7 +182,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result
         let (left, may_wait) = (joined.left(), !joined.has_moved());
         let pages = asks.iter().map(async |from| {
             let (partition, view) = (from.partition, turn.current.view(from.partition));
-            let groups = view.groups("R", quorum)?.into();
+            let groups = view.read_groups(quorum)?.into();
             let turn = Turn { partition, view, groups, ..turn.clone() };
             scan_partition(inner, turn, scan, from.after.clone(), (left, bytes_max), may_wait).await
         });
@@ -212,7 +211,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result
     // It may have been told since it looked that its disk was set back.
     let need = turn.need();
     for partition in own {
-        inner.replica.still_speaks_of(partition, turn.current.reading(need))?;
+        inner.replica.still_speaks_of(partition, turn.reading())?;
     }
     let quorum = inner.report(turn, need, least.unwrap_or_default(), turn.current.layout.r);
     let (entries, next) = joined.into_page();
@@ -482,6 +481,12 @@ struct Question {
     r: u8,
 }
 
+/// What this node holds of a key, if it may answer the read.
+async fn own_record(inner: &Inner, turn: &Turn, key: &Blob) -> Result<Option<Record>, NotApplied> {
+    turn.speaks(inner.me)?;
+    inner.replica.read_for(key, turn.reading()).await
+}
+
 fn holds(record: Record) -> Answered<Record> {
     let said = Said::Values(record.siblings.len());
     Answered::Holds(record, said)
@@ -499,8 +504,10 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
         }
     } else {
         let (key, held, durable) = (question.key.clone(), question.digest, question.durable);
-        let fetch = Fetch { label: turn.view.label, key, held, durable, r: question.r };
+        let fetch =
+            Fetch { at: turn.view.read_version(), under: turn.view.label.high, key, held, durable, r: question.r };
         let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
+        inner.note_closed((from, turn.view.read_version()), turn.partition, &reply);
         match (reply, &question.held) {
             (Ok(Fetched::Same), Some(record)) => {
                 sometimes!("read: a digest spared a record");
@@ -516,6 +523,7 @@ async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: Nod
 /// superseded; tells whether one did. What was written once is so found again, and nothing is minted.
 pub(super) async fn recall(inner: &Arc<Inner>, turn: &Turn, key: &Blob, op_id: OpId) -> bool {
     let r = turn.current.layout.r;
+    // Whoever owns the key under any live version may know of it; only owners under the version of reads are sure to answer.
     let question = Arc::new(Question { key: key.clone(), own: None, held: None, digest: None, durable: false, r });
     let until = Instant::now() + turn.left() / 2;
     let mut calls = Calls::new();
@@ -548,7 +556,7 @@ async fn fetch_hint(
             Err(refusal) => Answered::Failed(plain(&refusal)),
         }
     } else {
-        let fetch = FetchHint { label: turn.view.label, key: question.key.clone() };
+        let fetch = FetchHint { key: question.key.clone() };
         fetched(inner.peers.ask(from, turn.request_id, fetch, turn.left()).await, &turn.room)
     };
     sometimes!("read: a fallback had nothing to say", matches!(answered, Answered::Absent(_)));
@@ -583,8 +591,10 @@ async fn fetch_page(
     let fits = |len| if may_wait { has_room(&turn.room, len) } else { turn.room.try_take(len).is_ok() };
     let no_room = || "there is no room here for its page".to_owned();
     let entries = if from == inner.me {
-        let reading = turn.current.reading(turn.need());
-        let range = || inner.replica.range(turn.partition, after.as_ref(), limit as usize, reading);
+        let range = async || {
+            turn.speaks(inner.me)?;
+            inner.replica.range(turn.partition, after.as_ref(), limit as usize, turn.reading()).await
+        };
         let len = |(entries, _): &(Vec<_>, bool)| entries_len(entries);
         if may_wait {
             let range = read_within(&turn.room, turn.room_until(), range, len).await;
@@ -594,10 +604,11 @@ async fn fetch_page(
             range.and_then(|range| if fits(len(&range)) { Ok(range) } else { Err(no_room()) })
         }
     } else {
-        let label = turn.view.label;
-        let r = turn.need();
-        let fetch = FetchRange { label, partition: turn.partition, after: after.clone(), limit, r };
-        match inner.peers.ask(from, turn.request_id, fetch, turn.left()).await {
+        let (at, r) = (turn.view.read_version(), turn.need());
+        let fetch = FetchRange { at, partition: turn.partition, after: after.clone(), limit, r };
+        let reply = inner.peers.ask(from, turn.request_id, fetch, turn.left()).await;
+        inner.note_closed((from, turn.view.read_version()), turn.partition, &reply);
+        match reply {
             Ok(FetchedRange { entries, .. })
                 if !fits(entries.iter().map(|(key, record)| key.len() + record.len()).sum()) =>
             {

@@ -17,6 +17,7 @@ use tracing::Instrument;
 use super::{Inner, Turn};
 use crate::peer_wire::Replicate;
 use quorate_core::get::Get;
+use quorate_core::ownership::Role;
 use quorate_core::record::Record;
 
 /// The repairs under way on one node.
@@ -82,7 +83,11 @@ pub(super) fn repair(inner: &Arc<Inner>, turn: &Turn, key: &Blob, get: &Get<Reco
 /// Has a primary merge a record, durably.
 pub(super) async fn mend(inner: &Inner, turn: &Turn, key: &Blob, record: &Record, node: NodeId) -> Result<(), String> {
     if node == inner.me {
-        let merged = inner.replica.merge(turn.partition, key, record.clone()).await;
+        let label = turn.view.label;
+        let takes =
+            inner.layouts.known().and_then(|current| current.may_serve(node, turn.partition, Role::Writes(label)));
+        takes.map_err(|refusal| refusal.to_string())?;
+        let merged = inner.replica.merge_under(turn.partition, key, record.clone(), label.high).await;
         let merged = merged.map_err(|refusal| refusal.to_string())?;
         return merged.ticket.durable().await.map(|_| ()).map_err(|error| error.to_string());
     }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::read::recall;
-use super::{Inner, Turn, plain};
+use super::{Inner, Turn, monotonic, plain};
 use crate::calls::Calls;
 use crate::peer_wire::{KeepHint, Label, Replicate, Replicated};
 use crate::peers::AskError;
@@ -94,6 +94,45 @@ pub(super) async fn coordinate(
     })
 }
 
+/// Rule L10, for a repetition: what this node has minted as an owner, and owns no more, goes with its dot to those who own it now. Nothing
+/// if this node knows nothing of it.
+pub(super) async fn pass_on(
+    inner: &Arc<Inner>,
+    turn: &Turn,
+    write: &Write,
+    cause: &Context,
+) -> Option<Result<Reply, Failure>> {
+    let held = inner.replica.held(turn.partition, &write.key).await.ok().flatten()?;
+    if held.dots_of(&write.op_id).is_empty() && held.superseded(&write.op_id).is_none() {
+        return None;
+    }
+    // It is found, or stays unknown: an owner that is none any more mints nothing.
+    let known = Operation { id: write.op_id, first_sent: Some(Duration::MAX), under: turn.view.label.high };
+    let minted = inner.replica.mint(turn.partition, &write.key, known, write.value.clone(), cause.clone()).await;
+    let Minted { record, context, .. } = minted.ok().filter(|minted| minted.repeated)?;
+    sometimes!("write: a former owner passed its dot on");
+    let held = monotonic::held_by(inner, turn, &write.key, &record, (&turn.groups, &[])).await;
+    Some(match held {
+        Ok(acks) => {
+            inner.stats.puts_ok.add(1);
+            let context = inner.seal(&context, &write.key);
+            Ok(Reply::Written(Written {
+                siblings: live_values(&record),
+                replaced: 0,
+                synced: true,
+                context_large: context.len() > CONTEXT_LEN_WARN,
+                context,
+                quorum: inner.report(turn, turn.need(), acks, turn.current.layout.w),
+                evidence: None,
+            }))
+        }
+        Err(refusal) => {
+            inner.stats.puts_indeterminate.add(1);
+            Err(turn.unknown(write.op_id, plain(&refusal)))
+        }
+    })
+}
+
 /// What a replica said: whether after a sync and whether it was news to it, or why not.
 type Outcome = Result<(bool, bool), String>;
 
@@ -144,7 +183,7 @@ impl Driver {
         // The mint is never cut off: whether it took place must be known before anything else is done.
         let Write { key, value, .. } = write;
         let first_sent = write.first_sent_ms.map(Duration::from_millis);
-        let operation = Operation { id: write.op_id, first_sent };
+        let operation = Operation { id: write.op_id, first_sent, under: self.label().high };
         {
             let partition = self.turn.partition;
             let retry = first_sent.map(|_| self.turn.clone());
@@ -304,6 +343,7 @@ impl Driver {
                 let _ = inner.peers.ask(to, request_id, replicate.clone(), timeout).await;
             }
             let reply = inner.peers.ask(to, request_id, replicate, timeout).await;
+            inner.note_stale(label, &reply);
             (Who::Primary(to), acknowledgement(reply))
         });
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use quorate_wire::NotApplied;
@@ -40,6 +41,35 @@ where
         async move { peers.ask(node, request_id, question, timeout).await }
     })
     .await
+}
+
+/// Asks many peers the same, and hands on each answer as it comes, until somebody has heard enough.
+pub(super) async fn ask_until<Q, B>(
+    peers: &Peers,
+    random: &Random,
+    nodes: &[NodeId],
+    question: &Q,
+    timeout: Duration,
+    mut hear: impl FnMut(NodeId, Answer<Q>) -> ControlFlow<B>,
+) -> Option<B>
+where
+    Q: Ask<Answer: Send> + Clone + Send + 'static,
+{
+    for batch in nodes.chunks(PEERS_AT_ONCE) {
+        let mut calls = JoinSet::new();
+        for node in batch.iter().copied() {
+            let (peers, request_id, question) = (peers.clone(), random.u64(), question.clone());
+            let call = async move { (node, peers.ask(node, request_id, question, timeout).await) };
+            calls.spawn(supervise::watched("layouts: a call", call));
+        }
+        while let Some(done) = calls.join_next().await {
+            let (node, answer) = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            if let ControlFlow::Break(enough) = hear(node, answer) {
+                return Some(enough);
+            }
+        }
+    }
+    None
 }
 
 pub(super) type Answer<Q> = Result<<Q as Ask>::Answer, AskError>;

@@ -1,77 +1,154 @@
-//! A chosen layout, and what follows from it.
+//! The layouts in force, and what follows from them.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{NotApplied, RouteTable};
 
 use crate::recovery::Reading;
-use quorate_core::layout::{Layout, LayoutHash};
-use quorate_core::ownership::{self, Label, Role, View};
-use quorate_core::ring::Ring;
+use quorate_core::layout::{Layout, LayoutHash, Member};
+use quorate_core::live::{Live, Placed, Said};
+use quorate_core::ownership::{Label, Role, View};
 
-/// A chosen layout and what follows from it.
-#[derive(Debug, Clone)]
+/// The live layout versions and what follows from them, as this node knows them at one moment.
+#[derive(Debug)]
 pub struct Current {
-    /// The layout.
-    pub layout: Layout,
+    /// The newest layout.
+    pub layout: Arc<Layout>,
     /// Its hash.
     pub hash: LayoutHash,
-    ring: Ring,
-    /// What clients are told of it.
-    pub table: RouteTable,
+    live: Live,
+    /// What clients are told of the newest layout.
+    pub table: Arc<RouteTable>,
     /// Who serves each partition, found when it is first asked for.
     views: Vec<OnceLock<Arc<View>>>,
 }
 
 impl Current {
-    pub(super) fn new(layout: Layout) -> Result<Self, String> {
-        let ring = layout.ring()?;
-        let views = (0..ring.partitions()).map(|_| OnceLock::new()).collect();
-        Ok(Self { hash: layout.hash(), table: layout.table_of(&ring), ring, layout, views })
+    /// These layouts are live, oldest first; `before` is spared the work for those that it knows.
+    ///
+    /// # Errors
+    /// When one of them has no ring.
+    pub(super) fn new(
+        layouts: &[Layout],
+        said: BTreeMap<NodeId, Arc<Said>>,
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
+        let known = |layout: &Layout| {
+            let known = before.iter().flat_map(|before| before.live.versions());
+            known.into_iter().find(|placed| placed.layout == *layout).cloned()
+        };
+        let placed = |layout: &Layout| match known(layout) {
+            Some(placed) => Ok(placed),
+            None => Placed::new(layout.clone()).map(Arc::new),
+        };
+        let versions: Vec<Arc<Placed>> = layouts.iter().map(placed).collect::<Result<_, _>>()?;
+        let newest = versions.last().expect("a layout is in force");
+        let table = Arc::new(newest.layout.table_of(newest.ring()));
+        let (layout, hash) = (Arc::new(newest.layout.clone()), newest.hash);
+        Ok(Self { layout, hash, table, views: unlooked(newest), live: Live::new(versions, said) })
     }
 
-    /// What a question is made under that is asked now.
+    /// The same layouts, and what the nodes have said since.
+    pub(super) fn with_said(&self, said: BTreeMap<NodeId, Arc<Said>>) -> Self {
+        let mut live = Live::new(self.live.versions().to_vec(), said);
+        if let Some(over) = self.live.known_over() {
+            live = live.over(over);
+        }
+        let views = unlooked(live.newest());
+        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
+    }
+
+    /// Every change up to this version is over, as a peer has said.
+    pub(super) fn over(&self, version: LayoutVersion) -> Self {
+        let live = self.live.clone().over(version);
+        let views = unlooked(live.newest());
+        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
+    }
+
+    /// The live versions, and what the nodes have said of their part.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// A member, of the newest live version that names it.
+    pub fn member(&self, node: NodeId) -> Option<&Member> {
+        self.live.versions().iter().rev().find_map(|placed| placed.layout.member(node))
+    }
+
+    /// The newest version.
+    pub fn version(&self) -> LayoutVersion {
+        self.layout.version
+    }
+
+    /// The live versions, for a question that is about no partition's quorum.
     pub fn label(&self) -> Label {
-        Label::of(self.layout.version)
+        Label { low: self.live.oldest().version(), high: self.version() }
     }
 
     /// How many partitions there are.
     pub fn partitions(&self) -> u16 {
-        self.ring.partitions()
+        self.layout.partitions
     }
 
-    /// The partitions that a node owns, in their order.
+    /// The partitions that a node owns under any live version, in their order.
     pub fn owned_by(&self, node: NodeId) -> Vec<Partition> {
-        self.ring.owned_by(node)
+        self.live.owned_by(node)
     }
 
-    /// The owners of a partition.
+    /// The owners of a partition under the newest version.
     pub fn primaries(&self, partition: Partition) -> &[NodeId] {
-        self.ring.primaries(partition)
+        self.live.newest().ring().primaries(partition)
+    }
+
+    /// The owners of a partition under any live version, those of newer ones first.
+    pub fn owners(&self, partition: Partition) -> Vec<NodeId> {
+        self.live.owners(partition)
+    }
+
+    /// The owners of a partition under any live version that keep a copy of it.
+    pub fn keepers(&self, partition: Partition) -> Vec<NodeId> {
+        if !self.live.is_changing() {
+            return self.primaries(partition).to_vec();
+        }
+        let moving = self.live.partition(partition);
+        moving.owners().iter().copied().filter(|node| moving.keeps_copy(*node)).collect()
     }
 
     /// All members as the ring offers a partition to them; the owners come first.
     pub fn preference_list(&self, partition: Partition) -> Vec<NodeId> {
-        self.ring.preference_list(partition)
+        self.live.newest().ring().preference_list(partition)
     }
 
     /// The partition of a key.
     pub fn partition_of(&self, key: &[u8]) -> Partition {
-        self.ring.partition_of(key)
+        self.live.newest().ring().partition_of(key)
     }
 
-    /// See [`ownership::may_serve`].
+    /// See [`Live::may_serve`].
     ///
     /// # Errors
     /// When `me` has not this role there.
     pub fn may_serve(&self, me: NodeId, partition: Partition, role: Role) -> Result<(), NotApplied> {
-        ownership::may_serve(&self.layout, &self.ring, me, partition, role)
+        self.live.may_serve(me, partition, role)
     }
 
-    /// Which writes a read of `r` replicas must not miss.
-    pub fn reading(&self, r: u8) -> Reading {
-        Reading::of(self.layout.n, self.layout.w, r)
+    /// So many owners of a partition under a version hold, between them, every write that w of them have acknowledged.
+    pub fn complete(&self, version: LayoutVersion) -> usize {
+        let layout = self.layout_of(version);
+        usize::from(layout.n - layout.w) + 1
+    }
+
+    fn layout_of(&self, version: LayoutVersion) -> &Layout {
+        let live = self.live.versions().iter().find(|placed| placed.version() == version);
+        live.map_or(&*self.layout, |placed| &placed.layout)
+    }
+
+    /// Which writes a read of `r` replicas at a version must not miss.
+    pub fn reading(&self, version: LayoutVersion, r: u8) -> Reading {
+        let layout = self.layout_of(version);
+        Reading::of(layout.n, layout.w, r)
     }
 
     /// Who serves a partition.
@@ -79,7 +156,11 @@ impl Current {
     /// # Panics
     /// When there is no such partition.
     pub fn view(&self, partition: Partition) -> Arc<View> {
-        let of = || Arc::new(View::of(&self.layout, &self.ring, partition));
+        let of = || Arc::new(self.live.partition(partition).view());
         self.views[usize::from(partition.0)].get_or_init(of).clone()
     }
+}
+
+fn unlooked(newest: &Placed) -> Vec<OnceLock<Arc<View>>> {
+    (0..newest.ring().partitions()).map(|_| OnceLock::new()).collect()
 }

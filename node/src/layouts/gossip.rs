@@ -13,7 +13,7 @@ use super::ask::{ask, reason};
 use super::context_keys::HeldBy;
 use super::store::LayoutStore;
 use crate::membership::{LayoutDigests, Liveness};
-use crate::peer_wire::{AcceptFirstLayout, FirstLayoutAccepted, GetLayout, LayoutState};
+use crate::peer_wire::{AcceptFirstLayout, FirstLayoutAccepted, GetLayout, GetLayouts, LayoutState};
 use crate::peers::Peers;
 use crate::store::StoreError;
 use quorate_core::context_keys::ContextKeys;
@@ -24,6 +24,9 @@ use quorate_core::layout::Layout;
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The longest pause. News of a peer that comes up ends it at once.
 const PAUSE_MAX: Duration = Duration::from_secs(20);
+
+/// So many are asked for a newer layout at a time.
+const PULL_FROM: usize = 3;
 
 /// The background task.
 pub(super) struct LayoutGossip {
@@ -57,9 +60,9 @@ impl LayoutGossip {
             let liveness = self.liveness.borrow_and_update().clone();
             self.digests.mark_unchanged();
             let task = self.store.task(&liveness).await;
-            let differing = self.differing(&liveness);
-            let rest = task == Task::Rest && differing.is_empty();
-            let news = match self.both(task, &differing).await {
+            let (differing, ahead) = (self.differing(&liveness), self.ahead(&liveness));
+            let rest = task == Task::Rest && differing.is_empty() && ahead.is_empty();
+            let news = match self.all(task, &differing, &ahead).await {
                 Ok(news) => news,
                 Err(error) if self.store.state.lock().await.failed.is_some() => {
                     tracing::error!("the layout cannot be stored, and is not spread any more: {error}");
@@ -97,9 +100,56 @@ impl LayoutGossip {
     }
 
     /// Tells whether there was news.
-    async fn both(&mut self, task: Task, differing: &[NodeId]) -> Result<bool, StoreError> {
-        let news = self.round(task).await?;
-        Ok(self.exchange(differing).await? || news)
+    async fn all(&mut self, task: Task, differing: &[NodeId], ahead: &[NodeId]) -> Result<bool, StoreError> {
+        let news = self.round(task).await? | self.exchange(differing).await?;
+        Ok(self.pull(ahead).await || news)
+    }
+
+    /// Whom to ask for newer layouts than this node knows: those that say by gossip that they have one, else any member, if a request has
+    /// named one. Only a few: one answer is enough, and a layout of many members is large.
+    fn ahead(&self, liveness: &Liveness) -> Vec<NodeId> {
+        let Some(current) = self.store.current() else { return Vec::new() };
+        let (me, known) = (self.store.me.node, current.version());
+        let down = |node: &NodeId| *node == me || liveness.get(node).is_some_and(|peer| !peer.up);
+        let digests = self.digests.borrow();
+        let newer = digests.iter().filter(|(_, (version, _))| *version > known).map(|(node, _)| *node);
+        let mut nodes: Vec<NodeId> = newer.filter(|node| !down(node)).collect();
+        if nodes.is_empty() && self.store.heard_of() > known {
+            nodes = current.layout.members.iter().map(|member| member.node).filter(|node| !down(node)).collect();
+        }
+        if !nodes.is_empty() {
+            let first = self.random.below(nodes.len() as u64) as usize;
+            nodes.rotate_left(first);
+            nodes.truncate(PULL_FROM);
+        }
+        nodes
+    }
+
+    /// Asks these for newer layouts. Tells whether there was news.
+    async fn pull(&self, nodes: &[NodeId]) -> bool {
+        let Some(known) = self.store.current().map(|current| current.version()).filter(|_| !nodes.is_empty()) else {
+            return false;
+        };
+        self.learn_addresses(nodes);
+        let heard_of = self.store.heard_of();
+        let (mut news, mut answers) = (false, 0);
+        for (node, answer) in ask(&self.peers, &self.random, nodes, &GetLayouts { after: known }).await {
+            match answer {
+                Ok(heard) => match self.store.learn(heard).await {
+                    Ok(learned) => {
+                        sometimes!("layouts: a newer one was learned from a peer", learned);
+                        answers += 1;
+                        news |= learned;
+                    }
+                    Err(why) => tracing::warn!(peer = %node, "the peer's layouts are not taken over: {why}"),
+                },
+                Err(error) => tracing::debug!(peer = %node, "no layouts from the peer: {}", reason(error)),
+            }
+        }
+        if answers == nodes.len() && !news {
+            self.store.hear_no_more_than(known, heard_of);
+        }
+        news
     }
 
     async fn round(&self, task: Task) -> Result<bool, StoreError> {
@@ -141,7 +191,10 @@ impl LayoutGossip {
     }
 
     fn learn_addresses(&self, nodes: &[NodeId]) {
-        if let Some(layout) = &self.store.told().accepted {
+        // Where a member is now the newest layout knows best.
+        let newest = self.store.current().map(|current| Layout::clone(&current.layout));
+        let accepted = self.store.told().accepted.clone();
+        for layout in accepted.iter().chain(&newest) {
             for member in layout.members.iter().filter(|member| nodes.contains(&member.node)) {
                 self.peers.learn(member.node, member.addr);
             }

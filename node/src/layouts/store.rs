@@ -3,30 +3,34 @@
 //! The rules are [`Bootstrap`]'s; here they are made durable, and shown to operators. Whatever is answered was synced before. Nothing in
 //! this file talks to a peer, so that handshakes may ask it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use quorate_wire::codec;
-use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{LayoutReport, NotApplied};
 use quorate_wire::{dawdle, sometimes};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tracing::Instrument;
 
+use super::acceptor::Later;
 use super::current::Current;
 use super::gossip::Task;
-use super::refused;
+use super::{CHANGES_ARE_SAFE, refused, said};
 use crate::membership::Liveness;
 use crate::peer_wire::LayoutState;
 use crate::showing::Showing;
 use crate::store::{Executor, Store, StoreError, SyncFailed, Tree};
 use crate::supervise;
 use quorate_core::bootstrap::{Bootstrap, Heard, Me, Offer};
+use quorate_core::chain::Chain;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, LayoutHash};
+use quorate_core::live::Said;
 use quorate_core::ring::MEMBERS_MAX;
 use quorate_core::staging::Staged;
 
@@ -42,14 +46,27 @@ pub(crate) struct LayoutStore {
     pub(super) keys: watch::Sender<Arc<ContextKeys>>,
     /// Counts what gives the background task something to do: an offer that was accepted.
     pub(super) accepts: watch::Sender<u64>,
+    /// The newest version that any peer was heard to know.
+    heard: AtomicU64,
+    /// What this node had said before it started.
+    said_before: Said,
     pub(super) sync_failed: SyncFailed,
     pub(super) showing: Showing,
+    /// See [`CHANGES_ARE_SAFE`].
+    pub(super) changes_are_safe: AtomicBool,
+    /// See [`Layouts::vote_unless`](super::Layouts::vote_unless).
+    pub(super) no_vote: OnceLock<Obstacle>,
 }
+
+/// Tells why something must not be done now, if it must not.
+pub(crate) type Obstacle = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) bootstrap: Bootstrap,
     pub(super) staged: Staged,
+    /// What comes after the first layout.
+    pub(super) later: Later,
     /// Those that are stored with the accepted layout.
     pub(super) keys: ContextKeys,
     /// Why nothing can be stored any more: what the disk holds after a failed sync is unknown.
@@ -116,7 +133,7 @@ impl LayoutStore {
         failed: SyncFailed,
     ) -> Result<Self, StoreError> {
         let reader = disk.clone();
-        let (first, staged) = executor
+        let (first, staged, later, said_before) = executor
             .run(move || {
                 let first: Option<StoredFirst> = load(&*reader, FIRST_KEY)?;
                 if let Some(problem) = first.as_ref().and_then(|first| first.layout.problems().into_iter().next()) {
@@ -126,7 +143,10 @@ impl LayoutStore {
                     return Err(StoreError::Corrupt("the stored layout 1 has no context key".into()));
                 }
                 let staged: Option<Staged> = load(&*reader, STAGED_KEY)?;
-                Ok::<_, StoreError>((first, staged.unwrap_or_default()))
+                let chosen = first.as_ref().filter(|first| first.chosen).map(|first| &first.layout);
+                let later = Later::load(&*reader, me, chosen)?;
+                let said = said::load(&*reader)?.unwrap_or_default();
+                Ok::<_, StoreError>((first, staged.unwrap_or_default(), later, said))
             })
             .await?;
         let (first, keys) = first.map(|first| ((first.layout, first.chosen), first.keys)).unzip();
@@ -136,13 +156,17 @@ impl LayoutStore {
             me,
             disk,
             executor,
-            state: AsyncMutex::new(State { bootstrap, staged, keys, failed: None, refused: None }),
+            state: AsyncMutex::new(State { bootstrap, staged, later, keys, failed: None, refused: None }),
             told: Mutex::new(Told::default()),
             current: watch::Sender::new(None),
             keys: watch::Sender::default(),
             accepts: watch::Sender::new(0),
+            heard: AtomicU64::new(0),
+            said_before,
             sync_failed: failed,
             showing: Showing::new(computing),
+            changes_are_safe: AtomicBool::new(CHANGES_ARE_SAFE || cfg!(feature = "simulation")),
+            no_vote: OnceLock::new(),
         };
         let state = opened.state.lock().await;
         opened.tell(&state).await;
@@ -153,6 +177,76 @@ impl LayoutStore {
     /// The layout that is in force; nothing until a version 1 is chosen.
     pub(crate) fn current(&self) -> Option<Arc<Current>> {
         self.current.borrow().clone()
+    }
+
+    /// A peer knows this version: if it is newer than what is known here, the background task asks for it at once.
+    pub(super) fn hear_of(&self, version: LayoutVersion) {
+        self.heard.fetch_max(version.0, Ordering::Relaxed);
+        if self.current().is_some_and(|current| current.version() < version) {
+            self.accepts.send_modify(|accepts| *accepts += 1);
+        }
+    }
+
+    /// Nobody who was asked knows a newer version than this one: who asks for one that is heard of later asks anew.
+    pub(super) fn hear_no_more_than(&self, known: LayoutVersion, heard: LayoutVersion) {
+        // What was heard while they were asked stands.
+        let _ = self.heard.compare_exchange(heard.0, known.0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Why this node must not vote on the next layout now, if it must not.
+    pub(super) fn no_vote(&self) -> Option<String> {
+        self.no_vote.get().and_then(|obstacle| obstacle())
+    }
+
+    /// The newest version that any peer was heard to know.
+    pub(super) fn heard_of(&self) -> LayoutVersion {
+        LayoutVersion(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// See [`Layouts::hear_closed`](super::Layouts::hear_closed). Who says that an older version is closed has seen enough owners of the
+    /// newer one ready: reads go there from now on.
+    pub(super) fn hear_closed(&self, from: NodeId, partition: Partition, need: LayoutVersion) {
+        self.hear_of(need);
+        let hear = |said: &mut BTreeMap<NodeId, Arc<Said>>| {
+            let mut of_peer = said.get(&from).map(|said| (**said).clone()).unwrap_or_default();
+            let mut part = of_peer.part(partition);
+            if part.closed >= need {
+                return false;
+            }
+            part.closed = need;
+            of_peer.set(partition, part);
+            said.insert(from, Arc::new(of_peer));
+            true
+        };
+        if self.current().is_some_and(|current| current.live().is_changing() && current.version() >= need) {
+            self.change_said(hear);
+        }
+    }
+
+    /// A peer knows that every change up to this version is over. The background task makes that durable when it hears it again.
+    pub(super) fn hear_settled(&self, version: LayoutVersion) {
+        self.current.send_if_modified(|current| {
+            let Some(known) = current else { return false };
+            let over = known.over(version);
+            let news = over.live().known_over() != known.live().known_over();
+            if news {
+                *current = Some(Arc::new(over));
+            }
+            news
+        });
+    }
+
+    /// Publishes what nodes have said of the change under way; `change` tells whether it has changed anything.
+    pub(super) fn change_said(&self, change: impl FnOnce(&mut BTreeMap<NodeId, Arc<Said>>) -> bool) {
+        self.current.send_if_modified(|current| {
+            let Some(known) = current else { return false };
+            let mut said = known.live().said().clone();
+            let changed = change(&mut said);
+            if changed {
+                *current = Some(Arc::new(known.with_said(said)));
+            }
+            changed
+        });
     }
 
     /// The hash of the version 1 that this node has accepted, if any (for its hello).
@@ -187,18 +281,34 @@ impl LayoutStore {
             self.keys.send_replace(Arc::new(state.keys.clone()));
         }
         let accepted = bootstrap.accepted().map(|(layout, _)| layout.clone());
-        let chosen = accepted.clone().filter(|_| bootstrap.is_chosen());
-        if let Some(layout) = chosen
-            && self.current.borrow().is_none()
-        {
-            let current = self.executor.run(move || Current::new(layout)).await;
-            let current = current.expect("a layout without problems has a ring, and others are not accepted");
-            self.current.send_replace(Some(Arc::new(current)));
+        let live = state.later.chain.as_ref().map(Chain::layouts).unwrap_or_default();
+        let published = self.current().is_some_and(|current| {
+            let published = current.live().versions().iter();
+            published.len() == live.len() && published.zip(live).all(|(placed, layout)| placed.layout == *layout)
+        });
+        if !live.is_empty() && !published {
+            self.publish(live.to_vec()).await;
         }
         let stored = |error: &StoreError| format!("the layout could not be stored: {error}");
         let refused = |why: String| state.refused.as_ref().map(stored).unwrap_or(why);
-        let not_serving = state.failed.as_ref().map(stored).or_else(|| bootstrap.not_serving().map(refused));
+        let not_serving = state.failed.as_ref().map(stored).or_else(|| bootstrap.not_serving(live).map(refused));
         *self.told() = Told { accepted, chosen: bootstrap.is_chosen(), not_serving };
+    }
+
+    /// These layouts are live, oldest first; to be called under the lock of the state.
+    pub(super) async fn publish(&self, layouts: Vec<Layout>) {
+        let before = self.current();
+        let current = self.executor.run(move || Current::new(&layouts, BTreeMap::new(), before.as_deref())).await;
+        let current = current.expect("a layout without problems has a ring, and others are not accepted");
+        // What was said while the rings were built is not lost.
+        self.current.send_modify(|known| {
+            let own = (self.me.node, Arc::new(self.said_before.clone()));
+            let said = match known {
+                Some(known) => known.live().said().clone(),
+                None => [own].into(),
+            };
+            *known = Some(Arc::new(current.with_said(said)));
+        });
     }
 
     /// Accepts a proposed layout with its context keys, durably.
@@ -305,6 +415,10 @@ impl LayoutStore {
             self.store_first(state, &chosen).await?;
             state.bootstrap.stored(chosen.layout, true);
         }
+        if state.bootstrap.is_chosen() && state.later.chain.is_none() {
+            let (layout, _) = state.bootstrap.accepted().expect("it is chosen");
+            state.later.chain = Some(Chain::new(layout.clone()));
+        }
         Ok(())
     }
 
@@ -316,7 +430,7 @@ impl LayoutStore {
     }
 
     /// Inserts and syncs. After a failed sync nobody knows what the disk holds: then nothing is stored or answered any more.
-    async fn keep(&self, state: &mut State, key: &'static [u8], value: Bytes) -> Result<(), StoreError> {
+    pub(super) async fn keep(&self, state: &mut State, key: &'static [u8], value: Bytes) -> Result<(), StoreError> {
         let disk = self.disk.clone();
         let job = move || match disk.insert(Tree::Meta, key, &value) {
             Ok(()) => disk.sync().map_err(|error| (error, true)),
@@ -344,8 +458,8 @@ impl LayoutStore {
         NotApplied::Storage { node: self.me.node, why: error.to_string() }
     }
 
-    /// Whether the staged layout may still be changed.
-    pub(super) async fn may_stage(&self) -> Result<(), NotApplied> {
+    /// Which layout can be staged now.
+    pub(super) async fn may_stage(&self) -> Result<Stages, NotApplied> {
         self.state.lock().await.may_stage()
     }
 
@@ -359,7 +473,9 @@ impl LayoutStore {
 
     async fn stage_now(&self, change: impl FnOnce(&mut Staged)) -> Result<(), NotApplied> {
         let mut state = self.state.lock().await;
-        state.may_stage()?;
+        if state.may_stage()? == Stages::Next {
+            return Err(refused("layout 1 is in force, what is staged now is the next one".into()));
+        }
         if let Some(error) = &state.failed {
             return Err(self.storage(error));
         }
@@ -383,14 +499,11 @@ impl LayoutStore {
         if let Some(error) = &state.failed {
             return Err(self.storage(error));
         }
-        let chosen = state.bootstrap.is_chosen();
         if version != LayoutVersion(1) {
-            let current = u64::from(chosen);
-            return Err(refused(if chosen && version.0 > current {
-                LATER_RELEASE.into()
-            } else {
-                format!("the current layout is {current}, so that only version {} can be applied", current + 1)
-            }));
+            return Err(refused(format!(
+                "the current layout is {}, so that only version 1 can be applied",
+                LayoutVersion::NONE
+            )));
         }
         if let Some((layout, _)) = state.bootstrap.accepted() {
             return Ok(layout.clone());
@@ -423,39 +536,54 @@ impl LayoutStore {
     pub(super) async fn report(&self) -> LayoutReport {
         let state = self.state.lock().await;
         let accepted = state.bootstrap.accepted().map(|(layout, _)| layout.clone());
-        let chosen = accepted.clone().filter(|_| state.bootstrap.is_chosen());
+        let live: Vec<Layout> = state.later.chain.iter().flat_map(Chain::layouts).cloned().collect();
+        let newest = live.last().cloned();
         // What is accepted is what the next apply is about, whatever was staged here.
-        let staged = match &accepted {
-            Some(_) if chosen.is_some() => None,
-            Some(layout) => Some(layout.clone()),
-            None => (!state.staged.is_empty()).then(|| state.staged.layout(self.me.cluster)),
+        let mut problems = Vec::new();
+        let staged = match (&newest, &accepted) {
+            (Some(newest), _) => state.later.changes.draft(newest).unwrap_or_else(|why| {
+                problems.push(why);
+                None
+            }),
+            (None, Some(layout)) => Some(layout.clone()),
+            (None, None) => (!state.staged.is_empty()).then(|| state.staged.layout(self.me.cluster)),
         };
         let mut seconds = Vec::new();
-        if accepted.is_some() && chosen.is_none() {
-            seconds.extend(state.bootstrap.not_serving());
+        if accepted.is_some() && newest.is_none() {
+            seconds.extend(state.bootstrap.not_serving(&[]));
         }
-        let holding = state.bootstrap.holding();
+        if staged.is_some() {
+            seconds.extend(state.later.chain.as_ref().and_then(Chain::full));
+        }
+        // Of later versions gossip knows better who holds them than this node does.
+        let first = newest.as_ref().is_none_or(|newest| newest.version == LayoutVersion(1));
+        let holding = if first { state.bootstrap.holding() } else { Vec::new() };
         let context_keys = state.keys.names().iter().map(ToString::to_string).collect();
         drop(state);
-        let shown = self.showing.of(chosen, staged).await;
+        let shown = self.showing.of(newest, staged).await;
         seconds.extend(shown.warnings.iter().cloned());
+        problems.extend(shown.problems.iter().cloned());
         LayoutReport {
             current: shown.current_view.clone(),
             staged: shown.staged_view.clone(),
-            problems: shown.problems.clone(),
+            problems,
             missing: Vec::new(),
             holding,
             warnings: seconds,
             context_keys,
+            live: live.iter().map(|layout| layout.version).collect(),
+            moves: shown.moves.clone(),
+            applied: None,
+            history: Vec::new(),
         }
     }
 }
 
 impl State {
-    pub(super) fn may_stage(&self) -> Result<(), NotApplied> {
+    pub(super) fn may_stage(&self) -> Result<Stages, NotApplied> {
         match self.bootstrap.accepted() {
-            None => Ok(()),
-            Some(_) if self.bootstrap.is_chosen() => Err(refused(LATER_RELEASE.into())),
+            None => Ok(Stages::First),
+            Some(_) if self.bootstrap.is_chosen() => Ok(Stages::Next),
             Some((_, hash)) => Err(refused(format!(
                 "{hash} is accepted as layout 1, which cannot be taken back: repeat `layout apply --version 1` until it is in \
                  force"
@@ -464,7 +592,16 @@ impl State {
     }
 }
 
-const LATER_RELEASE: &str =
+/// What can be staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stages {
+    /// The members and settings of the first layout.
+    First,
+    /// Changes of the newest layout in force.
+    Next,
+}
+
+pub(super) const LATER_RELEASE: &str =
     "a layout that is in force cannot be changed yet: no node joins, leaves or is replaced in this release";
 const NO_KEY: &str = "it came without a context key, so that nobody could tell whose contexts are genuine";
 
@@ -478,8 +615,12 @@ impl LayoutStore {
         let down = |node: &NodeId| liveness.get(node).is_some_and(|peer| !peer.up);
         let reachable = |nodes: Vec<NodeId>| nodes.into_iter().filter(|node| !down(node)).collect::<Vec<_>>();
         let bootstrap = &state.bootstrap;
+        let live = state.later.chain.iter().flat_map(Chain::layouts);
+        // Who has left for good need not be told what it was a member of.
+        let named: BTreeSet<NodeId> = live.flat_map(|layout| &layout.members).map(|member| member.node).collect();
+        let missing = || bootstrap.missing().into_iter().filter(|node| named.contains(node)).collect::<Vec<_>>();
         match bootstrap.accepted() {
-            Some((layout, _)) if bootstrap.is_chosen() => match reachable(bootstrap.missing()) {
+            Some((layout, _)) if bootstrap.is_chosen() => match reachable(missing()) {
                 nodes if nodes.is_empty() => Task::Rest,
                 nodes => Task::Offer(nodes, layout.clone()),
             },
@@ -504,7 +645,7 @@ pub(super) async fn to_the_end<T: Send + 'static>(step: impl Future<Output = T> 
     }
 }
 
-fn load<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
+pub(super) fn load<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
     let Some(bytes) = store.get(Tree::Meta, key)? else { return Ok(None) };
     let name = String::from_utf8_lossy(key);
     codec::decode(&bytes).map(Some).map_err(|error| StoreError::Corrupt(format!("{name}: {error}")))
@@ -512,4 +653,4 @@ fn load<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result
 
 #[cfg(test)]
 #[path = "store_test.rs"]
-mod tests;
+pub(super) mod tests;

@@ -43,9 +43,9 @@ pub(super) async fn layouts(
                     Err(why) => warn!("it cannot be noted what this disk lacks, no reads are answered: {why}"),
                 }
             }
-            let others = current.layout.members.iter().map(|member| member.node).filter(|node| *node != me);
+            let others = current.live().members().into_iter().filter(|node| *node != me);
             peers.keep_connected(others.collect());
-            for member in &current.layout.members {
+            for member in current.live().versions().iter().flat_map(|placed| &placed.layout.members) {
                 peers.learn(member.node, member.addr);
             }
             if let Some((version, digest)) = layouts.announced() {
@@ -69,8 +69,7 @@ pub(super) async fn hellos(me: NodeId, layouts: Layouts, recovery: Recovery, bea
     let mut layouts = layouts.watch();
     let current = layouts.wait_for(Option::is_some).await.ok().and_then(|current| Option::clone(&current));
     let Some(current) = current else { return };
-    let others: Vec<NodeId> =
-        current.layout.members.iter().map(|member| member.node).filter(|node| *node != me).collect();
+    let others: Vec<NodeId> = current.live().members().into_iter().filter(|node| *node != me).collect();
     let all = timeout(HELLOS_WAIT, beacons.greeted_by(&others)).await;
     sometimes!("beacons: a start did not hear of every member", all.is_err());
     recovery.settle(Doubt::Start);
@@ -112,7 +111,7 @@ impl Start {
     pub(super) fn facts(&self, current: &Current) -> Facts {
         Facts {
             disk: self.disk,
-            named: current.layout.member(self.me).map(|member| member.disk),
+            named: current.member(self.me).map(|member| member.disk),
             owned: current.owned_by(self.me),
             unclean: self.unclean,
             interval: self.interval,

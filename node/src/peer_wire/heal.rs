@@ -7,16 +7,20 @@
 //!   List       some leaves, a page                  (key, digest) of what it holds there
 //!   Exchange   whole records, or keys that are wanted      what it holds, where that still differs
 //!   Recount    some leaves, whose lists are equal   they are summed up anew
+//!   GetSaid    nothing                              what it says of its part in a change of layout
+//!   BeginPush  a partition that the asker gets      whether what it holds is all that it will ever hold of older writes
+//!   EndPush    the same, exchanged completely       whether it counts
 //! ```
 
 use std::fmt;
 
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::Partition;
+use quorate_wire::ids::{LayoutVersion, Partition};
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::Refused;
+use quorate_core::live::Said;
 use quorate_core::merkle::Leaves;
 
 /// A digest, or a sum of some, in 16 bytes.
@@ -42,6 +46,14 @@ pub enum HealRequest {
     Exchange(Exchange),
     /// See [`Recount`].
     Recount(Recount),
+    /// See [`GetSaid`].
+    GetSaid(GetSaid),
+    /// See [`BeginPush`].
+    BeginPush(BeginPush),
+    /// See [`EndPush`].
+    EndPush(EndPush),
+    /// See [`GetSpoken`].
+    GetSpoken(GetSpoken),
 }
 
 /// Which of these partitions have another root: at most [`ROOTS_MAX`].
@@ -89,6 +101,38 @@ pub struct Recount {
     pub leaves: LeafSet,
 }
 
+/// What the receiver says of its part in the change of layout under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetSaid {
+    /// Of what the asker knows: it need not be sent again.
+    pub digest: u64,
+}
+
+/// The asker, a new owner, is about to take over what the receiver, an older one, holds of a partition (rule L4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BeginPush {
+    /// The partition.
+    pub partition: Partition,
+}
+
+/// The asker holds durably what the receiver held of a partition when it was told so by [`PushBegun`], and is about to note that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndPush {
+    /// The partition.
+    pub partition: Partition,
+    /// The version that the push is for.
+    pub version: LayoutVersion,
+    /// As in [`PushBegun`].
+    pub losses: (u64, u64),
+}
+
+/// For which live versions the receiver speaks of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetSpoken {
+    /// The partition.
+    pub partition: Partition,
+}
+
 /// One key of an exchange.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
@@ -113,6 +157,14 @@ pub enum HealReply {
     Exchanged(Exchanged),
     /// See [`Recounting`].
     Recounting(Recounting),
+    /// See [`SaidNow`].
+    Said(SaidNow),
+    /// See [`PushBegun`].
+    PushBegun(PushBegun),
+    /// See [`PushEnded`].
+    PushEnded(PushEnded),
+    /// See [`Spoken`].
+    Spoken(Spoken),
 }
 
 /// To [`Roots`].
@@ -159,6 +211,37 @@ pub struct Exchanged {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recounting;
 
+/// To [`GetSaid`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SaidNow {
+    /// Nothing if it is what the asker knows.
+    pub said: Option<Said>,
+}
+
+/// To [`BeginPush`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushBegun {
+    /// The version that the answering node refuses older writes for: the push counts for that one.
+    pub fence: LayoutVersion,
+    /// It is ready for the version before.
+    pub strong: bool,
+    /// Leaves of which it has lost something: what it holds is not all then.
+    pub lost: LeafSet,
+    /// Changes whenever something of the partition is lost there, and with every start of the node.
+    pub losses: (u64, u64),
+}
+
+/// To [`EndPush`]: the push counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushEnded;
+
+/// To [`GetSpoken`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spoken {
+    /// It owns the partition under these, is ready, and has closed nothing newer.
+    pub versions: Vec<LayoutVersion>,
+}
+
 /// Ties each question to its answer, and both to their variants.
 macro_rules! asks {
     ($($ask:ident => $variant:ident($answer:ident);)*) => {$(
@@ -197,6 +280,10 @@ asks! {
     List => Listed(Listed);
     Exchange => Exchanged(Exchanged);
     Recount => Recounting(Recounting);
+    GetSaid => Said(SaidNow);
+    BeginPush => PushBegun(PushBegun);
+    EndPush => PushEnded(PushEnded);
+    GetSpoken => Spoken(Spoken);
 }
 
 /// A set of leaves as 32 bytes.
@@ -211,7 +298,11 @@ impl HealRequest {
             Self::Groups(Groups { partition, .. })
             | Self::List(List { partition, .. })
             | Self::Exchange(Exchange { partition, .. })
-            | Self::Recount(Recount { partition, .. }) => vec![*partition],
+            | Self::Recount(Recount { partition, .. })
+            | Self::BeginPush(BeginPush { partition })
+            | Self::GetSpoken(GetSpoken { partition })
+            | Self::EndPush(EndPush { partition, .. }) => vec![*partition],
+            Self::GetSaid(_) => Vec::new(),
         }
     }
 }

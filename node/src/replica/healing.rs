@@ -53,6 +53,19 @@ impl Replica {
         self.0.executor.run(job).await
     }
 
+    /// All of these partitions are lost.
+    ///
+    /// # Errors
+    /// When the store fails; some of them may have been noted then.
+    pub(crate) async fn lose_all(&self, partitions: Vec<Partition>, reason: Reason) -> Result<(), StoreError> {
+        let inner = self.0.clone();
+        let job = move || {
+            inner.recovery.lose_all(&partitions, reason)?;
+            inner.store.sync()
+        };
+        self.0.executor.run(job).await
+    }
+
     /// Stores what is remembered of other nodes' disks.
     pub(crate) async fn save_beacons(&self, beacons: &Beacons) {
         let (inner, beacons) = (self.0.clone(), beacons.clone());

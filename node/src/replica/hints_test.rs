@@ -142,7 +142,7 @@ async fn a_retry_of_what_was_handed_over_is_not_minted_again() {
     let k = key("k");
     tokio::time::advance(Duration::from_secs(100)).await;
     let mint = async |first_sent: Option<u64>| {
-        let operation = Operation { id: OpId(1), first_sent: first_sent.map(Duration::from_secs) };
+        let operation = Operation { first_sent: first_sent.map(Duration::from_secs), ..OpId(1).into() };
         let place = (primaries(), node("b"));
         replica.mint_in_hint(P, &k, operation, Some(key("v")), Context::new(), place, 0).await
     };

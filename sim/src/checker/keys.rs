@@ -101,10 +101,11 @@ impl<'a> OfKey<'a> {
 }
 
 /// Whether the quorums of a write and a later read must have had a primary in common: R + W > N, and nobody stood in. Whether either was
-/// below the layout's floor does not matter as long as the layout stays.
+/// below the layout's floor does not matter as long as the layout stays; across a change nothing is promised below it.
 fn must_meet(write: &Operation, read: &Operation) -> bool {
     let (Some(w), Some(r)) = (write.quorum, read.quorum) else { return false };
-    w.n == r.n && w.need + r.need > w.n && !w.degraded && !r.degraded
+    let promised = w.layout == r.layout || !(w.below_floor || r.below_floor);
+    promised && w.n == r.n && w.need + r.need > w.n && !w.degraded && !r.degraded
 }
 
 #[cfg(test)]

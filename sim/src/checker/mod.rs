@@ -24,6 +24,7 @@ pub mod siblings;
 pub mod regular;
 pub mod session;
 
+pub mod agreement;
 pub mod convergence;
 pub mod dots;
 pub mod drained;
@@ -96,6 +97,10 @@ pub enum Property {
     Placement,
     /// See [`mended`].
     Mended,
+    /// See [`agreement`].
+    OneLayoutPerVersion,
+    /// A change of the layout that operators have asked for is decided, and comes to its end, once all is healed.
+    ChangeEnds,
 }
 
 /// A proof that a promise was broken.
@@ -182,6 +187,7 @@ pub fn judge(history: &History, expectations: &Expectations) -> Vec<Violation> {
     violations.extend(risen::check(history));
     violations.extend(availability::check(history, &expectations.available));
     violations.extend(bounded::check(history));
+    violations.extend(agreement::check(history));
     if expectations.drained {
         violations.extend(drained::check(history));
     }

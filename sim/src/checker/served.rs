@@ -48,16 +48,18 @@ impl Judged {
     }
 }
 
-/// Every operation that a coordinator in reach could have served, and that was not. `owners` has those of each key.
+/// Every operation that a coordinator in reach could have served, and that was not. `owners` has those of each key, by layout. Nothing is
+/// judged while the layout changes.
 pub fn check(
     history: &History,
-    owners: &BTreeMap<String, BTreeSet<String>>,
+    owners: &BTreeMap<u64, BTreeMap<String, BTreeSet<String>>>,
     terms: &Terms,
 ) -> (Vec<Violation>, Judged) {
     let (mut violations, mut judged) = (Vec::new(), Judged::default());
     for operation in history.operations.values().filter(|_| terms.means_it) {
         let Some((reach, steady)) = in_order(history, operation, terms) else { continue };
-        let Some(owners) = owners.get(&operation.key) else { continue };
+        let owners = reach.layout.and_then(|layout| owners.get(&layout)?.get(&operation.key));
+        let Some(owners) = owners else { continue };
         let Some(coordinator) = coordinator(operation, &reach, owners, terms) else { continue };
         let all_reached = reach.unreached.is_empty() && reach.away.is_empty();
         // Each of them may be asked first, and takes half of the time that is left.
@@ -98,7 +100,8 @@ fn in_order(history: &History, operation: &Operation, terms: &Terms) -> Option<(
     let first = history.reach.partition_point(|reach| reach.from_us <= from_us).checked_sub(1)?;
     let mut all = history.reach[first..].iter().take_while(|reach| reach.from_us <= to_us);
     let mut worst = all.next()?.clone();
-    for Reach { sound, away, parted, unreached, slow, .. } in all {
+    for Reach { sound, away, parted, unreached, slow, layout, .. } in all {
+        worst.layout = worst.layout.filter(|_| worst.layout == *layout);
         worst.sound.retain(|node| sound.contains(node));
         worst.away.extend(away.iter().cloned());
         worst.parted.extend(parted.iter().cloned());
@@ -171,12 +174,13 @@ mod tests {
             sound: nodes.map(|node| (*node).to_owned()).collect(),
             parted: parted.iter().map(|(one, other)| ((*one).to_owned(), (*other).to_owned())).collect(),
             unreached: unreached.iter().map(|node| (*node).to_owned()).collect(),
+            layout: Some(0),
             ..Reach::default()
         }
     }
 
-    fn owners() -> BTreeMap<String, BTreeSet<String>> {
-        [(KEY.to_owned(), ["n1", "n2", "n3"].map(str::to_owned).into())].into()
+    fn owners() -> BTreeMap<u64, BTreeMap<String, BTreeSet<String>>> {
+        [(0, [(KEY.to_owned(), ["n1", "n2", "n3"].map(str::to_owned).into())].into())].into()
     }
 
     /// A strict read and a strict write of majorities and a sloppy write, all of them refused long after everything began to be as it is.
@@ -237,6 +241,10 @@ mod tests {
         nothing(&history);
         let (history, _) = refused(&[whole(0), Reach { slow: true, ..whole(MARGIN_US + 60) }, whole(MARGIN_US + 61)]);
         nothing(&history);
+        for layout in [None, Some(1)] {
+            let (history, _) = refused(&[whole(0), Reach { layout, ..whole(MARGIN_US + 60) }]);
+            nothing(&history);
+        }
         let (mut history, _) = refused(&[whole(0)]);
         history.operations.values_mut().for_each(|operation| operation.time_us = None);
         nothing(&history);

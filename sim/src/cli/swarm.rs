@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use quorate_sim::checker::served::Judged;
-use quorate_sim::life::{self, Outcomes, Report};
+use quorate_sim::life::{self, Changes, Outcomes, Report};
 use quorate_sim::plan::FaultClass;
 use quorate_sim::trace::Trace;
 use quorate_wire::fault_points;
@@ -122,6 +122,7 @@ struct Sums {
     simulated: Duration,
     outcomes: Outcomes,
     served: Judged,
+    changes: Changes,
     injected: BTreeMap<FaultClass, u32>,
     packets: u64,
     points: fault_points::Report,
@@ -138,6 +139,7 @@ impl Sums {
         self.packets += report.counts.packets;
         self.points.add(&report.points);
         self.served.add(report.served);
+        self.changes.add(report.changes);
         let more = report.outcomes();
         let Outcomes { written, found, not_applied, unknown } = &mut self.outcomes;
         *written += more.written;
@@ -167,6 +169,7 @@ impl Sums {
             "served if a coordinator in reach can: {operations} operations of {lives} lives were judged, {broken} of them while \
              something was broken"
         )?;
+        writeln!(out, "changes of the layout: {}", self.changes)?;
         writeln!(
             out,
             "{} lives, {} failed {:?}; {} s simulated in {:.1} s ({:.1} lives/s, {} packets)",

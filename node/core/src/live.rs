@@ -1,0 +1,701 @@
+//! The live layout versions, and what every node has said of its part in the change from one to the next.
+//!
+//! One version is live most of the time. From the moment when a node learns of the next one until every partition has moved there are two,
+//! or three when another change has begun meanwhile. What each node does for a partition follows from the owners under each live version
+//! and from what the nodes have [said](Said), by the rules of [`transition`], which this module applies to real
+//! layouts: it names nodes and versions where those rules count places.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use quorate_wire::NotApplied;
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
+use serde::{Deserialize, Serialize};
+
+use crate::layout::{Layout, LayoutHash};
+use crate::ownership::{FALLBACKS_MAX, Label, Owners, View};
+use crate::ring::Ring;
+use crate::transition::{self, Change, LIVE_MAX, Named, Places, Standing, Taken};
+
+/// What a node says of its part in the changes under way. It is durable before it is said, and only grows: whoever acts on an old copy acts
+/// late, and not wrongly.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// The newest version that it knows and acts on: writes that name only older ones it refuses, and none of them is under way any more.
+    pub fence: LayoutVersion,
+    /// Every change up to this version has come to its end.
+    pub settled: LayoutVersion,
+    /// Of partitions where it has done or received anything.
+    pub partitions: BTreeMap<Partition, Part>,
+}
+
+/// What a node says of one partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// It answers no read below this version; 0 if it has closed nothing.
+    pub closed: LayoutVersion,
+    /// The complete pushes that it holds.
+    pub got: BTreeSet<Got>,
+    /// The version that it has passed over for ever, if any.
+    pub passed_over: Option<LayoutVersion>,
+    /// It has confirmed a push for the version of its fence to an owner that cannot do without.
+    pub helped: bool,
+    /// It has dropped its copy, or lost it.
+    pub dropped: bool,
+    /// The newest version for which it has found itself ready. Who is an owner under the oldest live version, and has never said so of that
+    /// one, has lost its memory: all owners were ready when the change before was over.
+    pub ready: LayoutVersion,
+}
+
+/// A complete push: all that the source held of a partition after it had refused every write that does not name the version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Got {
+    /// The version that it is for.
+    pub version: LayoutVersion,
+    /// Whose it is.
+    pub from: NodeId,
+    /// The source was ready for the version before.
+    pub strong: bool,
+}
+
+impl Part {
+    /// It says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Said {
+    /// The partitions of which it has lost its memory: it owns them under a version up to which every change is over, and never found
+    /// itself ready for that one. To be asked before that is [settled](Self::settle). Nothing of the first layout, for which nobody has to
+    /// be ready.
+    pub fn forgotten(&self, me: NodeId, base: &Placed) -> Vec<Partition> {
+        let version = base.version();
+        if version <= LayoutVersion(1) || version <= self.settled {
+            return Vec::new();
+        }
+        let mut owned = base.ring.owned_by(me);
+        owned.retain(|partition| self.partitions.get(partition).is_none_or(|part| part.ready < version));
+        owned
+    }
+
+    /// What it says of a partition.
+    pub fn part(&self, partition: Partition) -> Part {
+        self.partitions.get(&partition).cloned().unwrap_or_default()
+    }
+
+    /// To tell whether one knows it already. It is compared within one release only.
+    pub fn digest(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(&quorate_wire::codec::encode(self))
+    }
+
+    /// Replaces what it says of a partition.
+    pub fn set(&mut self, partition: Partition, part: Part) {
+        if part.is_empty() {
+            self.partitions.remove(&partition);
+        } else {
+            self.partitions.insert(partition, part);
+        }
+    }
+
+    /// Every change up to this version is over: what was said of them says nothing any more.
+    pub fn settle(&mut self, version: LayoutVersion) {
+        if version <= self.settled {
+            return;
+        }
+        self.settled = version;
+        for part in self.partitions.values_mut() {
+            part.got.retain(|got| got.version > version);
+            if part.closed <= version {
+                (part.closed, part.dropped) = (LayoutVersion::NONE, false);
+            }
+            part.passed_over = part.passed_over.filter(|passed| *passed > version);
+            part.ready = if part.ready <= version { LayoutVersion::NONE } else { part.ready };
+        }
+        self.partitions.retain(|_, part| !part.is_empty());
+    }
+}
+
+/// A layout with its ring.
+#[derive(Debug)]
+pub struct Placed {
+    /// The layout.
+    pub layout: Layout,
+    /// Its hash.
+    pub hash: LayoutHash,
+    /// Its ring.
+    pub(crate) ring: Ring,
+}
+
+impl Placed {
+    /// Builds the ring.
+    ///
+    /// # Errors
+    /// As [`Layout::ring`].
+    pub fn new(layout: Layout) -> Result<Self, String> {
+        Ok(Self { hash: layout.hash(), ring: layout.ring()?, layout })
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Its version.
+    pub fn version(&self) -> LayoutVersion {
+        self.layout.version
+    }
+}
+
+/// The live versions and what is known of every node's part.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// Oldest first; their versions follow on each other.
+    versions: Vec<Arc<Placed>>,
+    said: BTreeMap<NodeId, Arc<Said>>,
+    /// Every change up to this version is over, as a peer has said: requests name no older one, whatever else is known of these here.
+    over: Option<LayoutVersion>,
+}
+
+impl Live {
+    /// These versions, oldest first.
+    ///
+    /// # Panics
+    /// When there are none or more than [`LIVE_MAX`], or one does not follow on the one before.
+    pub fn new(versions: Vec<Arc<Placed>>, said: BTreeMap<NodeId, Arc<Said>>) -> Self {
+        assert!((1..=LIVE_MAX).contains(&versions.len()), "1 to {LIVE_MAX} versions are live");
+        let follows = |pair: &[Arc<Placed>]| pair[1].version().0 == pair[0].version().0 + 1;
+        assert!(versions.windows(2).all(follows), "a layout follows on the one before");
+        Self { versions, said, over: None }
+    }
+
+    /// As before, and every change up to this version is over, as a peer has said.
+    #[must_use]
+    pub fn over(mut self, version: LayoutVersion) -> Self {
+        if self.oldest().version() < version && version <= self.newest().version() {
+            self.over = self.over.max(Some(version));
+        }
+        self
+    }
+
+    /// The newest version up to which every change is over, as peers have said.
+    pub fn known_over(&self) -> Option<LayoutVersion> {
+        self.over
+    }
+
+    /// The live versions, oldest first.
+    pub fn versions(&self) -> &[Arc<Placed>] {
+        &self.versions
+    }
+
+    /// The newest one.
+    pub fn newest(&self) -> &Arc<Placed> {
+        self.versions.last().expect("there is one")
+    }
+
+    /// The oldest one.
+    pub fn oldest(&self) -> &Arc<Placed> {
+        &self.versions[0]
+    }
+
+    /// Whether a change is under way.
+    pub fn is_changing(&self) -> bool {
+        self.versions.len() > 1
+    }
+
+    /// What is known of each node's part.
+    pub fn said(&self) -> &BTreeMap<NodeId, Arc<Said>> {
+        &self.said
+    }
+
+    /// The members of any live version.
+    pub fn members(&self) -> BTreeSet<NodeId> {
+        self.versions.iter().flat_map(|placed| placed.layout.members.iter().map(|member| member.node)).collect()
+    }
+
+    /// The owners of a partition under any live version, those of newer ones first.
+    pub fn owners(&self, partition: Partition) -> Vec<NodeId> {
+        let mut owners: Vec<NodeId> = Vec::new();
+        for node in self.versions.iter().rev().flat_map(|placed| placed.ring.primaries(partition)) {
+            if !owners.contains(node) {
+                owners.push(*node);
+            }
+        }
+        owners
+    }
+
+    /// The partitions that a node owns under any live version, in their order.
+    pub fn owned_by(&self, node: NodeId) -> Vec<Partition> {
+        let owned = self.versions.iter().flat_map(|placed| placed.ring.owned_by(node));
+        owned.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// A partition, as its owners change.
+    pub fn partition(&self, partition: Partition) -> Moving<'_> {
+        let nodes = self.owners(partition);
+        let place = |node: &NodeId| nodes.iter().position(|other| other == node).expect("it is an owner");
+        let owners = self.versions.iter().map(|placed| transition::Owners {
+            places: Places::of(placed.ring.primaries(partition).iter().map(place)),
+            r: placed.layout.r,
+            w: placed.layout.w,
+        });
+        let owners: Vec<_> = owners.collect();
+        let ready_at_base = owners[0].places;
+        let standings = nodes.iter().map(|node| self.standing(*node, partition, &nodes)).collect();
+        Moving { live: self, partition, change: Change::new(owners, ready_at_base), nodes, standings }
+    }
+
+    fn standing(&self, node: NodeId, partition: Partition, nodes: &[NodeId]) -> Standing {
+        let Some(said) = self.said.get(&node) else { return Standing::default() };
+        let (base, head) = (self.oldest().version().0, self.versions.len() as u64 - 1);
+        // Newer versions than are known here are none of the rules' business yet.
+        let relative = |version: LayoutVersion, most: u64| version.0.saturating_sub(base).min(most) as u8;
+        let mut standing = Standing { fence: relative(said.fence, head), ..Standing::default() };
+        let Some(part) = said.partitions.get(&partition) else { return standing };
+        // Closed for a version that is not known here: no read is answered, and no label may be made of it.
+        standing.closed = relative(part.closed, head + 1);
+        for got in &part.got {
+            let place = nodes.iter().position(|node| *node == got.from);
+            let (Some(place), true) = (place, (base + 1..=base + head).contains(&got.version.0)) else { continue };
+            let index = (got.version.0 - base - 1) as usize;
+            standing.got[index] = standing.got[index].with(place);
+            if got.strong {
+                standing.strong[index] = standing.strong[index].with(place);
+            }
+        }
+        standing.passed_over = part.passed_over == Some(LayoutVersion(base + 1));
+        standing.helped = part.helped;
+        standing.dropped = part.dropped;
+        standing
+    }
+
+    /// Whether the change has come to its end: every partition [has](Moving::is_over).
+    pub fn is_over(&self) -> bool {
+        (0..self.newest().ring.partitions()).map(Partition).all(|partition| self.partition(partition).is_over())
+    }
+}
+
+/// One partition, as its owners change.
+#[derive(Debug)]
+pub struct Moving<'a> {
+    live: &'a Live,
+    partition: Partition,
+    change: Change,
+    /// The owners under any live version.
+    nodes: Vec<NodeId>,
+    /// What each of them says, in the same order.
+    standings: Vec<Standing>,
+}
+
+impl Moving<'_> {
+    fn place(&self, node: NodeId) -> Option<usize> {
+        self.nodes.iter().position(|other| *other == node)
+    }
+
+    /// The place of a live version in their list.
+    fn index(&self, version: LayoutVersion) -> Option<usize> {
+        let index = version.0.checked_sub(self.live.oldest().version().0)?;
+        usize::try_from(index).ok().filter(|index| *index <= self.change.head())
+    }
+
+    fn version(&self, index: usize) -> LayoutVersion {
+        self.live.versions[index].version()
+    }
+
+    fn owners_of(&self, index: usize) -> Owners {
+        let placed = &self.live.versions[index];
+        Owners { version: placed.version(), primaries: placed.ring.primaries(self.partition).to_vec() }
+    }
+
+    /// The owners under any live version, those of newer ones first.
+    pub fn owners(&self) -> &[NodeId] {
+        &self.nodes
+    }
+
+    /// What requests for the partition are made under: writes (L1) name every version that is not retired, reads (L6) the newest one whose
+    /// owners can answer.
+    pub fn view(&self) -> View {
+        let head = self.change.head();
+        let named = self.change.label(&self.standings, head);
+        let void = self.change.is_void(&self.standings);
+        let over = self.live.over.map_or(0, |over| self.index(over).unwrap_or(0));
+        let named = Named(named.0 & Named::between(over, head).0);
+        let lowest = (0..=head).find(|version| named.contains(*version)).expect("a label names the newest version");
+        // Who has closed what is older has seen it readable.
+        let closed_for =
+            |standing: &Standing, version: usize| !standing.dropped && usize::from(standing.closed) == version;
+        let closed = |version: usize| self.standings.iter().any(|standing| closed_for(standing, version));
+        let readable = |version: &usize| {
+            let readable = self.change.is_readable(&self.standings, *version) || (*version > 0 && closed(*version));
+            readable && !(void && *version == 1)
+        };
+        let reads = (lowest..=head).rev().find(readable).unwrap_or(lowest);
+        let newest = &self.live.newest().ring;
+        let mut fallbacks = newest.preference_list(self.partition);
+        fallbacks.retain(|node| !self.nodes.contains(node));
+        fallbacks.truncate(FALLBACKS_MAX);
+        View {
+            label: Label { low: self.version(lowest), high: self.version(head) },
+            owners: (0..=head).rev().filter(|version| named.contains(*version)).map(|v| self.owners_of(v)).collect(),
+            reads: self.owners_of(reads),
+            primaries: self.nodes.clone(),
+            fallbacks,
+        }
+    }
+
+    /// Whether a node takes a write that is made under these versions (L2).
+    ///
+    /// # Errors
+    /// Why not: it is too old, or the node owns the partition under none of them, or has dropped its copy.
+    pub fn takes(&self, me: NodeId, label: Label) -> Result<(), NotApplied> {
+        let Some(place) = self.place(me) else { return Err(self.no_owner(me, label)) };
+        let (base, head) = (self.live.oldest().version(), self.change.head());
+        let fence = self.version(usize::from(self.standings[place].fence));
+        let (low, high) = (label.low.max(base), label.high.min(self.version(head)));
+        let (Some(low), Some(high)) = (self.index(low.min(high)), self.index(high)) else {
+            return Err(NotApplied::StaleLayout { need: base, had: label.high });
+        };
+        // A version that it knows and has not yet made its fence is no obstacle: what names it counts for it.
+        let standing = Standing { fence: self.standings[place].fence.max(high as u8), ..self.standings[place] };
+        match self.change.takes(&standing, place, Named::between(low, high)) {
+            Taken::Yes => Ok(()),
+            Taken::Stale => Err(NotApplied::StaleLayout { need: fence, had: label.high }),
+            Taken::LearnFirst | Taken::NotMine => Err(self.no_owner(me, label)),
+        }
+    }
+
+    /// Who asks a node that owns nothing here learns first what it does not know: the newest layout, or that an older one is over, which
+    /// is then the oldest one that it names.
+    fn no_owner(&self, me: NodeId, label: Label) -> NotApplied {
+        let (oldest, newest) = (self.live.oldest().version(), self.live.newest().version());
+        match label {
+            Label { high, .. } if high < newest => NotApplied::StaleLayout { need: newest, had: high },
+            Label { low, .. } if low < oldest => NotApplied::StaleLayout { need: oldest, had: low },
+            _ => self.not_mine(me),
+        }
+    }
+
+    fn not_mine(&self, me: NodeId) -> NotApplied {
+        let why =
+            format!("{me} is no primary of partition {} in layout {}", self.partition, self.live.newest().version());
+        NotApplied::NotServing { node: me, why }
+    }
+
+    /// Whether a node may answer a read at a version (L6).
+    ///
+    /// # Errors
+    /// Why not: the version is closed there, or not known, or the node is no owner, or has not yet received all that it needs.
+    pub fn speaks(&self, me: NodeId, version: LayoutVersion) -> Result<(), NotApplied> {
+        let Some(place) = self.place(me) else { return Err(self.not_mine(me)) };
+        let Some(index) = self.index(version) else {
+            let (oldest, newest) = (self.live.oldest().version(), self.live.newest().version());
+            let need = if version < oldest { oldest } else { newest };
+            return Err(NotApplied::StaleLayout { need, had: version });
+        };
+        let said = self.live.said.get(&me);
+        if usize::from(self.standings[place].closed) > index {
+            let need = said.map_or(version, |said| said.part(self.partition).closed);
+            return Err(NotApplied::StaleLayout { need, had: version });
+        }
+        // Whether it holds what it must under the oldest version is judged when it says that the change before is over, unless it has
+        // found itself ready for that one in the midst of the change.
+        let oldest = self.live.oldest().version();
+        let accounts_for = |said: &Arc<Said>| said.settled >= oldest || said.part(self.partition).ready >= oldest;
+        if oldest > LayoutVersion(1) && !said.is_some_and(accounts_for) {
+            let why = format!("{me} has yet to look whether it holds what layout {oldest} gives to it");
+            return Err(NotApplied::NotServing { node: me, why });
+        }
+        if !self.change.owns(place, index) {
+            return Err(self.not_mine(me));
+        }
+        if !self.change.is_ready(&self.standings, place, index) {
+            let why = format!("{me} has not yet received partition {} for layout {version}", self.partition);
+            return Err(NotApplied::NotServing { node: me, why });
+        }
+        Ok(())
+    }
+
+    /// Whether a node keeps a copy: it is an owner under a live version and has not dropped it, or has to fill it again.
+    pub fn keeps_copy(&self, node: NodeId) -> bool {
+        self.place(node).is_some_and(|place| {
+            let standing = &self.standings[place];
+            let again =
+                (usize::from(standing.closed)..=self.change.head()).any(|version| self.change.owns(place, version));
+            !standing.dropped || again
+        })
+    }
+
+    /// Whether a node speaks for all that it ought to hold under some live version, as far as the change goes.
+    pub fn is_ready_for_any(&self, node: NodeId) -> bool {
+        let Some(place) = self.place(node) else { return false };
+        (0..=self.change.head()).any(|version| self.change.is_ready(&self.standings, place, version))
+    }
+
+    /// Whether a node owned the partition before the newest version, so that what it holds of that time counts.
+    pub fn is_former_owner(&self, node: NodeId) -> bool {
+        self.place(node).is_some_and(|place| (0..self.change.head()).any(|version| self.change.owns(place, version)))
+    }
+
+    /// The live versions for which a node speaks: it is an owner, ready, and has closed nothing newer.
+    pub fn spoken(&self, node: NodeId) -> Vec<LayoutVersion> {
+        let versions = self.live.versions.iter().map(|placed| placed.version());
+        versions.filter(|version| self.speaks(node, *version).is_ok()).collect()
+    }
+
+    /// The versions that a write has to name now (L1). An older one is retired: who speaks for a newer one holds what it held.
+    pub fn named(&self) -> Vec<LayoutVersion> {
+        let named = self.change.label(&self.standings, self.change.head());
+        (0..=self.change.head()).filter(|index| named.contains(*index)).map(|index| self.version(index)).collect()
+    }
+
+    /// Whether a node is ready for a version (L5).
+    pub fn is_ready(&self, node: NodeId, version: LayoutVersion) -> bool {
+        match (self.place(node), self.index(version)) {
+            (Some(place), Some(index)) => self.change.is_ready(&self.standings, place, index),
+            _ => false,
+        }
+    }
+
+    /// Whether reads at a version can succeed.
+    pub fn is_readable(&self, version: LayoutVersion) -> bool {
+        self.index(version).is_some_and(|index| self.change.is_readable(&self.standings, index))
+    }
+
+    /// The owners that this node has still to receive a push from for the newest version (L4), if it has made that its fence. One
+    /// that is now ready for the version before pushes again.
+    pub fn lacks(&self, me: NodeId) -> Vec<NodeId> {
+        let head = self.change.head();
+        let Some(place) = self.place(me).filter(|_| head > 0) else { return Vec::new() };
+        let receiver = &self.standings[place];
+        let wanted = |from: &usize| {
+            let strong = self.change.is_ready(&self.standings, *from, head - 1);
+            let owned = (0..head).any(|version| self.change.owns(*from, version));
+            owned && !self.standings[*from].dropped && self.change.wants(receiver, *from, place, head, strong)
+        };
+        (0..self.nodes.len()).filter(wanted).map(|from| self.nodes[from]).collect()
+    }
+
+    /// Whether what a node gives now counts as the push of an owner that is ready for the version before that of its fence (L4); nothing if
+    /// it has nothing to push.
+    pub fn pushes(&self, me: NodeId) -> Option<bool> {
+        let place = self.place(me)?;
+        let may = self.change.may_scan(&self.standings[place], place);
+        may.then(|| self.change.is_strong(&self.standings, place))
+    }
+
+    /// Whether a receiver of a push could not do without it, so that its source has helped the version.
+    pub fn needs(&self, to: NodeId, version: LayoutVersion) -> bool {
+        match (self.place(to), self.index(version)) {
+            (Some(to), Some(index @ 1..)) => self.change.confirmed(Standing::default(), to, index).helped,
+            _ => false,
+        }
+    }
+
+    /// Whether a node that makes the newest version its fence passes over the one before (L11); the version.
+    pub fn passes_over(&self, me: NodeId) -> Option<LayoutVersion> {
+        let (place, head) = (self.place(me)?, self.change.head());
+        let standing = self.standings[place];
+        if usize::from(standing.fence) >= head {
+            return None;
+        }
+        let after = self.change.learn(standing, place, head);
+        (after.passed_over && !standing.passed_over).then(|| self.version(1))
+    }
+
+    /// Whether a node has to refuse reads below its fence from now on (L7); the fence.
+    pub fn may_close(&self, me: NodeId) -> Option<LayoutVersion> {
+        let place = self.place(me)?;
+        let may = self.change.may_close(&self.standings, place);
+        may.then(|| self.version(usize::from(self.standings[place].fence)))
+    }
+
+    /// Whether the change has come to its end for this partition: writes name the newest version only, and every owner of it is ready. It
+    /// can be the oldest version of the next change then, with all of its owners ready. A former owner that still has a copy hands that
+    /// over and drops it when it can; nobody waits for it.
+    pub fn is_over(&self) -> bool {
+        let head = self.change.head();
+        let ready = |place: usize| self.change.is_ready(&self.standings, place, head);
+        self.change.label(&self.standings, head) == Named::between(head, head)
+            && (0..self.nodes.len()).filter(|place| self.change.owns(*place, head)).all(ready)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use quorate_wire::Quorum;
+    use quorate_wire::ids::{ClusterId, DiskId};
+
+    use super::*;
+    use crate::changes::{self, layout_after};
+    use crate::ownership::Role;
+    use crate::quorum::Group;
+    use crate::staging::{Staged, StagedMember};
+
+    const P: Partition = Partition(0);
+    const V1: LayoutVersion = LayoutVersion(1);
+    const V2: LayoutVersion = LayoutVersion(2);
+
+    fn id(i: u16) -> NodeId {
+        NodeId::new(&format!("n{i}")).expect("legal")
+    }
+
+    fn addr(i: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 7000 + i))
+    }
+
+    /// n1 to n3 own everything, and then n4 takes the place of n1.
+    fn replacing() -> Live {
+        let mut staged = Staged::default();
+        for i in 1..=3 {
+            let zone = format!("z{i}");
+            staged.join(id(i), StagedMember { disk: DiskId(i.into()), addr: addr(i), zone, weight: 1 });
+        }
+        staged.settings(Some(3), Some(4), None, None);
+        let first = staged.layout(ClusterId(7));
+        let replace = changes::Change::Replace { old: id(1), new: id(4), disk: DiskId(4), addr: addr(4) };
+        let second = layout_after(&first, &[replace]).expect("possible");
+        let placed = |layout| Arc::new(Placed::new(layout).expect("possible"));
+        Live::new(vec![placed(first), placed(second)], BTreeMap::new())
+    }
+
+    /// With what one node says now.
+    fn says(live: &mut Live, node: u16, change: impl FnOnce(&mut Said)) {
+        let mut said = live.said.get(&id(node)).map(|said| (**said).clone()).unwrap_or_default();
+        change(&mut said);
+        live.said.insert(id(node), Arc::new(said));
+    }
+
+    fn fences(live: &mut Live, nodes: &[u16]) {
+        for node in nodes {
+            says(live, *node, |said| said.fence = V2);
+        }
+    }
+
+    fn changes(live: &mut Live, node: u16, change: impl FnOnce(&mut Part)) {
+        says(live, node, |said| {
+            let mut part = said.part(P);
+            change(&mut part);
+            said.set(P, part);
+        });
+    }
+
+    fn gets(live: &mut Live, node: u16, from: &[u16]) {
+        let got = from.iter().map(|from| Got { version: V2, from: id(*from), strong: true });
+        changes(live, node, |part| part.got.extend(got));
+    }
+
+    fn closes(live: &mut Live, nodes: &[u16]) {
+        for node in nodes {
+            assert_eq!(live.partition(P).may_close(id(*node)), Some(V2), "n{node}");
+            changes(live, *node, |part| part.closed = V2);
+        }
+    }
+
+    fn owners(group: &Group) -> BTreeSet<NodeId> {
+        group.primaries.iter().copied().collect()
+    }
+
+    #[test]
+    fn writes_name_both_versions_and_reads_the_old_one_until_enough_is_moved() {
+        let mut live = replacing();
+        let (old, new) = ([1, 2, 3].map(id), [2, 3, 4].map(id));
+        let view = live.partition(P).view();
+        assert_eq!((view.label, view.read_version()), (Label { low: V1, high: V2 }, V1));
+        let groups = view.write_groups(Quorum::Majority).expect("possible");
+        assert_eq!(groups.iter().map(|group| (group.version, group.need)).collect::<Vec<_>>(), [(V2, 2), (V1, 2)]);
+        assert_eq!((owners(&groups[0]), owners(&groups[1])), (new.into(), old.into()));
+        assert_eq!(view.readers().iter().copied().collect::<BTreeSet<_>>(), old.into());
+        assert!((1..=4).all(|i| view.is_primary(id(i))));
+
+        // Those that stay are ready as soon as they have raised their fence; so two of three are, and reads may move.
+        fences(&mut live, &[1, 2, 3, 4]);
+        assert!(live.partition(P).is_ready(id(2), V2) && !live.partition(P).is_ready(id(4), V2));
+        assert_eq!(live.partition(P).view().read_version(), V2);
+        assert_eq!(live.partition(P).view().label, Label { low: V1, high: V2 }, "nobody has closed the old one");
+        closes(&mut live, &[1, 2]);
+        assert_eq!(live.partition(P).view().label, Label::of(V2), "no two owners are left to answer at the old one");
+        assert!(!live.partition(P).is_over(), "n4 is not ready");
+        gets(&mut live, 4, &[1, 2]);
+        assert!(live.partition(P).is_over());
+        assert!(!live.is_over(), "there are other partitions");
+    }
+
+    #[test]
+    fn a_new_owner_speaks_once_it_holds_enough_pushes_and_an_old_one_until_it_closes() {
+        let mut live = replacing();
+        let reads = |live: &Live, node: u16, at| live.may_serve(id(node), P, Role::Reads(at));
+        assert_eq!(reads(&live, 1, V1), Ok(()));
+        assert!(matches!(reads(&live, 1, V2), Err(NotApplied::NotServing { why, .. }) if why.contains("no primary")));
+        fences(&mut live, &[1, 2, 3, 4]);
+        assert_eq!(live.partition(P).lacks(id(4)).into_iter().collect::<BTreeSet<_>>(), [1, 2, 3].map(id).into());
+        assert_eq!(live.partition(P).lacks(id(2)), [id(1)], "what stays is compared with what goes");
+        gets(&mut live, 4, &[1]);
+        assert!(matches!(reads(&live, 4, V2), Err(NotApplied::NotServing { why, .. }) if why.contains("not yet")));
+        gets(&mut live, 4, &[3]);
+        assert_eq!((reads(&live, 4, V2), live.partition(P).lacks(id(4))), (Ok(()), vec![id(2)]));
+        closes(&mut live, &[3]);
+        assert_eq!(reads(&live, 3, V1), Err(NotApplied::StaleLayout { need: V2, had: V1 }));
+        assert_eq!((reads(&live, 3, V2), reads(&live, 2, V1)), (Ok(()), Ok(())));
+        let unknown = LayoutVersion(3);
+        assert_eq!(reads(&live, 3, unknown), Err(NotApplied::StaleLayout { need: V2, had: unknown }));
+    }
+
+    #[test]
+    fn an_owner_takes_what_names_a_version_that_it_owns_and_nothing_older_than_its_fence() {
+        let mut live = replacing();
+        let takes = |live: &Live, node: u16, low, high| live.may_serve(id(node), P, Role::Writes(Label { low, high }));
+        let stale = |need, had| Err(NotApplied::StaleLayout { need, had });
+        assert_eq!((takes(&live, 1, V1, V1), takes(&live, 1, V1, V2)), (Ok(()), Ok(())));
+        assert_eq!(takes(&live, 4, V1, V2), Ok(()));
+        assert!(
+            matches!(takes(&live, 1, V2, V2), Err(NotApplied::NotServing { .. })),
+            "n1 owns nothing of it any more"
+        );
+        fences(&mut live, &[1, 2]);
+        assert_eq!((takes(&live, 1, V1, V1), takes(&live, 2, V1, V1)), (stale(V2, V1), stale(V2, V1)));
+        assert_eq!(takes(&live, 3, V1, V1), Ok(()), "n3 has not raised its fence");
+        assert_eq!(takes(&live, 9, V1, V1), stale(V2, V1), "whoever asks a stranger learns the newest layout first");
+        changes(&mut live, 1, |part| (part.closed, part.dropped) = (V2, true));
+        assert!(matches!(takes(&live, 1, V1, V2), Err(NotApplied::NotServing { .. })), "it has dropped its copy");
+        assert!(!live.partition(P).keeps_copy(id(1)) && live.partition(P).keeps_copy(id(4)));
+
+        // Another node knows that the change is over, which who still names the old version learns.
+        let after = Live::new(vec![live.newest().clone()], live.said.clone());
+        assert_eq!(takes(&after, 1, V1, V2), stale(V2, V1));
+        assert_eq!(takes(&after, 2, V1, V2), Ok(()));
+    }
+
+    #[test]
+    fn a_copy_that_was_lost_is_no_source_and_is_filled_again() {
+        let mut live = replacing();
+        fences(&mut live, &[1, 2, 3, 4]);
+        assert_eq!(live.partition(P).pushes(id(2)), Some(true));
+        changes(&mut live, 2, |part| (part.closed, part.dropped) = (V2, true));
+        let moving = live.partition(P);
+        assert_eq!(moving.pushes(id(2)), None);
+        assert!(!moving.is_ready(id(2), V2) && moving.keeps_copy(id(2)));
+        assert!(!moving.lacks(id(4)).contains(&id(2)));
+        gets(&mut live, 2, &[1, 3]);
+        assert!(live.partition(P).is_ready(id(2), V2));
+        assert_eq!(live.may_serve(id(2), P, Role::Reads(V1)), Err(NotApplied::StaleLayout { need: V2, had: V1 }));
+    }
+
+    #[test]
+    fn what_was_said_of_a_change_says_nothing_once_it_is_over() {
+        let mut said = Said { fence: V2, ..Said::default() };
+        let newer = Got { version: LayoutVersion(3), from: id(1), strong: false };
+        let got = [Got { version: V2, ..newer }, newer].into();
+        said.set(P, Part { closed: V2, got, passed_over: Some(V2), helped: false, dropped: true, ready: V2 });
+        let before = said.digest();
+        said.settle(V2);
+        let left = Part { got: [newer].into(), ..Part::default() };
+        assert_eq!((said.settled, said.part(P)), (V2, left));
+        assert_ne!(said.digest(), before);
+        said.settle(V1);
+        assert_eq!(said.settled, V2, "it never goes back");
+        said.settle(LayoutVersion(3));
+        assert!(said.partitions.is_empty());
+    }
+}

@@ -1,0 +1,443 @@
+//! A change of layout, as one node carries out its part: it refuses older writes, takes over what it owns now, stops answering for what
+//! others answer for, and drops what it owns no more. The rules are those of [`quorate_core::transition`].
+//!
+//! ```text
+//!   learn    the fence is raised: writes that name only older versions are refused, and none is under way       L2
+//!   hear     what the other members say of their part
+//!   pull     of each older owner everything that it holds, partition by partition, and it is noted              L4, L5
+//!   close    once enough owners of the newest version are ready, no read of an older one is answered            L7
+//!   settle   every partition has moved: the older versions are forgotten
+//!   drop     what lies here and belongs to others is handed over to each of them, and goes                      L9
+//! ```
+//!
+//! Every step can be taken again, after a crash as well: what was done is on the disk before it is said, and what was not noted is done
+//! once more. A transfer compares hash trees first, so that a repeated one moves only what differs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use quorate_wire::NotApplied;
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
+use quorate_wire::{dawdle, sometimes};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::Desk;
+use super::pair::Pair;
+use crate::layouts::Current;
+use crate::peer_wire::heal::{BeginPush, EndPush, GetSaid, LeafSet, PushBegun, PushEnded, SaidNow, Spoken};
+use crate::recovery::Reason;
+use crate::store::StoreError;
+use crate::supervise;
+use quorate_core::live::{Got, Said};
+use quorate_core::merkle::Leaves;
+
+/// The background task.
+pub(super) async fn run(desk: Arc<Desk>) {
+    let mut layouts = desk.layouts.watch();
+    let mut swept = Swept::default();
+    loop {
+        layouts.mark_unchanged();
+        let more = match desk.step(&mut swept).await {
+            Ok(more) => more,
+            Err(why) => {
+                tracing::warn!("a change of layout does not go on for now: {why}");
+                true
+            }
+        };
+        let pause = if more { PAUSE } else { REST };
+        let jitter = Duration::from_millis(desk.random.below(pause.as_millis() as u64 / 2 + 1));
+        tokio::select! {
+            biased;
+            changed = layouts.changed() => match changed {
+                // A little later: what changes now is followed by more.
+                Ok(()) => sleep(PAUSE_MIN).await,
+                Err(_) => return,
+            },
+            () = sleep(pause - jitter) => {}
+        }
+    }
+}
+
+/// The partitions of which nothing lies here that belongs to others, as far as this version goes.
+#[derive(Debug, Default)]
+struct Swept {
+    version: LayoutVersion,
+    partitions: BTreeSet<Partition>,
+}
+
+impl Desk {
+    /// Takes every step that can be taken now; tells whether more is to come.
+    async fn step(self: &Arc<Self>, swept: &mut Swept) -> Result<bool, String> {
+        let Some(current) = self.layouts.current() else { return Ok(false) };
+        self.learn(&current).await.map_err(|error| error.to_string())?;
+        if current.live().is_changing() {
+            if let Some(settled) = self.hear(&current).await {
+                // What follows from the older versions is to be noted before they are forgotten.
+                self.close().await.map_err(|error| error.to_string())?;
+                self.layouts.settle(settled).await.map_err(|error| error.to_string())?;
+                return Ok(true);
+            }
+            self.close().await.map_err(|error| error.to_string())?;
+            self.pull().await;
+            let Some(current) = self.layouts.current() else { return Ok(false) };
+            if current.live().is_over() {
+                sometimes!("change: every partition has moved");
+                tracing::info!(layout = %current.version(), "every partition has moved");
+                self.close().await.map_err(|error| error.to_string())?;
+                self.layouts.settle(current.version()).await.map_err(|error| error.to_string())?;
+                return Ok(true);
+            }
+        }
+        let Some(current) = self.layouts.current() else { return Ok(false) };
+        let left = self.sweep(&current, swept).await;
+        Ok(left || current.live().is_changing())
+    }
+
+    /// Raises the fence to the newest version that is known here, and says so.
+    async fn learn(&self, current: &Current) -> Result<(), StoreError> {
+        let version = current.version();
+        if self.replica.fence() < version {
+            dawdle!("change: a pause before the fence is raised");
+            self.replica.raise_fence(version).await;
+        }
+        let forgotten = self.layouts.said().forgotten(self.me, current.live().oldest());
+        if !forgotten.is_empty() {
+            // Others count on what it does not remember: its disk was emptied or set back.
+            sometimes!("change: a node had lost its memory of one");
+            self.replica.lose_all(forgotten, Reason::RolledBack).await?;
+        }
+        let me = self.me;
+        let learn = move |said: &mut Said, current: &Current| {
+            let (before, live) = (said.clone(), current.live());
+            said.settle(live.oldest().version());
+            if said.fence < version && version <= current.version() {
+                for partition in live.owned_by(me) {
+                    let moving = live.partition(partition);
+                    let mut part = said.part(partition);
+                    part.helped = false;
+                    part.passed_over = moving.passes_over(me).or(part.passed_over);
+                    said.set(partition, part);
+                }
+                said.fence = version;
+            }
+            *said != before
+        };
+        if self.layouts.say(learn).await? && current.live().is_changing() {
+            sometimes!("change: a node learned of a newer layout");
+            tracing::info!(layout = %version, "a change of layout has begun: partitions move");
+        }
+        Ok(())
+    }
+
+    /// Hears what the other members say. A version up to which every change is over, if one of them knows that.
+    async fn hear(&self, current: &Arc<Current>) -> Option<LayoutVersion> {
+        let live = current.live();
+        let others: Vec<NodeId> = live.members().into_iter().filter(|node| *node != self.me).collect();
+        let reachable = self.reachable(&others);
+        let ask = async |node: &NodeId| {
+            let digest = live.said().get(node).map_or(0, |said| said.digest());
+            (*node, self.ask(current, *node, GetSaid { digest }).await)
+        };
+        let mut settled = live.oldest().version();
+        for (node, answer) in join_all(reachable.iter().map(ask)).await {
+            match answer {
+                Ok(SaidNow { said: Some(said) }) => {
+                    if said.settled <= current.version() {
+                        settled = settled.max(said.settled);
+                    }
+                    self.layouts.hear_said(node, said);
+                }
+                Ok(SaidNow { said: None }) => {}
+                Err(why) => tracing::debug!(%node, why, "it does not say how its part of the change goes"),
+            }
+        }
+        (settled > live.oldest().version()).then_some(settled)
+    }
+
+    /// Notes what follows from what is known now: of which partitions this node is ready, and that reads of older versions are refused from
+    /// now on where that may be.
+    async fn close(&self) -> Result<(), StoreError> {
+        self.lost_copies().await?;
+        let me = self.me;
+        let close = move |said: &mut Said, current: &Current| {
+            let (before, live) = (said.clone(), current.live());
+            for partition in live.owned_by(me) {
+                let moving = live.partition(partition);
+                let mut part = said.part(partition);
+                if let Some(version) = moving.may_close(me) {
+                    sometimes!("change: reads have moved to a newer layout");
+                    part.closed = version;
+                }
+                let ready = live.versions().iter().rev().map(|placed| placed.version());
+                part.ready = part.ready.max(ready.into_iter().find(|at| moving.is_ready(me, *at)).unwrap_or_default());
+                said.set(partition, part);
+            }
+            *said != before
+        };
+        self.layouts.say(close).await.map(drop)
+    }
+
+    /// Says of every partition that is lost as a whole, before anything makes up for it: what it held is gone, and so is what it has
+    /// received; it answers no read of an older version, and gives nothing for one.
+    pub(super) async fn lost_copies(&self) -> Result<(), StoreError> {
+        let (me, recovery) = (self.me, self.replica.recovery().clone());
+        let lose = move |said: &mut Said, current: &Current| {
+            let (before, live) = (said.clone(), current.live());
+            for partition in live.owned_by(me) {
+                if !live.is_changing() || !recovery.is_lost(partition, &Leaves::ALL) {
+                    continue;
+                }
+                sometimes!("change: a copy was lost in the midst of it");
+                let mut part = said.part(partition);
+                part.got.clear();
+                part.ready = LayoutVersion::NONE;
+                if live.partition(partition).is_former_owner(me) {
+                    (part.closed, part.dropped) = (said.fence, true);
+                }
+                said.set(partition, part);
+            }
+            *said != before
+        };
+        self.layouts.say(lose).await.map(drop)
+    }
+
+    /// Takes over what this node lacks of the partitions that it owns now.
+    async fn pull(self: &Arc<Self>) {
+        let Some(current) = self.layouts.current() else { return };
+        let (mut jobs, mut begun) = (JoinSet::new(), 0);
+        for partition in current.live().owned_by(self.me) {
+            let from = self.reachable(&current.live().partition(partition).lacks(self.me));
+            // What is lost first comes back from those who speak, or a push would count before the loss is made up for.
+            if from.is_empty() || !self.replica.recovery().recovering(partition).is_empty() {
+                continue;
+            }
+            if begun == PULLS_AT_ONCE {
+                break;
+            }
+            begun += 1;
+            if jobs.len() >= AT_ONCE {
+                join(&mut jobs).await;
+            }
+            let (desk, current) = (self.clone(), current.clone());
+            let job = async move { desk.take_over(&current, partition, from).await };
+            jobs.spawn(supervise::watched("layout change: a partition", job));
+        }
+        while !jobs.is_empty() {
+            join(&mut jobs).await;
+        }
+    }
+
+    async fn take_over(&self, current: &Arc<Current>, partition: Partition, sources: Vec<NodeId>) {
+        let mut got = Vec::new();
+        for from in sources {
+            match self.take_over_from(current, partition, from).await {
+                Ok(one) => got.push(one),
+                Err(why) => tracing::debug!(%from, %partition, "not taken over: {why}"),
+            }
+        }
+        if got.is_empty() {
+            return;
+        }
+        let version = current.version();
+        // What says that something is here is synced after it.
+        let note = move |said: &mut Said, _: &Current| {
+            if said.fence != version {
+                // Pushes count for the newest version only (L3).
+                return false;
+            }
+            let mut part = said.part(partition);
+            let before = part.clone();
+            part.got.extend(got);
+            let news = part != before;
+            said.set(partition, part);
+            news
+        };
+        match self.layouts.say(note).await {
+            Ok(true) => sometimes!("change: a push is held durably"),
+            Ok(false) => sometimes!("change: a push came too late"),
+            Err(error) => tracing::warn!(%partition, "what was taken over cannot be noted: {error}"),
+        }
+    }
+
+    /// Exchanges a partition completely with an older owner that refuses older writes by then.
+    async fn take_over_from(&self, current: &Arc<Current>, partition: Partition, from: NodeId) -> Result<Got, String> {
+        let version = current.version();
+        let PushBegun { fence, strong, lost, losses } = self.ask(current, from, BeginPush { partition }).await?;
+        if fence != version {
+            return Err(format!("it acts on layout {fence}"));
+        }
+        if !lost.0.is_empty() {
+            sometimes!("change: an older owner had lost something");
+            return Err("it has lost some of it, and has to get that back first".into());
+        }
+        self.replica.rebuild(partition).await.map_err(|refusal| refusal.to_string())?;
+        self.exchange_all(current, partition, from, false).await?;
+        dawdle!("change: a pause before a push ends");
+        let PushEnded = self.ask(current, from, EndPush { partition, version, losses }).await?;
+        Ok(Got { version, from, strong })
+    }
+
+    /// Afterwards both hold, durably, what either held of a partition when it began, but for what the other one's disk has refused; or
+    /// `one_way` the other one does.
+    async fn exchange_all(
+        &self,
+        current: &Arc<Current>,
+        partition: Partition,
+        peer: NodeId,
+        one_way: bool,
+    ) -> Result<super::pair::Exchanged, String> {
+        let pair = Pair { desk: self, current, peer, partition, paced: true, one_way };
+        let compared = pair.compare().await?;
+        let leaves = compared.differ.or(&compared.unknown);
+        if leaves.is_empty() { Ok(Default::default()) } else { pair.exchange(&leaves).await }
+    }
+
+    /// Hands over what lies here and belongs to others, and drops it. Tells whether something is left.
+    async fn sweep(&self, current: &Arc<Current>, swept: &mut Swept) -> bool {
+        if swept.version != current.version() {
+            *swept = Swept { version: current.version(), partitions: BTreeSet::new() };
+        }
+        let mut left = false;
+        for partition in (0..current.partitions()).map(Partition) {
+            if current.primaries(partition).contains(&self.me) || swept.partitions.contains(&partition) {
+                continue;
+            }
+            let live = current.live();
+            if live.is_changing() {
+                let moving = live.partition(partition);
+                let closed = self.layouts.said().part(partition).closed == current.version();
+                if moving.is_former_owner(self.me) && !(closed && moving.is_over()) {
+                    left = true;
+                    continue;
+                }
+            }
+            match self.hand_over(current, partition).await {
+                Ok(()) => drop(swept.partitions.insert(partition)),
+                Err(why) => {
+                    tracing::debug!(%partition, "not handed over: {why}");
+                    left = true;
+                }
+            }
+        }
+        left
+    }
+
+    async fn hand_over(&self, current: &Arc<Current>, partition: Partition) -> Result<(), String> {
+        let refused = |refusal: NotApplied| refusal.to_string();
+        if !self.replica.holds_any(partition).await.map_err(refused)? {
+            return Ok(());
+        }
+        let version = current.version();
+        let drop_copy = move |said: &mut Said, current: &Current| {
+            let mut part = said.part(partition);
+            let news = current.version() == version && current.live().is_changing() && !part.dropped;
+            part.dropped |= news;
+            said.set(partition, part);
+            news
+        };
+        self.layouts.say(drop_copy).await.map_err(|error| error.to_string())?;
+        // Nothing comes in from here on, so that what is handed over is all that goes.
+        self.replica.give_up(partition, version).await;
+        self.replica.rebuild(partition).await.map_err(refused)?;
+        for owner in current.primaries(partition) {
+            self.exchange_all(current, partition, *owner, true).await?.unsettled()?;
+        }
+        let layouts = self.layouts.clone();
+        let still = move || layouts.current().is_some_and(|current| current.version() == version);
+        let records = self.replica.drop_records(partition, still.clone()).await.map_err(refused)?;
+        if !still() {
+            return Err("a newer layout came in between".into());
+        }
+        sometimes!("change: a former owner dropped its copy");
+        tracing::debug!(%partition, records, "its owners hold all of it: dropped here");
+        Ok(())
+    }
+
+    /// What an older owner says before a new one takes over what it holds.
+    pub(super) fn begins_push(&self, partition: Partition) -> Result<PushBegun, NotApplied> {
+        let current = self.layouts.known()?;
+        let moving = current.live().partition(partition);
+        let Some(strong) = moving.pushes(self.me) else {
+            let why = format!("it holds nothing of partition {partition} that an older layout gave to it");
+            return Err(NotApplied::NotServing { node: self.me, why });
+        };
+        // Of the same moment as what was looked at.
+        let fence = current.live().said().get(&self.me).map_or(LayoutVersion::NONE, |said| said.fence);
+        let lost = LeafSet(self.replica.recovery().recovering(partition));
+        Ok(PushBegun { fence, strong, lost, losses: self.losses(partition) })
+    }
+
+    /// Changes whenever something of the partition is lost, and with every start.
+    fn losses(&self, partition: Partition) -> (u64, u64) {
+        (self.beacons.life(), self.replica.recovery().count(partition))
+    }
+
+    /// Lets a push count, if the version that it is for is still the newest one here (L3). What that means for taking the version back is
+    /// on the disk before (L11).
+    pub(super) async fn ends_push(
+        &self,
+        to: NodeId,
+        EndPush { partition, version, losses }: EndPush,
+    ) -> Result<PushEnded, NotApplied> {
+        // What was lost since was not listed; and another process does not know what this one had lost.
+        if losses != self.losses(partition) || !self.replica.recovery().recovering(partition).is_empty() {
+            let why = format!("{} has lost some of partition {partition} since", self.me);
+            return Err(NotApplied::NotServing { node: self.me, why });
+        }
+        let help = move |said: &mut Said, current: &Current| {
+            let mut part = said.part(partition);
+            let helps = said.fence == version && !part.helped && current.live().partition(partition).needs(to, version);
+            part.helped |= helps;
+            said.set(partition, part);
+            helps
+        };
+        let storage = |error: StoreError| NotApplied::Storage { node: self.me, why: error.to_string() };
+        self.layouts.say(help).await.map_err(storage)?;
+        match self.layouts.said().fence {
+            fence if fence == version => Ok(PushEnded),
+            fence => Err(NotApplied::StaleLayout { need: fence, had: version }),
+        }
+    }
+
+    /// The live versions for which this node can speak of a partition.
+    pub(super) fn spoken(&self, partition: Partition) -> Result<Spoken, NotApplied> {
+        let current = self.layouts.known()?;
+        let moving = current.live().partition(partition);
+        Ok(Spoken { versions: moving.spoken(self.me) })
+    }
+
+    /// The leaves of a partition for which this node cannot speak: it has lost something there, or has not yet received the partition.
+    pub(super) fn cannot_speak_for(&self, partition: Partition) -> Leaves {
+        let ready = self.layouts.current().is_none_or(|current| {
+            let live = current.live();
+            !live.is_changing() || live.partition(partition).is_ready_for_any(self.me)
+        });
+        if ready { self.replica.recovery().recovering(partition) } else { Leaves::ALL }
+    }
+}
+
+async fn join(jobs: &mut JoinSet<()>) {
+    if let Some(Err(error)) = jobs.join_next().await
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+/// Partitions that are taken over at a time.
+const AT_ONCE: usize = 4;
+/// Partitions that are taken over before the node looks again how the change stands.
+const PULLS_AT_ONCE: usize = 64;
+/// Between two looks at a change under way.
+const PAUSE: Duration = Duration::from_millis(500);
+/// After news.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// Between two looks while there is nothing to do.
+const REST: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+#[path = "change_test.rs"]
+mod tests;

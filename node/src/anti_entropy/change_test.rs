@@ -1,0 +1,306 @@
+//! A change of layout between nodes that take each step when the test says so.
+
+use std::collections::BTreeMap;
+
+use quorate_transport::budget::Room;
+use quorate_wire::codec::Blob;
+use quorate_wire::ids::{DiskId, OpId};
+use quorate_wire::{Failure, Key, Quorum, Read, Reply, Request, RequestBody, Write};
+
+use super::*;
+use crate::by_hand::{self, Kind, Manner, Node};
+use crate::coordinator::Origin;
+use crate::recovery::Reason;
+use crate::store::{Store, Tree};
+use quorate_core::changes::{self, layout_after};
+use quorate_core::keyspace::data_key;
+use quorate_core::layout::Layout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Three members that own everything, and spare nodes.
+async fn three_and(spare: usize) -> Vec<Node> {
+    by_hand::start(Kind { spare, ..Kind::of(3) }).await
+}
+
+fn replace(old: usize, new: usize, nodes: &[Node]) -> changes::Change {
+    let node = &nodes[new];
+    changes::Change::Replace { old: nodes[old].id, new: node.id, disk: DiskId(new as u128 + 1), addr: node.addr }
+}
+
+fn join(new: usize, nodes: &[Node]) -> changes::Change {
+    let (node, addr) = (nodes[new].id, nodes[new].addr);
+    changes::Change::Join { node, disk: DiskId(new as u128 + 1), addr, zone: node.to_string(), weight: 1 }
+}
+
+fn after(node: &Node, changes: &[changes::Change]) -> Layout {
+    layout_after(&node.layouts.current().expect("in force").layout, changes).expect("possible")
+}
+
+async fn ask(node: &Node, body: RequestBody) -> Result<Reply, Failure> {
+    let request = Request { layout: LayoutVersion(1), request_id: 7, body };
+    node.coordinator.handle(&request, PATIENCE, Origin::Client, Room::unbounded()).await
+}
+
+async fn put(node: &Node, number: u32) -> Result<(), Failure> {
+    let (key, value) = (key(number), Some(Blob::copy_from(&number.to_be_bytes())));
+    let write = Write {
+        key,
+        value,
+        context: None,
+        op_id: OpId(1000 + u128::from(number)),
+        first_sent_ms: None,
+        w: Some(Quorum::Majority),
+        strict: true,
+        explain: false,
+    };
+    ask(node, RequestBody::Write(write)).await.map(drop)
+}
+
+async fn get(node: &Node, number: u32) -> Result<Vec<Blob>, Failure> {
+    let read = Read { key: key(number), r: Some(Quorum::Majority), strict: true, monotonic: false, explain: false };
+    match ask(node, RequestBody::Read(read)).await? {
+        Reply::Found(found) => Ok(found.values),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn key(number: u32) -> Key {
+    Key::plain(format!("key-{number}"))
+}
+
+/// A quorum read at every node finds every write.
+async fn all_is_found(nodes: &[Node], written: u32) {
+    for node in nodes {
+        for number in 1..=written {
+            let values = get(node, number).await.unwrap_or_else(|error| panic!("{} {number}: {error:?}", node.id));
+            assert_eq!(values, [Blob::copy_from(&number.to_be_bytes())], "{} reads {number}", node.id);
+        }
+    }
+}
+
+/// Which records lie at a node.
+async fn held(node: &Node, written: u32) -> Vec<u32> {
+    let mut held = Vec::new();
+    for number in 1..=written {
+        if node.held(&key(number).into()).await.is_some() {
+            held.push(number);
+        }
+    }
+    held
+}
+
+fn live(node: &Node) -> Vec<u64> {
+    node.layouts.current().expect("in force").live().versions().iter().map(|placed| placed.version().0).collect()
+}
+
+async fn step(node: &Node, swept: &mut BTreeMap<NodeId, Swept>) -> bool {
+    let of_node = swept.entry(node.id).or_default();
+    node.anti_entropy.desk().step(of_node).await.expect("it goes on")
+}
+
+#[tokio::test]
+async fn every_owner_may_change_at_once_while_clients_read_and_write() {
+    let nodes = three_and(3).await;
+    let mut written = 0;
+    for node in nodes.iter().cycle().take(12) {
+        written += 1;
+        put(node, written).await.expect("written");
+    }
+    all_is_found(&nodes, written).await;
+    let next = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
+    let mut swept = BTreeMap::new();
+    // They learn of it one after the other; after every step everything is still found, and something is written.
+    for node in nodes.iter().rev() {
+        node.layouts.adopt(next.clone()).await;
+    }
+    let mut rounds = 0;
+    while nodes.iter().any(|node| live(node) != [2]) {
+        rounds += 1;
+        assert!(
+            rounds < 20,
+            "{:?}",
+            nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect::<Vec<_>>()
+        );
+        for node in &nodes {
+            step(node, &mut swept).await;
+            written += 1;
+            put(&nodes[written as usize % nodes.len()], written).await.expect("written");
+            all_is_found(&nodes, written).await;
+        }
+    }
+    for node in &nodes[..3] {
+        while step(node, &mut swept).await {}
+        assert!(held(node, written).await.is_empty(), "{} has dropped its copy", node.id);
+    }
+    for node in &nodes[3..] {
+        let lacks = (1..=written).filter(|number| number % 2 == 1).count();
+        assert!(
+            held(node, written).await.len() >= lacks,
+            "{} holds what was moved, and its share of new writes",
+            node.id
+        );
+    }
+    all_is_found(&nodes, written).await;
+}
+
+/// Steps of these nodes until the change is over for all of them.
+async fn to_the_end(nodes: &[&Node], swept: &mut BTreeMap<NodeId, Swept>, version: u64) {
+    let mut rounds = 0;
+    while nodes.iter().any(|node| live(node) != [version]) {
+        rounds += 1;
+        let said: Vec<_> = nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect();
+        assert!(rounds < 20, "{said:#?}");
+        for node in nodes {
+            step(node, swept).await;
+        }
+    }
+    for node in nodes {
+        while step(node, swept).await {}
+    }
+}
+
+#[tokio::test]
+async fn a_dead_member_is_replaced_without_it_and_hands_over_what_it_has_when_it_comes_back() {
+    let nodes = three_and(1).await;
+    for number in 1..=20 {
+        put(&nodes[1], number).await.expect("written");
+    }
+    // What only the dead one has, as after a write that too few have taken.
+    let (alone, record) = (key(99), by_hand::record(1, "alone"));
+    nodes[0].hold(&alone.clone().into(), &record).await;
+    nodes[0].is(Manner::Refuses);
+    nodes[1..].iter().for_each(|node| node.believes_down(&[nodes[0].id]));
+    let next = after(&nodes[1], &[replace(0, 3, &nodes)]);
+    let mut swept = BTreeMap::new();
+    let (dead, others) = (&nodes[0], [&nodes[1], &nodes[2], &nodes[3]]);
+    for node in others {
+        node.layouts.adopt(next.clone()).await;
+    }
+    to_the_end(&others, &mut swept, 2).await;
+    all_is_found(&nodes[1..], 20).await;
+    assert!(held(&nodes[3], 20).await.len() == 20, "all of it came from the others");
+
+    dead.is(Manner::Answers);
+    nodes.iter().for_each(|node| node.believes_down(&[]));
+    // It still believes in layout 1, and nobody else does.
+    get(dead, 1).await.map(drop).unwrap_or_else(|error| assert!(format!("{error:?}").contains("layout"), "{error:?}"));
+    dead.layouts.adopt(next).await;
+    to_the_end(&[dead], &mut swept, 2).await;
+    assert!(held(dead, 20).await.is_empty() && dead.held(&alone.clone().into()).await.is_none());
+    for node in others {
+        assert_eq!(node.held(&alone.clone().into()).await.as_ref(), Some(&record), "{}", node.id);
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_is_lost_in_the_midst_of_a_change_counts_for_nothing() {
+    let nodes = three_and(3).await;
+    for number in 1..=20 {
+        put(&nodes[0], number).await.expect("written");
+    }
+    let next = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
+    let mut swept = BTreeMap::new();
+    for node in &nodes {
+        node.layouts.adopt(next.clone()).await;
+    }
+    // The disk of an old owner is emptied before it has given anything.
+    let lost = &nodes[0];
+    let partitions = lost.layouts.current().expect("in force").owned_by(lost.id);
+    for number in 1..=20 {
+        lost.store.remove(Tree::Data, &data_key(&key(number))).expect("memory takes it");
+    }
+    lost.replica.recovery().lose_all(&partitions, Reason::OtherDisk).expect("noted");
+    step(lost, &mut swept).await;
+    assert!(lost.layouts.said().partitions.values().all(|part| part.dropped && part.closed == LayoutVersion(2)));
+    let all: Vec<&Node> = nodes.iter().collect();
+    to_the_end(&all, &mut swept, 2).await;
+    all_is_found(&nodes, 20).await;
+    for node in &nodes[3..] {
+        assert!(!node.layouts.said().partitions.values().flat_map(|part| &part.got).any(|got| got.from == lost.id));
+        assert_eq!(held(node, 20).await.len(), 20, "{}", node.id);
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_is_taken_back_leaves_everything_where_it_was() {
+    let nodes = three_and(2).await;
+    for number in 1..=20 {
+        put(&nodes[0], number).await.expect("written");
+    }
+    let there = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes)]);
+    let back = Layout { version: LayoutVersion(3), previous: there.hash(), ..(*nodes[0].current.layout).clone() };
+    let mut swept = BTreeMap::new();
+    for node in &nodes {
+        node.layouts.adopt(there.clone()).await;
+        step(node, &mut swept).await;
+        all_is_found(&nodes, 20).await;
+    }
+    for node in &nodes {
+        node.layouts.adopt(back.clone()).await;
+    }
+    let mut written = 20;
+    let mut rounds = 0;
+    while nodes.iter().any(|node| live(node) != [3]) {
+        rounds += 1;
+        assert!(
+            rounds < 20,
+            "{:#?}",
+            nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect::<Vec<_>>()
+        );
+        for node in &nodes {
+            step(node, &mut swept).await;
+            written += 1;
+            put(&nodes[written as usize % nodes.len()], written).await.expect("written");
+            all_is_found(&nodes, written).await;
+        }
+    }
+    for node in &nodes[3..] {
+        while step(node, &mut swept).await {}
+        assert!(held(node, written).await.is_empty(), "{}", node.id);
+    }
+    all_is_found(&nodes, written).await;
+}
+
+#[tokio::test]
+async fn a_node_that_joins_speaks_only_when_it_holds_what_it_must() {
+    let nodes = three_and(1).await;
+    for number in 1..=40 {
+        put(&nodes[0], number).await.expect("written");
+    }
+    let next = after(&nodes[0], &[join(3, &nodes)]);
+    let mut swept = BTreeMap::new();
+    for node in &nodes {
+        node.layouts.adopt(next.clone()).await;
+    }
+    let current = nodes[3].layouts.current().expect("in force");
+    let mine = current.owned_by(nodes[3].id);
+    assert!(!mine.is_empty());
+    for partition in &mine {
+        let speaks = current.may_serve(nodes[3].id, *partition, quorate_core::ownership::Role::Reads(LayoutVersion(2)));
+        assert!(matches!(speaks, Err(NotApplied::NotServing { why, .. }) if why.contains("has not yet received")));
+    }
+    // Nobody has raised a fence yet: what it takes over does not count.
+    step(&nodes[3], &mut swept).await;
+    assert!(nodes[3].layouts.said().partitions.is_empty());
+    let mut rounds = 0;
+    while nodes.iter().any(|node| live(node) != [2]) {
+        rounds += 1;
+        assert!(rounds < 20);
+        for node in &nodes {
+            step(node, &mut swept).await;
+            all_is_found(&nodes, 40).await;
+        }
+    }
+    for node in &nodes {
+        while step(node, &mut swept).await {}
+    }
+    // Exactly three copies of each.
+    let mut copies = BTreeMap::new();
+    for node in &nodes {
+        for number in held(node, 40).await {
+            *copies.entry(number).or_insert(0) += 1;
+        }
+    }
+    assert!(copies.values().all(|copies| *copies == 3) && copies.len() == 40, "{copies:?}");
+}
