@@ -1,5 +1,6 @@
 //! What lies on disks of layouts: who knows which, and whether a change is over. By the harness's own look, without asking a node.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -49,8 +50,8 @@ impl Watch {
                 continue;
             }
             for layout in &layouts {
-                if !self.seen.contains_key(&layout.version.0) {
-                    self.seen.insert(layout.version.0, (layout.clone(), layout.ring()?));
+                if let Entry::Vacant(place) = self.seen.entry(layout.version.0) {
+                    place.insert((layout.clone(), layout.ring()?));
                 }
             }
             let named = layouts.iter().map(|layout| (layout.version.0, layout.hash().to_string())).collect();

@@ -555,7 +555,7 @@ fn change_hangs(what: String) -> Violation {
 }
 
 /// Stops nodes for good that no layout names any more, if the operator who had them leave wants that, and nothing lies on them.
-fn retire(cluster: &mut Cluster<'_>, plan: &Plan, operators: &Operators, nemesis: &mut Nemesis, vigil: &Vigil) {
+fn retire(cluster: &Cluster<'_>, plan: &Plan, operators: &Operators, nemesis: &mut Nemesis, vigil: &Vigil) {
     let Some(watch) = vigil.layouts().filter(|_| plan.changes.iter().any(|change| change.stops)) else { return };
     if watch.settled(cluster).is_none() {
         return;

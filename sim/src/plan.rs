@@ -911,12 +911,12 @@ impl Plan {
         for i in 0..self.changes.len() {
             with(&|plan| drop(plan.changes.remove(i)));
             for j in 0..self.changes[i].stage.len() {
-                with(&|plan| drop(plan.changes[i].stage.remove(j)));
+                with(&|plan| _ = plan.changes[i].stage.remove(j));
             }
             with(&|plan| plan.changes[i].stops = false);
         }
         with(&|plan| plan.spares.iter_mut().for_each(|spare| spare.from_ms = None));
-        with(&|plan| drop(plan.spares.pop()));
+        with(&|plan| _ = plan.spares.pop());
         with(&|plan| plan.aftermath = None);
         with(&|plan| plan.aftermath.iter_mut().for_each(|after| after.rots = false));
         for node in self.aftermath.iter().flat_map(|aftermath| &aftermath.broken) {

@@ -53,8 +53,7 @@ pub fn stored_layouts(first: Option<&Bytes>, chain: Option<&Bytes>) -> Result<Ve
     if let Some(chain) = chain {
         return codec::decode::<StoredChain>(chain).map(|chain| chain.layouts).map_err(|error| error.to_string());
     }
-    let first =
-        first.map(|first| codec::decode::<StoredFirst>(first)).transpose().map_err(|error| error.to_string())?;
+    let first = first.map(codec::decode::<StoredFirst>).transpose().map_err(|error| error.to_string())?;
     Ok(first.into_iter().filter(|first| first.chosen).map(|first| first.layout).collect())
 }
 
