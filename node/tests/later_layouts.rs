@@ -52,7 +52,8 @@ async fn every_node_learns_the_next_layout() {
     cluster.run(4).await;
     for at in 0..5 {
         let report = cluster.knows(at, 2).await;
-        assert_eq!((&report.current.hash, report.live), (&hash, vec![LayoutVersion(1), LayoutVersion(2)]));
+        // The older one goes as soon as every partition has moved.
+        assert_eq!((&report.current.hash, report.live.last()), (&hash, Some(&LayoutVersion(2))));
         assert_eq!(report.context_keys.len(), 1, "n{at} learns the keys with it");
     }
     // A node that has started again says so too, before it has talked to anybody.
