@@ -46,7 +46,6 @@ pub const TASKS: &[&str] = &[
     "recovery",
     "recovery: a partition",
     "layout change",
-    "layout change: a partition",
     "scrub",
     "sync",
     "sync by the clock",

@@ -21,16 +21,15 @@ use futures_util::future::join_all;
 use quorate_wire::NotApplied;
 use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{dawdle, sometimes};
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::Desk;
 use super::pair::Pair;
+use crate::calls::Calls;
 use crate::layouts::Current;
 use crate::peer_wire::heal::{BeginPush, EndPush, GetSaid, LeafSet, PushBegun, PushEnded, SaidNow, Spoken};
 use crate::recovery::Reason;
 use crate::store::StoreError;
-use crate::supervise;
 use quorate_core::live::{Got, Said};
 use quorate_core::merkle::Leaves;
 
@@ -207,7 +206,7 @@ impl Desk {
     /// Takes over what this node lacks of the partitions that it owns now.
     async fn pull(self: &Arc<Self>) {
         let Some(current) = self.layouts.current() else { return };
-        let (mut jobs, mut begun) = (JoinSet::new(), 0);
+        let (mut calls, mut begun, mut under_way) = (Calls::new(), 0, 0);
         for partition in current.live().owned_by(self.me) {
             let from = self.reachable(&current.live().partition(partition).lacks(self.me));
             // What is lost first comes back from those who speak, or a push would count before the loss is made up for.
@@ -218,16 +217,15 @@ impl Desk {
                 break;
             }
             begun += 1;
-            if jobs.len() >= AT_ONCE {
-                join(&mut jobs).await;
+            if under_way == AT_ONCE {
+                calls.next().await;
+                under_way -= 1;
             }
             let (desk, current) = (self.clone(), current.clone());
-            let job = async move { desk.take_over(&current, partition, from).await };
-            jobs.spawn(supervise::watched("layout change: a partition", job));
+            calls.push(async move { desk.take_over(&current, partition, from).await });
+            under_way += 1;
         }
-        while !jobs.is_empty() {
-            join(&mut jobs).await;
-        }
+        while calls.next().await.is_some() {}
     }
 
     async fn take_over(&self, current: &Arc<Current>, partition: Partition, sources: Vec<NodeId>) {
@@ -416,14 +414,6 @@ impl Desk {
             !live.is_changing() || live.partition(partition).is_ready_for_any(self.me)
         });
         if ready { self.replica.recovery().recovering(partition) } else { Leaves::ALL }
-    }
-}
-
-async fn join(jobs: &mut JoinSet<()>) {
-    if let Some(Err(error)) = jobs.join_next().await
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
     }
 }
 
