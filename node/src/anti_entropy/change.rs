@@ -325,7 +325,9 @@ impl Desk {
 
     async fn hand_over(&self, current: &Arc<Current>, partition: Partition) -> Result<(), String> {
         let refused = |refusal: NotApplied| refusal.to_string();
-        if !self.replica.holds_any(partition).await.map_err(refused)? {
+        let former = current.live().partition(partition).is_former_owner(self.me);
+        // A former owner that holds nothing now may still be sent what names an older layout.
+        if !former && !self.replica.holds_any(partition).await.map_err(refused)? {
             return Ok(());
         }
         let version = current.version();
@@ -339,6 +341,9 @@ impl Desk {
         self.layouts.say(drop_copy).await.map_err(|error| error.to_string())?;
         // Nothing comes in from here on, so that what is handed over is all that goes.
         self.replica.give_up(partition, version).await;
+        if !self.replica.holds_any(partition).await.map_err(refused)? {
+            return Ok(());
+        }
         self.replica.rebuild(partition).await.map_err(refused)?;
         for owner in current.primaries(partition) {
             self.exchange_all(current, partition, *owner, true).await?.unsettled()?;
