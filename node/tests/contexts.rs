@@ -1,31 +1,24 @@
 //! Contexts cannot be made up (rule V5), over real nodes: what no node has issued for a key is refused and changes nothing; what one
 //! has issued is taken, also after restarts and rotations.
 
+mod cluster;
+
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_client::Blind;
 use quorate_client::error::Error;
-use quorate_client::options::RequestOptions;
-use quorate_client::{Blind, Client};
 use quorate_core::context_keys::{ContextKeys, KEYS_MAX, taken_apart};
 use quorate_core::version::{Actor, Context, Dot};
-use quorate_node::anti_entropy::AntiEntropyConfig;
-use quorate_node::cert::{Ca, Issued, VALIDITY};
-use quorate_node::env::Env;
 use quorate_node::layouts::{FIRST_KEY, stored_context_keys};
-use quorate_node::node::{Mechanisms, Node, NodeConfig};
-use quorate_node::store::{Durability, Identity, MemoryStore, Opened, Store, Tree};
-use quorate_transport::Seams;
-use quorate_transport::tls::Credentials;
+use quorate_node::store::{Store, Tree};
 use quorate_wire::Quorum;
 use quorate_wire::codec::{self, Blob};
-use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion, NodeId, OpId};
+use quorate_wire::ids::{ClusterId, LayoutVersion, OpId};
 use quorate_wire::{Key, LayoutCommand, LayoutReport, NotApplied, Read, Reply, RequestBody, Write};
 
-const CLUSTER: ClusterId = ClusterId(7);
+use cluster::{CLUSTER, Cluster, RETRIES, node, options};
 
 /// Two writes with contexts of thousands of invented dots, at the same moment, to two coordinators: merged, they would be more than a
 /// key can ever be written with again.
@@ -249,45 +242,15 @@ fn bad_context<T: std::fmt::Debug>(answer: Result<T, Error>) -> String {
     }
 }
 
-fn node(at: usize) -> NodeId {
-    NodeId::new(&format!("n{}", at + 1)).expect("legal")
-}
-
-fn options() -> RequestOptions {
-    RequestOptions::default().timeout(Duration::from_secs(10))
-}
-
-/// How often something that takes a moment is looked at, ten times a second.
-const RETRIES: u32 = 300;
-
-struct Cluster {
-    ca: Ca,
-    seams: Seams,
-    stores: Vec<MemoryStore>,
-    addrs: Vec<SocketAddr>,
-    nodes: Vec<Option<Node>>,
-    boots: Vec<u64>,
-}
-
 impl Cluster {
     /// Every node is an owner of everything.
     async fn start(count: usize) -> Self {
-        let seams = Seams::system();
-        let ca = Ca::make(&seams.random, CLUSTER, (seams.wall_clock)(), VALIDITY).expect("makes a CA");
-        let stores = (0..count).map(|_| MemoryStore::new()).collect();
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let nodes = (0..count).map(|_| None).collect();
-        let mut cluster = Self { ca, seams, stores, addrs: vec![any; count], nodes, boots: vec![0; count] };
+        let mut cluster = Self::new(count);
         for at in 0..count {
             cluster.run(at).await;
         }
         let admin = cluster.client(true).await;
-        let joins = (0..count).map(|at| LayoutCommand::StageJoin {
-            node: node(at),
-            addr: cluster.addr(at),
-            zone: format!("z{at}"),
-            weight: 1,
-        });
+        let joins = (0..count).map(|at| cluster.join(at));
         let n = Some(count as u8);
         let settings = LayoutCommand::StageSettings { n, partitions: Some(8), r: None, w: None };
         for command in joins.chain([settings, LayoutCommand::Apply { version: LayoutVersion(1) }]) {
@@ -297,49 +260,10 @@ impl Cluster {
         cluster
     }
 
-    async fn run(&mut self, at: usize) {
-        let now = (self.seams.wall_clock)();
-        let issued = self.ca.issue_node(&self.seams.random, node(at), now, VALIDITY).expect("issues");
-        let config = NodeConfig {
-            node: node(at),
-            listen: self.addrs[at],
-            advertise: None,
-            http: None,
-            join: self.addrs.iter().copied().filter(|addr| addr.port() != 0 && *addr != self.addrs[at]).collect(),
-            credentials: credentials(&issued),
-            durability: Durability::Group,
-            sync_interval: Duration::from_millis(100),
-            mechanisms: Mechanisms::default(),
-            anti_entropy: AntiEntropyConfig::default(),
-        };
-        self.boots[at] += 1;
-        let (store, boot) = (self.stores[at].clone(), self.boots[at]);
-        let open = move || {
-            let identity =
-                Identity { cluster: CLUSTER, node: node(at), disk: DiskId(at as u128 + 1), boot, clean: true };
-            Ok(Opened { store: Arc::new(store.clone()), identity, quarantined: None })
-        };
-        // Tasks of the run before let go of the port when they are next scheduled.
-        for _ in 0..500 {
-            if std::net::UdpSocket::bind(self.addrs[at]).is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let started = Node::start(config, Env::system(Arc::new(open))).await.expect("starts");
-        self.addrs[at] = started.addr();
-        self.nodes[at] = Some(started);
-    }
-
-    async fn stop(&mut self, at: usize) {
-        let node = self.nodes[at].take().expect("it runs");
-        node.shutdown(Duration::from_secs(5)).await.expect("syncs");
-    }
-
     /// Every node that runs serves.
     async fn settled(&self) {
         let admin = self.client(true).await;
-        for at in (0..self.nodes.len()).filter(|at| self.nodes[*at].is_some()) {
+        for at in self.running() {
             while admin.status_at(self.addr(at)).await.map_or(true, |status| status.not_serving.is_some()) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -365,18 +289,6 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("they hold different keys, or not {count}: {seen:?}");
-    }
-
-    fn addr(&self, at: usize) -> SocketAddr {
-        self.addrs[at]
-    }
-
-    async fn client(&self, admin: bool) -> Client {
-        let now = (self.seams.wall_clock)();
-        let name = if admin { "admin" } else { "joe" };
-        let issued = self.ca.issue_client(&self.seams.random, name, admin, now, VALIDITY).expect("issues");
-        let running = (0..self.nodes.len()).filter(|at| self.nodes[*at].is_some()).map(|at| self.addr(at));
-        Client::builder(running).credentials(credentials(&issued)).connect().await.expect("connects")
     }
 
     async fn write_at(&self, at: usize, key: &str, value: &str, context: Option<Bytes>) -> Result<Bytes, Error> {
@@ -411,8 +323,4 @@ impl Cluster {
         let Reply::Layout(report) = reply else { panic!("{reply:?}") };
         *report
     }
-}
-
-fn credentials(issued: &Issued) -> Credentials {
-    Credentials::from_pem(issued.ca.as_bytes(), issued.certificate.as_bytes(), issued.key.as_bytes()).expect("fit")
 }

@@ -677,6 +677,7 @@ mod tests {
         assert_eq!(moving.pushes(id(2)), None);
         assert!(!moving.is_ready(id(2), V2) && moving.keeps_copy(id(2)));
         assert!(!moving.lacks(id(4)).contains(&id(2)));
+        assert_eq!(moving.lacks(id(2)).into_iter().collect::<BTreeSet<_>>(), [1, 3].map(id).into(), "it kept nothing");
         gets(&mut live, 2, &[1, 3]);
         assert!(live.partition(P).is_ready(id(2), V2));
         assert_eq!(live.may_serve(id(2), P, Role::Reads(V1)), Err(NotApplied::StaleLayout { need: V2, had: V1 }));

@@ -170,8 +170,8 @@ impl Desk {
                     sometimes!("change: reads have moved to a newer layout");
                     part.closed = version;
                 }
-                let ready = live.versions().iter().rev().map(|placed| placed.version());
-                part.ready = part.ready.max(ready.into_iter().find(|at| moving.is_ready(me, *at)).unwrap_or_default());
+                let mut versions = live.versions().iter().rev().map(|placed| placed.version());
+                part.ready = part.ready.max(versions.find(|at| moving.is_ready(me, *at)).unwrap_or_default());
                 said.set(partition, part);
             }
             *said != before
@@ -185,8 +185,11 @@ impl Desk {
         let (me, recovery) = (self.me, self.replica.recovery().clone());
         let lose = move |said: &mut Said, current: &Current| {
             let (before, live) = (said.clone(), current.live());
+            if !live.is_changing() {
+                return false;
+            }
             for partition in live.owned_by(me) {
-                if !live.is_changing() || !recovery.is_lost(partition, &Leaves::ALL) {
+                if !recovery.is_lost(partition, &Leaves::ALL) {
                     continue;
                 }
                 sometimes!("change: a copy was lost in the midst of it");

@@ -114,21 +114,7 @@ async fn every_owner_may_change_at_once_while_clients_read_and_write() {
     for node in nodes.iter().rev() {
         node.layouts.adopt(next.clone()).await;
     }
-    let mut rounds = 0;
-    while nodes.iter().any(|node| live(node) != [2]) {
-        rounds += 1;
-        assert!(
-            rounds < 20,
-            "{:?}",
-            nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect::<Vec<_>>()
-        );
-        for node in &nodes {
-            step(node, &mut swept).await;
-            written += 1;
-            put(&nodes[written as usize % nodes.len()], written).await.expect("written");
-            all_is_found(&nodes, written).await;
-        }
-    }
+    written = while_clients_work(&nodes, &mut swept, 2, written).await;
     for node in &nodes[..3] {
         while step(node, &mut swept).await {}
         assert!(held(node, written).await.is_empty(), "{} has dropped its copy", node.id);
@@ -144,13 +130,38 @@ async fn every_owner_may_change_at_once_while_clients_read_and_write() {
     all_is_found(&nodes, written).await;
 }
 
+/// Steps of all nodes until the change is over for all of them. After every one of them something is written, and everything that was
+/// written is found at every node. How much was written.
+async fn while_clients_work(
+    nodes: &[Node],
+    swept: &mut BTreeMap<NodeId, Swept>,
+    version: u64,
+    mut written: u32,
+) -> u32 {
+    let mut rounds = 0;
+    while nodes.iter().any(|node| live(node) != [version]) {
+        rounds += 1;
+        assert!(rounds < 20, "{:#?}", said(nodes));
+        for node in nodes {
+            step(node, swept).await;
+            written += 1;
+            put(&nodes[written as usize % nodes.len()], written).await.expect("written");
+            all_is_found(nodes, written).await;
+        }
+    }
+    written
+}
+
+fn said<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Vec<(NodeId, Vec<u64>, Said)> {
+    nodes.into_iter().map(|node| (node.id, live(node), node.layouts.said())).collect()
+}
+
 /// Steps of these nodes until the change is over for all of them.
 async fn to_the_end(nodes: &[&Node], swept: &mut BTreeMap<NodeId, Swept>, version: u64) {
     let mut rounds = 0;
     while nodes.iter().any(|node| live(node) != [version]) {
         rounds += 1;
-        let said: Vec<_> = nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect();
-        assert!(rounds < 20, "{said:#?}");
+        assert!(rounds < 20, "{:#?}", said(nodes.iter().copied()));
         for node in nodes {
             step(node, swept).await;
         }
@@ -239,22 +250,7 @@ async fn a_change_that_is_taken_back_leaves_everything_where_it_was() {
     for node in &nodes {
         node.layouts.adopt(back.clone()).await;
     }
-    let mut written = 20;
-    let mut rounds = 0;
-    while nodes.iter().any(|node| live(node) != [3]) {
-        rounds += 1;
-        assert!(
-            rounds < 20,
-            "{:#?}",
-            nodes.iter().map(|node| (node.id, live(node), node.layouts.said())).collect::<Vec<_>>()
-        );
-        for node in &nodes {
-            step(node, &mut swept).await;
-            written += 1;
-            put(&nodes[written as usize % nodes.len()], written).await.expect("written");
-            all_is_found(&nodes, written).await;
-        }
-    }
+    let written = while_clients_work(&nodes, &mut swept, 3, 20).await;
     for node in &nodes[3..] {
         while step(node, &mut swept).await {}
         assert!(held(node, written).await.is_empty(), "{}", node.id);

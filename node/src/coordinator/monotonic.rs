@@ -42,7 +42,8 @@ pub(super) async fn confirm(
     held_by(inner, turn, key, record, (&groups, holders)).await.map(drop)
 }
 
-/// Waits until a quorum of every one of these groups holds a record durably; `holders` do already. How many do.
+/// Waits until a quorum of every one of these groups holds a record durably; `holders` do already. How many do, and whether all that were
+/// asked for it say so after a sync.
 ///
 /// # Errors
 /// When too many of them fail, or it takes too long.
@@ -52,8 +53,8 @@ pub(super) async fn held_by(
     key: &Blob,
     record: &Record,
     (groups, holders): (&[Group], &[NodeId]),
-) -> Result<Acks, NotApplied> {
-    let mut tally = Tally::of_every(groups, true);
+) -> Result<(Acks, bool), NotApplied> {
+    let (mut tally, mut all_synced) = (Tally::of_every(groups, true), true);
     for primary in tally.primaries().collect::<Vec<_>>() {
         tally.ask(primary, turn.at_us());
     }
@@ -61,9 +62,9 @@ pub(super) async fn held_by(
         tally.ack(*holder, Said::Ack { synced: true, changed: false }, turn.at_us());
     }
     if tally.status() == Status::Met {
-        return Ok(tally.acks());
+        return Ok((tally.acks(), all_synced));
     }
-    sometimes!("read: a monotonic read wrote back");
+    sometimes!("read: a monotonic read wrote back", !holders.is_empty());
     let mut calls = Calls::new();
     for node in tally.vacant() {
         let (inner, turn, key, record) = (inner.clone(), turn.clone(), key.clone(), record.clone());
@@ -75,7 +76,10 @@ pub(super) async fn held_by(
             biased;
             Some((node, mended)) = calls.next() => {
                 match mended {
-                    Ok(()) => drop(tally.ack(node, Said::Ack { synced: true, changed: true }, turn.at_us())),
+                    Ok(synced) => {
+                        let counted = tally.ack(node, Said::Ack { synced, changed: true }, turn.at_us());
+                        all_synced &= synced || !counted;
+                    }
                     Err(why) => drop(tally.fail(node, Said::Failed(why), turn.at_us())),
                 }
             }
@@ -86,7 +90,7 @@ pub(super) async fn held_by(
             }
         }
         match tally.status() {
-            Status::Met => return Ok(tally.acks()),
+            Status::Met => return Ok((tally.acks(), all_synced)),
             Status::Possible => {}
             Status::Impossible => {
                 let need = tally.need();

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
 use super::{Inner, Turn};
-use crate::peer_wire::Replicate;
+use crate::peer_wire::{Replicate, Replicated};
 use quorate_core::get::Get;
 use quorate_core::ownership::Role;
 use quorate_core::record::Record;
@@ -65,7 +65,7 @@ pub(super) fn repair(inner: &Arc<Inner>, turn: &Turn, key: &Blob, get: &Get<Reco
         dawdle!("repair: a pause before a stale replica is mended");
         for node in stale {
             match mend(&repairing, &turn, &key, &record, node).await {
-                Ok(()) => {
+                Ok(_) => {
                     sometimes!("repair: a stale replica was mended");
                     repairing.stats.repaired_replicas.add(1);
                 }
@@ -80,8 +80,14 @@ pub(super) fn repair(inner: &Arc<Inner>, turn: &Turn, key: &Blob, get: &Get<Reco
     }
 }
 
-/// Has a primary merge a record, durably.
-pub(super) async fn mend(inner: &Inner, turn: &Turn, key: &Blob, record: &Record, node: NodeId) -> Result<(), String> {
+/// Has a primary merge a record, and waits until it says that it holds it; whether that is after a sync.
+pub(super) async fn mend(
+    inner: &Inner,
+    turn: &Turn,
+    key: &Blob,
+    record: &Record,
+    node: NodeId,
+) -> Result<bool, String> {
     if node == inner.me {
         let label = turn.view.label;
         let takes =
@@ -89,12 +95,12 @@ pub(super) async fn mend(inner: &Inner, turn: &Turn, key: &Blob, record: &Record
         takes.map_err(|refusal| refusal.to_string())?;
         let merged = inner.replica.merge_under(turn.partition, key, record.clone(), label.high).await;
         let merged = merged.map_err(|refusal| refusal.to_string())?;
-        return merged.ticket.durable().await.map(|_| ()).map_err(|error| error.to_string());
+        return merged.ticket.durable().await.map_err(|error| error.to_string());
     }
     let (key, record) = (key.clone(), Blob(record.encode()));
     let replicate = Replicate { label: turn.view.label, key, record };
     let asked = inner.peers.ask(node, turn.request_id, replicate, REPAIR_TIMEOUT).await;
-    asked.map(drop).map_err(|error| error.to_string())
+    asked.map(|Replicated { synced, .. }| synced).map_err(|error| error.to_string())
 }
 
 /// Repairs under way at a time: at a millisecond each, 32,000 a second, and at most so many records held in memory.

@@ -113,13 +113,13 @@ pub(super) async fn pass_on(
     sometimes!("write: a former owner passed its dot on");
     let held = monotonic::held_by(inner, turn, &write.key, &record, (&turn.groups, &[])).await;
     Some(match held {
-        Ok(acks) => {
+        Ok((acks, synced)) => {
             inner.stats.puts_ok.add(1);
             let context = inner.seal(&context, &write.key);
             Ok(Reply::Written(Written {
                 siblings: live_values(&record),
                 replaced: 0,
-                synced: true,
+                synced,
                 context_large: context.len() > CONTEXT_LEN_WARN,
                 context,
                 quorum: inner.report(turn, turn.need(), acks, turn.current.layout.w),

@@ -53,7 +53,8 @@ impl Replica {
 
     /// Drops every record of a partition: others hold all of them, and it takes no more writes of the partition. It ends as soon as `still`
     /// says that this is so no more, because of a newer layout: each key is asked for under its lock, so that nothing goes that came under
-    /// that one. Interrupted, it is to be done again.
+    /// that one. They are gone durably when it returns: whoever sees that nothing is left may stop the node for good. Interrupted, it is to be
+    /// done again.
     ///
     /// # Errors
     /// [`NotApplied::Storage`] if the store does not take it.
@@ -68,6 +69,7 @@ impl Replica {
             self.give_up_actor(partition);
             let keys = self.some_of(partition, DROPPED_AT_ONCE).await?;
             if keys.is_empty() {
+                self.sync().await?;
                 return Ok(dropped);
             }
             for place in keys {
