@@ -105,13 +105,19 @@ async fn a_client_looks_at_everything_and_changes_data_only() {
         repair(RepairCommand::Pause),
         repair(RepairCommand::Resume),
     ];
-    for body in &forbidden {
+    // Of a layout in force, which there is none of yet.
+    let zone = LayoutCommand::StageZone { node: name(), zone: "z".into() };
+    let replace = LayoutCommand::StageReplace { old: name(), new: name(), addr: setup.node.addr() };
+    let weight = LayoutCommand::StageWeight { node: name(), weight: 2 };
+    let changes = [LayoutCommand::StageLeave { node: name() }, replace, weight, zone].map(layout);
+    for body in forbidden.iter().chain(&changes) {
         let refused = setup.ask(&joe, body.clone()).await.expect_err("forbidden");
         let Error::NotApplied(NotApplied::Forbidden { why }) = &refused else { panic!("{body:?}: {refused:?}") };
         assert!(why.contains("--admin"), "{why}");
     }
     let Ok(Reply::Layout(report)) = setup.ask(&joe, layout(LayoutCommand::Show)).await else { panic!("no layout") };
     assert_eq!((report.staged, report.current.version), (None, LayoutVersion(0)), "nothing was changed");
+    assert!(matches!(setup.ask(&joe, layout(LayoutCommand::History)).await, Ok(Reply::Layout(_))));
     let Ok(Reply::Repair(report)) = setup.ask(&joe, repair(RepairCommand::Status)).await else { panic!("no report") };
     assert!(!report.paused);
     assert!(matches!(setup.ask(&joe, RequestBody::Status).await, Ok(Reply::Status(_))));

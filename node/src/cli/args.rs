@@ -491,8 +491,8 @@ pub(crate) struct LocateArgs {
 ///
 /// The layout names the members, and with them N and the partitions. It is staged on one node, looked at, and applied under the
 /// version that was looked at. So far a cluster has one layout: once version 1 is applied no node can join, leave or be
-/// replaced. All layout commands go to the first seed, or to the node named with --on; all but `show` need an administrator's
-/// certificate.
+/// replaced. All layout commands go to the first seed, or to the node named with --on; all but `show` and `history`
+/// need an administrator's certificate.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -513,6 +513,8 @@ pub(crate) enum LayoutCommand {
     /// Forget what is staged
     Revert(LayoutArgs),
     /// Make what is staged the cluster's layout
+    ///
+    /// So far this is for the first layout only; what is staged on a layout in force can be looked at and not applied.
     ///
     /// A layout after the first one is decided by a majority of the members of the newest layout. Of several operators who apply
     /// at the same time one wins; the others are told what was decided, and by whom. When too few members can be reached the
