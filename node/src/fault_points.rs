@@ -84,6 +84,7 @@ pub const MARKS: &[&str] = &[
     "change: reads have moved to a newer layout",
     "change: a push is held durably",
     "change: a push came too late",
+    "change: an owner was restored from other owners of the same version",
     "change: an older owner had lost something",
     "change: a copy was lost in the midst of it",
     "change: a node had lost its memory of one",

@@ -40,8 +40,12 @@ pub struct Part {
     pub passed_over: Option<LayoutVersion>,
     /// It has confirmed a push for the version of its fence to an owner that cannot do without.
     pub helped: bool,
-    /// It has dropped its copy, or lost it.
+    /// It has dropped its copy, which others hold.
     pub dropped: bool,
+    /// It has lost its copy, and so has closed without a look at whether others are ready.
+    pub lost: bool,
+    /// The version for which it was restored from other owners that were ready for it, if any.
+    pub restored: LayoutVersion,
     /// The newest version for which it has found itself ready. Who is an owner under the oldest live version, and has never said so of that
     /// one, has lost its memory: all owners were ready when the change before was over.
     pub ready: LayoutVersion,
@@ -107,9 +111,10 @@ impl Said {
         for part in self.partitions.values_mut() {
             part.got.retain(|got| got.version > version);
             if part.closed <= version {
-                (part.closed, part.dropped) = (LayoutVersion::NONE, false);
+                (part.closed, part.dropped, part.lost) = (LayoutVersion::NONE, false, false);
             }
             part.passed_over = part.passed_over.filter(|passed| *passed > version);
+            part.restored = if part.restored <= version { LayoutVersion::NONE } else { part.restored };
             part.ready = if part.ready <= version { LayoutVersion::NONE } else { part.ready };
         }
         self.partitions.retain(|_, part| !part.is_empty());
@@ -266,6 +271,7 @@ impl Live {
         standing.passed_over = part.passed_over == Some(LayoutVersion(base + 1));
         standing.helped = part.helped;
         standing.dropped = part.dropped;
+        standing.restored = relative(part.restored, head + 1);
         standing
     }
 
@@ -322,9 +328,12 @@ impl Moving<'_> {
         let named = Named(named.0 & Named::between(over, head).0);
         let lowest = (0..=head).find(|version| named.contains(*version)).expect("a label names the newest version");
         // Who has closed what is older has seen it readable.
-        let closed_for =
-            |standing: &Standing, version: usize| !standing.dropped && usize::from(standing.closed) == version;
-        let closed = |version: usize| self.standings.iter().any(|standing| closed_for(standing, version));
+        let closed = |version: usize| {
+            let seen = |(node, standing): (&NodeId, &Standing)| {
+                usize::from(standing.closed) == version && !standing.dropped && !self.has_lost(*node)
+            };
+            self.nodes.iter().zip(&self.standings).any(seen)
+        };
         let readable = |version: &usize| {
             let readable = self.change.is_readable(&self.standings, *version) || (*version > 0 && closed(*version));
             readable && !(void && *version == 1)
@@ -425,21 +434,32 @@ impl Moving<'_> {
         })
     }
 
-    /// Whether a node speaks for all that it ought to hold under some live version, as far as the change goes.
-    pub fn is_ready_for_any(&self, node: NodeId) -> bool {
-        let Some(place) = self.place(node) else { return false };
-        (0..=self.change.head()).any(|version| self.change.is_ready(&self.standings, place, version))
-    }
-
     /// Whether a node owned the partition before the newest version, so that what it holds of that time counts.
     pub fn is_former_owner(&self, node: NodeId) -> bool {
         self.place(node).is_some_and(|place| (0..self.change.head()).any(|version| self.change.owns(place, version)))
     }
 
-    /// The live versions for which a node speaks: it is an owner, ready, and has closed nothing newer.
-    pub fn spoken(&self, node: NodeId) -> Vec<LayoutVersion> {
-        let versions = self.live.versions.iter().map(|placed| placed.version());
-        versions.filter(|version| self.speaks(node, *version).is_ok()).collect()
+    /// The live versions for which a node is ready and holds a copy. Whether it still answers reads of them is another question.
+    pub fn held_for(&self, node: NodeId) -> Vec<LayoutVersion> {
+        let versions = self.live.versions().iter().map(|placed| placed.version());
+        let keeps = self.keeps_copy(node);
+        versions.filter(|version| keeps && self.is_ready(node, *version)).collect()
+    }
+
+    /// Whether a node has lost its copy since the change began, whether or not it holds one again.
+    fn has_lost(&self, node: NodeId) -> bool {
+        let said = self.live.said.get(&node);
+        said.and_then(|said| said.partitions.get(&self.partition)).is_some_and(|part| part.lost)
+    }
+
+    /// So many owners of a live version hold, between them, every write that names it and that W of them have acknowledged.
+    pub fn sources_needed(&self, version: LayoutVersion) -> usize {
+        self.index(version).map_or(usize::MAX, |index| self.change.sources_needed(index).into())
+    }
+
+    /// See [`Change::restorers_needed`].
+    pub fn restorers_needed(&self, version: LayoutVersion) -> usize {
+        self.index(version).map_or(usize::MAX, |index| self.change.restorers_needed(index).into())
     }
 
     /// The versions that a write has to name now (L1). An older one is retired: who speaks for a newer one holds what it held.
@@ -473,6 +493,19 @@ impl Moving<'_> {
             owned && !self.standings[*from].dropped && self.change.wants(receiver, *from, place, head, strong)
         };
         (0..self.nodes.len()).filter(wanted).map(|from| self.nodes[from]).collect()
+    }
+
+    /// Whether an owner of the newest version that is not ready may take the partition over from other owners of that version: so many of
+    /// them are ready as [that takes](Change::restorers_needed).
+    pub fn may_be_restored(&self, me: NodeId) -> bool {
+        let head = self.change.head();
+        let ready = |node: &usize| self.change.is_ready(&self.standings, *node, head);
+        let Some(place) = self.place(me).filter(|place| head > 0 && self.change.owns(*place, head)) else {
+            return false;
+        };
+        let fenced = usize::from(self.standings[place].fence) == head;
+        let others = (0..self.nodes.len()).filter(|node| *node != place && ready(node)).count();
+        fenced && !ready(&place) && others >= self.change.restorers_needed(head).into()
     }
 
     /// Whether what a node gives now counts as the push of an owner that is ready for the version before that of its fence (L4); nothing if
@@ -688,7 +721,19 @@ mod tests {
         let mut said = Said { fence: V2, ..Said::default() };
         let newer = Got { version: LayoutVersion(3), from: id(1), strong: false };
         let got = [Got { version: V2, ..newer }, newer].into();
-        said.set(P, Part { closed: V2, got, passed_over: Some(V2), helped: false, dropped: true, ready: V2 });
+        said.set(
+            P,
+            Part {
+                closed: V2,
+                got,
+                passed_over: Some(V2),
+                helped: false,
+                dropped: true,
+                lost: true,
+                ready: V2,
+                restored: V2,
+            },
+        );
         let before = said.digest();
         said.settle(V2);
         let left = Part { got: [newer].into(), ..Part::default() };

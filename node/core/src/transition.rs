@@ -19,7 +19,8 @@
 //!   ([`Change::takes`]).
 //! - **L3, L4 Push.** A node scans, pushes and closes for the newest version that it knows, and opens its scan only after its fence is
 //!   durable: so it holds all that it will ever hold of writes which do not name that version ([`Change::may_scan`]).
-//! - **L5 Ready**, said by the receiver ([`Change::is_ready`]).
+//! - **L5 Ready**, said by the receiver ([`Change::is_ready`]). An owner that has lost its copy when those that had given it to it hold nothing
+//!   any more takes it over from owners of the same version that are ready ([`Change::restorers_needed`]).
 //! - **L6 Read.** A replica answers at v if it owns v, is ready for it, and has closed nothing above ([`Change::speaks`]).
 //! - **L7 Close** once R owners of the newer version are ready ([`Change::may_close`]).
 //! - **L9 Drop** ([`Change::may_drop`]).
@@ -127,6 +128,9 @@ pub struct Standing {
     pub helped: bool,
     /// It has dropped its copy.
     pub dropped: bool,
+    /// It has taken over, durably, what so many other owners of this version [hold between them](Change::restorers_needed) as the rule says,
+    /// each of them ready for it; 0 if it never had to.
+    pub restored: u8,
 }
 
 /// The live versions of a partition, oldest first.
@@ -200,7 +204,7 @@ impl Change {
     }
 
     /// N - W + 1: so many owners hold between them every write that W of them have acknowledged.
-    fn sources_needed(&self, version: usize) -> u8 {
+    pub fn sources_needed(&self, version: usize) -> u8 {
         let Owners { places, w, .. } = self.versions[version];
         places.len() - w + 1
     }
@@ -235,7 +239,8 @@ impl Change {
     ///   owned that one, has kept its copy, and can rely on it: any R owners of the version that owned that one as well meet every write
     ///   quorum of it. A void version need not be covered;
     /// - it was ready for the version before, and can rely on what it has kept;
-    /// - it holds pushes of N - W + 1 owners of the version before that were ready themselves.
+    /// - it holds pushes of N - W + 1 owners of the version before that were ready themselves;
+    /// - it was [restored](Self::restorers_needed) for the version.
     pub fn is_ready(&self, standings: &[Standing], node: usize, version: usize) -> bool {
         let standing = &standings[node];
         if !self.owns(node, version) || usize::from(standing.fence) < version {
@@ -249,7 +254,15 @@ impl Change {
         let strong = standing.strong[before].and(self.may_cover(before));
         let void = self.is_void(standings);
         let covered = (0..version).all(|from| (void && from == 1) || self.is_covered(standing, node, from, version));
-        covered || direct || strong.len() >= self.sources_needed(before)
+        let restored = usize::from(standing.restored) == version;
+        covered || direct || restored || strong.len() >= self.sources_needed(before)
+    }
+
+    /// From so many other owners of a version, each ready for it, another owner of it can take over what makes it ready: any R of them show
+    /// every older write, and N - W + 1 of them hold every write that names the version, as W have acknowledged it. It is no way round the
+    /// pushes: who gives must be ready, and with R = N nobody has so many others.
+    pub fn restorers_needed(&self, version: usize) -> u8 {
+        self.versions[version].r.max(self.sources_needed(version))
     }
 
     /// Who counts as a source of what a version holds.

@@ -27,7 +27,9 @@ use super::Desk;
 use super::pair::Pair;
 use crate::calls::Calls;
 use crate::layouts::Current;
-use crate::peer_wire::heal::{BeginPush, EndPush, GetSaid, LeafSet, PushBegun, PushEnded, SaidNow, Spoken};
+use crate::peer_wire::heal::{
+    BeginPush, EndPush, GetReadiness, GetSaid, LeafSet, PushBegun, PushEnded, Readiness, SaidNow,
+};
 use crate::recovery::Reason;
 use crate::store::StoreError;
 use quorate_core::live::{Got, Said};
@@ -71,6 +73,10 @@ impl Desk {
     /// Takes every step that can be taken now; tells whether more is to come.
     async fn step(self: &Arc<Self>, swept: &mut Swept) -> Result<bool, String> {
         let Some(current) = self.layouts.current() else { return Ok(false) };
+        if self.replica.recovery().is_in_doubt() {
+            // What this node has said of its part may be lost as well.
+            return Ok(true);
+        }
         self.learn(&current).await.map_err(|error| error.to_string())?;
         if current.live().is_changing() {
             if let Some(settled) = self.hear(&current).await {
@@ -108,7 +114,7 @@ impl Desk {
             sometimes!("change: a node had lost its memory of one");
             self.replica.lose_all(forgotten, Reason::RolledBack).await?;
         }
-        let me = self.me;
+        let (me, recovery) = (self.me, self.replica.recovery().clone());
         let learn = move |said: &mut Said, current: &Current| {
             let (before, live) = (said.clone(), current.live());
             said.settle(live.oldest().version());
@@ -117,7 +123,9 @@ impl Desk {
                     let moving = live.partition(partition);
                     let mut part = said.part(partition);
                     part.helped = false;
-                    part.passed_over = moving.passes_over(me).or(part.passed_over);
+                    // Whom it has helped it may have forgotten with its copy.
+                    let passes = moving.passes_over(me).filter(|_| !recovery.is_lost(partition, &Leaves::ALL));
+                    part.passed_over = passes.or(part.passed_over);
                     said.set(partition, part);
                 }
                 said.fence = version;
@@ -179,8 +187,8 @@ impl Desk {
         self.layouts.say(close).await.map(drop)
     }
 
-    /// Says of every partition that is lost as a whole, before anything makes up for it: what it held is gone, and so is what it has
-    /// received; it answers no read of an older version, and gives nothing for one.
+    /// Of every partition that is lost as a whole this node answers no read of an older version from now on: with its copy it may have
+    /// forgotten that it had closed that. It gives again what an older version gave to it, once that was brought back.
     pub(super) async fn lost_copies(&self) -> Result<(), StoreError> {
         let (me, recovery) = (self.me, self.replica.recovery().clone());
         let lose = move |said: &mut Said, current: &Current| {
@@ -189,16 +197,12 @@ impl Desk {
                 return false;
             }
             for partition in live.owned_by(me) {
-                if !recovery.is_lost(partition, &Leaves::ALL) {
+                if !recovery.is_lost(partition, &Leaves::ALL) || !live.partition(partition).is_former_owner(me) {
                     continue;
                 }
                 sometimes!("change: a copy was lost in the midst of it");
                 let mut part = said.part(partition);
-                part.got.clear();
-                part.ready = LayoutVersion::NONE;
-                if live.partition(partition).is_former_owner(me) {
-                    (part.closed, part.dropped) = (said.fence, true);
-                }
+                (part.closed, part.lost) = (said.fence, true);
                 said.set(partition, part);
             }
             *said != before
@@ -211,9 +215,12 @@ impl Desk {
         let Some(current) = self.layouts.current() else { return };
         let (mut calls, mut begun, mut under_way) = (Calls::new(), 0, 0);
         for partition in current.live().owned_by(self.me) {
-            let from = self.reachable(&current.live().partition(partition).lacks(self.me));
-            // What is lost first comes back from those who speak, or a push would count before the loss is made up for.
-            if from.is_empty() || !self.replica.recovery().recovering(partition).is_empty() {
+            let moving = current.live().partition(partition);
+            let from = self.reachable(&moving.lacks(self.me));
+            // Nobody is left who could push; but others are ready.
+            let restore = from.is_empty() && moving.may_be_restored(self.me);
+            // What is lost first comes back from all who may hold it, or a push would count before the loss is made up for.
+            if (from.is_empty() && !restore) || !self.replica.recovery().recovering(partition).is_empty() {
                 continue;
             }
             if begun == PULLS_AT_ONCE {
@@ -225,7 +232,12 @@ impl Desk {
                 under_way -= 1;
             }
             let (desk, current) = (self.clone(), current.clone());
-            calls.push(async move { desk.take_over(&current, partition, from).await });
+            calls.push(async move {
+                match restore {
+                    true => desk.restore(&current, partition).await,
+                    false => desk.take_over(&current, partition, from).await,
+                }
+            });
             under_way += 1;
         }
         while calls.next().await.is_some() {}
@@ -260,6 +272,56 @@ impl Desk {
             Ok(true) => sometimes!("change: a push is held durably"),
             Ok(false) => sometimes!("change: a push came too late"),
             Err(error) => tracing::warn!(%partition, "what was taken over cannot be noted: {error}"),
+        }
+    }
+
+    /// Takes over a partition from other owners of the newest version, which are ready for it.
+    async fn restore(&self, current: &Arc<Current>, partition: Partition) {
+        let version = current.version();
+        let moving = current.live().partition(partition);
+        let (needed, mut restorers) = (moving.restorers_needed(version), 0);
+        let others: Vec<NodeId> = moving
+            .owners()
+            .iter()
+            .copied()
+            .filter(|node| *node != self.me && moving.is_ready(*node, version))
+            .collect();
+        for from in self.reachable(&others) {
+            if restorers == needed {
+                break;
+            }
+            match self.restore_from(current, partition, from).await {
+                Ok(()) => restorers += 1,
+                Err(why) => tracing::debug!(%from, %partition, "not restored: {why}"),
+            }
+        }
+        if restorers < needed {
+            return;
+        }
+        let note = move |said: &mut Said, _: &Current| {
+            let mut part = said.part(partition);
+            let news = said.fence == version && part.restored < version;
+            part.restored = if news { version } else { part.restored };
+            said.set(partition, part);
+            news
+        };
+        match self.layouts.say(note).await {
+            Ok(_) => sometimes!("change: an owner was restored from other owners of the same version"),
+            Err(error) => tracing::warn!(%partition, "what was taken over cannot be noted: {error}"),
+        }
+    }
+
+    async fn restore_from(&self, current: &Arc<Current>, partition: Partition, from: NodeId) -> Result<(), String> {
+        let version = current.version();
+        let before = self.ask(current, from, GetReadiness { partition }).await?;
+        if !before.ready.contains(&version) || !before.lost.0.is_empty() {
+            return Err(format!("it is not ready for layout {version}, or has lost something"));
+        }
+        self.replica.rebuild(partition).await.map_err(|refusal| refusal.to_string())?;
+        self.exchange_all(current, partition, from, false).await?;
+        match self.ask(current, from, GetReadiness { partition }).await? {
+            after if after == before => Ok(()),
+            _ => Err("it has lost something since".into()),
         }
     }
 
@@ -408,20 +470,12 @@ impl Desk {
         }
     }
 
-    /// The live versions for which this node can speak of a partition.
-    pub(super) fn spoken(&self, partition: Partition) -> Result<Spoken, NotApplied> {
+    /// Answers a [`GetReadiness`](crate::peer_wire::heal::GetReadiness).
+    pub(super) fn readiness(&self, partition: Partition) -> Result<Readiness, NotApplied> {
         let current = self.layouts.known()?;
-        let moving = current.live().partition(partition);
-        Ok(Spoken { versions: moving.spoken(self.me) })
-    }
-
-    /// The leaves of a partition for which this node cannot speak: it has lost something there, or has not yet received the partition.
-    pub(super) fn cannot_speak_for(&self, partition: Partition) -> Leaves {
-        let ready = self.layouts.current().is_none_or(|current| {
-            let live = current.live();
-            !live.is_changing() || live.partition(partition).is_ready_for_any(self.me)
-        });
-        if ready { self.replica.recovery().recovering(partition) } else { Leaves::ALL }
+        let ready = current.live().partition(partition).held_for(self.me);
+        let lost = LeafSet(self.replica.recovery().recovering(partition));
+        Ok(Readiness { ready, lost, losses: self.losses(partition) })
     }
 }
 

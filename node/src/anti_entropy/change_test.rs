@@ -204,33 +204,108 @@ async fn a_dead_member_is_replaced_without_it_and_hands_over_what_it_has_when_it
     }
 }
 
+/// The disk of a node is emptied while the node runs on, and the node notices.
+async fn lose_everything(node: &Node, written: u32) {
+    let partitions = node.layouts.current().expect("in force").owned_by(node.id);
+    for number in 1..=written {
+        node.store.remove(Tree::Data, &data_key(&key(number))).expect("memory takes it");
+    }
+    node.replica.recovery().lose_all(&partitions, Reason::OtherDisk).expect("noted");
+}
+
+async fn recover_everything(node: &Node) {
+    let current = node.layouts.current().expect("in force");
+    for partition in node.replica.recovery().partitions() {
+        super::super::recover::recover(node.anti_entropy.desk(), &current, partition).await;
+    }
+    assert_eq!(node.replica.recovery().partitions(), [], "{}", node.id);
+}
+
 #[tokio::test]
-async fn a_copy_that_is_lost_in_the_midst_of_a_change_counts_for_nothing() {
+async fn a_copy_that_is_lost_in_the_midst_of_a_change_counts_again_when_it_was_brought_back() {
+    for lose in 1..=2 {
+        let nodes = three_and(3).await;
+        for number in 1..=20 {
+            put(&nodes[0], number).await.expect("written");
+        }
+        let next = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
+        let mut swept = BTreeMap::new();
+        for node in &nodes {
+            node.layouts.adopt(next.clone()).await;
+        }
+        assert_eq!(held(&nodes[2], 20).await.len(), 20);
+        // The disks of old owners are emptied before they have given anything.
+        let lost = &nodes[..lose];
+        for node in lost {
+            lose_everything(node, 20).await;
+            step(node, &mut swept).await;
+            let said = node.layouts.said();
+            assert!(said.partitions.values().all(|part| part.lost && part.closed == LayoutVersion(2)));
+        }
+        for node in &nodes[lose..] {
+            step(node, &mut swept).await;
+            let mut got = node.layouts.said().partitions.into_values().flat_map(|part| part.got);
+            assert!(!got.any(|got| lost.iter().any(|node| node.id == got.from)), "what is lost is no push");
+        }
+        for _ in 0..4 {
+            for node in &nodes {
+                step(node, &mut swept).await;
+            }
+        }
+        // One of them may be left out for ever, two may not.
+        assert_eq!(nodes.iter().any(|node| node.layouts.said().settled == LayoutVersion(2)), lose == 1);
+        if lose == 2 {
+            for node in lost {
+                recover_everything(node).await;
+                assert_eq!(held(node, 20).await.len(), 20, "{}", node.id);
+            }
+        }
+        let all: Vec<&Node> = nodes.iter().collect();
+        to_the_end(&all, &mut swept, 2).await;
+        all_is_found(&nodes, 20).await;
+        for node in &nodes[3..] {
+            assert_eq!(held(node, 20).await.len(), 20, "{}", node.id);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_owner_without_a_copy_is_restored_from_others_when_the_former_owners_have_dropped_theirs() {
     let nodes = three_and(3).await;
     for number in 1..=20 {
         put(&nodes[0], number).await.expect("written");
     }
     let next = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
-    let mut swept = BTreeMap::new();
+    let (mut swept, version, late) = (BTreeMap::new(), LayoutVersion(2), &nodes[5]);
     for node in &nodes {
         node.layouts.adopt(next.clone()).await;
     }
-    // The disk of an old owner is emptied before it has given anything.
-    let lost = &nodes[0];
-    let partitions = lost.layouts.current().expect("in force").owned_by(lost.id);
-    for number in 1..=20 {
-        lost.store.remove(Tree::Data, &data_key(&key(number))).expect("memory takes it");
+    for node in nodes[..5].iter().chain(&nodes[..5]) {
+        step(node, &mut swept).await;
     }
-    lost.replica.recovery().lose_all(&partitions, Reason::OtherDisk).expect("noted");
-    step(lost, &mut swept).await;
-    assert!(lost.layouts.said().partitions.values().all(|part| part.dropped && part.closed == LayoutVersion(2)));
+    // As if it had been ready once, which is forgotten.
+    for node in &nodes[..3] {
+        let drop_all = |said: &mut Said, _: &Current| {
+            said.partitions.values_mut().for_each(|part| part.dropped = true);
+            true
+        };
+        assert!(node.layouts.said().partitions.values().all(|part| part.closed == version), "{}", node.id);
+        node.layouts.say(drop_all).await.expect("memory takes it");
+        lose_everything(node, 20).await;
+    }
+    let reads = |node: &Node| {
+        let current = node.layouts.current().expect("in force");
+        let of = |partition| current.may_serve(node.id, partition, quorate_core::ownership::Role::Reads(version));
+        current.owned_by(node.id).into_iter().all(|partition| of(partition).is_ok())
+    };
+    assert!(reads(&nodes[3]) && reads(&nodes[4]) && !reads(late));
+    step(late, &mut swept).await;
+    assert_eq!(held(late, 20).await.len(), 20);
+    let said = late.layouts.said();
+    assert!(said.settled == version || said.partitions.values().all(|part| part.restored == version), "{said:?}");
     let all: Vec<&Node> = nodes.iter().collect();
     to_the_end(&all, &mut swept, 2).await;
-    all_is_found(&nodes, 20).await;
-    for node in &nodes[3..] {
-        assert!(!node.layouts.said().partitions.values().flat_map(|part| &part.got).any(|got| got.from == lost.id));
-        assert_eq!(held(node, 20).await.len(), 20, "{}", node.id);
-    }
+    all_is_found(&nodes[3..], 20).await;
 }
 
 #[tokio::test]

@@ -1,10 +1,9 @@
 //! Brings back what this node has lost: exchanges it with the other owners, at once and several partitions at a time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_wire::ids::Partition;
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::sometimes;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -12,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::Desk;
 use super::pair::Pair;
 use crate::layouts::Current;
-use crate::peer_wire::heal::{GetSpoken, Spoken};
+use crate::peer_wire::heal::{GetReadiness, Readiness};
 use crate::supervise;
 use quorate_core::merkle::{LEAVES, Leaves};
 
@@ -117,8 +116,15 @@ pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Part
     }
 }
 
-/// While owners change, a leaf is served again when it was exchanged completely, in one round, with enough owners of every version that is
-/// not retired, which speak for that version: whichever of them a write has named, one of those holds it.
+/// While owners change, a leaf is served again when all is found that this node may have acknowledged. Any write that W owners of the
+/// versions that it names have acknowledged, this one among them, is held by
+///
+/// - one of N - W + 1 other owners of any version that it names, if they have lost nothing, whether or not they are ready for it; or
+/// - each so many owners as [`restorers_needed`](quorate_core::live::Moving::restorers_needed) that are ready for a later version.
+///
+/// So one of these has to be exchanged with for every live version, but those after the last one that gives the partition to this node: what
+/// names one of them names an owned one as well, or did not come here. Or all owners, whatever they have lost: nobody holds more. All of
+/// that in one round.
 async fn recover_in_a_change(desk: &Desk, current: &Arc<Current>, partition: Partition) {
     // Said before anything makes up for the loss.
     if let Err(error) = desk.lost_copies().await {
@@ -126,9 +132,13 @@ async fn recover_in_a_change(desk: &Desk, current: &Arc<Current>, partition: Par
         return;
     }
     let Some(lost) = desk.replica.recovery().lost(partition) else { return };
-    if desk.layouts.said().part(partition).dropped && !current.primaries(partition).contains(&desk.me) {
-        // It would be dropped again: this node answers for it no more, and gives nothing.
-        if let Err(error) = desk.replica.exchanged(partition, lost, desk.me, Leaves::NONE, 1, 0).await {
+    let moving = current.live().partition(partition);
+    let mut others = moving.owners().to_vec();
+    // Who has handed over its copy holds nothing that the owners of a later version do not.
+    others.retain(|owner| *owner != desk.me && moving.keeps_copy(*owner));
+    if others.is_empty() || !moving.keeps_copy(desk.me) {
+        // There is nobody who could hold more; or the loss is of no interest any more.
+        if let Err(error) = desk.replica.exchanged(partition, lost, desk.me, Leaves::NONE, 1, 1).await {
             tracing::warn!(%partition, "a recovery cannot be noted: {error}");
         }
         return;
@@ -136,37 +146,62 @@ async fn recover_in_a_change(desk: &Desk, current: &Arc<Current>, partition: Par
     if let Err(why) = desk.replica.rebuild(partition).await {
         tracing::debug!(%partition, "it cannot be summed up: {why}");
     }
-    let moving = current.live().partition(partition);
-    let others: Vec<_> = moving.owners().iter().copied().filter(|owner| *owner != desk.me).collect();
-    let (mut missing, mut last): (BTreeMap<_, _>, _) = (BTreeMap::new(), None);
-    for version in moving.named() {
-        missing.insert(version, vec![current.complete(version); LEAVES]);
+    let mut found: Vec<Found> = Vec::new();
+    for placed in current.live().versions() {
+        let (version, owners) = (placed.version(), placed.ring().primaries(partition).to_vec());
+        found.push(Found { version, owners, holding: [0; LEAVES], ready: [0; LEAVES] });
     }
+    let mut last = None;
     for peer in desk.reachable(&others) {
-        let spoken = desk.ask(current, peer, GetSpoken { partition }).await;
-        let Ok(Spoken { versions }) = spoken else { continue };
+        let Ok(Readiness { ready, .. }) = desk.ask(current, peer, GetReadiness { partition }).await else { continue };
         let pair = Pair { desk, current, peer, partition, paced: false, one_way: false };
         match exchange(&pair, &lost.leaves).await {
             Ok(recovering) => {
                 last = Some(peer);
-                for (version, missing) in &mut missing {
-                    for leaf in (0..=u8::MAX).filter(|leaf| versions.contains(version) && !recovering.contains(*leaf)) {
-                        let left = &mut missing[usize::from(leaf)];
-                        *left = left.saturating_sub(1);
-                    }
-                }
+                others.retain(|other| *other != peer);
+                found.iter_mut().for_each(|found| found.add(peer, &ready, &recovering));
             }
             Err(why) => tracing::debug!(%peer, %partition, "no exchange: {why}"),
         }
     }
-    let whole = |leaf: &u8| missing.values().all(|missing| missing[usize::from(*leaf)] == 0);
-    let unsure: Leaves = (0..=u8::MAX).filter(|leaf| !whole(leaf)).collect();
     let Some(last) = last else { return };
-    // One that speaks for all of them together.
-    match desk.replica.exchanged(partition, lost, last, unsure, 1, usize::MAX).await {
+    let newest = found.iter().rposition(|found| found.owners.contains(&desk.me)).unwrap_or(found.len() - 1);
+    let whole = |leaf: &u8| {
+        let leaf = usize::from(*leaf);
+        let enough = |found: &Found| found.holding[leaf] >= moving.sources_needed(found.version);
+        let restores = |found: &Found| found.ready[leaf] >= moving.restorers_needed(found.version);
+        (0..=newest).all(|index| enough(&found[index]) || found[index + 1..].iter().any(restores))
+    };
+    let unsure: Leaves = (0..=u8::MAX).filter(|leaf| !whole(leaf)).collect();
+    // One that speaks for all of them together, or for all that there are.
+    let (unsure, others) = if others.is_empty() { (Leaves::NONE, 1) } else { (unsure, usize::MAX) };
+    match desk.replica.exchanged(partition, lost, last, unsure, 1, others).await {
         Ok(true) => sometimes!("recovery: a partition is whole again"),
         Ok(false) => sometimes!("recovery: one owner was not enough"),
         Err(error) => tracing::warn!(%partition, "a recovery cannot be noted: {error}"),
+    }
+}
+
+/// What was found of a live version: how many of its owners have given all that they held of a leaf.
+struct Found {
+    version: LayoutVersion,
+    owners: Vec<NodeId>,
+    /// Owners that have lost nothing.
+    holding: [usize; LEAVES],
+    /// Those of them that are ready for the version.
+    ready: [usize; LEAVES],
+}
+
+impl Found {
+    fn add(&mut self, peer: NodeId, ready: &[LayoutVersion], recovering: &Leaves) {
+        if !self.owners.contains(&peer) {
+            return;
+        }
+        let is_ready = ready.contains(&self.version);
+        for leaf in (0..=u8::MAX).filter(|leaf| !recovering.contains(*leaf)).map(usize::from) {
+            self.holding[leaf] += 1;
+            self.ready[leaf] += usize::from(is_ready);
+        }
     }
 }
 

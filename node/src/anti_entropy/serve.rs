@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Desk;
 use crate::peer_wire::heal::{
-    BeginPush, Exchange, Exchanged, GetSaid, GetSpoken, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX,
+    BeginPush, Exchange, Exchanged, GetReadiness, GetSaid, Groups, GroupsCompared, HealReply, HealRequest, LISTED_MAX,
     LeafSet, List, Listed, OFFERS_MAX, Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, SaidNow, Sum,
 };
 use crate::peer_wire::{Label, Refused};
@@ -40,7 +40,7 @@ impl Desk {
     ) -> Result<HealReply, NotApplied> {
         self.check(label, &request.partitions())?;
         let trees = self.replica.partitions();
-        let recovering = |partition| LeafSet(self.cannot_speak_for(partition));
+        let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
         match request {
             HealRequest::Roots(Roots { roots }) => {
                 at_most("partitions", ROOTS_MAX, roots.len())?;
@@ -83,7 +83,7 @@ impl Desk {
             }
             HealRequest::BeginPush(BeginPush { partition }) => Ok(self.begins_push(partition)?.into()),
             HealRequest::EndPush(push) => self.ends_push(from, push).await.map(HealReply::from),
-            HealRequest::GetSpoken(GetSpoken { partition }) => Ok(self.spoken(partition)?.into()),
+            HealRequest::GetReadiness(GetReadiness { partition }) => Ok(self.readiness(partition)?.into()),
             HealRequest::Recount(Recount { partition, leaves }) => {
                 trees.forget_sums(partition, &leaves.0);
                 Ok(Recounting.into())

@@ -52,8 +52,8 @@ pub enum HealRequest {
     BeginPush(BeginPush),
     /// See [`EndPush`].
     EndPush(EndPush),
-    /// See [`GetSpoken`].
-    GetSpoken(GetSpoken),
+    /// See [`GetReadiness`].
+    GetReadiness(GetReadiness),
 }
 
 /// Which of these partitions have another root: at most [`ROOTS_MAX`].
@@ -126,9 +126,9 @@ pub struct EndPush {
     pub losses: (u64, u64),
 }
 
-/// For which live versions the receiver speaks of a partition.
+/// For which live versions the receiver is ready, of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GetSpoken {
+pub struct GetReadiness {
     /// The partition.
     pub partition: Partition,
 }
@@ -163,8 +163,8 @@ pub enum HealReply {
     PushBegun(PushBegun),
     /// See [`PushEnded`].
     PushEnded(PushEnded),
-    /// See [`Spoken`].
-    Spoken(Spoken),
+    /// See [`Readiness`].
+    Readiness(Readiness),
 }
 
 /// To [`Roots`].
@@ -235,11 +235,15 @@ pub struct PushBegun {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushEnded;
 
-/// To [`GetSpoken`].
+/// To [`GetReadiness`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spoken {
-    /// It owns the partition under these, is ready, and has closed nothing newer.
-    pub versions: Vec<LayoutVersion>,
+pub struct Readiness {
+    /// It owns the partition under these, is ready for them, and still holds its copy.
+    pub ready: Vec<LayoutVersion>,
+    /// The leaves of which it has lost something.
+    pub lost: LeafSet,
+    /// Changes whenever something of the partition is lost there, and with every start of the node.
+    pub losses: (u64, u64),
 }
 
 /// Ties each question to its answer, and both to their variants.
@@ -283,7 +287,7 @@ asks! {
     GetSaid => Said(SaidNow);
     BeginPush => PushBegun(PushBegun);
     EndPush => PushEnded(PushEnded);
-    GetSpoken => Spoken(Spoken);
+    GetReadiness => Readiness(Readiness);
 }
 
 /// A set of leaves as 32 bytes.
@@ -300,7 +304,7 @@ impl HealRequest {
             | Self::Exchange(Exchange { partition, .. })
             | Self::Recount(Recount { partition, .. })
             | Self::BeginPush(BeginPush { partition })
-            | Self::GetSpoken(GetSpoken { partition })
+            | Self::GetReadiness(GetReadiness { partition })
             | Self::EndPush(EndPush { partition, .. }) => vec![*partition],
             Self::GetSaid(_) => Vec::new(),
         }
