@@ -88,6 +88,7 @@ pub const MARKS: &[&str] = &[
     "change: an older owner had lost something",
     "change: a copy was lost in the midst of it",
     "change: a node had lost its memory of one",
+    "change: a layout was learned on another disk",
     "change: every partition has moved",
     "change: a former owner dropped its copy",
     // The node's port and its connections to peers.
@@ -123,6 +124,7 @@ pub const MARKS: &[&str] = &[
     "scan: a page of several partitions",
     "scan: a page ended before a partition that could not be read",
     // Replicas and their disks.
+    "mint: the actor had minted for the key elsewhere",
     "mint: a retry returned the first dot",
     "mint: a retry found its operation superseded",
     "mint: a retry of what this node would not remember",

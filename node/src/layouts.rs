@@ -136,6 +136,11 @@ impl Layouts {
         })
     }
 
+    /// This node's disk.
+    pub(crate) fn disk(&self) -> DiskId {
+        self.0.store.me.disk
+    }
+
     /// A peer knows that every change up to this version is over.
     pub(crate) fn hear_settled(&self, version: LayoutVersion) {
         self.0.store.hear_settled(version);

@@ -14,11 +14,11 @@
 //! What is lost is noted on disk before anything can take its place, so that a restart does not forget it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use quorate_wire::codec::{self, Blob};
-use quorate_wire::ids::{DiskId, NodeId, Partition};
+use quorate_wire::ids::{DiskId, LayoutVersion, NodeId, Partition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -40,6 +40,8 @@ struct Shared {
     partitions: Partitions,
     /// The [`Doubt`]s, a bit each.
     doubts: AtomicU8,
+    /// See [`Recovery::judged`]; [`TRUSTED`] if this disk is trusted.
+    judged: AtomicU64,
     /// Held while what is lost changes and is noted, so that the notes on the disk follow each other like the changes. It is taken
     /// after a key's lock and before a partition's.
     notes: Mutex<Notes>,
@@ -138,8 +140,15 @@ impl Recovery {
             total += u32::from(!leaves.is_empty());
             partitions.restore(partition, PartitionState::restored(Losses::restored(reason, leaves, partly)));
         }
+        let judged = match store.get(Tree::Meta, JUDGED_KEY) {
+            Ok(None) => TRUSTED,
+            Ok(Some(version)) => version.as_ref().try_into().map(u64::from_be_bytes).unwrap_or(0),
+            Err(StoreError::Corrupt(_)) => 0,
+            Err(error) => return Err(error),
+        };
         let notes = Mutex::new(Notes { total, since: (total > 0).then(Instant::now) });
-        Ok(Self(Arc::new(Shared { store, partitions, doubts: AtomicU8::new(0), notes, lost: Notify::new() })))
+        let (doubts, judged) = (AtomicU8::new(0), AtomicU64::new(judged));
+        Ok(Self(Arc::new(Shared { store, partitions, doubts, judged, notes, lost: Notify::new() })))
     }
 
     /// The states of the partitions that it is about.
@@ -202,6 +211,23 @@ impl Recovery {
             store.sync()?;
         }
         self.settle(Doubt::Layout);
+        Ok(())
+    }
+
+    /// If this disk is not the one that this node has last lived on, or not as it was then: the newest layout by which it was judged what it
+    /// lacks. The node may have known and served a newer one, which it has to learn again; what it owns under that is lost as well.
+    pub fn judged(&self) -> Option<LayoutVersion> {
+        Some(self.0.judged.load(Ordering::SeqCst)).filter(|version| *version != TRUSTED).map(LayoutVersion)
+    }
+
+    /// What this disk lacks is noted, as far as this layout goes; see [`judged`](Self::judged). On its way to the disk when this returns.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// When the store does not take it; then it is to be noted again.
+    pub fn note_judged(&self, version: LayoutVersion) -> Result<(), StoreError> {
+        self.0.store.insert(Tree::Meta, JUDGED_KEY, &version.0.to_be_bytes())?;
+        self.0.judged.store(version.0, Ordering::SeqCst);
         Ok(())
     }
 
@@ -397,6 +423,10 @@ fn decode(value: &bytes::Bytes) -> Option<(Reason, Leaves, Leaves)> {
 const PREFIX: &[u8] = b"recovery/partition/";
 /// The disk that the layout names, and this one, once what that means is noted.
 const DISK_KEY: &[u8] = b"recovery/disk";
+/// See [`Recovery::judged`]: the version, big-endian.
+const JUDGED_KEY: &[u8] = b"recovery/judged";
+/// There is nothing to judge.
+const TRUSTED: u64 = u64::MAX;
 /// Whether writes are acknowledged before they are synced.
 const MODE_KEY: &[u8] = b"recovery/mode";
 const INTERVAL: &[u8] = b"interval";

@@ -601,8 +601,10 @@ impl Inner {
             Place::Hint { .. } => self.stored_at(place, &key).ok().flatten().unwrap_or_default().context,
         };
         let old_digest = digest_of(&held, &key);
+        let elsewhere = self.has_minted_elsewhere(partition, &key, &held);
+        sometimes!("mint: the actor had minted for the key elsewhere", elsewhere);
         let minting = self.partitions.with(partition, |state, _| {
-            if buggify!("replica: a new actor for no reason") {
+            if elsewhere || buggify!("replica: a new actor for no reason") {
                 state.give_up_actor();
             }
             state.mint(self.node, held, op_id, value, &cause, &mut || self.random.u64())
@@ -802,6 +804,19 @@ impl Inner {
         };
         std::mem::forget(doubt);
         inserted
+    }
+
+    /// Rule V1: whether this node's actor has minted for a key in a record that is not part of `held`, its own or a hint. Its next dot there
+    /// would cover those of that record as well, without holding their values. That can be when the owners of the partition have changed:
+    /// who keeps hints of a key now has owned it before, or the other way round.
+    fn has_minted_elsewhere(&self, partition: Partition, key: &[u8], held: &Record) -> bool {
+        let Some(actor) = self.partitions.look(partition, partition::PartitionState::actor) else { return false };
+        let hints = self.hint_targets().into_iter().map(|target| Place::Hint { target, since_ms: 0 });
+        std::iter::once(Place::Data).chain(hints).any(|place| match self.stored_at(&place, key) {
+            Ok(record) => record.unwrap_or_default().context.highest(&actor) > held.context.highest(&actor),
+            // What cannot be read may show it.
+            Err(_) => true,
+        })
     }
 
     /// Whether a record is there though its insert has failed, and dropped what it was to drop.

@@ -501,11 +501,11 @@ async fn a_disk_that_was_set_back_has_lost_everything_durably() {
     let one = setup(1);
     one.replica.recovery().doubt(Doubt::SetBack);
     one.store.no_syncs.store(true, Ordering::Relaxed);
-    one.replica.set_back(vec![P]).await.expect_err("no sync");
+    one.replica.set_back(vec![P], LayoutVersion(1)).await.expect_err("no sync");
     one.replica.still_speaks(b"k", Reading::AboveFloor).expect_err("the doubt stays");
     assert_eq!(one.replica.recovery().partitions(), []);
     one.store.no_syncs.store(false, Ordering::Relaxed);
-    one.replica.set_back(vec![P]).await.expect("noted");
+    one.replica.set_back(vec![P], LayoutVersion(1)).await.expect("noted");
     assert_eq!(one.replica.recovery().recovering(P), Leaves::ALL);
     assert_eq!(one.replica.recovery().partitions(), [P], "no doubt is left");
     assert_eq!(one.replica.recovery().reason(P, 9), Some(Reason::RolledBack));

@@ -406,11 +406,8 @@ impl Moving<'_> {
             let need = said.map_or(version, |said| said.part(self.partition).closed);
             return Err(NotApplied::StaleLayout { need, had: version });
         }
-        // Whether it holds what it must under the oldest version is judged when it says that the change before is over, unless it has
-        // found itself ready for that one in the midst of the change.
-        let oldest = self.live.oldest().version();
-        let accounts_for = |said: &Arc<Said>| said.settled >= oldest || said.part(self.partition).ready >= oldest;
-        if oldest > LayoutVersion(1) && !said.is_some_and(accounts_for) {
+        if !self.accounts_for_base(me) {
+            let oldest = self.live.oldest().version();
             let why = format!("{me} has yet to look whether it holds what layout {oldest} gives to it");
             return Err(NotApplied::NotServing { node: me, why });
         }
@@ -439,10 +436,18 @@ impl Moving<'_> {
         self.place(node).is_some_and(|place| (0..self.change.head()).any(|version| self.change.owns(place, version)))
     }
 
+    /// Whether a node has looked whether it holds what it must under the oldest version. It does when it says that the change before is over,
+    /// unless it has found itself ready for that version in the midst of that change.
+    fn accounts_for_base(&self, me: NodeId) -> bool {
+        let oldest = self.live.oldest().version();
+        let accounts = |said: &Arc<Said>| said.settled >= oldest || said.part(self.partition).ready >= oldest;
+        oldest <= LayoutVersion(1) || self.live.said.get(&me).is_some_and(accounts)
+    }
+
     /// The live versions for which a node is ready and holds a copy. Whether it still answers reads of them is another question.
     pub fn held_for(&self, node: NodeId) -> Vec<LayoutVersion> {
         let versions = self.live.versions().iter().map(|placed| placed.version());
-        let keeps = self.keeps_copy(node);
+        let keeps = self.keeps_copy(node) && self.accounts_for_base(node);
         versions.filter(|version| keeps && self.is_ready(node, *version)).collect()
     }
 
@@ -511,7 +516,7 @@ impl Moving<'_> {
     /// Whether what a node gives now counts as the push of an owner that is ready for the version before that of its fence (L4); nothing if
     /// it has nothing to push.
     pub fn pushes(&self, me: NodeId) -> Option<bool> {
-        let place = self.place(me)?;
+        let place = self.place(me).filter(|_| self.accounts_for_base(me))?;
         let may = self.change.may_scan(&self.standings[place], place);
         may.then(|| self.change.is_strong(&self.standings, place))
     }

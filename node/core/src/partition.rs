@@ -490,6 +490,11 @@ impl PartitionState {
         self.minter.is_some()
     }
 
+    /// Who mints here, if anybody does.
+    pub fn actor(&self) -> Option<Actor> {
+        self.minter.as_ref().map(Minter::actor)
+    }
+
     /// How many corrupt records are known.
     pub fn corrupt(&self) -> usize {
         self.corrupt.len()

@@ -32,7 +32,7 @@ use crate::peer_wire::heal::{
 };
 use crate::recovery::Reason;
 use crate::store::StoreError;
-use quorate_core::live::{Got, Said};
+use quorate_core::live::{Got, Placed, Said};
 use quorate_core::merkle::Leaves;
 
 /// The background task.
@@ -108,17 +108,20 @@ impl Desk {
             dawdle!("change: a pause before the fence is raised");
             self.replica.raise_fence(version).await;
         }
-        let forgotten = self.layouts.said().forgotten(self.me, current.live().oldest());
+        self.judge_disk(current).await?;
+        let base = current.live().oldest();
+        let forgotten = self.layouts.said().forgotten(self.me, base);
         if !forgotten.is_empty() {
             // Others count on what it does not remember: its disk was emptied or set back.
             sometimes!("change: a node had lost its memory of one");
             self.replica.lose_all(forgotten, Reason::RolledBack).await?;
         }
-        let (me, recovery) = (self.me, self.replica.recovery().clone());
+        let (me, recovery, base) = (self.me, self.replica.recovery().clone(), base.version());
         let learn = move |said: &mut Said, current: &Current| {
             let (before, live) = (said.clone(), current.live());
-            said.settle(live.oldest().version());
-            if said.fence < version && version <= current.version() {
+            // No further than was asked for above; another layout that was learned meanwhile has its own turn.
+            said.settle(base);
+            if said.fence < version && version == current.version() {
                 for partition in live.owned_by(me) {
                     let moving = live.partition(partition);
                     let mut part = said.part(partition);
@@ -137,6 +140,26 @@ impl Desk {
             tracing::info!(layout = %version, "a change of layout has begun: partitions move");
         }
         Ok(())
+    }
+
+    /// A disk that was set back or exchanged lacks what the node has taken under layouts that it has yet to learn, too: of each of them, before
+    /// it is acted on.
+    async fn judge_disk(&self, current: &Current) -> Result<(), StoreError> {
+        let (version, judged, live) = (current.version(), self.replica.recovery().judged(), current.live());
+        let is_other = |disk| disk != self.layouts.disk();
+        let exchanged =
+            live.versions().iter().any(|placed| placed.layout.member(self.me).is_some_and(|me| is_other(me.disk)));
+        if judged >= Some(version) || (judged.is_none() && !exchanged) {
+            return Ok(());
+        }
+        let known = judged.unwrap_or_default();
+        let owned = |placed: &Placed| placed.ring().owned_by(self.me);
+        let (judged, learned): (Vec<_>, Vec<_>) = live.versions().iter().partition(|placed| placed.version() <= known);
+        let judged: BTreeSet<Partition> = judged.into_iter().flat_map(|placed| owned(placed)).collect();
+        let learned: BTreeSet<Partition> = learned.into_iter().flat_map(|placed| owned(placed)).collect();
+        let lost: Vec<Partition> = learned.difference(&judged).copied().collect();
+        sometimes!("change: a layout was learned on another disk", !lost.is_empty());
+        self.replica.lose_learned(lost, version).await
     }
 
     /// Hears what the other members say. A version up to which every change is over, if one of them knows that.
@@ -178,7 +201,8 @@ impl Desk {
                     sometimes!("change: reads have moved to a newer layout");
                     part.closed = version;
                 }
-                let mut versions = live.versions().iter().rev().map(|placed| placed.version());
+                // Of the oldest one it is taken for granted, which says nothing.
+                let mut versions = live.versions()[1..].iter().rev().map(|placed| placed.version());
                 part.ready = part.ready.max(versions.find(|at| moving.is_ready(me, *at)).unwrap_or_default());
                 said.set(partition, part);
             }

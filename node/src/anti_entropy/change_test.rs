@@ -309,6 +309,88 @@ async fn an_owner_without_a_copy_is_restored_from_others_when_the_former_owners_
 }
 
 #[tokio::test]
+async fn a_disk_that_is_not_what_it_was_has_lost_what_each_newer_layout_gave_to_it_too() {
+    for set_back in [true, false] {
+        let nodes = three_and(1).await;
+        for number in 1..=20 {
+            put(&nodes[0], number).await.expect("written");
+        }
+        let (new, mut swept, v2) = (&nodes[3], BTreeMap::new(), LayoutVersion(2));
+        let changes::Change::Replace { old, new: name, addr, .. } = replace(0, 3, &nodes) else { unreachable!() };
+        // It is set back to when it knew layout 1, or the layout names the disk that it had before.
+        if set_back {
+            new.replica.set_back(Vec::new(), LayoutVersion(1)).await.expect("noted");
+        }
+        let disk = if set_back { DiskId(4) } else { DiskId(99) };
+        let next = after(&nodes[0], &[changes::Change::Replace { old, new: name, disk, addr }]);
+        for node in &nodes {
+            node.layouts.adopt(next.clone()).await;
+        }
+        for node in nodes[..3].iter().chain(&nodes[..3]) {
+            step(node, &mut swept).await;
+        }
+        step(new, &mut swept).await;
+        let owned = new.layouts.current().expect("in force").owned_by(new.id);
+        assert_eq!(new.replica.recovery().partitions(), owned, "what it took in another life is lost");
+        assert!(new.layouts.said().partitions.values().all(|part| part.got.is_empty()), "no push makes up for that");
+        assert_eq!(new.replica.recovery().judged(), Some(v2));
+        recover_everything(new).await;
+        step(new, &mut swept).await;
+        assert_eq!(new.replica.recovery().partitions(), [], "it is lost once");
+        let all: Vec<&Node> = nodes.iter().collect();
+        to_the_end(&all, &mut swept, 2).await;
+        all_is_found(&nodes, 20).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_has_lost_is_judged_by_the_layouts_that_it_acts_on() {
+    let nodes = three_and(3).await;
+    let (v1, v2, v3) = (LayoutVersion(1), LayoutVersion(2), LayoutVersion(3));
+    let there = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
+    let back = Layout { version: v3, previous: there.hash(), ..(*nodes[0].current.layout).clone() };
+    let known = |node: &Node| node.layouts.current().expect("in force");
+    // A newer layout comes between its look and what it says: it says nothing of either.
+    let overtaken = &nodes[0];
+    let before = known(overtaken);
+    overtaken.layouts.adopt(there.clone()).await;
+    let between = known(overtaken);
+    overtaken.layouts.adopt(back).await;
+    for current in [before, between] {
+        overtaken.anti_entropy.desk().learn(&current).await.expect("stored");
+        let said = overtaken.layouts.said();
+        assert_eq!((said.fence, said.settled), (LayoutVersion::NONE, v1));
+        assert!(said.partitions.values().all(|part| part.passed_over.is_none()));
+    }
+    // What it settles is what it has looked at: who knows nothing of the layout before has lost what that gave to it.
+    let (emptied, mut swept) = (&nodes[5], BTreeMap::new());
+    let before = known(emptied);
+    emptied.layouts.adopt(there.clone()).await;
+    emptied.layouts.settle(v2).await.expect("stored");
+    emptied.anti_entropy.desk().learn(&before).await.expect("stored");
+    let said = emptied.layouts.said();
+    assert_eq!((said.settled, said.forgotten(emptied.id, known(emptied).live().oldest()).is_empty()), (v1, false));
+    // And who has received all of it is told so by what it says, though it had no time to look again.
+    let ready = &nodes[4];
+    for node in &nodes[1..5] {
+        node.layouts.adopt(there.clone()).await;
+    }
+    for node in nodes[1..4].iter().chain(&nodes[1..4]) {
+        step(node, &mut swept).await;
+    }
+    let current = known(ready);
+    let desk = ready.anti_entropy.desk();
+    desk.learn(&current).await.expect("stored");
+    desk.hear(&current).await;
+    desk.pull().await;
+    let owned = known(ready).owned_by(ready.id);
+    assert!(owned.iter().all(|partition| ready.layouts.said().part(*partition).ready < v2));
+    ready.layouts.settle(v2).await.expect("stored");
+    assert!(owned.iter().all(|partition| ready.layouts.said().part(*partition).ready == v2));
+    assert_eq!(ready.layouts.said().forgotten(ready.id, known(ready).live().oldest()), []);
+}
+
+#[tokio::test]
 async fn a_change_that_is_taken_back_leaves_everything_where_it_was() {
     let nodes = three_and(2).await;
     for number in 1..=20 {

@@ -281,6 +281,7 @@ impl LayoutStore {
     }
 
     async fn keep_chain(&self, state: &mut State, chain: Chain) -> Result<(), StoreError> {
+        self.note_ready(state, chain.layouts()[0].version).await?;
         let stored = StoredChain { layouts: chain.layouts().to_vec() };
         self.keep(state, CHAIN_KEY, codec::encode(&stored)).await?;
         let (newest, live) = (chain.newest(), chain.layouts().len());

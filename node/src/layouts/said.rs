@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use quorate_wire::codec;
-use quorate_wire::ids::NodeId;
+use quorate_wire::ids::{LayoutVersion, NodeId};
 
-use super::store::{LayoutStore, to_the_end};
+use super::store::{LayoutStore, State, to_the_end};
 use super::{Current, Layouts};
 use crate::store::{Store, StoreError};
 use quorate_core::live::Said;
@@ -62,6 +62,34 @@ impl LayoutStore {
         said.map(|said| (**said).clone()).unwrap_or_default()
     }
 
+    /// Layouts before this one are about to be forgotten: notes, as long as they are known, of which partitions this node is ready for it.
+    pub(super) async fn note_ready(&self, state: &mut State, oldest: LayoutVersion) -> Result<(), StoreError> {
+        let Some(current) = self.current() else { return Ok(()) };
+        let (live, me, mut said) = (current.live(), self.me.node, self.said());
+        let before = said.clone();
+        if oldest <= live.oldest().version() || said.fence < oldest {
+            return Ok(());
+        }
+        for partition in live.owned_by(me) {
+            let mut part = said.part(partition);
+            if part.ready < oldest && live.partition(partition).is_ready(me, oldest) {
+                part.ready = oldest;
+                said.set(partition, part);
+            }
+        }
+        if said == before { Ok(()) } else { self.store_said(state, said).await }
+    }
+
+    async fn store_said(&self, state: &mut State, said: Said) -> Result<(), StoreError> {
+        self.keep(state, SAID_KEY, codec::encode(&said)).await?;
+        let me = self.me.node;
+        self.change_said(|known| {
+            known.insert(me, Arc::new(said));
+            true
+        });
+        Ok(())
+    }
+
     async fn say(&self, change: impl FnOnce(&mut Said, &Current) -> bool) -> Result<bool, StoreError> {
         let mut state = self.state.lock().await;
         if let Some(error) = &state.failed {
@@ -72,12 +100,7 @@ impl LayoutStore {
         if !change(&mut said, &current) {
             return Ok(false);
         }
-        self.keep(&mut state, SAID_KEY, codec::encode(&said)).await?;
-        let me = self.me.node;
-        self.change_said(|known| {
-            known.insert(me, Arc::new(said));
-            true
-        });
+        self.store_said(&mut state, said).await?;
         Ok(true)
     }
 }

@@ -82,15 +82,15 @@ pub(super) async fn set_backs(me: NodeId, layouts: Layouts, replica: Replica, be
         let ahead = beacons.set_back().await;
         error!(node = %me, ahead, start = beacons.start(),
             "this disk was rolled back or cloned, or is not the one that this node last lived on: a peer remembers the node further ahead");
-        let owned = loop {
+        let (owned, judged) = loop {
             let current = layouts.borrow_and_update().clone();
             match current {
-                Some(current) => break current.owned_by(me),
+                Some(current) => break (current.owned_by(me), current.version()),
                 None if layouts.changed().await.is_err() => return,
                 None => {}
             }
         };
-        while let Err(why) = replica.set_back(owned.clone()).await {
+        while let Err(why) = replica.set_back(owned.clone(), judged).await {
             warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
             sleep(DECIDE_AGAIN).await;
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use quorate_wire::NotApplied;
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{NodeId, Partition, key_hash};
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition, key_hash};
 use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::sync::OwnedMutexGuard;
 
@@ -38,14 +38,15 @@ impl Replica {
         self.0.executor.run(job).await
     }
 
-    /// This disk was set back: all of these partitions are lost.
+    /// This disk was set back: all of these partitions are lost, which are owned under layouts up to `judged`.
     ///
     /// # Errors
     /// When the store fails; nothing is served then.
-    pub async fn set_back(&self, owned: Vec<Partition>) -> Result<(), StoreError> {
+    pub async fn set_back(&self, owned: Vec<Partition>, judged: LayoutVersion) -> Result<(), StoreError> {
         let inner = self.0.clone();
         let job = move || {
             inner.recovery.lose_all(&owned, Reason::RolledBack)?;
+            inner.recovery.note_judged(judged)?;
             inner.store.sync()?;
             inner.recovery.settle(Doubt::SetBack);
             Ok(())
@@ -61,6 +62,20 @@ impl Replica {
         let inner = self.0.clone();
         let job = move || {
             inner.recovery.lose_all(&partitions, reason)?;
+            inner.store.sync()
+        };
+        self.0.executor.run(job).await
+    }
+
+    /// As [`set_back`](Self::set_back), of a disk that was set back or exchanged before this layout was learned.
+    ///
+    /// # Errors
+    /// When the store fails; it is to be done again then.
+    pub(crate) async fn lose_learned(&self, owned: Vec<Partition>, judged: LayoutVersion) -> Result<(), StoreError> {
+        let inner = self.0.clone();
+        let job = move || {
+            inner.recovery.lose_all(&owned, Reason::OtherDisk)?;
+            inner.recovery.note_judged(judged)?;
             inner.store.sync()
         };
         self.0.executor.run(job).await

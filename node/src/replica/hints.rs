@@ -400,8 +400,12 @@ impl Inner {
             sometimes!("hints: one had grown while it was handed over");
             return Ok(false);
         }
-        if !owner {
-            sometimes!("hints: an actor went with one", self.partitions.look(partition, |state| state.has_actor()));
+        // An owner that holds all of it goes on; one that became an owner after it had minted in the hint may not.
+        let own = || self.stored_at(&Place::Data, key).ok().flatten().unwrap_or_default().context;
+        let actor = self.partitions.look(partition, PartitionState::actor);
+        let covers = actor.is_none_or(|actor| own().highest(&actor) >= held.context.highest(&actor));
+        if !(owner && covers) {
+            sometimes!("hints: an actor went with one", actor.is_some());
             self.hint_gone(partition, &place, key);
         }
         let bytes = self.raw(&place, key).ok().flatten().map_or(0, |value| value.len());
@@ -414,6 +418,11 @@ impl Inner {
         count(&self.counters.hints_delivered, 1);
         tell!(act = "lets a delivered hint go", key = %story::text(key), node = %self.node, kept_for = %target);
         Ok(true)
+    }
+
+    /// The nodes that anything is kept for.
+    pub(super) fn hint_targets(&self) -> Vec<NodeId> {
+        lock(&self.kept).totals.keys().copied().collect()
     }
 
     pub(super) fn insert_hint(
