@@ -58,6 +58,14 @@ enum Bend {
     DropAtOnce,
     /// Every push counts as one of an owner that was ready.
     AllStrong,
+    /// A copy that was lost counts again once one other owner has given what it has.
+    RecoveredFromOne,
+    /// An owner may be restored by one other owner that is ready.
+    RestoredFromOne,
+    /// An owner may be restored by others that are not ready themselves.
+    RestoredFromUnready,
+    /// A copy that is lost is scanned and answers.
+    LostSpeaks,
     /// Coordinators take what was closed in favour of a version that they do not know for a reason to leave one out.
     EvidenceUnbounded,
 }
@@ -78,6 +86,8 @@ struct World {
     earlier: bool,
     restarts: u8,
     deaths: u8,
+    /// So many copies are lost in all. A write that is under way then does not count the node that loses it.
+    losses: u8,
     dead_from_start: u8,
     bend: Bend,
 }
@@ -90,6 +100,8 @@ struct Node {
     data: u8,
     accepted: u8,
     dead: bool,
+    /// Its copy is lost, and not yet brought back.
+    lost: bool,
     /// The read under way has its answer.
     replied: bool,
     scan: Scan,
@@ -119,6 +131,7 @@ struct State {
     allowed: u8,
     restarts: u8,
     deaths: u8,
+    losses: u8,
 }
 
 /// The write of this world, and the one that was acknowledged before.
@@ -133,6 +146,9 @@ enum Action {
     Close { n: usize, v: usize },
     Drop { n: usize },
     Restart { n: usize },
+    Lose { n: usize, forgets: bool },
+    Recover { n: usize, from: Places },
+    Restore { n: usize, from: Places },
     Die { n: usize },
     Deliver { n: usize, label: u8 },
     Acknowledge,
@@ -152,6 +168,14 @@ impl fmt::Display for Action {
             Self::Close { n, v } => write!(f, "{} closes reads below {}", name(n), version(v)),
             Self::Drop { n } => write!(f, "{} drops its copy", name(n)),
             Self::Restart { n } => write!(f, "{} restarts", name(n)),
+            Self::Lose { n, forgets: false } => write!(f, "{} loses its copy", name(n)),
+            Self::Lose { n, forgets: true } => write!(f, "{} loses its copy and forgets what it has said", name(n)),
+            Self::Recover { n, from } => {
+                write!(f, "{} recovers from {}", name(n), from.iter().map(name).collect::<String>())
+            }
+            Self::Restore { n, from } => {
+                write!(f, "{} is restored from {}", name(n), from.iter().map(name).collect::<String>())
+            }
             Self::Die { n } => write!(f, "{} dies for ever", name(n)),
             Self::Deliver { n, label } => {
                 let named: Vec<_> = (0..3).filter(|v| label >> v & 1 == 1).map(version).collect();
@@ -184,6 +208,7 @@ impl World {
             earlier: unready != 0,
             restarts: 0,
             deaths: 0,
+            losses: 0,
             dead_from_start: 0,
             bend: Bend::Nothing,
         }
@@ -252,10 +277,13 @@ impl World {
                 t.node[n].scan = Scan::default();
             }
             // An earlier scan finds less, and so is the harder case. It saves states where three versions live.
-            if self.head() == 2 && self.change.may_scan(&t.node[n].standing, n) {
+            if self.head() == 2 && !node.lost && self.change.may_scan(&t.node[n].standing, n) {
                 t.node[n].scan = self.snapshot(&t, n);
             }
             out.push((Action::Learn { n, v }, t));
+        }
+        if node.lost && self.bend != Bend::LostSpeaks {
+            return;
         }
         if self.may_drop(&standings, n) {
             let mut t = *s;
@@ -277,7 +305,7 @@ impl World {
         }
         for to in self.owners_of(v).filter(|_| node.scan.open) {
             let (receiver, strong) = (&s.node[to], node.scan.strong);
-            if receiver.dead || !self.change.wants(&receiver.standing, n, to, v, strong) {
+            if receiver.dead || receiver.lost || !self.change.wants(&receiver.standing, n, to, v, strong) {
                 continue;
             }
             let mut t = *s;
@@ -293,6 +321,60 @@ impl World {
             let mut t = *s;
             t.node[n].standing.closed = node.standing.fence;
             out.push((Action::Close { n, v }, t));
+        }
+    }
+
+    /// A node that has lost its copy brings it back from others, and one that is not ready is restored from others that are.
+    fn heals(&self, s: &State, n: usize, out: &mut Vec<(Action, State)>) {
+        let (node, standings) = (&s.node[n], self.standings(s));
+        let fence = usize::from(node.standing.fence);
+        let knows = |from: &usize| {
+            let other = &s.node[*from];
+            *from != n
+                && !other.dead
+                && !other.lost
+                && !other.standing.dropped
+                && other.standing.fence == node.standing.fence
+        };
+        let others: Vec<usize> = (0..self.nodes).filter(knows).collect();
+        let ready = |from: usize, v: usize| self.change.is_ready(&standings, from, v);
+        let data = |from: &Places| from.iter().fold(node.data, |data, from| data | s.node[from].data);
+        let restorers = match self.bend {
+            Bend::RestoredFromOne => 1,
+            _ => self.change.restorers_needed(fence),
+        };
+        let newest = (0..=fence).rev().find(|v| self.change.owns(n, *v));
+        let enough = |from: &Places| match (self.bend, newest) {
+            (_, None) => true,
+            (Bend::RecoveredFromOne, _) => from.len() == 1,
+            (_, Some(newest)) => (0..=newest).all(|v| {
+                let of = |v: usize| from.iter().filter(move |from| self.change.owns(*from, v));
+                let later =
+                    |v: usize| of(v).filter(|from| ready(*from, v)).count() >= self.change.restorers_needed(v).into();
+                of(v).count() >= self.change.sources_needed(v).into() || (v + 1..=fence).any(later)
+            }),
+        };
+        let sets = || {
+            (1..1u32 << others.len())
+                .map(|set| Places::of((0..others.len()).filter(|i| set >> i & 1 == 1).map(|i| others[i])))
+        };
+        if node.lost {
+            let enough: Vec<Places> = sets().filter(enough).collect();
+            // What more of them hold is more.
+            let least = |set: &&Places| !enough.iter().any(|other| other != *set && other.and(**set) == *other);
+            for from in enough.iter().filter(least) {
+                let mut t = *s;
+                (t.node[n].lost, t.node[n].data) = (false, data(from));
+                out.push((Action::Recover { n, from: *from }, t));
+            }
+        } else if fence > 0 && self.change.owns(n, fence) && !ready(n, fence) {
+            let unready = self.bend == Bend::RestoredFromUnready;
+            let may = |from: usize| self.change.owns(from, fence) && (unready || ready(from, fence));
+            for from in sets().filter(|set| set.len() == restorers && set.iter().all(may)) {
+                let mut t = *s;
+                (t.node[n].standing.restored, t.node[n].data) = (fence as u8, data(&from));
+                out.push((Action::Restore { n, from }, t));
+            }
         }
     }
 
@@ -332,6 +414,25 @@ impl World {
                 node.standing.closed = 0;
             }
             out.push((Action::Restart { n }, t));
+        }
+        // What the write's coordinator has counted before the loss it would count for ever: that is not about a change of owners.
+        let counted = s.node[n].accepted != 0 && !s.acknowledged;
+        if s.losses < self.losses && !counted && !s.node[n].standing.dropped {
+            for forgets in [false, true] {
+                let mut t = *s;
+                t.losses += 1;
+                let node = &mut t.node[n];
+                (node.lost, node.data, node.scan) = (true, 0, Scan::default());
+                if forgets {
+                    let Standing { fence, closed, passed_over, .. } = node.standing;
+                    node.standing = Standing { fence, closed, passed_over, ..Standing::default() };
+                }
+                // It may have closed, and helped others, without knowing it any more.
+                if (0..usize::from(node.standing.fence)).any(|v| self.change.owns(n, v)) {
+                    node.standing.closed = node.standing.fence;
+                }
+                out.push((Action::Lose { n, forgets }, t));
+            }
         }
         if s.deaths < self.deaths {
             let mut t = *s;
@@ -389,7 +490,8 @@ impl World {
                     Bend::DroppedAnswers if node.standing.dropped => knows,
                     _ => self.change.speaks(&standings, n, v),
                 };
-                if node.dead || node.replied || !speaks {
+                let lost = node.lost && self.bend != Bend::LostSpeaks;
+                if node.dead || lost || node.replied || !speaks {
                     continue;
                 }
                 let mut t = *s;
@@ -442,10 +544,19 @@ impl World {
 type Key = [(u64, [Places; 4]); NODES_MAX];
 
 fn local(node: &Node, places: impl Fn(Places) -> Places) -> (u64, [Places; 4]) {
-    let Node { standing, data, accepted, dead, replied, scan } = node;
-    let flags =
-        [standing.passed_over, standing.helped, standing.dropped, *dead, *replied, scan.open, scan.strong, scan.pushed];
-    let small = [standing.fence, standing.closed, *data, *accepted, scan.data];
+    let Node { standing, data, accepted, dead, lost, replied, scan } = node;
+    let flags = [
+        standing.passed_over,
+        standing.helped,
+        standing.dropped,
+        *dead,
+        *lost,
+        *replied,
+        scan.open,
+        scan.strong,
+        scan.pushed,
+    ];
+    let small = [standing.fence, standing.closed, standing.restored, *data, *accepted, scan.data];
     let small = small.iter().fold(0, |word, value| word << 4 | u64::from(*value));
     let word = flags.iter().fold(small, |word, flag| word << 1 | u64::from(*flag));
     let ([a, b], [c, d]) = (standing.got, standing.strong);
@@ -469,7 +580,7 @@ impl Model for World {
         // Whoever knows of nothing that was closed names all versions up to the newest one it knows.
         let allowed = (0..=self.head()).fold(0, |allowed, high| allowed | 1 << Named::between(0, high).0);
         let (label, acknowledged, read_version, missing) = (0, false, 0, 0);
-        State { node, label, acknowledged, read_version, missing, allowed, restarts: 0, deaths: 0 }
+        State { node, label, acknowledged, read_version, missing, allowed, restarts: 0, deaths: 0, losses: 0 }
     }
 
     fn successors(&self, s: &State, out: &mut Vec<(Action, State)>) {
@@ -480,6 +591,7 @@ impl Model for World {
         }
         for n in (0..self.nodes).filter(|n| !s.node[*n].dead) {
             self.node_steps(s, n, out);
+            self.heals(s, n, out);
             self.faults(s, n, out);
         }
         self.write_steps(s, out);
@@ -494,7 +606,8 @@ impl Model for World {
         if s.missing != 0 && replies >= usize::from(self.client[usize::from(s.read_version)].0) {
             return Some("a quorum read misses an acknowledged write");
         }
-        let copies = s.node.iter().filter(|node| node.data & WRITE != 0).count();
+        // What is being brought back is not counted as missing yet.
+        let copies = s.node.iter().filter(|node| node.data & WRITE != 0 || node.lost).count();
         let least = self.client.iter().map(|(_, w)| usize::from(*w)).min().unwrap_or(1);
         (s.acknowledged && copies < least).then_some("an acknowledged write has less than W copies")
     }
@@ -507,12 +620,21 @@ impl Model for World {
         let owners_live = self.owners_of(head).all(|n| !s.node[n].dead);
         let former =
             |n: &usize| !self.change.owns(*n, head) && (0..head).any(|v| self.change.owns(*n, v)) && !s.node[*n].dead;
-        let ready = self.owners_of(head).all(|n| s.node[n].dead || self.change.is_ready(&standings, n, head));
+        let ready = self
+            .owners_of(head)
+            .all(|n| s.node[n].dead || (self.change.is_ready(&standings, n, head) && !s.node[n].lost));
         alone && ready && (!owners_live || (0..self.nodes).filter(former).all(|n| standings[n].dropped))
     }
 
     fn helpful(&self, action: &Action) -> bool {
-        !matches!(action, Action::Restart { .. } | Action::Die { .. } | Action::Deliver { .. } | Action::Reply { .. })
+        !matches!(
+            action,
+            Action::Restart { .. }
+                | Action::Lose { .. }
+                | Action::Die { .. }
+                | Action::Deliver { .. }
+                | Action::Reply { .. }
+        )
     }
 
     fn canonical(&self, s: &State) -> State {
@@ -630,6 +752,38 @@ fn an_owner_that_was_not_ready_before_the_change_is_no_source_of_what_is_older()
         holds(name, &world, Question::Safety);
         holds(name, &World { dead_from_start: 0b0100, ..world.clone() }, Question::Safety);
         holds(name, &World { dead_from_start: 0b0100, ..world }.mortal(), Question::Liveness);
+    }
+}
+
+/// One owner loses its copy at any point, with or without its memory of what it has said.
+#[test]
+fn a_copy_that_is_lost_and_brought_back_changes_nothing() {
+    let losing = |world: World| World { losses: 1, ..world };
+    for (name, world) in
+        [("one moves", one_moves()), ("all move", all_move()), ("as it was", World::new(3, &[ABC, ABC]))]
+    {
+        holds(name, &losing(world.clone()), Question::Safety);
+        holds(name, &World { writes: false, ..losing(world) }, Question::Liveness);
+    }
+    if all_worlds() {
+        for floors in [(3, 2), (2, 3), (1, 3)] {
+            let world = World::of(4, &[ABC, BCD], &[floors; 2], 0);
+            holds(&format!("one moves {floors:?}"), &losing(world), Question::Safety);
+        }
+        holds("two were never there", &losing(World { dead_from_start: 0b11000, ..abort(CDE) }), Question::Safety);
+        holds("two move", &losing(two_move()), Question::Safety);
+        holds("all move", &losing(all_move()), Question::Safety);
+        holds("all move", &World { writes: false, ..losing(all_move()) }, Question::Liveness);
+        holds("taken back", &losing(abort(BCD)), Question::Safety);
+    }
+    use Bend::*;
+    for (bend, world) in [
+        (RecoveredFromOne, one_moves()),
+        (RestoredFromOne, one_moves()),
+        (RestoredFromUnready, all_move()),
+        (LostSpeaks, one_moves()),
+    ] {
+        is_found(&format!("{bend:?}"), &losing(world).bent(bend), Question::Safety, "acknowledged write");
     }
 }
 
