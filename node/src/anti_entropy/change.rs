@@ -17,10 +17,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use quorate_wire::NotApplied;
 use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
 use quorate_wire::{dawdle, sometimes};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Desk;
@@ -35,29 +36,35 @@ use crate::store::StoreError;
 use quorate_core::live::{Got, Placed, Said};
 use quorate_core::merkle::Leaves;
 
-/// The background task.
+/// The background task: one loop follows what the others do and answers for it, the other one moves data, which takes as long as it takes.
 pub(super) async fn run(desk: Arc<Desk>) {
+    join(follow(&desk), move_data(&desk)).await;
+}
+
+async fn follow(desk: &Desk) {
     let mut layouts = desk.layouts.watch();
-    let mut swept = Swept::default();
     loop {
         layouts.mark_unchanged();
-        let more = match desk.step(&mut swept).await {
+        let more = match desk.follow().await {
             Ok(more) => more,
             Err(why) => {
                 tracing::warn!("a change of layout does not go on for now: {why}");
                 true
             }
         };
-        let pause = if more { PAUSE } else { REST };
-        let jitter = Duration::from_millis(desk.random.below(pause.as_millis() as u64 / 2 + 1));
-        tokio::select! {
-            biased;
-            changed = layouts.changed() => match changed {
-                // A little later: what changes now is followed by more.
-                Ok(()) => sleep(PAUSE_MIN).await,
-                Err(_) => return,
-            },
-            () = sleep(pause - jitter) => {}
+        if !desk.pause(&mut layouts, more, FOLLOW_MIN).await {
+            return;
+        }
+    }
+}
+
+async fn move_data(desk: &Arc<Desk>) {
+    let (mut layouts, mut swept) = (desk.layouts.watch(), Swept::default());
+    loop {
+        layouts.mark_unchanged();
+        let more = desk.move_data(&mut swept).await;
+        if !desk.pause(&mut layouts, more, PAUSE_MIN).await {
+            return;
         }
     }
 }
@@ -70,35 +77,57 @@ struct Swept {
 }
 
 impl Desk {
-    /// Takes every step that can be taken now; tells whether more is to come.
-    async fn step(self: &Arc<Self>, swept: &mut Swept) -> Result<bool, String> {
+    /// Waits until there may be something to do; soon if `more` is to come, and not before `least` after news. Not so if the node ends.
+    async fn pause(&self, layouts: &mut watch::Receiver<Option<Arc<Current>>>, more: bool, least: Duration) -> bool {
+        let pause = if more { PAUSE } else { REST };
+        let jitter = Duration::from_millis(self.random.below(pause.as_millis() as u64 / 2 + 1));
+        tokio::select! {
+            biased;
+            changed = layouts.changed() => {
+                // A little later: what changes now is followed by more.
+                sleep(least).await;
+                changed.is_ok()
+            }
+            () = sleep(pause - jitter) => true,
+        }
+    }
+
+    /// Learns, hears, closes and settles as far as that can be done now; tells whether more is to come.
+    async fn follow(&self) -> Result<bool, String> {
         let Some(current) = self.layouts.current() else { return Ok(false) };
         if self.replica.recovery().is_in_doubt() {
             // What this node has said of its part may be lost as well.
             return Ok(true);
         }
-        self.learn(&current).await.map_err(|error| error.to_string())?;
-        if current.live().is_changing() {
-            if let Some(settled) = self.hear(&current).await {
-                // What follows from the older versions is to be noted before they are forgotten.
-                self.close().await.map_err(|error| error.to_string())?;
-                self.layouts.settle(settled).await.map_err(|error| error.to_string())?;
-                return Ok(true);
-            }
-            self.close().await.map_err(|error| error.to_string())?;
-            self.pull().await;
-            let Some(current) = self.layouts.current() else { return Ok(false) };
-            if current.live().is_over() {
-                sometimes!("change: every partition has moved");
-                tracing::info!(layout = %current.version(), "every partition has moved");
-                self.close().await.map_err(|error| error.to_string())?;
-                self.layouts.settle(current.version()).await.map_err(|error| error.to_string())?;
-                return Ok(true);
-            }
+        let failed = |error: StoreError| error.to_string();
+        self.learn(&current).await.map_err(failed)?;
+        if !current.live().is_changing() {
+            return Ok(false);
+        }
+        let settled = self.hear(&current).await;
+        // What follows from the older versions is to be noted before they are forgotten.
+        self.close().await.map_err(failed)?;
+        if let Some(settled) = settled {
+            self.layouts.settle(settled).await.map_err(failed)?;
+            return Ok(true);
         }
         let Some(current) = self.layouts.current() else { return Ok(false) };
-        let left = self.sweep(&current, swept).await;
-        Ok(left || current.live().is_changing())
+        if current.live().is_changing() && current.live().is_over() {
+            sometimes!("change: every partition has moved");
+            tracing::info!(layout = %current.version(), "every partition has moved");
+            self.layouts.settle(current.version()).await.map_err(failed)?;
+        }
+        Ok(true)
+    }
+
+    /// Takes over what this node lacks and can get now, and hands over what belongs to others; tells whether more is to come.
+    async fn move_data(self: &Arc<Self>, swept: &mut Swept) -> bool {
+        if self.replica.recovery().is_in_doubt() {
+            return true;
+        }
+        self.pull().await;
+        let Some(current) = self.layouts.current() else { return false };
+        self.sweep(&current, swept).await || current.live().is_changing()
     }
 
     /// Raises the fence to the newest version that is known here, and says so.
@@ -509,7 +538,9 @@ const AT_ONCE: usize = 4;
 const PULLS_AT_ONCE: usize = 64;
 /// Between two looks at a change under way.
 const PAUSE: Duration = Duration::from_millis(500);
-/// After news.
+/// After news, before others are asked again: each push that is noted here is news.
+const FOLLOW_MIN: Duration = Duration::from_millis(100);
+/// After news, before more data is moved.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Between two looks while there is nothing to do.
 const REST: Duration = Duration::from_secs(10);

@@ -96,7 +96,9 @@ fn live(node: &Node) -> Vec<u64> {
 
 async fn step(node: &Node, swept: &mut BTreeMap<NodeId, Swept>) -> bool {
     let of_node = swept.entry(node.id).or_default();
-    node.anti_entropy.desk().step(of_node).await.expect("it goes on")
+    let desk = node.anti_entropy.desk();
+    desk.follow().await.expect("it goes on");
+    desk.move_data(of_node).await
 }
 
 #[tokio::test]
