@@ -611,12 +611,17 @@ fn changes_end(
             return Ok(Some(format!("{} s after all is healed: {why}", (CHANGES_END + HEALED).as_secs())));
         }
     }
-    // A disk that was emptied has no vote any more, and with it may go the majority.
-    let undecided = operators.wishes().into_iter().find_map(|wish| match wish {
-        Wish::GivenUp(why) => Some(format!("a change that was wished for is not decided: {why}")),
-        Wish::Waits | Wish::Open(_) | Wish::Refused(_) | Wish::Decided(_) | Wish::Dropped(_) => None,
+    // Who speaks to a dead node gets no answer.
+    let asks_the_living = |at: u8| !nemesis.dead().contains(&at);
+    let undecided = plan.changes.iter().zip(operators.wishes()).find_map(|(change, wish)| match wish {
+        Wish::GivenUp(why) if asks_the_living(change.at) => {
+            Some(format!("a change that was wished for is not decided: {why}"))
+        }
+        Wish::GivenUp(_) | Wish::Waits | Wish::Open(_) | Wish::Refused(_) | Wish::Decided(_) | Wish::Dropped(_) => None,
     });
-    Ok(undecided.filter(|_| nemesis.ever_destroyed().is_empty()))
+    // A disk that was emptied has no vote any more, and with it may go the majority. One node that is dead leaves it.
+    let majority = nemesis.dead().len() < 2 && nemesis.ever_destroyed().is_subset(nemesis.dead());
+    Ok(undecided.filter(|_| majority))
 }
 
 /// What may be held against a life whose requests were not served.

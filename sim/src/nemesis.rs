@@ -57,8 +57,10 @@ pub struct Nemesis {
     neighbours: BTreeMap<usize, Bytes>,
     /// Nodes whose disks were set back and that have not been started since.
     set_back: BTreeSet<u8>,
-    /// Nodes that an operator has stopped for good.
+    /// Nodes that an operator has stopped for good, and dead ones.
     retired: BTreeSet<u8>,
+    /// Nodes that have died with their disks and never come back.
+    dead: BTreeSet<u8>,
     injected: BTreeMap<FaultClass, u32>,
     full_at: BTreeMap<usize, u64>,
     random: Random,
@@ -101,6 +103,7 @@ enum Step {
     LosePower(u8),
     TakeImage(usize, u8),
     Wipe(u8),
+    Die(u8),
     Move(u8),
     RollBack(usize, u8),
 }
@@ -135,6 +138,7 @@ impl Nemesis {
             destroyed: BTreeSet::new(),
             set_back: BTreeSet::new(),
             retired: BTreeSet::new(),
+            dead: BTreeSet::new(),
             destroyed_max: usize::from(w_least.saturating_sub(1)),
             ever_destroyed: BTreeSet::new(),
             lost: BTreeMap::new(),
@@ -190,7 +194,12 @@ impl Nemesis {
         self.active.iter().map(|i| &self.plan.faults[*i].kind).chain(&self.lasting)
     }
 
-    /// The nodes that are stopped for good.
+    /// The nodes that have died with their disks and never come back.
+    pub fn dead(&self) -> &BTreeSet<u8> {
+        &self.dead
+    }
+
+    /// The nodes that are stopped for good, or dead.
     pub fn retired(&self) -> &BTreeSet<u8> {
         &self.retired
     }
@@ -343,6 +352,7 @@ impl Nemesis {
             | Step::CorruptSecond(_, node)
             | Step::Lie(node)
             | Step::Wipe(node)
+            | Step::Die(node)
             | Step::RollBack(_, node)
                 if !self.may_destroy(node, cluster) => {}
             Step::Corrupt(node) => self.corrupt(node, cluster),
@@ -368,6 +378,14 @@ impl Nemesis {
                 let disk = cluster.machines()[usize::from(node)].disk.clone();
                 self.loses(node, self.copies(true, &disk));
                 disk.wipe();
+            }
+            Step::Die(node) => {
+                let disk = cluster.machines()[usize::from(node)].disk.clone();
+                cluster.crash(node, Crash::Clean);
+                self.loses(node, self.copies(true, &disk));
+                disk.wipe();
+                self.dead.insert(node);
+                self.retired.insert(node);
             }
             Step::RollBack(i, node) => {
                 let disk = cluster.machines()[usize::from(node)].disk.clone();
@@ -491,6 +509,7 @@ impl Nemesis {
             FaultKind::Partition(_)
             | FaultKind::Bridge { .. }
             | FaultKind::OneWay { .. }
+            | FaultKind::Apart { .. }
             | FaultKind::CutFromPeers { .. } => cuts(fault, node, other, nodes) || cuts(fault, other, node, nodes),
             FaultKind::RollingRestart => true,
             // A slow one answers as well.
@@ -618,6 +637,7 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
         | FaultKind::FullDisk(_)
         | FaultKind::SlowDisk { .. }
         | FaultKind::WrongClock { .. }
+        | FaultKind::Apart { .. }
         | FaultKind::CutFromPeers { .. }
         // Done by a client: see `crate::bad_clients`.
         | FaultKind::UnreadAnswers(_)
@@ -670,6 +690,7 @@ fn steps_of(i: usize, fault: &Fault, nodes: u8) -> Vec<(u32, Step)> {
             down(&mut steps, *node, false, from, to);
             steps.insert(3, (from, Step::Move(*node)));
         }
+        FaultKind::DiesForGood(node) => steps.push((from, Step::Die(*node))),
         FaultKind::EmptyDisk(node) => {
             down(&mut steps, *node, false, from, to);
             steps.insert(3, (from, Step::Wipe(*node)));
@@ -700,6 +721,9 @@ fn cuts(fault: &FaultKind, from: u8, to: u8, nodes: u8) -> bool {
         FaultKind::Partition(side) => side.contains(&from) != side.contains(&to),
         FaultKind::Bridge { side, bridge } => {
             from != *bridge && to != *bridge && side.contains(&from) != side.contains(&to)
+        }
+        FaultKind::Apart { one, other } => {
+            one.contains(&from) && other.contains(&to) || other.contains(&from) && one.contains(&to)
         }
         FaultKind::OneWay { from: mute, to: deaf } => (from, to) == (*mute, *deaf),
         FaultKind::Flap(node) => from != to && (from == *node || to == *node),
@@ -778,6 +802,9 @@ mod tests {
         assert!(cuts(&bridge, 0, 3, 4) && !cuts(&bridge, 0, 2, 4) && !cuts(&bridge, 2, 3, 4));
         let one_way = FaultKind::OneWay { from: 0, to: 1 };
         assert!(cuts(&one_way, 0, 1, 4) && !cuts(&one_way, 1, 0, 4) && !cuts(&one_way, 0, 2, 4));
+        let apart = FaultKind::Apart { one: [0, 1].into(), other: [2].into() };
+        assert!(cuts(&apart, 0, 2, 4) && cuts(&apart, 2, 1, 4), "neither hears the other");
+        assert!(!cuts(&apart, 0, 1, 4) && !cuts(&apart, 0, 3, 4) && !cuts(&apart, 3, 2, 4) && !cuts(&apart, 4, 0, 4));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Operators who change the layout while the cluster runs, each with a wish of its own, as they would with `quorate layout`.
 //!
 //! An operator stages what is wanted at one node and applies it as the next version. What is not decided is applied again until it is. When
-//! another layout of that version is in force, the wish is dropped: whoever looks at it may want something else now.
+//! another layout of that version is in force, the wish is dropped, as whoever looks at it may want something else now; or, if the operator
+//! insists, it is meant for the next version from then on.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -173,7 +174,12 @@ async fn attempt(
         Some(Applied::AsStaged | Applied::Before) => Wish::Decided(version.0),
         Some(Applied::Another { .. }) => {
             ask(LayoutCommand::Revert).await?;
-            Wish::Dropped(version.0)
+            if change.insists {
+                *asked = None;
+                Wish::Open(format!("another layout has version {version}"))
+            } else {
+                Wish::Dropped(version.0)
+            }
         }
         Some(Applied::Undecided { why }) => Wish::Open(format!("undecided: {why}")),
         None => Wish::Open("the node says nothing of it".to_owned()),

@@ -21,6 +21,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::socket::PacketFaults;
 
+mod stories;
+
 /// One life of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,6 +98,9 @@ pub struct LayoutChange {
     /// Nodes that are no members any more are stopped for good, once nothing lies on them.
     #[serde(default)]
     pub stops: bool,
+    /// When another layout gets the version that this one was meant for, the operator wants the same of the next one.
+    #[serde(default)]
+    pub insists: bool,
 }
 
 /// One difference between a layout and the next one.
@@ -411,6 +416,15 @@ pub enum FaultKind {
         /// What it has left of them.
         hearing: Hearing,
     },
+    /// Nobody of the one and nobody of the other hear each other. All others, clients included, hear both.
+    Apart {
+        /// Some nodes.
+        one: BTreeSet<u8>,
+        /// Others.
+        other: BTreeSet<u8>,
+    },
+    /// The node dies with its disk, and never comes back.
+    DiesForGood(u8),
     /// The node dies, and starts again at the end at another address.
     Moves(u8),
     /// A client asks the node for more and more, and takes no answer.
@@ -468,6 +482,10 @@ pub enum FaultClass {
     LyingDisk,
     /// [`FaultKind::CutFromPeers`], also as an aftermath.
     CutFromPeers,
+    /// [`FaultKind::Apart`].
+    Apart,
+    /// [`FaultKind::DiesForGood`].
+    DiesForGood,
     /// [`FaultKind::Moves`].
     Moves,
     /// [`FaultKind::UnreadAnswers`].
@@ -480,7 +498,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Partition,
         Self::Bridge,
         Self::OneWay,
@@ -504,6 +522,8 @@ impl FaultClass {
         Self::CorruptLeaf,
         Self::LyingDisk,
         Self::CutFromPeers,
+        Self::Apart,
+        Self::DiesForGood,
         Self::Moves,
         Self::UnreadAnswers,
         Self::UnfinishedRequests,
@@ -522,7 +542,13 @@ impl FaultClass {
     fn is_later(self) -> bool {
         Self::LATER.contains(&self)
             || self.is_of_a_client()
-            || matches!(self, Self::CutFromPeers | Self::Moves | Self::LayoutChange)
+            || matches!(self, Self::CutFromPeers | Self::Moves)
+            || self.is_of_a_change()
+    }
+
+    /// Whether it is drawn only where the layout changes.
+    pub fn is_of_a_change(self) -> bool {
+        matches!(self, Self::Apart | Self::DiesForGood | Self::LayoutChange)
     }
 
     /// Whether something takes longer by it than anybody can tell, or is done only in part.
@@ -534,7 +560,12 @@ impl FaultClass {
     pub fn destroys(self) -> bool {
         matches!(
             self,
-            Self::CorruptRecord | Self::EmptyDisk | Self::RolledBackDisk | Self::CorruptLeaf | Self::LyingDisk
+            Self::CorruptRecord
+                | Self::EmptyDisk
+                | Self::RolledBackDisk
+                | Self::CorruptLeaf
+                | Self::LyingDisk
+                | Self::DiesForGood
         )
     }
 
@@ -552,6 +583,7 @@ impl FaultClass {
             | Self::RolledBackDisk
             | Self::CorruptLeaf
             | Self::LyingDisk
+            | Self::DiesForGood
             | Self::Moves
             | Self::OwnersDown => true,
             Self::Partition
@@ -565,6 +597,7 @@ impl FaultClass {
             | Self::WrongClock
             | Self::Flap
             | Self::CutFromPeers
+            | Self::Apart
             | Self::UnreadAnswers
             | Self::UnfinishedRequests
             | Self::LayoutChange => false,
@@ -599,6 +632,8 @@ impl FaultKind {
             Self::OwnersDown(_) => FaultClass::OwnersDown,
             Self::Flap(_) => FaultClass::Flap,
             Self::CutFromPeers { .. } => FaultClass::CutFromPeers,
+            Self::Apart { .. } => FaultClass::Apart,
+            Self::DiesForGood(_) => FaultClass::DiesForGood,
             Self::Moves(_) => FaultClass::Moves,
             Self::UnreadAnswers(_) => FaultClass::UnreadAnswers,
             Self::UnfinishedRequests(_) => FaultClass::UnfinishedRequests,
@@ -623,6 +658,7 @@ impl FaultKind {
             Self::Flap(node) | Self::UnreadAnswers(node) | Self::UnfinishedRequests(node) => [*node].into(),
             Self::Bridge { side, bridge } => side.iter().copied().chain([*bridge]).collect(),
             Self::OneWay { from, to } => [*from, *to].into(),
+            Self::Apart { one, other } => one.union(other).copied().collect(),
             Self::RollingRestart => BTreeSet::new(),
             Self::Packets { node, .. }
             | Self::Latency { node, .. }
@@ -638,6 +674,7 @@ impl FaultKind {
             | Self::CorruptLeaf(node)
             | Self::LyingDisk(node)
             | Self::EmptyDisk(node)
+            | Self::DiesForGood(node)
             | Self::Moves(node)
             | Self::CutFromPeers { node, .. }
             | Self::RolledBackDisk { node, .. } => [*node].into(),
@@ -863,6 +900,15 @@ impl Plan {
             demand(!change.stage.is_empty(), format!("{change:?} changes nothing"));
             demand(!outlasts(change.at_ms), format!("{change:?} begins after the {} ms of activity", self.active_ms));
         }
+        for fault in &self.faults {
+            let FaultKind::DiesForGood(node) = fault.kind else { continue };
+            let removes = |change: &LayoutChange| {
+                let goes = change.stage.iter().any(|staging| staging.goes() == Some(node));
+                goes && change.insists && change.at != node && change.at_ms >= fault.at_ms
+            };
+            let removed = self.reckless || self.changes.iter().any(removes);
+            demand(removed, format!("node {node} dies for good, and nobody insists afterwards that it goes"));
+        }
         let alone = self.changes.is_empty() || self.aftermath.is_none();
         demand(alone, "a life has an aftermath or changes of its layout, not both".to_owned());
         for fault in &self.faults {
@@ -914,6 +960,7 @@ impl Plan {
                 with(&|plan| _ = plan.changes[i].stage.remove(j));
             }
             with(&|plan| plan.changes[i].stops = false);
+            with(&|plan| plan.changes[i].insists = false);
         }
         with(&|plan| plan.spares.iter_mut().for_each(|spare| spare.from_ms = None));
         with(&|plan| _ = plan.spares.pop());
@@ -1003,11 +1050,17 @@ impl Plan {
 
     /// In some lives operators change the layout while all of it goes on, and some of what goes wrong is about the nodes that come and go.
     fn change_layouts(&mut self, allowed: &BTreeSet<FaultClass>) {
+        let unhealed = rng(self.seed, "healing in a change").random_bool(0.25);
         let rng = &mut rng(self.seed, "layout changes");
         if !allowed.contains(&FaultClass::LayoutChange) || self.repeats_elsewhere() || !rng.random_bool(0.3) {
             return;
         }
+        if self.tell_a_story(allowed) {
+            return;
+        }
         self.aftermath = None;
+        // Nothing else makes up for what a change has lost.
+        self.mechanisms.anti_entropy &= !unhealed;
         // Somebody always asks for something while it goes on.
         let workload = &mut self.workload;
         workload.clients = workload.clients.max(3);
@@ -1036,9 +1089,9 @@ impl Plan {
             if let Some(second) = operators.last().filter(|second| **second != first && rng.random_bool(0.3)) {
                 let stage = self.draw_stage(rng, &mut model.clone());
                 let at_ms = at_ms + rng.random_range(0..600);
-                self.changes.push(LayoutChange { at_ms, at: *second, stage, stops: false });
+                self.changes.push(LayoutChange { at_ms, at: *second, stage, stops: false, insists: false });
             }
-            self.changes.push(LayoutChange { at_ms, at: first, stage, stops });
+            self.changes.push(LayoutChange { at_ms, at: first, stage, stops, insists: false });
             model = after;
             self.faults.extend(self.draw_beside(rng, allowed, at_ms));
             at_ms += rng.random_range(500..self.active_ms / 3);
@@ -1047,6 +1100,7 @@ impl Plan {
             }
         }
         self.changes.sort_by_key(|change| change.at_ms);
+        self.faults.extend(self.draw_parts_crash(allowed));
     }
 
     /// What one operator wants, if these are the members; afterwards they are those that there will be.
@@ -1140,7 +1194,8 @@ impl Plan {
     /// could. An old disk, which comes back after the node has lived with another one, is remembered by nobody further ahead than it is.
     fn take_turns(&mut self, allowed: &BTreeSet<FaultClass>) {
         let rng = &mut rng(self.seed, "turns");
-        let losses: Vec<FaultClass> = allowed.iter().copied().filter(|class| class.destroys()).collect();
+        let losses = allowed.iter().copied().filter(|class| class.destroys() && !class.is_of_a_change());
+        let losses: Vec<FaultClass> = losses.collect();
         let ways = [FaultClass::Crash, FaultClass::Partition, FaultClass::Pause];
         let ways: Vec<FaultClass> = ways.into_iter().filter(|class| allowed.contains(class)).collect();
         if !rng.random_bool(0.15) || !allowed.contains(&FaultClass::EmptyDisk) || ways.is_empty() {
@@ -1373,6 +1428,11 @@ impl Plan {
             }
             FaultClass::Flap => FaultKind::Flap(node),
             FaultClass::CutFromPeers => FaultKind::CutFromPeers { node, hearing: Hearing::Neither },
+            FaultClass::Apart => {
+                let other = (0..nodes).filter(|node| !some.contains(node)).collect();
+                FaultKind::Apart { one: some, other }
+            }
+            FaultClass::DiesForGood => FaultKind::DiesForGood(victim()),
             FaultClass::Moves => FaultKind::Moves(node),
             FaultClass::UnreadAnswers => FaultKind::UnreadAnswers(node),
             FaultClass::UnfinishedRequests => FaultKind::UnfinishedRequests(node),
@@ -1686,7 +1746,7 @@ mod tests {
                 !*mechanisms.switches_mut()[switch]
             });
             let off = off.count();
-            assert!((40..180).contains(&off), "mechanism {switch} is off in {off} lives");
+            assert!((40..220).contains(&off), "mechanism {switch} is off in {off} lives");
         }
         let only = |wanted: fn(&Mechanisms) -> bool| {
             let healers = |of: &Mechanisms| u8::from(of.hints) + u8::from(of.read_repair) + u8::from(of.anti_entropy);

@@ -433,6 +433,8 @@ pub fn fault_text(kind: &FaultKind) -> String {
         FaultKind::CutFromPeers { node, hearing: Hearing::Mute } => {
             format!("none of its peers hears {}", name(*node))
         }
+        FaultKind::Apart { one, other } => format!("{} and {} do not hear each other", names(one), names(other)),
+        FaultKind::DiesForGood(node) => format!("{} dies with its disk, for good", name(*node)),
         FaultKind::Moves(node) => format!("{} dies and comes back at another address", name(*node)),
         FaultKind::UnreadAnswers(node) => format!("a client takes no answers of {}", name(*node)),
         FaultKind::UnfinishedRequests(node) => format!("a client completes no requests to {}", name(*node)),

@@ -24,7 +24,7 @@ fn life(seed: u64, spares: u8, changes: Vec<LayoutChange>, faults: Vec<Fault>) -
 }
 
 fn change(at_ms: u32, at: u8, stage: &[Staging]) -> LayoutChange {
-    LayoutChange { at_ms, at, stage: stage.to_vec(), stops: true }
+    LayoutChange { at_ms, at, stage: stage.to_vec(), stops: true, insists: false }
 }
 
 fn must_be_good(report: &Report, decided: u64, versions: u64) {
@@ -65,5 +65,31 @@ fn of_two_layouts_for_one_version_one_is_decided() {
         assert!(report.is_good(), "{report}");
         let changes = report.changes;
         assert!(changes.decided >= 1 && changes.decided + changes.dropped + changes.refused == 2, "{report}");
+    }
+}
+
+/// A donor and then a receiver of a change dies with its disk while it is under way, and another node takes its place in a second change:
+/// three layouts are live, and one of their owners never says anything again.
+#[test]
+fn a_node_that_dies_for_good_in_a_change_is_replaced_in_the_next_one() {
+    for (seed, dead) in [(0, 1), (1, 3)] {
+        let first = change(5_000, 0, &[Staging::Replace { old: 2, new: 3 }]);
+        let mut second = change(5_800, 0, &[Staging::Replace { old: dead, new: 4 }]);
+        second.insists = true;
+        let dies = Fault { at_ms: 5_300, for_ms: 0, kind: FaultKind::DiesForGood(dead) };
+        must_be_good(&life(seed, 2, vec![first, second], vec![dies]), 2, 3);
+    }
+}
+
+/// All owners are replaced while those that go and those that come do not hear each other, so that nothing can be moved; afterwards it is.
+#[test]
+fn owners_that_go_and_owners_that_come_are_apart_for_a_while() {
+    for seed in 0..2 {
+        let replace = |old: u8| Staging::Replace { old, new: old + 3 };
+        let all = change(5_000, 0, &[replace(0), replace(1), replace(2)]);
+        // One of those that go hears everybody, so that the others learn of the change.
+        let apart = FaultKind::Apart { one: [1, 2].into(), other: [3, 4, 5].into() };
+        let report = life(seed, 3, vec![all], vec![Fault { at_ms: 4_000, for_ms: 8_000, kind: apart }]);
+        must_be_good(&report, 1, 2);
     }
 }
