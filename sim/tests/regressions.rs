@@ -53,6 +53,13 @@ fn a_disk_that_was_set_back_is_started_only_in_company_that_stays() {
     must_be_good_by_plan(include_str!("plans/company-that-leaves.json"));
 }
 
+/// A peer asked seldom, and one answer came just before the time was over that the one before it had been given: its connection was closed
+/// because "answers were not taken", and an owner was out of reach though nothing was wrong with it. (Seed 836.)
+#[test]
+fn a_connection_with_seldom_answers_stays() {
+    must_be_good_by_plan(include_str!("plans/seldom-answers.json"));
+}
+
 /// Room for a read and its answer was taken in pieces that count alone, and was never enough, though nothing else was under way.
 /// (Seed 400.)
 #[test]

@@ -968,6 +968,8 @@ struct Departures {
     /// How many of them the other end has acknowledged.
     departed: Arc<AtomicU64>,
     pace: Option<Pace>,
+    /// How many bytes have to be acknowledged for all that was to be sent when the pace began.
+    mark: u64,
 }
 
 impl Departures {
@@ -990,21 +992,27 @@ impl Departures {
         chunks
     }
 
-    /// Whether everything has departed that was to be sent.
-    fn is_done(&self, rest: usize) -> bool {
-        rest == 0 && self.framer.is_empty() && self.departed.load(Ordering::Relaxed) == self.written
-    }
-
-    /// When the next progress is due; nothing if nothing is to be sent or acknowledged.
-    fn due(&mut self, rest: usize) -> Option<Instant> {
-        if self.is_done(rest) {
+    /// When the next progress is due, if `rest` is still to be given to the stream; nothing if nothing is to be sent or acknowledged.
+    fn due(&mut self, rest: &[Bytes]) -> Option<Instant> {
+        let departed = self.departed.load(Ordering::Relaxed);
+        if rest.is_empty() && self.framer.is_empty() && departed == self.written {
             self.pace = None;
             return None;
         }
         // Bytes count twice, when they are taken and when they are acknowledged: a pace is made by either.
-        let (bytes, now) = (self.written + self.departed.load(Ordering::Relaxed), Instant::now());
-        let pace = self.pace.get_or_insert(Pace::begin(bytes, now));
-        pace.note(bytes, now);
+        let (bytes, now) = (self.written + departed, Instant::now());
+        let pace = match &mut self.pace {
+            Some(pace) if departed < self.mark => {
+                pace.note(bytes, now);
+                pace
+            }
+            // Whatever waited has been taken, perhaps long ago and while nobody looked. What waits now has its own time: a trickle of
+            // small answers, of which one is always under way, makes no pace and holds nothing up.
+            pace => {
+                self.mark = self.written + rest.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+                pace.insert(Pace::begin(bytes, now))
+            }
+        };
         Some(pace.until)
     }
 }
@@ -1015,7 +1023,7 @@ async fn write_answers(
     counts: Arc<Counts>,
 ) -> Result<(), End> {
     let (framer, departed) = (Framer::new(Direction::Answer), Arc::default());
-    let mut departures = Departures { framer, small: Vec::new(), written: 0, departed, pace: None };
+    let mut departures = Departures { framer, small: Vec::new(), written: 0, departed, pace: None, mark: 0 };
     let mut batch = Vec::with_capacity(BATCH);
     let cut = || {
         sometimes!("lanes: answers that were not taken were cut off");
@@ -1025,12 +1033,12 @@ async fn write_answers(
     loop {
         let rested = departures.framer.is_empty();
         while departures.framer.is_empty() && batch.is_empty() {
-            let due = departures.due(0);
+            let due = departures.due(&[]);
             tokio::select! {
                 biased;
                 count = queue.recv_many(&mut batch, BATCH) => if count == 0 { return Ok(()) },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    if departures.due(0).is_some_and(|due| due <= Instant::now()) {
+                    if departures.due(&[]).is_some_and(|due| due <= Instant::now()) {
                         return cut();
                     }
                 }
@@ -1047,7 +1055,7 @@ async fn write_answers(
         let mut chunks = departures.take();
         let mut rest = &mut chunks[..];
         while !rest.is_empty() {
-            let due = departures.due(rest.len()).expect("there is something to be sent");
+            let due = departures.due(rest).expect("there is something to be sent");
             match timeout_at(due, send.write_chunks(rest)).await {
                 Ok(Ok(written)) => {
                     departures.written += written.bytes as u64;
@@ -1055,7 +1063,7 @@ async fn write_answers(
                 }
                 // The lane or the connection has ended; whoever reads notices too.
                 Ok(Err(_)) => return Ok(()),
-                Err(_) if departures.due(rest.len()).is_some_and(|due| due > Instant::now()) => {}
+                Err(_) if departures.due(rest).is_some_and(|due| due > Instant::now()) => {}
                 Err(_) => return cut(),
             }
         }
@@ -1064,4 +1072,61 @@ async fn write_answers(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn departures() -> Departures {
+        let (framer, departed) = (Framer::new(Direction::Answer), Arc::default());
+        Departures { framer, small: Vec::new(), written: 0, departed, pace: None, mark: 0 }
+    }
+
+    impl Departures {
+        /// A small answer is given to the stream; when the other end would be cut off, and what is to be dropped as it acknowledges.
+        fn sends(&mut self) -> (Instant, Vec<Bytes>) {
+            self.push(Departing { id: 1, body: Bytes::from_static(b"yes"), charges: Vec::new() });
+            let chunks = self.take();
+            let due = self.due(&chunks).expect("there is something to be sent");
+            self.written += chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+            (due, chunks)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_its_own_time_however_long_ago_the_one_before_was_taken() {
+        let mut departures = departures();
+        let (due, first) = departures.sends();
+        assert_eq!(due, Instant::now() + STALL);
+        drop(first);
+        // Nobody has looked since. A round trip takes longer than what is left of the first one's time.
+        advance(STALL - Duration::from_millis(1)).await;
+        let (due, second) = departures.sends();
+        assert_eq!(due, Instant::now() + STALL);
+        drop(second);
+        assert_eq!(departures.due(&[]), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickle_of_which_something_is_always_under_way_is_taken_in_time() {
+        let mut departures = departures();
+        let (_, mut under_way) = departures.sends();
+        for _ in 0..100 {
+            advance(Duration::from_millis(200)).await;
+            let (due, next) = departures.sends();
+            assert!(due > Instant::now() + STALL / 2, "{:?} are left", due - Instant::now());
+            under_way = next;
+        }
+        // From here on nothing is taken.
+        let due = departures.due(&[]).expect("an answer is under way");
+        for _ in 0..20 {
+            advance(Duration::from_millis(200)).await;
+            let (later, kept) = departures.sends();
+            under_way.extend(kept);
+            assert!(later < due + Duration::from_millis(200), "what is sent and not taken buys nothing");
+        }
+    }
 }
