@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -75,6 +75,8 @@ struct Shared {
     clock_offset_ms: AtomicI64,
     /// How often it has moved: each time to the next port.
     moves: AtomicU16,
+    /// An operator has stopped it for good.
+    retired: AtomicBool,
     credentials: Credentials,
     join: Vec<SocketAddr>,
     durability: Durability,
@@ -152,6 +154,7 @@ impl Cluster<'_> {
                 seed: plan.seed,
                 clock_offset_ms: AtomicI64::new(0),
                 moves: AtomicU16::new(0),
+                retired: AtomicBool::new(false),
                 credentials: credentials(&issued),
                 join: addrs.iter().copied().take(SEEDS).collect(),
                 durability: plan.durability,
@@ -303,6 +306,16 @@ impl Machine {
     /// From its next start on the node listens at another address.
     pub fn moves(&self) {
         self.shared.moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An operator has stopped the node for good.
+    pub fn is_retired(&self) -> bool {
+        self.shared.retired.load(Ordering::Relaxed)
+    }
+
+    /// From now on an operator has stopped it for good.
+    pub fn retire(&self) {
+        self.shared.retired.store(true, Ordering::Relaxed);
     }
 
     /// The node's failure domain.

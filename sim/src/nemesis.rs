@@ -208,6 +208,7 @@ impl Nemesis {
     pub(crate) fn retire(&mut self, node: u8, cluster: &Cluster<'_>) {
         self.trace.event(cluster.elapsed(), "nemesis", format_args!("{} is stopped for good", name(node)));
         self.retired.insert(node);
+        cluster.machines()[usize::from(node)].retire();
         cluster.stop(node);
     }
 

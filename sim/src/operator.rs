@@ -2,7 +2,8 @@
 //!
 //! An operator stages what is wanted at one node and applies it as the next version. What is not decided is applied again until it is. When
 //! another layout of that version is in force, the wish is dropped, as whoever looks at it may want something else now; or, if the operator
-//! insists, it is meant for the next version from then on.
+//! insists, it is meant for the next version from then on. An operator whose node is stopped for good, because another operator had it leave,
+//! turns to another node.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -89,8 +90,12 @@ pub(crate) async fn operate(
     let change = &plan.changes[number];
     sleep((start + Duration::from_millis(change.at_ms.into())).saturating_sub(elapsed())).await;
     let mut client = None;
-    let mut asked = None;
+    let (mut at, mut asked) = (change.at, None);
     while elapsed() < until {
+        if let Some(other) = instead_of(at, &machines) {
+            // What was staged went with the node; the other one says whether it is still to be done.
+            (at, asked) = (other, None);
+        }
         let admin = match &client {
             Some(admin) => admin,
             None => match clients.connect(PORT_BASE - number as u16, true, TIMEOUT).await {
@@ -103,8 +108,8 @@ pub(crate) async fn operate(
             },
         };
         // Another one may have its turn between two attempts, and forget what was staged.
-        let alone = operators.0.nodes[usize::from(change.at)].lock().await;
-        let ended = attempt(admin, &machines, change, &mut asked).await;
+        let alone = operators.0.nodes[usize::from(at)].lock().await;
+        let ended = attempt(admin, (&machines, at), change, &mut asked).await;
         drop(alone);
         match ended {
             Ok(wish) => {
@@ -131,14 +136,27 @@ pub(crate) async fn operate(
     }
 }
 
-/// Stages and applies, or applies again what was `asked` for.
+/// The next node that knows a layout, if the operator of another one has had this one leave and it is stopped for good.
+fn instead_of(at: u8, machines: &[Machine]) -> Option<u8> {
+    if !machines[usize::from(at)].is_retired() {
+        return None;
+    }
+    let count = machines.len() as u8;
+    let mut others = (1..count).map(|further| (at + further) % count);
+    others.find(|other| {
+        let machine = &machines[usize::from(*other)];
+        !machine.is_retired() && machine.context_keys().is_ok()
+    })
+}
+
+/// Stages and applies at a node, or applies again what was `asked` for.
 async fn attempt(
     admin: &Client,
-    machines: &[Machine],
+    (machines, at): (&[Machine], u8),
     change: &LayoutChange,
     asked: &mut Option<LayoutVersion>,
 ) -> Result<Wish, Error> {
-    let at = machines[usize::from(change.at)].addr();
+    let at = machines[usize::from(at)].addr();
     let ask = async |command: LayoutCommand| -> Result<LayoutReport, Error> {
         match admin.request_at(at, RequestBody::Layout(command), RequestOptions::default()).await? {
             Reply::Layout(report) => Ok(*report),

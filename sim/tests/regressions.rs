@@ -60,6 +60,13 @@ fn a_connection_with_seldom_answers_stays() {
     must_be_good_by_plan(include_str!("plans/seldom-answers.json"));
 }
 
+/// An operator had the node leave at which another operator waited for a decision, and it was stopped for good. That is no change that
+/// hangs; the operator goes on at another node. (Seed 789.)
+#[test]
+fn an_operator_whose_node_has_left_turns_to_another_one() {
+    must_be_good_by_plan(include_str!("plans/an-operators-node-leaves.json"));
+}
+
 /// Room for a read and its answer was taken in pieces that count alone, and was never enough, though nothing else was under way.
 /// (Seed 400.)
 #[test]
