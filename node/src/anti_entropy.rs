@@ -302,7 +302,6 @@ async fn run(desk: Arc<Desk>) {
     loop {
         let began = Instant::now();
         let mut pace = desk.config.interval;
-        desk.replica.save_beacons(&desk.beacons).await;
         if let Some(current) = desk.layouts.current() {
             desk.rebuild(&current).await;
             let run = {

@@ -8,18 +8,22 @@
 //! disk before.
 //!
 //! What nobody was told, nobody can remember: a disk that is set back to before its last few writes, of which it had told
-//! nobody but clients, is not noticed. And what nobody can tell, nobody hears: a node that starts waits for the other members'
-//! hellos before it answers reads, but for a second only, so that owners which can be reached are not kept waiting by those which cannot.
+//! nobody but clients, is not noticed. What is heard is stored every second (`SAVE_EVERY`), so that a crash forgets no more than
+//! that. And what nobody can tell, nobody hears: a node that starts waits for the other members' hellos before it answers reads, but
+//! for a second only, so that owners which can be reached are not kept waiting by those which cannot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use quorate_wire::codec;
 use quorate_wire::ids::{DiskId, NodeId};
 use quorate_wire::sometimes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
+use crate::replica::Replica;
 use crate::store::{Committer, Store, StoreError, Tree};
 
 /// How far a disk had come, and in which life it said so.
@@ -195,10 +199,29 @@ impl Beacons {
         Ok(())
     }
 
+    /// Whether anything is not stored yet.
+    fn has_news(&self) -> bool {
+        !self.state().unsaved.is_empty()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("nothing panics while it is locked")
     }
 }
+
+/// Stores what is heard of other disks, for as long as the node runs.
+pub(crate) async fn remember(beacons: Beacons, replica: Replica) {
+    loop {
+        sleep(SAVE_EVERY).await;
+        if beacons.has_news() {
+            replica.save_beacons(&beacons).await;
+        }
+    }
+}
+
+/// A value for each node that was heard of, at most, is written so often. Disks that are set back just after whoever knew has crashed are
+/// what this is for: what was stored by the last pass of anti-entropy, seconds ago, may be from before the time that they lack.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Before the node's name in the keys of [`Tree::Meta`].
 const PREFIX: &[u8] = b"beacon/of/";
@@ -209,8 +232,6 @@ const DISKS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::store::{Durability, Executor, MemoryStore};
 

@@ -31,7 +31,7 @@ use tracing::{error, info, warn};
 
 use crate::addresses;
 use crate::anti_entropy::{self, AntiEntropy, AntiEntropyConfig};
-use crate::beacons::Beacons;
+use crate::beacons::{self, Beacons};
 use crate::certificate::Certificate;
 pub use crate::coordinator::Mechanisms;
 use crate::coordinator::{Coordinator, CoordinatorParts, Defaults};
@@ -91,6 +91,7 @@ pub struct Node {
     membership: Membership,
     handoff: Handoff,
     replica: Replica,
+    beacons: Beacons,
     boot: u64,
     committer: Committer,
     store: Arc<dyn Store>,
@@ -201,6 +202,7 @@ impl Node {
             membership,
             handoff,
             replica: disk.replica,
+            beacons: disk.beacons,
             boot: disk.identity.boot,
             committer: disk.committer,
             store: disk.store,
@@ -302,6 +304,7 @@ impl Node {
         // Every other end has been told by now; a connection that drains for longer has nobody at its other end.
         let _ = timeout(limit.min(DRAIN_TIME), self.endpoint.wait_idle()).await;
         self.end_tasks();
+        self.replica.save_beacons(&self.beacons).await;
         let saved = timeout(limit, self.replica.close(self.boot)).await;
         if let Err(why) =
             saved.map_err(|_| format!("not within {limit:?}")).and_then(|saved| saved.map_err(|e| e.to_string()))
@@ -651,6 +654,7 @@ impl Tasks {
         );
         let follow_hellos = follow::hellos(me, layouts.clone(), recovery.clone(), beacons.clone());
         let follow_set_backs = follow::set_backs(me, layouts.clone(), replica.clone(), beacons.clone());
+        let remember_beacons = beacons::remember(beacons.clone(), replica.clone());
         let remember = addresses::remember(me, Arc::clone(store), executor.clone(), membership.liveness());
         let tasks = [
             supervise::spawn("accept", accept),
@@ -658,6 +662,7 @@ impl Tasks {
             supervise::spawn("hellos followed", follow_hellos),
             supervise::spawn("set-backs followed", follow_set_backs),
             supervise::spawn("addresses remembered", remember),
+            supervise::spawn("beacons remembered", remember_beacons),
             supervise::spawn("room on the disk", room.clone().watch(executor.clone(), committer.clone())),
             supervise::spawn("superseded operations", replica.clone().trim_operations()),
             supervise::spawn("certificate", services.status.certificate.clone().watch()),

@@ -704,15 +704,20 @@ async fn a_start_is_judged_and_its_doubt_settled() {
     assert_eq!(one.replica.recovery().partitions(), [P]);
 }
 
-#[tokio::test]
-async fn what_is_remembered_of_other_disks_is_stored() {
+/// Whoever remembers may crash, too, just before the disk that it remembers is set back.
+#[tokio::test(start_paused = true)]
+async fn what_is_heard_of_other_disks_is_stored_within_seconds() {
     let one = setup(1);
     let (disk, store) = (quorate_wire::ids::DiskId(1), &*one.store);
-    let beacons = crate::beacons::Beacons::open(store, 7, one.replica.0.committer.clone());
-    beacons.heard(crate::beacons::Speaker { node: target(), disk, life: 3 }, 12);
-    one.replica.save_beacons(&beacons).await;
-    let again = crate::beacons::Beacons::open(store, 8, one.replica.0.committer.clone());
-    assert_eq!(again.of(target()).len(), 1);
+    let open = |life| crate::beacons::Beacons::open(store, life, one.replica.0.committer.clone());
+    let beacons = open(7);
+    let task = tokio::spawn(crate::beacons::remember(beacons.clone(), one.replica.clone()));
+    for beacon in [12, 13] {
+        beacons.heard(crate::beacons::Speaker { node: target(), disk, life: 3 }, beacon);
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(open(8).of(target())[0].beacon, beacon);
+    }
+    task.abort();
 }
 
 #[tokio::test(start_paused = true)]

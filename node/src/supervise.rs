@@ -51,6 +51,7 @@ pub const TASKS: &[&str] = &[
     "sync by the clock",
     "a slow disk's call",
     "addresses remembered",
+    "beacons remembered",
     "room on the disk",
     "superseded operations",
     "certificate",

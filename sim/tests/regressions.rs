@@ -67,6 +67,14 @@ fn an_operator_whose_node_has_left_turns_to_another_one() {
     must_be_good_by_plan(include_str!("plans/an-operators-node-leaves.json"));
 }
 
+/// A node's disk was set back by nine seconds. Of those who had heard how far it had come one was down and one paused; the other two had
+/// crashed just after that, and had stored what they heard by the last pass of anti-entropy, seconds before: nobody could tell.
+/// (Seed 859.)
+#[test]
+fn whoever_has_crashed_remembers_how_far_the_disks_of_others_were() {
+    must_be_good_by_plan(include_str!("plans/whoever-knew-crashed.json"));
+}
+
 /// Room for a read and its answer was taken in pieces that count alone, and was never enough, though nothing else was under way.
 /// (Seed 400.)
 #[test]
