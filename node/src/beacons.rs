@@ -10,7 +10,7 @@
 //! What nobody was told, nobody can remember: a disk that is set back to before its last few writes, of which it had told
 //! nobody but clients, is not noticed. What is heard is stored every second (`SAVE_EVERY`), so that a crash forgets no more than
 //! that. And what nobody can tell, nobody hears: a node that starts waits for the other members' hellos before it answers reads, but
-//! for a second only, so that owners which can be reached are not kept waiting by those which cannot.
+//! for a second only, so that owners which can be reached are not kept waiting by those which cannot; for ten if nobody greets it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,7 +21,7 @@ use quorate_wire::ids::{DiskId, NodeId};
 use quorate_wire::sometimes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::replica::Replica;
 use crate::store::{Committer, Store, StoreError, Tree};
@@ -141,9 +141,30 @@ impl Beacons {
         }
     }
 
-    /// Waits until the hellos of all these nodes have come. At most one may wait.
-    pub(crate) async fn greeted_by(&self, nodes: &[NodeId]) {
+    /// Waits, after a start, for the hellos of these nodes, of which some may be down; tells whether all have come. At most one may wait.
+    ///
+    /// While nobody at all has greeted, nobody could have said that this disk is an old one: such a node waits for longer.
+    pub(crate) async fn hellos(&self, of: &[NodeId]) -> bool {
+        let all = timeout(HELLOS_WAIT, self.greeted_by(of)).await.is_ok();
+        if all || of.iter().any(|node| self.state().greeted.contains(node)) {
+            return all;
+        }
+        let any = timeout(ALONE_WAIT - HELLOS_WAIT, self.greeted_by_any(of)).await;
+        sometimes!("beacons: a start heard of nobody for long", any.is_err());
+        // Others that are as far away as the first one are about to greet as well.
+        any.is_ok() && timeout(HELLOS_WAIT, self.greeted_by(of)).await.is_ok()
+    }
+
+    /// Waits until the hellos of all these nodes have come.
+    async fn greeted_by(&self, nodes: &[NodeId]) {
         while !nodes.iter().all(|node| self.state().greeted.contains(node)) {
+            self.0.hellos.notified().await;
+        }
+    }
+
+    /// Waits until the hello of any of these nodes has come.
+    async fn greeted_by_any(&self, nodes: &[NodeId]) {
+        while !nodes.iter().any(|node| self.state().greeted.contains(node)) {
             self.0.hellos.notified().await;
         }
     }
@@ -219,6 +240,14 @@ pub(crate) async fn remember(beacons: Beacons, replica: Replica) {
     }
 }
 
+/// How long a start waits for the hellos of members that may be down: two round trips to another continent, with a loss.
+const HELLOS_WAIT: Duration = Duration::from_secs(1);
+
+/// How long it waits in all while nobody has greeted it: some dials, each of which takes up to two seconds, over a link on which a
+/// handshake takes longer than [`HELLOS_WAIT`]. A node that reaches nobody for so long trusts its disk, or the only one that is left of a
+/// cluster would never answer a read again.
+const ALONE_WAIT: Duration = Duration::from_secs(10);
+
 /// A value for each node that was heard of, at most, is written so often. Disks that are set back just after whoever knew has crashed are
 /// what this is for: what was stored by the last pass of anti-entropy, seconds ago, may be from before the time that they lack.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -232,6 +261,8 @@ const DISKS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
     use crate::store::{Durability, Executor, MemoryStore};
 
@@ -294,18 +325,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_start_waits_for_everybody_who_may_remember() {
-        let one = beacons(&MemoryStore::new(), 7);
         let [a, b] = ["a", "b"].map(|name| NodeId::new(name).expect("legal"));
-        let second = Duration::from_secs(1);
-        one.greeted_by(&[]).await;
-        one.greeted(a);
-        one.greeted(a);
-        assert!(tokio::time::timeout(second, one.greeted_by(&[a, b])).await.is_err(), "b has said nothing");
-        let waiting = tokio::spawn({
-            let one = one.clone();
-            async move { one.greeted_by(&[a, b]).await }
-        });
-        one.greeted(b);
-        tokio::time::timeout(second, waiting).await.expect("at once").expect("no panic");
+        // Who greets after how many milliseconds; when the wait is over, and whether all have greeted.
+        for (greets, ends_ms, all) in [
+            (vec![(100, a), (100, a), (300, b)], 300, true),
+            (vec![(100, a)], 1_000, false),
+            (vec![(1_700, a), (1_800, b)], 1_800, true),
+            (vec![(1_700, a)], 2_700, false),
+            (vec![(9_900, b), (10_800, a)], 10_800, true),
+            (vec![], 10_000, false),
+        ] {
+            let one = beacons(&MemoryStore::new(), 7);
+            let begun = Instant::now();
+            let waiting = tokio::spawn({
+                let one = one.clone();
+                async move { (one.hellos(&[a, b]).await, begun.elapsed().as_millis()) }
+            });
+            for (after_ms, node) in greets.clone() {
+                tokio::time::sleep_until(begun + Duration::from_millis(after_ms)).await;
+                one.greeted(node);
+            }
+            assert_eq!(waiting.await.expect("no panic"), (all, ends_ms), "{greets:?}");
+        }
+        let begun = Instant::now();
+        assert!(beacons(&MemoryStore::new(), 7).hellos(&[]).await);
+        assert_eq!(begun.elapsed(), Duration::ZERO, "there is nobody else");
     }
 }

@@ -159,6 +159,7 @@ pub const MARKS: &[&str] = &[
     "scrub: found a corrupt record",
     "beacons: a disk was found to be set back",
     "beacons: a start did not hear of every member",
+    "beacons: a start heard of nobody for long",
     "recovery: a read was refused",
     "recovery: a record was lost while others of its leaf were being recovered",
     "recovery: a partition is whole again",

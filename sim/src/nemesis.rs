@@ -499,7 +499,8 @@ impl Nemesis {
     /// Whether any other node runs that this one can ask when it starts, and that stays for as long as it waits.
     fn has_company(&self, node: u8, cluster: &Cluster<'_>) -> bool {
         let nodes = self.plan.nodes();
-        let until = cluster.elapsed() + COMPANY;
+        let delays = |fault: &FaultKind| matches!(fault, FaultKind::Latency { .. });
+        let until = cluster.elapsed() + if self.active_faults().any(delays) { SLOW_COMPANY } else { COMPANY };
         let soon =
             self.steps[self.next..].iter().take_while(|(at, _)| *at <= until).filter_map(|(_, step)| match step {
                 Step::Begin(i) => Some(&self.plan.faults[*i].kind),
@@ -790,6 +791,9 @@ const RESTART_AFTER: Duration = Duration::from_millis(500);
 
 /// A node that starts waits for a second for the others to say how far its disk was; the dial takes its time before that.
 const COMPANY: Duration = Duration::from_secs(2);
+
+/// Where a handshake takes longer than that, it waits until somebody has said so, for ten seconds.
+const SLOW_COMPANY: Duration = Duration::from_secs(11);
 
 #[cfg(test)]
 mod tests {

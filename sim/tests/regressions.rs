@@ -75,6 +75,13 @@ fn whoever_has_crashed_remembers_how_far_the_disks_of_others_were() {
     must_be_good_by_plan(include_str!("plans/whoever-knew-crashed.json"));
 }
 
+/// A node whose disk was set back started alone, and so far away that nobody greeted it within a second: it trusted its disk, and
+/// answered a read of R = 1. (Seed 665.)
+#[test]
+fn a_node_that_nobody_greets_at_once_does_not_trust_its_disk_yet() {
+    must_be_good_by_plan(include_str!("plans/far-away-and-alone.json"));
+}
+
 /// Room for a read and its answer was taken in pieces that count alone, and was never enough, though nothing else was under way.
 /// (Seed 400.)
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorate_wire::ids::{DiskId, NodeId};
 use quorate_wire::sometimes;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{error, warn};
 
 use crate::beacons::Beacons;
@@ -70,8 +70,8 @@ pub(super) async fn hellos(me: NodeId, layouts: Layouts, recovery: Recovery, bea
     let current = layouts.wait_for(Option::is_some).await.ok().and_then(|current| Option::clone(&current));
     let Some(current) = current else { return };
     let others: Vec<NodeId> = current.live().members().into_iter().filter(|node| *node != me).collect();
-    let all = timeout(HELLOS_WAIT, beacons.greeted_by(&others)).await;
-    sometimes!("beacons: a start did not hear of every member", all.is_err());
+    let all = beacons.hellos(&others).await;
+    sometimes!("beacons: a start did not hear of every member", !all);
     recovery.settle(Doubt::Start);
 }
 
@@ -118,9 +118,6 @@ impl Start {
         }
     }
 }
-
-/// How long a start waits for the hellos of members that may be down: two round trips to another continent, with a loss.
-const HELLOS_WAIT: Duration = Duration::from_secs(1);
 
 /// How soon a store that failed is tried again.
 const DECIDE_AGAIN: Duration = Duration::from_secs(1);
