@@ -778,6 +778,11 @@ impl Turn {
         self.current.may_serve(me, self.partition, Role::Reads(self.view.read_version()))
     }
 
+    /// Whether this node, which might answer it as a read, may do so still, now that it has looked at what it holds.
+    fn still_speaks(&self, inner: &Inner) -> Result<(), NotApplied> {
+        inner.layouts.still_speaks(&self.current, self.partition, self.view.read_version())
+    }
+
     /// What is said of a write of which an earlier attempt may have been minted.
     fn unknown(&self, op_id: OpId, why: String) -> Failure {
         Failure::Indeterminate { op_id, need: self.need(), acks: Acks::default(), why }

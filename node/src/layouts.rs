@@ -45,7 +45,7 @@ use crate::supervise;
 use quorate_core::changes::Change;
 use quorate_core::context_keys::ContextKeys;
 use quorate_core::layout::{Layout, ZONE_LEN_MAX};
-use quorate_core::ownership::Label;
+use quorate_core::ownership::{Label, Role};
 use quorate_core::ring::WEIGHT_MAX;
 use quorate_core::staging::{Staged, StagedMember};
 
@@ -139,6 +139,25 @@ impl Layouts {
     /// This node's disk.
     pub(crate) fn disk(&self) -> DiskId {
         self.0.store.me.disk
+    }
+
+    /// Whether this node, which `asked` let answer a read at a version, may do so still, now that it has looked at what it holds: it may have
+    /// closed the version since, and dropped its copy. It says that it has before the first record goes.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn still_speaks(
+        &self,
+        asked: &Arc<Current>,
+        partition: Partition,
+        at: LayoutVersion,
+    ) -> Result<(), NotApplied> {
+        let current = self.known()?;
+        // Nothing has changed, which is the rule, and spares a look.
+        if Arc::ptr_eq(asked, &current) {
+            return Ok(());
+        }
+        current.may_serve(self.0.store.me.node, partition, Role::Reads(at))
     }
 
     /// A peer knows that every change up to this version is over.

@@ -129,10 +129,12 @@ impl ReplicaService {
         let Fetch { at, under, key, held, durable, r } = ask;
         let current = self.layouts.under(Label::of(at))?;
         check_key(&key)?;
-        current.may_serve(self.me, current.partition_of(&key), Role::Reads(at))?;
+        let partition = current.partition_of(&key);
+        current.may_serve(self.me, partition, Role::Reads(at))?;
         let reading = current.reading(at, r);
         self.coordinator.note_service();
         let record = room.read(|| self.replica.read_for(&key, reading), Record::encoded_len).await?;
+        self.layouts.still_speaks(&current, partition, at)?;
         if durable {
             self.replica.settled().await?;
             let need = self.replica.fence();
@@ -170,6 +172,7 @@ impl ReplicaService {
         let reading = current.reading(at, r);
         let range = || self.replica.range(partition, after.as_ref(), limit as usize, reading);
         let (entries, done) = read_within(&room.room, room.until, range, |(entries, _)| entries_len(entries)).await?;
+        self.layouts.still_speaks(&current, partition, at)?;
         let entries = entries.into_iter().map(|(key, record)| (key, Blob(record.encode()))).collect();
         Ok(FetchedRange { entries, done })
     }

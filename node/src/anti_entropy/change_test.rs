@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use quorate_transport::budget::Room;
+use quorate_transport::budget::{Budget, Pot, Room};
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{DiskId, OpId};
-use quorate_wire::{Failure, Key, Quorum, Read, Reply, Request, RequestBody, Write};
+use quorate_wire::{Failure, Key, KeyPrefix, Quorum, Read, Reply, Request, RequestBody, Scan, ScanPosition, Write};
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node};
 use crate::coordinator::Origin;
+use crate::peer_wire::{Fetch, FetchRange, PeerBody, PeerReply};
 use crate::recovery::Reason;
+use crate::replica_service::ReplicaService;
 use crate::store::{Store, Tree};
 use quorate_core::changes::{self, layout_after};
 use quorate_core::keyspace::data_key;
@@ -458,4 +460,103 @@ async fn a_node_that_joins_speaks_only_when_it_holds_what_it_must() {
         }
     }
     assert!(copies.values().all(|copies| *copies == 3) && copies.len() == 40, "{copies:?}");
+}
+
+/// Runs a request that has too little room for what it reads until something else was done, and reads it once more then.
+async fn in_the_midst_of<T>(request: impl AsyncFnOnce(Room) -> T, meanwhile: impl AsyncFnOnce()) -> T {
+    let budget = Budget::new(1 << 20);
+    let pot = Pot { small: budget.clone(), large: budget.clone(), large_from: 1 << 20 };
+    let others = budget.try_take(1 << 20).expect("it is free");
+    let meanwhile = async {
+        meanwhile().await;
+        drop(others);
+    };
+    tokio::join!(request(Room::new(pot)), meanwhile).0
+}
+
+const LARGE: usize = 20 << 10;
+
+#[tokio::test]
+async fn a_copy_that_is_dropped_while_a_read_waits_does_not_answer_that_there_is_nothing() {
+    for way in ["a peer's read", "a peer's page", "its own read", "its own page"] {
+        let nodes = three_and(3).await;
+        let (leaves, at) = (&nodes[0], LayoutVersion(1));
+        let key = key(1);
+        let partition = leaves.partition_of(&Blob::from(key.clone()));
+        for node in &nodes[..2] {
+            node.hold(&key.clone().into(), &by_hand::record(1, &"v".repeat(LARGE))).await;
+        }
+        nodes[1..].iter().for_each(|node| node.is(Manner::Refuses));
+        let next = after(leaves, &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
+        leaves.layouts.adopt(next).await;
+        let drops = async || {
+            let close = |said: &mut Said, current: &Current| {
+                said.fence = current.version();
+                for partition in current.owned_by(NodeId::new("n1").expect("legal")) {
+                    let mut part = said.part(partition);
+                    (part.closed, part.dropped) = (current.version(), true);
+                    said.set(partition, part);
+                }
+                true
+            };
+            leaves.layouts.say(close).await.expect("memory takes it");
+            leaves.replica.drop_records(partition, || true).await.expect("memory takes it");
+            assert!(held(leaves, 1).await.is_empty());
+        };
+        let as_a_peer = async |body: PeerBody, room: Room| {
+            let (layouts, replica) = (leaves.layouts.clone(), leaves.replica.clone());
+            let service = ReplicaService::new(leaves.id, layouts, replica, leaves.coordinator.clone());
+            service.serve_peer(nodes[1].id, body, PATIENCE, room).await
+        };
+        let as_a_client = async |body: RequestBody, room: Room| {
+            let request = Request { layout: at, request_id: 7, body };
+            leaves.coordinator.handle(&request, PATIENCE, Origin::Client, room).await
+        };
+        let encoded = Blob::from(key.clone());
+        let fetch = Fetch { at, under: at, key: encoded, held: None, durable: false, r: 1 };
+        let range = FetchRange { at, partition, after: None, limit: 10, r: 1 };
+        let read = Read { key, r: Some(Quorum::One), strict: true, monotonic: false, explain: false };
+        let scan = Scan {
+            prefix: KeyPrefix::default(),
+            from: ScanPosition::start_of(partition),
+            until: Partition(partition.0 + 1),
+            limit: 10,
+            keys_only: false,
+            r: Some(Quorum::One),
+        };
+        let said = match way {
+            "a peer's read" => in_the_midst_of(async |room| as_a_peer(fetch.into(), room).await, drops).await.into(),
+            "a peer's page" => in_the_midst_of(async |room| as_a_peer(range.into(), room).await, drops).await.into(),
+            "its own read" => {
+                in_the_midst_of(async |room| as_a_client(RequestBody::Read(read), room).await, drops).await.into()
+            }
+            _ => in_the_midst_of(async |room| as_a_client(RequestBody::Scan(scan), room).await, drops).await.into(),
+        };
+        match said {
+            Answer::ToPeer(PeerReply::Refused(NotApplied::StaleLayout { need, had })) => {
+                assert_eq!((need, had), (LayoutVersion(2), at), "{way}");
+            }
+            Answer::ToClient(Err(Failure::NotApplied(NotApplied::Unavailable { .. }))) => {}
+            said => panic!("{way}: {said:?}"),
+        }
+    }
+}
+
+/// What came of a read.
+#[derive(Debug)]
+enum Answer {
+    ToPeer(PeerReply),
+    ToClient(Result<Reply, Failure>),
+}
+
+impl From<PeerReply> for Answer {
+    fn from(reply: PeerReply) -> Self {
+        Self::ToPeer(reply)
+    }
+}
+
+impl From<Result<Reply, Failure>> for Answer {
+    fn from(reply: Result<Reply, Failure>) -> Self {
+        Self::ToClient(reply)
+    }
 }

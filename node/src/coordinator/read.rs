@@ -484,7 +484,9 @@ struct Question {
 /// What this node holds of a key, if it may answer the read.
 async fn own_record(inner: &Inner, turn: &Turn, key: &Blob) -> Result<Option<Record>, NotApplied> {
     turn.speaks(inner.me)?;
-    inner.replica.read_for(key, turn.reading()).await
+    let record = inner.replica.read_for(key, turn.reading()).await?;
+    turn.still_speaks(inner)?;
+    Ok(record)
 }
 
 fn holds(record: Record) -> Answered<Record> {
@@ -593,7 +595,9 @@ async fn fetch_page(
     let entries = if from == inner.me {
         let range = async || {
             turn.speaks(inner.me)?;
-            inner.replica.range(turn.partition, after.as_ref(), limit as usize, turn.reading()).await
+            let page = inner.replica.range(turn.partition, after.as_ref(), limit as usize, turn.reading()).await?;
+            turn.still_speaks(&inner)?;
+            Ok(page)
         };
         let len = |(entries, _): &(Vec<_>, bool)| entries_len(entries);
         if may_wait {
