@@ -374,6 +374,18 @@ impl Replica {
         durable.map(|_| ()).map_err(|error| self.0.failed(format!("no sync: {error}")))
     }
 
+    /// As [`settled`](Self::settled), for an answer that says what is held of writes that name no newer version than `under`.
+    ///
+    /// # Errors
+    /// As `settled`, and [`NotApplied::StaleLayout`] if newer ones may be among what was read.
+    pub(crate) async fn settled_under(&self, under: LayoutVersion) -> Result<(), NotApplied> {
+        self.settled().await?;
+        match self.fence() {
+            need if under < need => Err(NotApplied::StaleLayout { need, had: LayoutVersion::NONE }),
+            _ => Ok(()),
+        }
+    }
+
     /// Syncs all that has been written so far, also in the durability mode `interval`.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::time::Duration;
 use quorate_transport::budget::Room;
 use quorate_wire::codec::Blob;
 use quorate_wire::dawdle;
-use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
+use quorate_wire::ids::{NodeId, Partition};
 use quorate_wire::{NotApplied, Response};
 use tokio::time::Instant;
 
@@ -136,11 +136,7 @@ impl ReplicaService {
         let record = room.read(|| self.replica.read_for(&key, reading), Record::encoded_len).await?;
         self.layouts.still_speaks(&current, partition, at)?;
         if durable {
-            self.replica.settled().await?;
-            let need = self.replica.fence();
-            if under < need {
-                return Err(NotApplied::StaleLayout { need, had: LayoutVersion::NONE });
-            }
+            self.replica.settled_under(under).await?;
         }
         dawdle!("replica: a pause between a read and its answer");
         Ok(match record {

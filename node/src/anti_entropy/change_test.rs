@@ -560,3 +560,27 @@ impl From<Result<Reply, Failure>> for Answer {
         Self::ToClient(reply)
     }
 }
+
+#[tokio::test]
+async fn a_monotonic_read_does_not_count_what_its_own_node_holds_of_writes_under_newer_layouts() {
+    let nodes = three_and(1).await;
+    let key = key(1);
+    let held = by_hand::record(1, &"v".repeat(LARGE));
+    for node in &nodes[..3] {
+        node.hold(&key.clone().into(), &held).await;
+    }
+    let next = after(&nodes[0], &[replace(1, 3, &nodes)]);
+    let newer = async || {
+        nodes[0].layouts.adopt(next).await;
+        nodes[0].replica.raise_fence(LayoutVersion(2)).await;
+        // Nobody has acknowledged it, and not all of its owners refuse what is older.
+        nodes[0].hold(&key.clone().into(), &by_hand::record(2, "newer")).await;
+    };
+    let read = Read { key: key.clone(), r: Some(Quorum::One), strict: true, monotonic: true, explain: false };
+    let reads = async |room| {
+        let request = Request { layout: LayoutVersion(1), request_id: 7, body: RequestBody::Read(read) };
+        nodes[0].coordinator.handle(&request, PATIENCE, Origin::Client, room).await
+    };
+    let Ok(Reply::Found(found)) = in_the_midst_of(reads, newer).await else { panic!("two others hold it") };
+    assert_eq!(found.values, held.values(), "an older layout's replicas do not hold the other one for sure");
+}

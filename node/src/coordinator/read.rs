@@ -497,7 +497,10 @@ fn holds(record: Record) -> Answered<Record> {
 async fn fetch(inner: Arc<Inner>, turn: Turn, question: Arc<Question>, from: NodeId) -> (NodeId, Answered<Record>) {
     dawdle!("read: a pause before a replica is asked");
     let answered = if from == inner.me {
-        let durable = if question.durable { inner.replica.settled().await } else { Ok(()) };
+        let durable = match question.durable {
+            true => inner.replica.settled_under(turn.view.label.high).await,
+            false => Ok(()),
+        };
         match (durable, &question.own) {
             (Ok(()), Some(Ok(Some(record)))) => holds(record.clone()),
             (Ok(()), Some(Ok(None)) | None) => Answered::Absent(Record::default()),
