@@ -178,13 +178,16 @@ impl Partitions {
         leaves.unwrap_or_else(|| HashTree::unknown().leaves(group))
     }
 
-    /// Keeps every tree for the next start. Nothing may be written to the data any more. Blocking.
+    /// Keeps every tree for the next start, but for those of partitions that hold what a newer release has written: the next start is to find
+    /// these records. Nothing may be written to the data any more. Blocking.
     ///
     /// # Errors
     /// When the store does not take them; the next start then sums up anew.
     pub(crate) fn save_trees(&self, store: &dyn Store, boot: u64) -> Result<(), StoreError> {
         for partition in (0..self.count().unwrap_or(0)).map(Partition) {
-            let encoded = self.look(partition, |state| state.tree().known().map(HashTree::encode));
+            let whole = |state: &PartitionState| state.newer().is_empty();
+            let encode = |state: &PartitionState| state.tree().known().filter(|_| whole(state)).map(HashTree::encode);
+            let encoded = self.look(partition, encode);
             if let Some(encoded) = encoded {
                 let value = [&[FORMAT][..], &boot.to_be_bytes(), &encoded].concat();
                 store.insert(Tree::HashTree, &partition.0.to_be_bytes(), &value)?;
@@ -320,6 +323,9 @@ mod tests {
             assert_eq!(partitions.unknown(PARTITION).len(), if taken == 1 { 1 } else { LEAVES });
         }
         assert_eq!(Partitions::default().load_trees(&store, 5), 0, "there is no layout yet");
+        assert!(saved.with(PARTITION, |state, _| state.found_newer(9)));
+        saved.save_trees(&store, 6).expect("room");
+        assert_eq!(partitions().load_trees(&store, 7), 0, "what a newer release has written is looked for again");
         store.flip_bit(Tree::HashTree, &PARTITION.0.to_be_bytes());
         assert_eq!(partitions().load_trees(&store, 5), 0, "damage is not taken");
     }

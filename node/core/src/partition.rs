@@ -8,6 +8,7 @@
 //!   tree         the sums that owners compare, as far as they are known
 //!   differed     the leaves in which an owner differed when it was last compared with
 //!   losses       the leaves that are lost, and who has made up for them           see core::losses
+//!   newer        the leaves that hold what a newer release has written
 //! ```
 //!
 //! A transition changes this state and returns what follows from it: the record to be written, a [`Note`] to be put on the disk, and
@@ -56,6 +57,8 @@ pub struct PartitionState {
     /// By owner: the leaves in which it differed when it was last compared with.
     differed: BTreeMap<NodeId, Leaves>,
     losses: Losses,
+    /// The leaves in which a record was found that a newer release has written.
+    newer: Leaves,
 }
 
 /// A record of the partition.
@@ -493,6 +496,19 @@ impl PartitionState {
     /// Who mints here, if anybody does.
     pub fn actor(&self) -> Option<Actor> {
         self.minter.as_ref().map(Minter::actor)
+    }
+
+    /// A record of this leaf was found to be written by a newer release; whether that is the first one there.
+    pub fn found_newer(&mut self, leaf: u8) -> bool {
+        let first = !self.newer.contains(leaf);
+        self.newer.insert(leaf);
+        first
+    }
+
+    /// The leaves in which records were found that a newer release has written. They are neither summed up nor listed, so that who compares
+    /// these leaves does not learn of them. They stay as long as this release runs: nothing replaces them.
+    pub fn newer(&self) -> Leaves {
+        self.newer
     }
 
     /// How many corrupt records are known.

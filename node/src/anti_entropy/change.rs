@@ -368,7 +368,7 @@ impl Desk {
         let version = current.version();
         let before = self.ask(current, from, GetReadiness { partition }).await?;
         if !before.ready.contains(&version) || !before.lost.0.is_empty() {
-            return Err(format!("it is not ready for layout {version}, or has lost something"));
+            return Err(format!("it is not ready for layout {version}, has lost something, or cannot read something"));
         }
         self.replica.rebuild(partition).await.map_err(|refusal| refusal.to_string())?;
         self.exchange_all(current, partition, from, false).await?;
@@ -387,7 +387,10 @@ impl Desk {
         }
         if !lost.0.is_empty() {
             sometimes!("change: an older owner had lost something");
-            return Err("it has lost some of it, and has to get that back first".into());
+            return Err(
+                "it has lost some of it and has to get that back first, or a newer version of quorate has written some"
+                    .into(),
+            );
         }
         self.replica.rebuild(partition).await.map_err(|refusal| refusal.to_string())?;
         self.exchange_all(current, partition, from, false).await?;
@@ -487,7 +490,7 @@ impl Desk {
         };
         // Of the same moment as what was looked at.
         let fence = current.live().said().get(&self.me).map_or(LayoutVersion::NONE, |said| said.fence);
-        let lost = LeafSet(self.replica.recovery().recovering(partition));
+        let lost = LeafSet(self.replica.withholds(partition));
         Ok(PushBegun { fence, strong, lost, losses: self.losses(partition) })
     }
 
@@ -503,9 +506,10 @@ impl Desk {
         to: NodeId,
         EndPush { partition, version, losses }: EndPush,
     ) -> Result<PushEnded, NotApplied> {
-        // What was lost since was not listed; and another process does not know what this one had lost.
-        if losses != self.losses(partition) || !self.replica.recovery().recovering(partition).is_empty() {
-            let why = format!("{} has lost some of partition {partition} since", self.me);
+        // What was lost since was not listed, nor what a newer release has written; and another process does not know what this one had lost.
+        if losses != self.losses(partition) || !self.replica.withholds(partition).is_empty() {
+            let why =
+                format!("{} has lost some of partition {partition} since, or found some that it cannot read", self.me);
             return Err(NotApplied::NotServing { node: self.me, why });
         }
         let help = move |said: &mut Said, current: &Current| {
@@ -527,7 +531,7 @@ impl Desk {
     pub(super) fn readiness(&self, partition: Partition) -> Result<Readiness, NotApplied> {
         let current = self.layouts.known()?;
         let ready = current.live().partition(partition).held_for(self.me);
-        let lost = LeafSet(self.replica.recovery().recovering(partition));
+        let lost = LeafSet(self.replica.withholds(partition));
         Ok(Readiness { ready, lost, losses: self.losses(partition) })
     }
 }

@@ -584,3 +584,76 @@ async fn a_monotonic_read_does_not_count_what_its_own_node_holds_of_writes_under
     let Ok(Reply::Found(found)) = in_the_midst_of(reads, newer).await else { panic!("two others hold it") };
     assert_eq!(found.values, held.values(), "an older layout's replicas do not hold the other one for sure");
 }
+
+/// The record of a key as a newer release has written it, which lies at a node as if that had run there.
+async fn written_by_a_newer_release(node: &Node, number: u32) -> Vec<u8> {
+    let mut record = by_hand::record(7, "newer");
+    record.siblings.values_mut().for_each(|sibling| sibling.value_type = 7);
+    let encoded = record.encode().to_vec();
+    node.store.insert(Tree::Data, &data_key(&key(number)), &encoded).expect("memory takes it");
+    let partition = node.partition_of(&Blob::from(key(number)));
+    node.replica.partitions().forget_sums(partition, &Leaves::ALL);
+    encoded
+}
+
+#[tokio::test]
+async fn what_a_newer_release_has_written_is_neither_counted_as_taken_over_nor_dropped() {
+    for few in [true, false] {
+        let nodes = three_and(1).await;
+        for number in 1..=20 {
+            put(&nodes[2], number).await.expect("written");
+        }
+        let (number, version) = (21, LayoutVersion(2));
+        let partition = nodes[0].partition_of(&Blob::from(key(number)));
+        let have = if few { &nodes[..1] } else { &nodes[..2] };
+        let mut newer = Vec::new();
+        for node in have {
+            newer = written_by_a_newer_release(node, number).await;
+        }
+        let next = after(&nodes[0], &[replace(0, 3, &nodes)]);
+        let mut swept = BTreeMap::new();
+        for node in &nodes {
+            node.layouts.adopt(next.clone()).await;
+        }
+        for _ in 0..10 {
+            for node in &nodes {
+                step(node, &mut swept).await;
+            }
+        }
+        for node in have {
+            let there = node.store.get(Tree::Data, &data_key(&key(number))).expect("readable");
+            assert_eq!(there.as_deref(), Some(&newer[..]), "{} keeps it", node.id);
+        }
+        let current = nodes[3].layouts.current().expect("in force");
+        if few {
+            // Any two of the others hold what two have acknowledged.
+            assert!(nodes.iter().all(|node| live(node) == [2]), "{:#?}", said(&nodes));
+            let refused = nodes[0].replica.drop_records(partition, || true).await.expect_err("others may lack one");
+            let why = refused.to_string();
+            assert!(why.contains("is not dropped") && why.contains("newer version of quorate"), "{why}");
+        } else {
+            assert!(nodes.iter().all(|node| live(node) == [1, 2]), "{:#?}", said(&nodes));
+            let got = nodes[3].layouts.said().part(partition).got;
+            assert!(!got.is_empty() && got.iter().all(|got| got.from == nodes[2].id), "{got:?}");
+            assert!(
+                !current.live().partition(partition).is_ready(nodes[3].id, version),
+                "it lacks what two have taken"
+            );
+            for elsewhere in current.owned_by(nodes[3].id).into_iter().filter(|elsewhere| *elsewhere != partition) {
+                assert!(current.live().partition(elsewhere).is_ready(nodes[3].id, version), "{elsewhere}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_corrupt_is_dropped_with_the_rest() {
+    let nodes = three_and(0).await;
+    let keys: Vec<Blob> = (0..3).map(|number| by_hand::key_in(&nodes[0], Partition(1), number)).collect();
+    for key in &keys {
+        nodes[0].hold(key, &by_hand::record(1, "v")).await;
+    }
+    assert!(nodes[0].store.flip_bit(Tree::Data, &data_key(&keys[1])));
+    assert_eq!(nodes[0].replica.drop_records(Partition(1), || true).await, Ok(3));
+    assert_eq!(nodes[0].replica.holds_any(Partition(1)).await, Ok(false));
+}

@@ -207,6 +207,13 @@ impl Replica {
         Ok(Scrubbed { records: entries.len() as u64, tombstones, corrupt, next })
     }
 
+    /// The leaves of a partition that it cannot give to others completely: it has lost some of them, or a newer release has written there, as
+    /// far as it has looked. Whoever lists the leaves that are not summed up has had it look at all of them.
+    pub(crate) fn withholds(&self, partition: Partition) -> Leaves {
+        let newer = self.0.partitions.look(partition, |state| state.newer());
+        self.0.recovery.recovering(partition).or(&newer)
+    }
+
     /// The record of a key as it lies here, whether or not this replica may serve it; nothing if there is none, it is corrupt, or a newer
     /// release has written it.
     ///
@@ -340,6 +347,7 @@ impl Inner {
                 found_corrupt(&key, &why);
             }
             Err(error @ DecodeError::Newer(_)) => {
+                self.found_newer(partition, &key);
                 newer = Some(newer.take().map_or((1, error), |(count, first)| (count + 1, first)));
             }
         };
@@ -381,6 +389,12 @@ impl Inner {
                 "records are neither served nor replaced: start a newer version of quorate");
         }
         Ok(page)
+    }
+
+    /// A newer release has written the record of a key. Tells whether that was not known of its leaf.
+    pub(super) fn found_newer(&self, partition: Partition, key: &Blob) -> bool {
+        let leaf = merkle::leaf_of(key_hash(key), self.partitions.count().unwrap_or(1));
+        self.partitions.with(partition, |state, _| state.found_newer(leaf))
     }
 }
 

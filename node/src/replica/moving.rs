@@ -7,10 +7,11 @@ use quorate_wire::NotApplied;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{LayoutVersion, Partition, key_hash};
 
-use super::{Inner, Replica};
+use super::{Inner, Place, Replica, Unreadable};
 use crate::store::Tree;
 use quorate_core::keyspace::{self, key_of_data};
 use quorate_core::merkle;
+use quorate_core::record::{DecodeError, Record};
 
 impl Replica {
     /// From now on writes that name only older versions are refused, and none of them is under way when this returns: what a scan finds
@@ -56,8 +57,11 @@ impl Replica {
     /// that one. They are gone durably when it returns: whoever sees that nothing is left may stop the node for good. Interrupted, it is to be
     /// done again.
     ///
+    /// What a newer release has written was listed to nobody, and may be nowhere else: it stays, and nothing behind it goes. What is corrupt
+    /// goes: others have it.
+    ///
     /// # Errors
-    /// [`NotApplied::Storage`] if the store does not take it.
+    /// [`NotApplied::Storage`] if the store does not take it, or a newer release has written one of the records.
     pub(crate) async fn drop_records(
         &self,
         partition: Partition,
@@ -74,12 +78,14 @@ impl Replica {
             }
             for place in keys {
                 let (key, still) = (Blob(key_of_data(&place)), still.clone());
+                let written = key.clone();
                 let leaf = merkle::leaf_of(key_hash(&key), self.0.partitions.count().unwrap_or(1));
                 let remove = move |inner: &Inner, _| {
                     inner.check_open()?;
                     if !still() {
                         return Ok(false);
                     }
+                    inner.check_droppable(partition, &written)?;
                     // The sum of its leaf, and rule V1.
                     inner.partitions.with(partition, |state, _| {
                         state.tree_mut().doubt(leaf);
@@ -106,6 +112,21 @@ impl Replica {
 }
 
 impl Inner {
+    /// # Errors
+    /// When the record of a key must not go because a newer release has written it, or it cannot be read for now.
+    fn check_droppable(&self, partition: Partition, key: &Blob) -> Result<(), NotApplied> {
+        let error = match self.raw(&Place::Data, key).map(|bytes| bytes.map(|bytes| Record::decode(&bytes))) {
+            Ok(Some(Err(error @ DecodeError::Newer(_)))) => error,
+            Err(Unreadable::Failed(why)) => return Err(self.failed(why)),
+            Ok(None | Some(Ok(_) | Err(DecodeError::Damaged(_)))) | Err(Unreadable::Corrupt(_)) => return Ok(()),
+        };
+        let why = format!("partition {partition} is not dropped, others may lack one of its records: {error}");
+        if self.found_newer(partition, key) {
+            tracing::error!(node = %self.node, why, "what belongs to other nodes now stays here: start a newer version of quorate");
+        }
+        Err(self.failed(why))
+    }
+
     /// Lets a write pass that the gate does not refuse; to be held until it is carried out. `under` is the newest layout that it names.
     pub(super) fn passes(
         &self,
