@@ -661,6 +661,7 @@ impl Tasks {
             supervise::spawn("layouts followed", follow_layouts),
             supervise::spawn("hellos followed", follow_hellos),
             supervise::spawn("set-backs followed", follow_set_backs),
+            supervise::spawn("votes after a set-back", follow::votes(layouts.clone())),
             supervise::spawn("addresses remembered", remember),
             supervise::spawn("beacons remembered", remember_beacons),
             supervise::spawn("room on the disk", room.clone().watch(executor.clone(), committer.clone())),

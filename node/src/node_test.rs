@@ -7,6 +7,8 @@ use quorate_wire::ids::ClusterId;
 use tokio::time::sleep;
 
 use super::*;
+use crate::beacons::Remembered;
+use crate::by_hand;
 use crate::cert::{Ca, VALIDITY};
 use crate::layouts;
 use crate::store::{self, DiskReserve, SledOptions, Space};
@@ -94,4 +96,25 @@ async fn a_node_whose_disk_could_not_be_judged_is_not_stopped_cleanly() {
     node.shutdown(limit).await.expect("syncs");
     drop(node);
     assert!(was_clean(dir).await);
+}
+
+#[tokio::test]
+async fn a_disk_that_was_set_back_has_no_vote_from_before_its_data_is_brought_back() {
+    let nodes = by_hand::start(by_hand::Kind::of(3)).await;
+    let node = &nodes[0];
+    let beacons = Beacons::open(&node.store, 1, node.committer.clone());
+    let disk = quorate_wire::ids::DiskId(1);
+    node.replica.recovery().doubt(Doubt::SetBack);
+    assert!(beacons.told(&[Remembered { disk, life: 2, beacon: beacons.start() + 9 }]));
+    beacons.announce_set_back();
+    let (layouts, replica) = (node.layouts.clone(), node.replica.clone());
+    let behind = layouts.watch_behind();
+    assert!(!*behind.borrow());
+    let follow = tokio::spawn(follow::set_backs(node.id, layouts, replica.clone(), beacons));
+    while replica.recovery().must_be_judged() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(replica.recovery().progress().is_some_and(|progress| progress.reason == Reason::RolledBack));
+    assert!(*behind.borrow(), "it was noted before");
+    follow.abort();
 }

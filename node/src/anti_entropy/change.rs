@@ -143,6 +143,7 @@ impl Desk {
         if !forgotten.is_empty() {
             // Others count on what it does not remember: its disk was emptied or set back.
             sometimes!("change: a node had lost its memory of one");
+            self.layouts.abstain().await?;
             self.replica.lose_all(forgotten, Reason::RolledBack).await?;
         }
         let (me, recovery, base) = (self.me, self.replica.recovery().clone(), base.version());

@@ -23,6 +23,7 @@ use quorate_core::layout::{Layout, LayoutHash};
 #[doc(hidden)]
 pub const CHAIN_KEY: &[u8] = b"layout/chain";
 const ACCEPTOR_KEY: &[u8] = b"layout/acceptor";
+const ABSTENTION_KEY: &[u8] = b"layout/abstention";
 
 /// What comes after the first layout.
 #[derive(Debug, Default)]
@@ -33,6 +34,8 @@ pub(super) struct Later {
     pub(super) acceptor: Option<Acceptor>,
     /// The disk that has taken part in decisions under this store, if that is another one than this node's: its promises may be lost.
     foreign: Option<(NodeId, DiskId)>,
+    /// On what this disk must not vote, because it was set back.
+    pub(super) abstention: Abstention,
     /// What an operator has staged here for the next layout.
     pub(super) changes: StagedChanges,
 }
@@ -63,6 +66,28 @@ struct StoredAcceptor {
     node: NodeId,
     disk: DiskId,
     acceptor: Acceptor,
+}
+
+/// A disk that was set back may have promised and accepted what it knows nothing of now. It must not say anything else than it did: so it has
+/// no vote on any version that it may have voted on, for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Abstention {
+    /// The last version that it has no vote on.
+    up_to: LayoutVersion,
+    /// Nor has it one on any other, until it has heard from enough members which layouts there are: see [`LayoutStore::has_caught_up`].
+    pub(super) is_behind: bool,
+}
+
+impl Abstention {
+    /// Why there is no vote on a version, if there is none.
+    fn forbids(self, version: LayoutVersion) -> Option<String> {
+        const WHY: &str = "its disk was set back, and what it has promised may be lost";
+        let Self { up_to, is_behind } = self;
+        let last = (version <= up_to)
+            .then(|| format!("{WHY}: it has no vote on layouts up to {up_to}, and votes on later ones"));
+        let behind = || format!("{WHY}: it votes again when enough members have told it which layouts there are");
+        last.or_else(|| is_behind.then(behind))
+    }
 }
 
 /// What an acceptor does with a question about a version.
@@ -103,7 +128,8 @@ impl Later {
             // The node ended before it could forget them.
             changes = StagedChanges::default();
         }
-        Ok(Self { chain, acceptor: stored.map(|stored| stored.acceptor), foreign, changes })
+        let abstention = load::<Abstention>(disk, ABSTENTION_KEY)?.unwrap_or_default();
+        Ok(Self { chain, acceptor: stored.map(|stored| stored.acceptor), foreign, abstention, changes })
     }
 
     /// Who has proposed a chosen layout, as far as this node's own vote tells.
@@ -206,6 +232,9 @@ impl LayoutStore {
                 me.node, me.disk
             )));
         }
+        if let Some(why) = state.later.abstention.forbids(version) {
+            return Err(refused(format!("{} has no vote on layout {version}: {why}", me.node)));
+        }
         if let Some(why) = self.no_vote() {
             return Err(refused(format!("{} has no vote now: {why}", me.node)));
         }
@@ -217,6 +246,47 @@ impl LayoutStore {
         }
         let known = state.later.acceptor.clone().filter(|acceptor| acceptor.version() == version);
         Ok(Turn::Votes(known.unwrap_or_else(|| Acceptor::after(newest))))
+    }
+
+    /// What this node has promised may be lost: from now on it has no vote until it [has caught up](Self::has_caught_up), durably.
+    pub(super) async fn abstain(self: &Arc<Self>) -> Result<(), StoreError> {
+        let store = Arc::clone(self);
+        to_the_end(async move {
+            let mut state = store.state.lock().await;
+            let abstention = Abstention { is_behind: true, ..state.later.abstention };
+            store.keep_abstention(&mut state, abstention).await
+        })
+        .await
+    }
+
+    /// So many members of the layout `known` have said since this disk was set back that they know no newer one that every majority that this
+    /// node was part of shares one with them. What it has voted on was that layout or the one after it at the latest: who votes on a version
+    /// knows the one before. It votes on those after that again. Tells whether that is so, durably: not if it knows a newer layout by now.
+    pub(super) async fn has_caught_up(self: &Arc<Self>, known: LayoutVersion) -> Result<bool, StoreError> {
+        let store = Arc::clone(self);
+        to_the_end(async move {
+            let mut state = store.state.lock().await;
+            if state.later.chain.as_ref().is_none_or(|chain| chain.newest().version != known) {
+                return Ok(false);
+            }
+            let up_to = LayoutVersion(known.0.saturating_add(1)).max(state.later.abstention.up_to);
+            store.keep_abstention(&mut state, Abstention { up_to, is_behind: false }).await?;
+            tracing::warn!(node = %store.me.node, %up_to, "its disk was set back: it has no vote on layouts up to this one");
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn keep_abstention(&self, state: &mut State, abstention: Abstention) -> Result<(), StoreError> {
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        if state.later.abstention != abstention {
+            self.keep(state, ABSTENTION_KEY, codec::encode(&abstention)).await?;
+            state.later.abstention = abstention;
+            self.is_behind.send_replace(abstention.is_behind);
+        }
+        Ok(())
     }
 
     async fn keep_acceptor(&self, state: &mut State, acceptor: Acceptor) -> Result<(), NotApplied> {

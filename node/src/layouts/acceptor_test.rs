@@ -179,6 +179,42 @@ async fn only_members_with_their_own_disks_vote() {
 }
 
 #[tokio::test]
+async fn a_disk_that_was_set_back_never_votes_on_what_it_may_have_voted_on() {
+    let disk = Arc::new(Disk::default());
+    let (second, third) = (after(&first(), &[0, 1, 2, 3]), after(&after(&first(), &[0, 1, 2, 3]), &[0, 1, 2]));
+    let store = node(1, &disk).await;
+    disk.full.store(true, Ordering::SeqCst);
+    assert!(matches!(store.abstain().await, Err(StoreError::Full(_))), "then nothing is settled");
+    disk.full.store(false, Ordering::SeqCst);
+    store.abstain().await.expect("stored");
+    let disk = disk.after_power_cut();
+    let store = reopened(1, &disk).await;
+    assert!(*store.is_behind.borrow(), "it is to catch up");
+    let refused = why(store.promise(prepare(&second, ballot(9, 0))).await);
+    assert!(refused.contains("when enough members have told it which layouts there are"), "{refused}");
+    // As it is told of another layout while it asks, it asks anew.
+    assert_eq!(store.learn(chosen(&[&second], 1)).await, Ok(true));
+    assert!(!store.has_caught_up(LayoutVersion(1)).await.expect("nothing is stored"));
+    assert!(store.has_caught_up(LayoutVersion(2)).await.expect("stored"));
+    assert!(!*store.is_behind.borrow());
+    let store = reopened(1, &disk.after_power_cut()).await;
+    for refused in
+        [why(store.promise(prepare(&third, ballot(9, 0))).await), why(store.vote(accept(&third, ballot(9, 0))).await)]
+    {
+        assert!(refused.contains("no vote on layout 3: its disk was set back"), "{refused}");
+        assert!(refused.contains("no vote on layouts up to 3, and votes on later ones"), "{refused}");
+    }
+    assert_eq!(store.learn(chosen(&[&third], 2)).await, Ok(true));
+    let fourth = after(&third, &[0, 1, 2, 4]);
+    assert_eq!(store.promise(prepare(&fourth, ballot(1, 0))).await, Ok(Some(Vote::Promised(None))));
+    // A second time, before it knows of that one.
+    store.abstain().await.expect("stored");
+    assert!(why(store.vote(accept(&fourth, ballot(1, 0))).await).contains("votes again when"));
+    assert!(store.has_caught_up(LayoutVersion(3)).await.expect("stored"));
+    assert!(why(store.vote(accept(&fourth, ballot(1, 0))).await).contains("layouts up to 4"));
+}
+
+#[tokio::test]
 async fn what_cannot_follow_is_not_accepted_and_who_is_behind_says_so() {
     let store = node(1, &Arc::new(Disk::default())).await;
     let second = after(&first(), &[0, 1, 2, 3]);

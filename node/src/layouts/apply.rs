@@ -11,15 +11,17 @@ use std::time::Duration;
 use quorate_wire::ids::{LayoutVersion, NodeId};
 use quorate_wire::{Applied, LayoutReport, NotApplied};
 use quorate_wire::{dawdle, sometimes};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::ask::{ask_until, ask_within, reason};
+use super::ask::{ask, ask_until, ask_within, reason};
 use super::staged::Next;
 use super::store::Obstacle;
 use super::{Layouts, PEER_TIMEOUT, list, refused};
 use crate::peer_wire::{
     AcceptLayout, Ask, Decided, GetLayouts, LayoutsLearned, LearnLayouts, LiveLayouts, PrepareLayout, Vote,
 };
+use crate::store::StoreError;
 use quorate_core::chain::{Ballot, Outrun, Proposer, Step};
 use quorate_core::layout::Layout;
 
@@ -57,6 +59,46 @@ impl Layouts {
     /// From now on this node votes on no layout while `obstacle` names a reason. A second call changes nothing.
     pub(crate) fn vote_unless(&self, obstacle: Obstacle) {
         let _ = self.0.store.no_vote.set(obstacle);
+    }
+
+    /// This disk was set back, or has lost what it held: see [`LayoutStore::abstain`](super::LayoutStore::abstain).
+    ///
+    /// # Errors
+    /// When that cannot be noted: then this node must not vote either.
+    pub(crate) async fn abstain(&self) -> Result<(), StoreError> {
+        self.0.store.abstain().await
+    }
+
+    /// Whether this node has no vote at all until it has caught up.
+    pub(crate) fn watch_behind(&self) -> watch::Receiver<bool> {
+        self.0.store.is_behind.subscribe()
+    }
+
+    /// Asks the members of the newest layout for newer ones. Tells whether enough of them have answered, so that this node, whose disk was set
+    /// back, votes again on versions on which it cannot have voted.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub(crate) async fn catch_up_to_vote(&self) -> Result<bool, StoreError> {
+        let (store, Some(current)) = (&self.0.store, self.current()) else { return Ok(false) };
+        let (known, layout) = (current.version(), &current.layout);
+        let members = layout.members.iter().map(|member| member.node);
+        let others: Vec<NodeId> = members.filter(|node| *node != store.me.node).collect();
+        // A majority that this node was part of shares a member with so many others.
+        let needed = (layout.members.len() - layout.majority() + 1).min(others.len());
+        let mut answered = 0;
+        for (node, answer) in ask(&self.0.peers, &self.0.random, &others, &GetLayouts { after: known }).await {
+            match answer {
+                Ok(heard) => match store.learn(heard).await {
+                    Ok(_) => answered += 1,
+                    Err(why) => tracing::debug!(peer = %node, "no layouts are learned from the peer: {why}"),
+                },
+                Err(error) => {
+                    tracing::debug!(peer = %node, "it does not say which layouts there are: {}", reason(error))
+                }
+            }
+        }
+        if answered < needed { Ok(false) } else { store.has_caught_up(known).await }
     }
 
     /// Answers a peer's [`PrepareLayout`]. One that is behind learns from the asker first.

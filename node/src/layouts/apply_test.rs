@@ -16,7 +16,7 @@ use super::*;
 use crate::membership::{Liveness, Membership, PeerState};
 use crate::peer_wire::{GetLayout, PeerBody, PeerReply, ShareKeys};
 use crate::peers::tests::{CLUSTER, Node as Bare, id};
-use crate::store::{Executor, MemoryStore};
+use crate::store::{Executor, MemoryStore, Store as _, Tree};
 use quorate_core::bootstrap::Me;
 use quorate_core::ownership::Label;
 use quorate_core::staging::{Staged, StagedMember};
@@ -287,6 +287,50 @@ async fn a_majority_suffices_and_who_was_away_learns() {
     assert_eq!(nodes[1].apply(4).await.applied, Some(Applied::AsStaged));
     assert_eq!(nodes[2].live().0, [3, 4]);
     assert_eq!(nodes[2].layouts().current().expect("in force").owners(Partition(0)).len(), 3);
+}
+
+#[tokio::test]
+async fn a_member_whose_disk_was_set_back_does_not_help_another_layout_of_the_same_version() {
+    let nodes = three().await;
+    nodes[0].stage_weight("n1", 2).await;
+    nodes[2].is(Manner::Refuses);
+    assert_eq!(nodes[0].apply(2).await.applied, Some(Applied::AsStaged), "n1 and n2 have chosen it");
+    // Its disk goes back to before that, and is noticed to have done so.
+    for key in [&b"layout/chain"[..], b"layout/acceptor"] {
+        assert!(nodes[1].disk.get(Tree::Meta, key).expect("readable").is_some());
+        nodes[1].disk.remove(Tree::Meta, key).expect("memory takes it");
+    }
+    nodes[1].restart(2).await;
+    assert_eq!(nodes[1].live().0, [1]);
+    let layouts = nodes[1].layouts();
+    layouts.abstain().await.expect("stored");
+    nodes[0].is(Manner::Refuses);
+    nodes[2].is(Manner::Answers);
+    nodes[2].stage_weight("n3", 5).await;
+    let caught_up = async || layouts.catch_up_to_vote().await.expect("stored");
+    assert!(!caught_up().await, "n3 may not be the one that it has voted with");
+    let apply = LayoutCommand::Apply { version: LayoutVersion(2) };
+    let refused = nodes[2].command(apply).await.expect_err("one of three").to_string();
+    assert!(refused.contains("its disk was set back"), "{refused}");
+    // Now the other two can be asked.
+    nodes[0].is(Manner::Answers);
+    let mut rounds = 0;
+    while !caught_up().await {
+        rounds += 1;
+        assert!(rounds < 5, "it learns layout 2 and asks once more");
+    }
+    assert_eq!(nodes[1].live(), nodes[0].live());
+    assert!(!*layouts.watch_behind().borrow());
+    // It has no vote on the next one for ever, which the other two decide, and one on that after it.
+    nodes[0].stage_weight("n2", 7).await;
+    assert_eq!(nodes[0].apply(3).await.applied, Some(Applied::AsStaged));
+    for node in &nodes {
+        node.knows(3).await;
+        node.layouts().settle(LayoutVersion(3)).await.expect("stored");
+    }
+    nodes[2].is(Manner::Refuses);
+    nodes[0].stage_weight("n2", 3).await;
+    assert_eq!(nodes[0].apply(4).await.applied, Some(Applied::AsStaged));
 }
 
 #[tokio::test]

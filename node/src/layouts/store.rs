@@ -56,6 +56,8 @@ pub(crate) struct LayoutStore {
     pub(super) changes_are_safe: AtomicBool,
     /// See [`Layouts::vote_unless`](super::Layouts::vote_unless).
     pub(super) no_vote: OnceLock<Obstacle>,
+    /// See [`Abstention`](super::acceptor::Abstention).
+    pub(super) is_behind: watch::Sender<bool>,
 }
 
 /// Tells why something must not be done now, if it must not.
@@ -149,6 +151,7 @@ impl LayoutStore {
                 Ok::<_, StoreError>((first, staged.unwrap_or_default(), later, said))
             })
             .await?;
+        let is_behind = later.abstention.is_behind;
         let (first, keys) = first.map(|first| ((first.layout, first.chosen), first.keys)).unzip();
         let bootstrap = Bootstrap::new(me, first);
         let keys = keys.filter(|_| bootstrap.accepted().is_some()).unwrap_or_default();
@@ -167,6 +170,7 @@ impl LayoutStore {
             showing: Showing::new(computing),
             changes_are_safe: AtomicBool::new(CHANGES_ARE_SAFE || cfg!(feature = "simulation")),
             no_vote: OnceLock::new(),
+            is_behind: watch::Sender::new(is_behind),
         };
         let state = opened.state.lock().await;
         opened.tell(&state).await;

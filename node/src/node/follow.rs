@@ -77,7 +77,8 @@ pub(super) async fn hellos(me: NodeId, layouts: Layouts, recovery: Recovery, bea
 
 /// Notes what is lost when this disk turns out to have been set back.
 pub(super) async fn set_backs(me: NodeId, layouts: Layouts, replica: Replica, beacons: Beacons) {
-    let mut layouts = layouts.watch();
+    let layouts_known = layouts;
+    let mut layouts = layouts_known.watch();
     loop {
         let ahead = beacons.set_back().await;
         error!(node = %me, ahead, start = beacons.start(),
@@ -90,11 +91,29 @@ pub(super) async fn set_backs(me: NodeId, layouts: Layouts, replica: Replica, be
                 None => {}
             }
         };
+        // It must not vote either, whatever becomes of its data: what it has promised does not come back.
+        while let Err(why) = layouts_known.abstain().await {
+            warn!("it cannot be noted that this disk has no vote, no reads are answered: {why}");
+            sleep(DECIDE_AGAIN).await;
+        }
         while let Err(why) = replica.set_back(owned.clone(), judged).await {
             warn!("it cannot be noted what this disk lacks, no reads are answered: {why}");
             sleep(DECIDE_AGAIN).await;
         }
         beacons.pass(ahead);
+    }
+}
+
+/// Has a node whose disk was set back hear which layouts there are, so that it votes on later ones.
+pub(super) async fn votes(layouts: Layouts) {
+    let mut behind = layouts.watch_behind();
+    while behind.wait_for(|behind| *behind).await.is_ok() {
+        match layouts.catch_up_to_vote().await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(why) => warn!("it cannot be noted which layouts this node may vote on: {why}"),
+        }
+        sleep(CATCH_UP_AGAIN).await;
     }
 }
 
@@ -118,6 +137,9 @@ impl Start {
         }
     }
 }
+
+/// How soon the members are asked again which layouts there are, when too few have answered.
+const CATCH_UP_AGAIN: Duration = Duration::from_secs(2);
 
 /// How soon a store that failed is tried again.
 const DECIDE_AGAIN: Duration = Duration::from_secs(1);
