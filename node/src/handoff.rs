@@ -186,9 +186,11 @@ impl Courier {
         let Parts { replica, .. } = &self.parts;
         let (begun, mut delivered, mut oldest_ms) = (Instant::now(), 0u64, None::<u64>);
         let (mut refused, mut refused_why) = (0, String::new());
+        // Who has failed is not asked again in this pass; what it is to have stays, and the others get theirs.
+        let (mut failed, mut kept_back) = (BTreeMap::new(), 0);
         let mut after = lock(&self.progress).entry(target).or_default().after.take();
         let from_the_first = after.is_none();
-        while refused < REFUSED_MAX {
+        while refused < REFUSED_MAX && kept_back < KEPT_BACK_MAX {
             let page = replica.hint_page(target, after.as_ref(), PAGE_LIMIT, PAGE_BYTES).await;
             let HintPage { hints, next } = page.map_err(|refusal| refusal.to_string())?;
             after = next;
@@ -201,11 +203,26 @@ impl Courier {
             }
             let Some(current) = self.parts.layouts.current() else { return Err("there is no layout".into()) };
             dawdle!("handoff: a pause before a page is sent");
-            let (mut pause, mut refusals) = (Duration::ZERO, BTreeSet::new());
+            let (mut pause, mut refusals, mut stay) = (Duration::ZERO, BTreeSet::new(), BTreeSet::new());
             for (receiver, page) in pages(&current, target, &hints) {
-                let handed = self.hand_over(receiver, page).await.inspect_err(|_| {
-                    sometimes!("handoff: a target failed in the middle", delivered > 0);
-                })?;
+                let keys: Vec<Blob> = page.entries.iter().map(|(key, _)| key.clone()).collect();
+                if failed.contains_key(&receiver) {
+                    stay.extend(keys);
+                    continue;
+                }
+                let handed = match self.hand_over(receiver, page).await {
+                    Ok(handed) => handed,
+                    Err(why) if receiver == target => {
+                        sometimes!("handoff: a target failed in the middle", delivered > 0);
+                        return Err(why);
+                    }
+                    Err(why) => {
+                        tracing::debug!(%target, %receiver, why, "hints that others own now are not handed over");
+                        failed.insert(receiver, why);
+                        stay.extend(keys);
+                        continue;
+                    }
+                };
                 pause = pause.max(Duration::from_millis(handed.pause_ms.into()).min(PAUSE_MAX));
                 sometimes!("handoff: a page was delivered", receiver == target);
                 sometimes!("handoff: a hint went to those who own its key now", receiver != target);
@@ -216,8 +233,9 @@ impl Courier {
                 refusals.extend(handed.refused.keys);
             }
             refused += refusals.len();
+            kept_back += stay.len();
             for hint in hints {
-                if refusals.contains(&hint.key) {
+                if refusals.contains(&hint.key) || stay.contains(&hint.key) {
                     oldest_ms = Some(oldest_ms.map_or(hint.since_ms, |oldest| oldest.min(hint.since_ms)));
                     continue;
                 }
@@ -243,6 +261,9 @@ impl Courier {
             tracing::info!(%target, delivered, refused, took = ?begun.elapsed(), "hints were handed over");
         }
         lock(&self.progress).entry(target).or_default().after = after;
+        if let Some((receiver, why)) = failed.first_key_value() {
+            return Err(format!("{kept_back} hints wait for {receiver}: {why}; {delivered} have gone"));
+        }
         match refused {
             0 if from_the_first || delivered > 0 => Ok(delivered),
             // The hints before these were refused, and none is left behind them.
@@ -312,6 +333,9 @@ const PAGE_BYTES: usize = 512 << 10;
 
 /// A pass ends when its target has refused so many: until there is room again at its end they would be sent for nothing.
 const REFUSED_MAX: usize = 2 * PAGE_LIMIT;
+
+/// A pass ends when so many hints stay because nodes that own their keys now cannot be reached; the next one goes on there.
+const KEPT_BACK_MAX: usize = 64 * PAGE_LIMIT;
 
 /// A page takes the target milliseconds; after so long it is stuck.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,11 +1,12 @@
 //! Handing hints over, one step at a time.
 
-use quorate_wire::ids::Partition;
+use quorate_wire::ids::{LayoutVersion, Partition};
 
 use super::*;
 use crate::by_hand::{self, Kind, Manner, Node, key_in, record};
 use crate::peer_wire::PeerBody;
 use crate::store::{Store as _, Tree};
+use quorate_core::changes::{Change, layout_after};
 use quorate_core::keyspace::{data_key, hint_key};
 
 const PARTITION: Partition = Partition(2);
@@ -246,6 +247,49 @@ async fn a_pass_that_finds_nothing_behind_refused_hints_is_not_the_end_of_the_tr
         failures.push(lock(&courier.progress)[&target.id].failures);
     }
     assert_eq!(failures, [1, 2], "each pass waits longer than the one before");
+}
+
+#[tokio::test]
+async fn one_dead_receiver_does_not_hold_up_the_hints_that_others_own_now() {
+    let (nodes, courier) = kept().await;
+    let (removed, keeper) = (nodes[0].id, &nodes[3]);
+    assert_eq!(courier.deliver(removed).await, Ok(3));
+    let without = layout_after(&nodes[0].current.layout, &[Change::Leave(removed)]).expect("possible");
+    for node in &nodes {
+        node.layouts.adopt(without.clone()).await;
+        node.layouts.settle(LayoutVersion(2)).await.expect("memory takes it");
+    }
+    let current = keeper.layouts.current().expect("in force");
+    let partitions: Vec<Partition> = (0..current.partitions()).map(Partition).collect();
+    for partition in &partitions {
+        let key = key_in(keeper, *partition, 20);
+        let kept = keeper.replica.keep_hint(*partition, &key, removed, record(3, "v"), 5).await.expect("room");
+        kept.ticket.durable().await.expect("durable");
+    }
+    // The first that is asked.
+    let dead = nodes.iter().filter(|node| ![removed, keeper.id].contains(&node.id)).min_by_key(|node| node.id);
+    let dead = dead.expect("there are three");
+    let (its, others): (Vec<Partition>, Vec<Partition>) =
+        partitions.into_iter().partition(|partition| current.primaries(*partition).contains(&dead.id));
+    assert!(!its.is_empty() && !others.is_empty(), "{its:?} {others:?}");
+    dead.is(Manner::Refuses);
+    dead.asked();
+    let why = courier.deliver(removed).await.expect_err("one of them refuses");
+    assert!(why.contains(&format!("{} hints wait for {}", its.len(), dead.id)), "{why}");
+    assert!(why.contains(&format!("{} have gone", others.len())), "{why}");
+    for partition in &others {
+        let key = key_in(keeper, *partition, 20);
+        for node in nodes.iter().filter(|node| current.primaries(*partition).contains(&node.id)) {
+            assert_eq!(node.held(&key).await, Some(record(3, "v")), "{} {partition}", node.id);
+        }
+    }
+    assert_eq!(keeper.replica.hint_totals()[&removed].count, its.len() as u64);
+    assert_eq!(dead.asked().iter().filter(|(_, body)| body.name() == "handoff").count(), 1, "once a pass");
+    dead.is(Manner::Answers);
+    assert_eq!(courier.deliver(removed).await, Ok(its.len() as u64));
+    for partition in &its {
+        assert_eq!(dead.held(&key_in(keeper, *partition, 20)).await, Some(record(3, "v")));
+    }
 }
 
 #[tokio::test]
