@@ -25,9 +25,10 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Desk;
-use super::pair::Pair;
+use super::pair::{CALL_TIMEOUT, Pair};
 use crate::calls::Calls;
 use crate::layouts::Current;
+use crate::peer_wire::HandOver;
 use crate::peer_wire::heal::{
     BeginPush, EndPush, GetReadiness, GetSaid, LeafSet, PushBegun, PushEnded, Readiness, SaidNow,
 };
@@ -469,6 +470,7 @@ impl Desk {
         self.replica.rebuild(partition).await.map_err(refused)?;
         for owner in current.primaries(partition) {
             self.exchange_all(current, partition, *owner, true).await?.unsettled()?;
+            self.have_synced(current, *owner).await?;
         }
         let layouts = self.layouts.clone();
         let still = move || layouts.current().is_some_and(|current| current.version() == version);
@@ -479,6 +481,14 @@ impl Desk {
         sometimes!("change: a former owner dropped its copy");
         tracing::debug!(%partition, records, "its owners hold all of it: dropped here");
         Ok(())
+    }
+
+    /// Has a node sync what it holds, whatever its durability mode and whether or not anything was sent to it: a copy that is durable here
+    /// goes for it. To take hints, if only none, ends with that.
+    async fn have_synced(&self, current: &Current, owner: NodeId) -> Result<(), String> {
+        let nothing = HandOver { label: current.label(), entries: Vec::new() };
+        let synced = self.peers.ask(owner, self.random.u64(), nothing, CALL_TIMEOUT).await;
+        synced.map(drop).map_err(|error| format!("{owner} has not synced what it holds: {error}"))
     }
 
     /// What an older owner says before a new one takes over what it holds.

@@ -13,7 +13,7 @@ use crate::coordinator::Origin;
 use crate::peer_wire::{Fetch, FetchRange, PeerBody, PeerReply};
 use crate::recovery::Reason;
 use crate::replica_service::ReplicaService;
-use crate::store::{Store, Tree};
+use crate::store::{Durability, Store, Tree};
 use quorate_core::changes::{self, layout_after};
 use quorate_core::keyspace::data_key;
 use quorate_core::layout::Layout;
@@ -656,4 +656,26 @@ async fn what_is_corrupt_is_dropped_with_the_rest() {
     assert!(nodes[0].store.flip_bit(Tree::Data, &data_key(&keys[1])));
     assert_eq!(nodes[0].replica.drop_records(Partition(1), || true).await, Ok(3));
     assert_eq!(nodes[0].replica.holds_any(Partition(1)).await, Ok(false));
+}
+
+#[tokio::test]
+async fn a_copy_goes_only_when_its_owners_have_synced_theirs_in_the_mode_interval_as_well() {
+    let nodes = by_hand::start(Kind { spare: 1, durability: Durability::Interval, ..Kind::of(3) }).await;
+    let next = after(&nodes[0], &[replace(0, 3, &nodes)]);
+    let mut swept = BTreeMap::new();
+    for node in &nodes {
+        node.layouts.adopt(next.clone()).await;
+    }
+    to_the_end(&nodes[1..].iter().collect::<Vec<_>>(), &mut swept, 2).await;
+    let key = Blob::from(key(1));
+    // All hold it already, so that nothing is sent.
+    for node in &nodes {
+        node.hold(&key, &by_hand::record(1, "v")).await;
+    }
+    let synced: Vec<u64> = nodes.iter().map(|node| node.committer.beacon()).collect();
+    while step(&nodes[0], &mut swept).await {}
+    assert_eq!(nodes[0].held(&key).await, None);
+    for (node, before) in nodes.iter().zip(synced).skip(1) {
+        assert!(node.committer.beacon() > before, "{} holds it durably", node.id);
+    }
 }
