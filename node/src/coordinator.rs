@@ -59,6 +59,7 @@ use crate::recovery::Reading;
 use crate::replica::Replica;
 use crate::request_memory::{OVERLOADED, RECORD_LEN};
 use quorate_core::context_keys::Rejected;
+use quorate_core::layout::Layout;
 use quorate_core::ownership::{Label, Role, View};
 use quorate_core::quorum::Group;
 use quorate_core::transition::LIVE_MAX;
@@ -730,9 +731,9 @@ impl Inner {
         }
     }
 
-    fn report(&self, turn: &Turn, need: u8, acks: Acks, floor: u8) -> QuorumReport {
+    fn report(&self, turn: &Turn, need: u8, acks: Acks, floor: impl Fn(&Layout) -> u8) -> QuorumReport {
         let layout = turn.current.layout.version;
-        QuorumReport { need, acks, degraded: acks.fallback > 0, below_floor: need < floor, layout }
+        QuorumReport { need, acks, degraded: acks.fallback > 0, below_floor: turn.is_below(floor), layout }
     }
 
     /// The part of a request's evidence that is the same for all; what a hedge, hint or repair adds is left empty.
@@ -761,6 +762,11 @@ impl Turn {
     /// How many replicas it needs of the newest version.
     fn need(&self) -> u8 {
         self.groups[0].need
+    }
+
+    /// Whether it needs fewer replicas of a version than this floor of that version's layout.
+    fn is_below(&self, floor: impl Fn(&Layout) -> u8) -> bool {
+        self.groups.iter().any(|group| group.need < floor(self.current.layout_of(group.version)))
     }
 
     /// Whether a node's answer counts: it owns the partition under a version that the request is made under.

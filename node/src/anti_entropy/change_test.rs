@@ -679,3 +679,51 @@ async fn a_copy_goes_only_when_its_owners_have_synced_theirs_in_the_mode_interva
         assert!(node.committer.beacon() > before, "{} holds it durably", node.id);
     }
 }
+
+#[tokio::test]
+async fn a_quorum_is_below_the_floor_if_it_is_below_that_of_any_layout_that_it_is_made_under() {
+    let nodes = by_hand::start(Kind { r: 1, w: 3, ..Kind::of(3) }).await;
+    let settings = changes::Change::Replicas { n: None, r: Some(2), w: Some(2) };
+    let next = after(&nodes[0], &[settings]);
+    let mut numbers = 5000..;
+    let mut below = async |w| {
+        let write = Write {
+            key: key(1),
+            value: Some(Blob::copy_from(b"v")),
+            context: None,
+            op_id: OpId(numbers.next().expect("endless")),
+            first_sent_ms: None,
+            w: Some(Quorum::Exactly(w)),
+            strict: true,
+            explain: false,
+        };
+        match ask(&nodes[0], RequestBody::Write(write)).await {
+            Ok(Reply::Written(written)) => written.quorum.below_floor,
+            other => panic!("{other:?}"),
+        }
+    };
+    let reads_below = async || {
+        let read = Read { key: key(1), r: Some(Quorum::One), strict: true, monotonic: false, explain: false };
+        match ask(&nodes[0], RequestBody::Read(read)).await {
+            Ok(Reply::Found(found)) => found.quorum.below_floor,
+            other => panic!("{other:?}"),
+        }
+    };
+    let scans_below = async || {
+        let (from, until) = (ScanPosition::start_of(Partition(0)), Partition(nodes[0].current.partitions()));
+        let (prefix, r) = (KeyPrefix::default(), Some(Quorum::One));
+        match ask(&nodes[0], RequestBody::Scan(Scan { prefix, from, until, limit: 10, keys_only: false, r })).await {
+            Ok(Reply::Scanned(scanned)) => scanned.quorum.below_floor,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((below(2).await, below(3).await, reads_below().await, scans_below().await), (true, false, false, false));
+    for node in &nodes {
+        node.layouts.adopt(next.clone()).await;
+    }
+    // Reads are made under the older layout still, writes under both.
+    assert_eq!((below(2).await, below(3).await, reads_below().await, scans_below().await), (true, false, false, false));
+    let mut swept = BTreeMap::new();
+    to_the_end(&nodes.iter().collect::<Vec<_>>(), &mut swept, 2).await;
+    assert_eq!((below(2).await, reads_below().await, scans_below().await), (false, true, true));
+}

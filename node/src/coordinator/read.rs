@@ -10,8 +10,8 @@ use quorate_transport::budget::Room;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, OpId};
 use quorate_wire::{
-    Acks, BucketId, Evidence, Found, KEY_LEN_MAX, Key, NotApplied, Read, Reply, Role, Scan, ScanEntry, ScanPosition,
-    Scanned,
+    Acks, BucketId, Evidence, Found, KEY_LEN_MAX, Key, NotApplied, QuorumReport, Read, Reply, Role, Scan, ScanEntry,
+    ScanPosition, Scanned,
 };
 use quorate_wire::{buggify, dawdle, sometimes, story, tell};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -113,7 +113,7 @@ pub(super) async fn coordinate_read(inner: &Arc<Inner>, turn: &Turn, read: &Read
         Reply::Found(Found {
             values: merged.values(),
             context: inner.seal(&merged.seen(), &read.key),
-            quorum: inner.report(turn, need, get.acks(), turn.current.layout.r),
+            quorum: inner.report(turn, need, get.acks(), |layout| layout.r),
             evidence: read.explain.then(evidence),
         })
     });
@@ -173,7 +173,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result
     let bytes_max = buggify!("scan: a page of few bytes", SCAN_BYTES_MAX, 1);
     let mut joined = Joined::new(scan.from.clone(), scan.until, scan.limit as usize, bytes_max, scan.keys_only);
     let half = turn.start + turn.deadline.saturating_duration_since(turn.start) / 2;
-    let (mut least, mut own) = (None::<Acks>, Vec::new());
+    let (mut least, mut below_floor, mut own) = (None::<Acks>, false, Vec::new());
     loop {
         let asks = joined.asks(SCAN_WIDTH);
         if asks.is_empty() || joined.has_moved() && Instant::now() >= half {
@@ -188,8 +188,9 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result
         });
         for (from, page) in asks.iter().zip(join_all(pages).await) {
             match page {
-                Ok(OnePage { page, acks, counts_own }) => {
+                Ok(OnePage { page, acks, below_floor: below, counts_own }) => {
                     joined.add(from, page);
+                    below_floor |= below;
                     least = Some(least.filter(|least| least.total() <= acks.total()).unwrap_or(acks));
                     own.extend(counts_own.then_some(from.partition));
                 }
@@ -213,7 +214,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result
     for partition in own {
         inner.replica.still_speaks_of(partition, turn.reading())?;
     }
-    let quorum = inner.report(turn, need, least.unwrap_or_default(), turn.current.layout.r);
+    let quorum = QuorumReport { below_floor, ..inner.report(turn, need, least.unwrap_or_default(), |layout| layout.r) };
     let (entries, next) = joined.into_page();
     sometimes!(
         "scan: a page of several partitions",
@@ -235,6 +236,7 @@ async fn scan_partitions(inner: &Arc<Inner>, turn: &Turn, scan: &Scan) -> Result
 struct OnePage {
     page: MergedPage,
     acks: Acks,
+    below_floor: bool,
     /// What this node holds is part of it.
     counts_own: bool,
 }
@@ -265,7 +267,7 @@ async fn scan_partition(
     let pages = decisive.into_iter().map(|(_, page)| page).collect();
     let page = merge_pages(pages, left, bytes_max, |key| scan.prefix.matches(key));
     sometimes!("scan: a page ended where another replica's did", page.next.is_some() && page.entries.len() < left);
-    Ok(OnePage { page, acks, counts_own })
+    Ok(OnePage { page, acks, below_floor: turn.is_below(|layout| layout.r), counts_own })
 }
 
 /// # Errors

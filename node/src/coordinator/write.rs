@@ -122,7 +122,7 @@ pub(super) async fn pass_on(
                 synced,
                 context_large: context.len() > CONTEXT_LEN_WARN,
                 context,
-                quorum: inner.report(turn, turn.need(), acks, turn.current.layout.w),
+                quorum: inner.report(turn, turn.need(), acks, |layout| layout.w),
                 evidence: None,
             }))
         }
@@ -446,7 +446,7 @@ impl Driver {
             replaced: minted.replaced,
             synced: self.put.is_synced(),
             context_large: minted.context.len() > CONTEXT_LEN_WARN,
-            quorum: self.inner.report(&self.turn, self.put.need(), self.put.acks(), self.turn.current.layout.w),
+            quorum: self.inner.report(&self.turn, self.put.need(), self.put.acks(), |layout| layout.w),
             evidence: self.explain.then(evidence),
         }))
     }

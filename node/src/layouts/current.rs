@@ -140,7 +140,8 @@ impl Current {
         usize::from(layout.n - layout.w) + 1
     }
 
-    fn layout_of(&self, version: LayoutVersion) -> &Layout {
+    /// The layout of a live version.
+    pub(crate) fn layout_of(&self, version: LayoutVersion) -> &Layout {
         let live = self.live.versions().iter().find(|placed| placed.version() == version);
         live.map_or(&*self.layout, |placed| &placed.layout)
     }
