@@ -12,7 +12,7 @@ use crate::supervise;
 use quorate_core::changes::{Movement, problems_of};
 use quorate_core::layout::Layout;
 use quorate_core::ring::Ring;
-use quorate_core::staging::warnings;
+use quorate_core::staging::{needs_every_owner, warnings};
 
 /// The newest state that was shown.
 #[derive(Debug)]
@@ -78,6 +78,8 @@ impl Shown {
             _ => None,
         };
         let mut seconds = staged.as_ref().map(warnings).unwrap_or_default();
+        // The floors of the layout in force decide how a change from it to the staged one goes.
+        seconds.extend(chosen.as_ref().filter(|_| staged.is_some()).and_then(needs_every_owner));
         if let Some(moves) = moves.as_ref().filter(|moves| moves.all_owners_change > 0) {
             seconds.push(format!(
                 "{} partitions keep none of their owners: all of their data is copied before the change is over",

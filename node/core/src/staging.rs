@@ -98,8 +98,13 @@ pub fn warnings(layout: &Layout) -> Vec<String> {
     let mut warnings = Vec::new();
     let (n, count) = (usize::from(layout.n), layout.members.len());
     if n == 1 && count > 0 {
-        warnings.push("N is 1: there is one copy of each record, and a lost disk loses its share of the data".into());
+        warnings.push(
+            "N is 1: there is one copy of each record, and a lost disk loses its share of the data; a node that is dead then cannot be \
+             taken out of the layout"
+                .into(),
+        );
     }
+    warnings.extend(needs_every_owner(layout));
     if n == 2 {
         warnings
             .push("N is 2: a majority is both replicas, so that any node that is down stops part of the writes".into());
@@ -120,6 +125,23 @@ pub fn warnings(layout: &Layout) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Why one node that is down holds up a change from this layout to the next, if it does: N - R + 1 owners of a partition have to refuse reads
+/// of the older layout, and N - W + 1 have to give what they hold to the new ones, where R and W are the older layout's floors. With N = 1 that
+/// goes without saying.
+pub fn needs_every_owner(layout: &Layout) -> Option<String> {
+    let floor = match layout {
+        Layout { n: 0 | 1, .. } => return None,
+        Layout { r: 1, .. } => "R",
+        Layout { w: 1, .. } => "W",
+        _ => return None,
+    };
+    Some(format!(
+        "the floor of {floor} is 1 in layout {}: to move a partition to other nodes takes every one of its {} owners, so that one which is \
+         down holds up a change of this layout, and all later ones, until it is back",
+        layout.version, layout.n
+    ))
 }
 
 /// Below this, one partition more or less is more than 2 % of a member's load.
@@ -180,7 +202,31 @@ mod tests {
         staged.settings(Some(1), Some(16), None, None);
         let texts = warnings(&staged.layout(ClusterId(7)));
         assert_eq!(texts.len(), 2, "{texts:?}");
-        assert!(texts[0].starts_with("N is 1") && texts[1].contains("4 partitions on average"), "{texts:?}");
+        assert!(
+            texts[0].starts_with("N is 1")
+                && texts[0].contains("taken out")
+                && texts[1].contains("4 partitions on average"),
+            "{texts:?}"
+        );
+    }
+
+    #[test]
+    fn a_floor_of_one_deserves_a_second_look_as_a_change_needs_every_owner_then() {
+        let warned = |n, r, w| {
+            let mut staged = Staged::default();
+            (0..3).for_each(|i| staged.join(id(i), member(i, "a")));
+            staged.settings(Some(n), Some(1024), Some(r), Some(w));
+            let layout = staged.layout(ClusterId(7));
+            assert_eq!(layout.problems(), Vec::<String>::new());
+            needs_every_owner(&layout)
+        };
+        let text = warned(3, 1, 3).expect("every owner has to close");
+        assert!(text.contains("floor of R is 1 in layout 1") && text.contains("3 owners"), "{text}");
+        assert!(warned(3, 3, 1).expect("every owner has to push").contains("floor of W is 1"));
+        assert!(warned(2, 1, 2).is_some());
+        for (n, r, w) in [(3, 2, 2), (3, 3, 2), (2, 2, 2), (1, 1, 1)] {
+            assert_eq!(warned(n, r, w), None, "N {n}, R {r}, W {w}");
+        }
     }
 
     #[test]
@@ -190,10 +236,10 @@ mod tests {
             for i in 0..members {
                 staged.join(id(i), member(i, zones[usize::from(i) % zones.len()]));
             }
-            staged.settings(Some(n), Some(partitions), Some(n), Some(1));
+            staged.settings(Some(n), Some(partitions), Some(n), Some(n.min(2)));
             assert_eq!(staged.len(), usize::from(members));
             let layout = staged.layout(ClusterId(7));
-            assert_eq!((layout.r, layout.w), (n, 1));
+            assert_eq!((layout.r, layout.w), (n, n.min(2)));
             warnings(&layout)
         };
         let none = Vec::<String>::new();
