@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use quorate_wire::codec::Blob;
-use quorate_wire::ids::{NodeId, Partition, key_hash};
+use quorate_wire::ids::{LayoutVersion, NodeId, Partition, key_hash};
 use quorate_wire::random::Random;
 use quorate_wire::{NotApplied, Recovering, RepairCommand, RepairReport};
 use quorate_wire::{buggify, sometimes};
@@ -118,6 +118,8 @@ struct State {
     /// Where exchanges broke off because the disk here had refused too much: the next one with that owner about that partition goes on
     /// behind this key. One for each other owner of each partition of this node at most.
     broken_off: BTreeMap<(NodeId, Partition), Blob>,
+    /// As of this layout: in how many partitions something may lie here that belongs to others.
+    of_others: Option<(LayoutVersion, u32)>,
 }
 
 /// Why a record was not here.
@@ -245,6 +247,12 @@ impl AntiEntropy {
             total: progress.total,
             eta_ms: eta_ms(progress.left, progress.total, progress.since),
         })
+    }
+
+    /// In how many partitions of other owners under the newest layout something may still lie here; unknown before it has been looked.
+    pub(crate) fn of_others(&self) -> Option<u32> {
+        let newest = self.desk.layouts.current()?.version();
+        self.desk.state().of_others.filter(|(version, _)| *version == newest).map(|(_, partitions)| partitions)
     }
 
     /// For the node's metrics.

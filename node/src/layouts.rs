@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use quorate_wire::ids::{DiskId, LayoutVersion, NodeId, Partition};
 use quorate_wire::random::Random;
-use quorate_wire::{LayoutCommand, LayoutReport, NotApplied};
+use quorate_wire::{LayoutCommand, LayoutReport, NotApplied, Progress};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -36,10 +36,11 @@ use self::store::Stages;
 pub(crate) use self::store::store_chosen;
 pub use self::store::{FIRST_KEY, stored_context_keys};
 pub(crate) use self::store::{LayoutStore, Obstacle};
-use crate::membership::Membership;
+use crate::membership::{Liveness, Membership};
 use crate::peer_wire::{AcceptFirstLayout, FirstLayoutAccepted, GetLayout, LayoutState};
 use crate::peers::Peers;
 use crate::request_memory::RETRY_AFTER_MS;
+use crate::showing;
 use crate::store::StoreError;
 use crate::supervise;
 use quorate_core::changes::Change;
@@ -60,6 +61,7 @@ struct Service {
     random: Random,
     /// One operator's command at a time; peers do not wait for it.
     commands: AsyncMutex<()>,
+    liveness: watch::Receiver<Arc<Liveness>>,
     /// When others were last asked for a context key that was not known.
     keys_asked_for: AsyncMutex<Option<Instant>>,
     /// How many may wait for what is shown: every client may ask for it.
@@ -96,7 +98,8 @@ impl Layouts {
         let task = supervise::spawn("layouts", gossip.run());
         let (commands, keys_asked_for) = (AsyncMutex::new(()), AsyncMutex::new(None));
         let shows = Semaphore::new(SHOWS_MAX);
-        Self(Arc::new(Service { store, peers, random, commands, keys_asked_for, shows, task }))
+        let liveness = membership.liveness();
+        Self(Arc::new(Service { store, peers, random, commands, liveness, keys_asked_for, shows, task }))
     }
 
     /// Ends the background task. To be called when the node stops: the handler of peers' requests usually holds a clone, so
@@ -194,6 +197,14 @@ impl Layouts {
         self.0.store.current.subscribe()
     }
 
+    /// How far the change under way is, if there is one.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        let current = self.current()?;
+        let liveness = Arc::clone(&self.0.liveness.borrow());
+        let up = |node: NodeId| node == self.0.store.me.node || liveness.get(&node).is_some_and(|peer| peer.up);
+        Some(showing::progress(current.progress()?, current.version(), up))
+    }
+
     /// See [`LayoutStore::settle`].
     ///
     /// # Errors
@@ -243,7 +254,7 @@ impl Layouts {
                 return Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS });
             };
             let history = if command == LayoutCommand::History { store.history().await } else { Vec::new() };
-            return Ok(LayoutReport { history, ..store.report().await });
+            return Ok(LayoutReport { history, progress: self.progress(), ..store.report().await });
         }
         let _one = self.0.commands.lock().await;
         match (command, store.may_stage().await) {

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use quorate_wire::{Gets, LayoutView, Load, Moves};
+use quorate_wire::ids::{LayoutVersion, NodeId};
+use quorate_wire::{Gets, LayoutView, Load, Moves, Progress, Wait};
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::Instrument;
 
@@ -11,6 +12,7 @@ use crate::store::Executor;
 use crate::supervise;
 use quorate_core::changes::{Movement, problems_of};
 use quorate_core::layout::Layout;
+use quorate_core::progress;
 use quorate_core::ring::Ring;
 use quorate_core::staging::{needs_every_owner, warnings};
 
@@ -114,6 +116,31 @@ fn moves(before: &Layout, after: &Layout) -> Option<Moves> {
     })
 }
 
+/// How far a change to this version is, for people.
+pub(crate) fn progress(core: &progress::Progress, version: LayoutVersion, up: impl Fn(NodeId) -> bool) -> Progress {
+    let wait = |(node, wait): (&NodeId, &progress::Wait)| {
+        let mut todo = Vec::new();
+        if wait.learns > 0 {
+            todo.push(format!("has yet to act on layout {version}"));
+        }
+        if wait.takes_over > 0 {
+            let from = wait.from.iter().map(|from| format!("{from}{}", if up(*from) { "" } else { " (down)" }));
+            let from: Vec<_> = from.collect();
+            todo.push(format!(
+                "takes over what {} {}",
+                from.join(", "),
+                if from.len() == 1 { "holds" } else { "hold" }
+            ));
+        }
+        if wait.closes > 0 {
+            todo.push("has yet to stop answering for older layouts".to_owned());
+        }
+        Wait { node: *node, partitions: wait.partitions(), what: todo.join(", and "), up: up(*node) }
+    };
+    let waits = core.waits.iter().map(wait).collect();
+    Progress { moved: core.moved, partitions: core.partitions, waits }
+}
+
 /// The largest load of a member relative to its weight's share of all.
 fn balance(layout: &Layout, ring: &Ring) -> f64 {
     let all = f64::from(layout.partitions) * f64::from(layout.n);
@@ -130,7 +157,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use quorate_wire::ids::{ClusterId, DiskId, NodeId};
+    use quorate_wire::ids::{ClusterId, DiskId};
 
     use super::*;
     use crate::store::Latency;

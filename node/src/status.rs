@@ -14,7 +14,7 @@ use crate::anti_entropy::AntiEntropy;
 use crate::certificate::Certificate;
 use crate::coordinator::WallClock;
 use crate::handoff::Handoff;
-use crate::layouts::Layouts;
+use crate::layouts::{Current, Layouts};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::peer_wire::Hello;
@@ -91,6 +91,22 @@ impl Status {
         self.not_serving().or_else(|| self.room.why())
     }
 
+    /// Whether a node that is no member still holds something: one that has left may be stopped for good when it does not.
+    fn what_is_left(&self, now_ms: u64) -> String {
+        let member = |current: &Current| current.live().members().contains(&self.identity.node);
+        if self.quarantined.is_some() || self.layouts.current().is_none_or(|current| member(&current)) {
+            return String::new();
+        }
+        match self.anti_entropy.of_others() {
+            Some(0) if self.handoff.status(now_ms).is_empty() => "; it holds no data".into(),
+            Some(0) => "; it holds hints, which it hands over".into(),
+            Some(partitions) => {
+                format!("; it holds data of {partitions} partitions, which it hands over to their owners")
+            }
+            None => "; what it holds is being looked at".into(),
+        }
+    }
+
     /// The report.
     pub(crate) fn report(&self) -> NodeStatus {
         let current = self.layouts.current();
@@ -135,8 +151,10 @@ impl Status {
         if let Some(current) = &current {
             reachable = vec![0; usize::from(current.layout.n) + 1];
             for partition in 0..current.layout.partitions {
-                let primaries = current.primaries(Partition(partition));
-                reachable[primaries.iter().filter(|node| up(**node)).count()] += 1;
+                // While the layout changes, requests need a quorum of the owners under each live one.
+                let live = current.live().versions().iter().map(|placed| placed.ring().primaries(Partition(partition)));
+                let least = live.map(|primaries| primaries.iter().filter(|node| up(**node)).count()).min();
+                reachable[least.unwrap_or(0).min(usize::from(current.layout.n))] += 1;
             }
         }
 
@@ -153,7 +171,7 @@ impl Status {
             storage: format!("{}, {}", stats.engine, self.durability),
             records: stats.records_estimate,
             disk_bytes: stats.disk_bytes,
-            not_serving: self.not_serving(),
+            not_serving: self.not_serving().map(|why| format!("{why}{}", self.what_is_left(now_ms))),
             layout: layout.map(|layout| layout.version).unwrap_or_default(),
             layout_hash: current.as_ref().map(|current| current.hash.short()).unwrap_or_default(),
             n: layout.map_or(0, |layout| layout.n),
@@ -170,6 +188,7 @@ impl Status {
             certificate_left_s: Some(certificate_left_s),
             authority_left_s: Some(authority_left_s),
             other_layouts: self.other_layouts.get(),
+            change: self.layouts.progress(),
         }
     }
 }

@@ -190,6 +190,9 @@ pub struct NodeStatus {
     /// The nodes that it has met and cannot talk to, because they have accepted another layout 1, by name.
     #[serde(default)]
     pub other_layouts: Vec<OtherLayout>,
+    /// How far the change of the layout under way is, if there is one.
+    #[serde(default)]
+    pub change: Option<Progress>,
 }
 
 /// A node that has accepted another layout 1 than the one who tells of it: the two belong to different layouts for ever.
@@ -341,6 +344,33 @@ pub struct LayoutReport {
     /// Answers [`LayoutCommand::History`], oldest first.
     #[serde(default)]
     pub history: Vec<PastLayout>,
+    /// How far the change under way is, if there is one.
+    #[serde(default)]
+    pub progress: Option<Progress>,
+}
+
+/// How far a change of the layout is, as the answering node knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// How many partitions have moved.
+    pub moved: u32,
+    /// How many there are.
+    pub partitions: u32,
+    /// For whom the others wait, by name.
+    pub waits: Vec<Wait>,
+}
+
+/// A node for which the others wait in a change of the layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// Who.
+    pub node: NodeId,
+    /// In how many partitions.
+    pub partitions: u32,
+    /// What it has still to do, for people.
+    pub what: String,
+    /// Whether the answering node believes that it is up.
+    pub up: bool,
 }
 
 /// What has come of an apply.

@@ -26,7 +26,7 @@ mod time;
 
 pub use admin::{
     Applied, Gets, HintStatus, LayoutCommand, LayoutReport, LayoutView, Load, Located, Located1, MemberView, Moves,
-    NodeStatus, OtherLayout, PastLayout, PeerStatus, Recovering, RepairCommand, RepairReport,
+    NodeStatus, OtherLayout, PastLayout, PeerStatus, Progress, Recovering, RepairCommand, RepairReport, Wait,
 };
 pub use evidence::{Asked, Evidence, Role};
 pub use failure::{Failure, NotApplied};

@@ -49,6 +49,7 @@ pub mod layout;
 pub mod live;
 pub mod mint;
 pub mod names;
+pub mod progress;
 pub mod record;
 pub mod ring;
 pub mod staging;

@@ -421,17 +421,21 @@ impl Desk {
         if swept.version != current.version() {
             *swept = Swept { version: current.version(), partitions: BTreeSet::new() };
         }
-        let mut left = false;
+        let mut left = 0;
         for partition in (0..current.partitions()).map(Partition) {
             if current.primaries(partition).contains(&self.me) || swept.partitions.contains(&partition) {
                 continue;
+            }
+            // The part in a newer change comes first.
+            if self.layouts.current().is_some_and(|newest| newest.version() > current.version()) {
+                return true;
             }
             let live = current.live();
             if live.is_changing() {
                 let moving = live.partition(partition);
                 let closed = self.layouts.said().part(partition).closed == current.version();
                 if moving.is_former_owner(self.me) && !(closed && moving.is_over()) {
-                    left = true;
+                    left += 1;
                     continue;
                 }
             }
@@ -439,11 +443,12 @@ impl Desk {
                 Ok(()) => drop(swept.partitions.insert(partition)),
                 Err(why) => {
                     tracing::debug!(%partition, "not handed over: {why}");
-                    left = true;
+                    left += 1;
                 }
             }
         }
-        left
+        self.state().of_others = Some((current.version(), left));
+        left > 0
     }
 
     async fn hand_over(&self, current: &Arc<Current>, partition: Partition) -> Result<(), String> {

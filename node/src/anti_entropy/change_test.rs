@@ -122,6 +122,7 @@ async fn every_owner_may_change_at_once_while_clients_read_and_write() {
     for node in &nodes[..3] {
         while step(node, &mut swept).await {}
         assert!(held(node, written).await.is_empty(), "{} has dropped its copy", node.id);
+        assert_eq!(node.anti_entropy.of_others(), Some(0), "{} says so", node.id);
     }
     for node in &nodes[3..] {
         let lacks = (1..=written).filter(|number| number % 2 == 1).count();
@@ -201,6 +202,7 @@ async fn a_dead_member_is_replaced_without_it_and_hands_over_what_it_has_when_it
     // It still believes in layout 1, and nobody else does.
     get(dead, 1).await.map(drop).unwrap_or_else(|error| assert!(format!("{error:?}").contains("layout"), "{error:?}"));
     dead.layouts.adopt(next).await;
+    assert_eq!(dead.anti_entropy.of_others(), None, "it has not looked yet");
     to_the_end(&[dead], &mut swept, 2).await;
     assert!(held(dead, 20).await.is_empty() && dead.held(&alone.clone().into()).await.is_none());
     for node in others {

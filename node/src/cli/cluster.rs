@@ -9,6 +9,7 @@ use super::connection::{Cluster, resolve_in_time};
 use super::failure::{Exit, Failure, Outcome};
 use super::health::{self, Answer};
 use super::key_value::with_key;
+use super::layout::moved_text;
 use super::output::{Output, bytes_text, facts, print, readable, table, time_text};
 use super::settings::Settings;
 
@@ -45,6 +46,19 @@ pub(crate) async fn status(args: &StatusArgs, settings: &Settings, output: &Outp
         }
         for expiring in &expiring {
             output.line(&format!("warning: {expiring}; see `quorate cert renew --help`"))?;
+        }
+        if let Some(change) = &status.change {
+            let waits = change.waits.iter().map(|wait| match wait.up {
+                true => wait.node.to_string(),
+                false => format!("{} (down)", wait.node),
+            });
+            let waits: Vec<_> = waits.collect();
+            let waits = if waits.is_empty() { String::new() } else { format!("; it waits for {}", waits.join(", ")) };
+            let moved = moved_text(change);
+            output.line(&format!("a change of the layout is under way: {moved}{waits}; see `quorate layout show`"))?;
+        }
+        for outsider in health::outsiders(&status, &answers) {
+            output.line(&format!("note: {outsider}"))?;
         }
         output.line("")?;
         output.table(&overview(&status))?;
@@ -270,6 +284,7 @@ pub(crate) mod tests {
             certificate_left_s: None,
             authority_left_s: None,
             other_layouts: Vec::new(),
+            change: None,
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::args::{CheckCommand, HintsArgs};
 use super::connection::{Cluster, credentials};
 use super::failure::{Exit, Failure, Outcome, reason_of};
+use super::layout::moved_text;
 use super::output::{Output, bytes_text, print, readable, table, time_text};
 use super::repair::recovering_text;
 use super::settings::Settings;
@@ -75,7 +76,7 @@ impl Verdict {
 /// The verdict and its reasons, the worst first. `seen` is one node's view, `answers` what the others say of themselves.
 pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<String>) {
     let mut reasons: Vec<(Verdict, String)> = Vec::new();
-    if let Some(why) = &seen.not_serving {
+    if let Some(why) = seen.not_serving.as_ref().filter(|_| seen.n == 0 || is_member(seen, seen.node)) {
         reasons.push((Verdict::Degraded, format!("{} does not serve data: {why}", seen.node)));
     }
     if seen.n == 0 {
@@ -129,6 +130,16 @@ pub(crate) fn judge(seen: &NodeStatus, answers: &[Answer]) -> (Verdict, Vec<Stri
     reasons.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
     let verdict = reasons.first().map_or(Verdict::Healthy, |(verdict, _)| *verdict);
     (verdict, reasons.into_iter().map(|(_, reason)| reason).collect())
+}
+
+fn is_member(seen: &NodeStatus, node: NodeId) -> bool {
+    seen.peers.iter().any(|peer| peer.node == node && peer.member)
+}
+
+/// What nodes that are no members say of themselves: they wait to join, or have left. No trouble of the cluster's.
+pub(crate) fn outsiders(seen: &NodeStatus, answers: &[Answer]) -> Vec<String> {
+    let own = answers.iter().filter_map(|(_, answer)| answer.as_ref()?.as_ref().ok());
+    own.filter(|own| seen.n > 0 && !is_member(seen, own.node)).filter_map(|own| own.not_serving.clone()).collect()
 }
 
 /// Who holds which layout, if nodes hold different ones of the same number.
@@ -187,7 +198,7 @@ fn short_if_silent(seen: &NodeStatus, answers: &[Answer]) -> Option<String> {
 /// What a node's own state adds to the verdict.
 fn of_node(own: &NodeStatus, seen: &NodeStatus) -> Vec<(Verdict, String)> {
     let mut reasons = Vec::new();
-    if let (Some(why), true) = (&own.not_serving, own.node != seen.node) {
+    if let (Some(why), true) = (&own.not_serving, own.node != seen.node && is_member(seen, own.node)) {
         reasons.push((Verdict::Degraded, format!("{} does not serve data: {why}", own.node)));
     }
     if let Some(recovering) = &own.recovering {
@@ -378,17 +389,21 @@ pub(crate) async fn check(command: &CheckCommand, settings: &Settings, output: &
     let cluster = Cluster::connect(settings).await?;
     let seen = cluster.status().await.map_err(Failure::of_read)?;
     let answers = ask_all(&cluster, &seen, false).await?;
-    let (verdict, reasons) = judge(&seen, &answers);
+    let (verdict, mut reasons) = judge(&seen, &answers);
     let (what, well, text) = match command {
         CheckCommand::Quorum(_) => {
             let well = verdict < Verdict::Unavailable && short_if_silent(&seen, &answers).is_none();
             ("quorum", well, "every key has a quorum of its owners within reach")
         }
-        CheckCommand::Replicas(_) => (
-            "replicas",
-            verdict == Verdict::Healthy,
-            "every owner of every key is there, and nothing waits to be delivered",
-        ),
+        CheckCommand::Replicas(_) => {
+            let moves = seen
+                .change
+                .as_ref()
+                .map(|change| format!("a change of the layout is under way: {}", moved_text(change)));
+            let well = verdict == Verdict::Healthy && moves.is_none();
+            reasons.extend(moves);
+            ("replicas", well, "every owner of every key is there, and nothing waits to be delivered")
+        }
         CheckCommand::Certs(_) => {
             let wanted = settings.connection()?;
             let own = credentials(&wanted.ca.value, &wanted.cert.value, &wanted.key.value);
@@ -544,6 +559,15 @@ mod tests {
         assert_eq!(judge(&seen, &[]).0, Verdict::Healthy);
         seen.not_serving = Some("store quarantined".into());
         assert_eq!(judge(&seen, &[]).1, ["n1 does not serve data: store quarantined"]);
+        // One that waits to join, or has left, serves nothing, as it should.
+        let own = NodeStatus { node: node("n2"), not_serving: Some("n2 is no member".into()), ..healthy() };
+        let waiting = vec![(seen.peers[1].clone(), Some(Ok(own)))];
+        seen.not_serving = None;
+        assert_eq!(judge(&seen, &waiting), (Verdict::Healthy, Vec::new()));
+        assert_eq!(
+            (outsiders(&seen, &waiting), outsiders(&healthy(), &waiting)),
+            (vec!["n2 is no member".to_owned()], vec![])
+        );
         let own = NodeStatus { node: node("n2"), not_serving: Some("damaged".into()), ..healthy() };
         assert!(judge(&healthy(), &answers(&healthy(), own)).1[0].contains("n2 does not serve data: damaged"));
         let silent = vec![(healthy().peers[0].clone(), Some(Err("no route".to_owned())))];

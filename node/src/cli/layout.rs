@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use comfy_table::Table;
 use quorate_wire::ids::{LayoutVersion, NodeId};
-use quorate_wire::{Applied, LayoutCommand as Ask, LayoutReport, LayoutView, Moves, PastLayout};
+use quorate_wire::{Applied, LayoutCommand as Ask, LayoutReport, LayoutView, Moves, PastLayout, Progress, Wait};
 use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};
@@ -173,14 +173,17 @@ fn show(report: &LayoutReport, output: &Output) -> Outcome<()> {
     } else {
         output.line(&format!("layout {}", settings_text(&report.current)))?;
         output.table(&members(&report.current))?;
-        if let [oldest, .., _] = &report.live[..] {
-            output.line(&format!(
-                "a change is under way: {} layouts are live, from version {oldest} to {}",
-                report.live.len(),
-                report.current.version
-            ))?;
+        if let [oldest, .., newest] = &report.live[..] {
+            output
+                .line(&format!("a change is under way, from layout {oldest} to {newest}{}", moved(&report.progress)))?;
+            for wait in report.progress.iter().flat_map(|progress| &progress.waits) {
+                output.line(&format!("waits for: {}", wait_text(wait)))?;
+            }
         }
         output.line(&format!("context keys, the newest first: {}", report.context_keys.join(", ")))?;
+    }
+    if report.applied == Some(Applied::Before) {
+        output.line("that version was applied before; nothing was changed")?;
     }
     if let Some(staged) = &report.staged {
         output.line(&format!("\nstaged: layout {}", settings_text(staged)))?;
@@ -206,9 +209,28 @@ fn show(report: &LayoutReport, output: &Output) -> Outcome<()> {
     Ok(())
 }
 
+fn moved(progress: &Option<Progress>) -> String {
+    progress.as_ref().map_or_else(String::new, |progress| format!(": {}", moved_text(progress)))
+}
+
+/// How much of a change is done.
+pub(crate) fn moved_text(Progress { moved, partitions, .. }: &Progress) -> String {
+    let percent = u64::from(*moved) * 100 / u64::from(*partitions).max(1);
+    format!("{moved} of {partitions} partitions have moved ({percent} %)")
+}
+
+/// What a change waits for.
+fn wait_text(Wait { node, partitions, what, up }: &Wait) -> String {
+    let (down, s) = (if *up { "" } else { "; it is down" }, if *partitions == 1 { "" } else { "s" });
+    format!("{node}, which {what} ({partitions} partition{s}){down}")
+}
+
 fn next_step(command: &LayoutCommand, report: &LayoutReport, output: &Output) {
     let staged = report.staged.as_ref().map(|staged| staged.version);
     match (command, staged) {
+        (LayoutCommand::Apply { .. }, _) if report.live.len() > 1 => {
+            output.hint("next: quorate layout show, until no change is under way");
+        }
         (LayoutCommand::Apply { .. }, _) => output.hint("next: quorate status"),
         (LayoutCommand::RotateContextKey(_) | LayoutCommand::History(_), _) => {}
         (_, Some(version)) if report.problems.is_empty() => {
@@ -344,6 +366,17 @@ mod tests {
         let open = came_of(2, &Applied::Undecided { why: "1 of 3".into() }).expect_err("it may yet be");
         assert_eq!((open.exit, open.may_have_applied), (Exit::Unknown, true));
         assert!(open.message.contains("1 of 3; what is staged may yet come into force"), "{}", open.message);
+    }
+
+    #[test]
+    fn how_far_a_change_is_and_what_it_waits_for() {
+        let n4 = "n4".parse().expect("legal");
+        let what = "takes over what n1, n2 hold".to_owned();
+        let wait = Wait { node: n4, partitions: 7, what, up: false };
+        assert_eq!(wait_text(&wait), "n4, which takes over what n1, n2 hold (7 partitions); it is down");
+        let progress = Progress { moved: 25, partitions: 32, waits: vec![wait] };
+        assert_eq!(moved(&Some(progress)), ": 25 of 32 partitions have moved (78 %)");
+        assert_eq!(moved(&None), "", "a node of an older release does not tell");
     }
 
     #[test]

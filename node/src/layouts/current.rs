@@ -10,6 +10,7 @@ use crate::recovery::Reading;
 use quorate_core::layout::{Layout, LayoutHash, Member};
 use quorate_core::live::{Live, Placed, Said};
 use quorate_core::ownership::{Label, Role, View};
+use quorate_core::progress::Progress;
 
 /// The live layout versions and what follows from them, as this node knows them at one moment.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Current {
     pub table: Arc<RouteTable>,
     /// Who serves each partition, found when it is first asked for.
     views: Vec<OnceLock<Arc<View>>>,
+    /// How far the change is, found when it is first asked for.
+    progress: OnceLock<Progress>,
 }
 
 impl Current {
@@ -47,7 +50,8 @@ impl Current {
         let newest = versions.last().expect("a layout is in force");
         let table = Arc::new(newest.layout.table_of(newest.ring()));
         let (layout, hash) = (Arc::new(newest.layout.clone()), newest.hash);
-        Ok(Self { layout, hash, table, views: unlooked(newest), live: Live::new(versions, said) })
+        let progress = OnceLock::new();
+        Ok(Self { layout, hash, table, views: unlooked(newest), progress, live: Live::new(versions, said) })
     }
 
     /// The same layouts, and what the nodes have said since.
@@ -56,15 +60,15 @@ impl Current {
         if let Some(over) = self.live.known_over() {
             live = live.over(over);
         }
-        let views = unlooked(live.newest());
-        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
+        let (views, progress) = (unlooked(live.newest()), OnceLock::new());
+        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views, progress }
     }
 
     /// Every change up to this version is over, as a peer has said.
     pub(super) fn over(&self, version: LayoutVersion) -> Self {
         let live = self.live.clone().over(version);
-        let views = unlooked(live.newest());
-        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views }
+        let (views, progress) = (unlooked(live.newest()), OnceLock::new());
+        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views, progress }
     }
 
     /// The live versions, and what the nodes have said of their part.
@@ -75,6 +79,11 @@ impl Current {
     /// A member, of the newest live version that names it.
     pub fn member(&self, node: NodeId) -> Option<&Member> {
         self.live.versions().iter().rev().find_map(|placed| placed.layout.member(node))
+    }
+
+    /// How far the change under way is, if there is one.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.live.is_changing().then(|| self.progress.get_or_init(|| Progress::of(&self.live)))
     }
 
     /// The newest version.

@@ -579,6 +579,7 @@ impl LayoutStore {
             moves: shown.moves.clone(),
             applied: None,
             history: Vec::new(),
+            progress: None,
         }
     }
 }

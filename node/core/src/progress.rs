@@ -1,0 +1,173 @@
+//! How far a change of layout is, for people: what has moved, and who is waited for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quorate_wire::ids::{NodeId, Partition};
+
+use crate::live::Live;
+
+/// How far a change is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How many partitions have moved.
+    pub moved: u32,
+    /// How many there are.
+    pub partitions: u32,
+    /// For whom the others wait.
+    pub waits: BTreeMap<NodeId, Wait>,
+}
+
+/// What one node has still to do, in how many partitions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wait {
+    /// To act on the newest layout.
+    pub learns: u32,
+    /// To take over what older owners hold.
+    pub takes_over: u32,
+    /// Those whose part is still missing there.
+    pub from: BTreeSet<NodeId>,
+    /// To refuse reads of older layouts.
+    pub closes: u32,
+}
+
+impl Wait {
+    /// In how many partitions, at most.
+    pub fn partitions(&self) -> u32 {
+        self.learns.max(self.takes_over).max(self.closes)
+    }
+}
+
+impl Progress {
+    /// How far the change between the live layouts is, as far as one knows what the nodes have said.
+    pub fn of(live: &Live) -> Self {
+        let partitions = live.newest().ring().partitions();
+        let mut progress = Self { partitions: partitions.into(), ..Self::default() };
+        for partition in (0..partitions).map(Partition) {
+            progress.look_at(live, partition);
+        }
+        progress
+    }
+
+    fn look_at(&mut self, live: &Live, partition: Partition) {
+        let moving = live.partition(partition);
+        if moving.is_over() {
+            self.moved += 1;
+            return;
+        }
+        let newest = live.newest();
+        let behind = |node: NodeId| live.said().get(&node).is_none_or(|said| said.fence < newest.version());
+        let mut late = BTreeSet::new();
+        for node in newest.ring().primaries(partition) {
+            if moving.is_ready(*node, newest.version()) {
+                continue;
+            }
+            if behind(*node) {
+                late.insert(*node);
+                continue;
+            }
+            let wait = self.waits.entry(*node).or_default();
+            wait.takes_over += 1;
+            wait.from.extend(moving.lacks(*node));
+        }
+        if moving.is_readable(newest.version()) {
+            let named = moving.named();
+            let older = live.versions().iter().filter(|placed| placed.version() < newest.version());
+            let owners = older.filter(|placed| named.contains(&placed.version()));
+            let owners: BTreeSet<NodeId> =
+                owners.flat_map(|placed| placed.ring().primaries(partition)).copied().collect();
+            for node in owners {
+                let closed = live.said().get(&node).map(|said| said.part(partition).closed).unwrap_or_default();
+                if behind(node) {
+                    late.insert(node);
+                } else if closed < newest.version() {
+                    self.waits.entry(node).or_default().closes += 1;
+                }
+            }
+        }
+        for node in late {
+            self.waits.entry(node).or_default().learns += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use quorate_wire::ids::{ClusterId, DiskId, LayoutVersion};
+
+    use super::*;
+    use crate::changes::{Change, layout_after};
+    use crate::live::{Got, Placed, Said};
+    use crate::staging::{Staged, StagedMember};
+
+    const V2: LayoutVersion = LayoutVersion(2);
+
+    fn id(i: u16) -> NodeId {
+        NodeId::new(&format!("n{i}")).expect("legal")
+    }
+
+    /// A node by its number, and what it says.
+    type Says<'a> = (u16, &'a dyn Fn(&mut Said));
+
+    /// n4 takes the place of n1, of four partitions.
+    fn progress(said: &[Says<'_>]) -> Progress {
+        let addr = |i: u16| SocketAddr::from(([127, 0, 0, 1], 7000 + i));
+        let mut staged = Staged::default();
+        for i in 1..=3 {
+            let zone = format!("z{i}");
+            staged.join(id(i), StagedMember { disk: DiskId(i.into()), addr: addr(i), zone, weight: 1 });
+        }
+        staged.settings(Some(3), Some(4), None, None);
+        let first = staged.layout(ClusterId(7));
+        let replace = Change::Replace { old: id(1), new: id(4), disk: DiskId(4), addr: addr(4) };
+        let second = layout_after(&first, &[replace]).expect("possible");
+        let placed = |layout| Arc::new(Placed::new(layout).expect("possible"));
+        let mut known = BTreeMap::new();
+        for (node, say) in said {
+            let mut said = Said { fence: V2, ..Said::default() };
+            say(&mut said);
+            known.insert(id(*node), Arc::new(said));
+        }
+        Progress::of(&Live::new(vec![placed(first), placed(second)], known))
+    }
+
+    fn everywhere(said: &mut Said, change: impl Fn(&mut crate::live::Part)) {
+        for partition in (0..4).map(Partition) {
+            let mut part = said.part(partition);
+            change(&mut part);
+            said.set(partition, part);
+        }
+    }
+
+    #[test]
+    fn who_is_waited_for_is_told_from_the_first_moment_to_the_last() {
+        let waits = |progress: &Progress| -> Vec<(NodeId, Wait)> { progress.waits.clone().into_iter().collect() };
+        let learns = |node: u16| (id(node), Wait { learns: 4, ..Wait::default() });
+        let none = progress(&[]);
+        assert_eq!((none.moved, none.partitions), (0, 4));
+        assert_eq!(waits(&none), [learns(2), learns(3), learns(4)], "nobody has heard of it");
+
+        // n4 waits for two of the three, of which one does not say anything.
+        let nothing = |_: &mut Said| {};
+        let takes_over = Wait { takes_over: 4, from: [1, 2, 3].map(id).into(), ..Wait::default() };
+        let some = progress(&[(2, &nothing), (3, &nothing), (4, &nothing)]);
+        let closes = |node: u16| (id(node), Wait { closes: 4, ..Wait::default() });
+        assert_eq!(waits(&some), [learns(1), closes(2), closes(3), (id(4), takes_over)]);
+
+        let got = |said: &mut Said| {
+            everywhere(said, |part| {
+                part.got.extend([2, 3].map(|from| Got { version: V2, from: id(from), strong: true }));
+            });
+        };
+        let closed = |said: &mut Said| everywhere(said, |part| part.closed = V2);
+        let one = progress(&[(2, &closed), (3, &nothing), (4, &got)]);
+        assert_eq!(waits(&one), [learns(1), closes(3)], "one of the two is enough");
+        // Nobody waits for n1 any more: n4 can do without what it has.
+        let takes_over = Wait { takes_over: 4, from: [1, 2, 3].map(id).into(), ..Wait::default() };
+        assert_eq!(waits(&progress(&[(2, &closed), (3, &closed), (4, &nothing)])), [(id(4), takes_over)]);
+        let over = progress(&[(2, &closed), (3, &closed), (4, &got)]);
+        assert_eq!((over.moved, waits(&over)), (4, Vec::new()));
+    }
+}
