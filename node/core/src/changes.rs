@@ -92,13 +92,21 @@ pub fn problems_of(parent: &Layout, draft: &Layout) -> Vec<String> {
     problems_after(parent, draft)
 }
 
-/// Adds a change to those that are staged. A join of a node that was staged to join takes the place of the earlier one.
+/// Adds a change to those that are staged. A join of a node that was staged to join takes the place of the earlier one; that a node leaves or
+/// is replaced is staged once, however often it is said.
 pub fn stage(staged: &mut Vec<Change>, change: Change) {
     let joins = |other: &Change, name: NodeId| matches!(other, Change::Join { node, .. } if *node == name);
     if let Change::Join { node, .. } = &change
         && let Some(before) = staged.iter_mut().find(|before| joins(before, *node))
     {
         *before = change;
+        return;
+    }
+    let goes = |other: &Change| match other {
+        Change::Leave(node) | Change::Join { node, .. } | Change::Replace { old: node, .. } => Some(*node),
+        Change::Weight(..) | Change::Zone(..) | Change::Replicas { .. } => None,
+    };
+    if goes(&change).is_some() && staged.iter().rev().find(|other| goes(other) == goes(&change)) == Some(&change) {
         return;
     }
     staged.push(change);
@@ -364,6 +372,8 @@ mod tests {
         let member = after.member(id(4)).expect("a member");
         assert_eq!((staged.len(), member.weight, member.addr), (3, 2, addr(40)));
         stage(&mut staged, Change::Leave(id(4)));
+        stage(&mut staged, Change::Leave(id(4)));
+        assert_eq!(staged.len(), 4, "it is staged to leave already");
         stage(&mut staged, Change::Leave(id(9)));
         assert_eq!(staged.len(), 5);
         assert!(draft(&before, &staged).expect_err("n9").contains("n9 is no member"));
