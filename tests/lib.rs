@@ -2,4 +2,5 @@
 
 #[path = "kill_nine_values.rs"]
 pub mod kill_nine;
+pub mod load;
 pub mod processes;

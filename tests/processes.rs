@@ -68,13 +68,21 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Panics
 /// When there is none within [`PATIENCE`].
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, ask)
+}
+
+/// As [`eventually`], with another limit.
+///
+/// # Panics
+/// When there is no answer within the limit.
+pub fn eventually_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(begun.elapsed() < limit, "{what}: not within {limit:?}");
         thread::sleep(Duration::from_millis(25));
     }
 }
@@ -94,7 +102,7 @@ pub fn free_ports() -> u16 {
             let addr = (Ipv4Addr::LOCALHOST, first + offset);
             UdpSocket::bind(addr).is_ok() && TcpListener::bind(addr).is_ok()
         };
-        if [1, 2, 3, 4, 101, 102, 103].into_iter().all(free) {
+        if (1..=6).chain(101..=106).all(free) {
             return first;
         }
     }
@@ -223,11 +231,19 @@ impl Cluster {
     /// # Panics
     /// When that is not possible.
     pub fn prepare(count: usize) -> Self {
+        Self::prepare_with(count, count)
+    }
+
+    /// As [`prepare`](Self::prepare); nodes and clients know the first `seeds` nodes only.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn prepare_with(count: usize, seeds: usize) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let cluster = Self { dir, base_port: free_ports(), nodes: (0..count).map(|_| None).collect() };
         cluster.run(&["cert", "init"]).expect(0, &[]);
         cluster.run(&["cert", "client", "admin", "--admin"]).expect(0, &[]);
-        let seeds: Vec<_> = (1..=count).map(|number| format!("\"{}\"", cluster.addr(number))).collect();
+        let seeds: Vec<_> = (1..=seeds).map(|number| format!("\"{}\"", cluster.addr(number))).collect();
         let seeds = seeds.join(", ");
         for number in 1..=count {
             cluster.run(&["cert", "node", &format!("n{number}")]).expect(0, &[]);
@@ -251,19 +267,27 @@ impl Cluster {
     /// When they do not come up.
     pub fn start(count: usize) -> Self {
         let mut cluster = Self::prepare(count);
-        for number in 1..=count {
-            cluster.start_node(number);
-        }
-        let mut stage: Vec<String> = ["layout", "stage", "join"].map(str::to_owned).into();
-        stage.extend((1..=count).map(|number| format!("n{number}={}", cluster.addr(number))));
-        eventually("the members can be staged", || (cluster.run(&stage).code == 0).then_some(()));
-        cluster.run(&["layout", "stage", "settings", "--replicas", &count.to_string()]).expect(0, &[]);
-        cluster.run(&["layout", "apply", "--version", "1"]).expect(0, &["layout version 1"]);
-        for number in 1..=count {
-            cluster.await_ready(number);
-        }
+        cluster.found(count, &["--replicas", &count.to_string()]);
         cluster.await_healthy();
         cluster
+    }
+
+    /// Starts the first `members` nodes and makes them members of the first layout, with these settings.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub fn found(&mut self, members: usize, settings: &[&str]) {
+        for number in 1..=members {
+            self.start_node(number);
+        }
+        let mut stage: Vec<String> = ["layout", "stage", "join"].map(str::to_owned).into();
+        stage.extend((1..=members).map(|number| format!("n{number}={}", self.addr(number))));
+        eventually("the members can be staged", || (self.run(&stage).code == 0).then_some(()));
+        self.run(&[&["layout", "stage", "settings"], settings].concat()).expect(0, &[]);
+        self.run(&["layout", "apply", "--version", "1"]).expect(0, &["layout version 1"]);
+        for number in 1..=members {
+            self.await_ready(number);
+        }
     }
 
     /// Its directory: `certs/`, `n1.toml`, `data-n1/`, `n1.log`, `client.toml`.

@@ -8,7 +8,7 @@ const SHIPPED_AND_SIMULATED: &[&str] =
     &["client/src", "client/transport/src", "client/wire/src", "node/core/src", "node/src", "sim/src"];
 
 /// What a path of the project begins with when a document names it.
-const FOLDERS: &[&str] = &["client/", "node/", "scripts/", "sim/", "tests/"];
+const FOLDERS: &[&str] = &["client/", "docs/", "node/", "scripts/", "sim/", "tests/"];
 
 /// Every Rust file below some folders of the project, with its text.
 fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
