@@ -490,17 +490,20 @@ pub(crate) struct LocateArgs {
 /// Show and change who owns what
 ///
 /// The layout names the members, and with them N and the partitions. It is staged on one node, looked at, and applied under the
-/// version that was looked at. So far a cluster has one layout: once version 1 is applied no node can join, leave or be
-/// replaced. All layout commands go to the first seed, or to the node named with --on; all but `show` and `history`
-/// need an administrator's certificate.
+/// version that was looked at. Nodes join, leave and are replaced in the same way later, while clients read and write: `show`
+/// says how far such a change is, and whom it waits for. All layout commands go to the first seed, or to the node named with
+/// --on; all but `show` and `history` need an administrator's certificate.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   quorate layout stage join n1=10.0.0.1:7400 n2=10.0.0.2:7400 n3=10.0.0.3:7400
   quorate layout show
-  quorate layout apply --version 1")]
+  quorate layout apply --version 1
+  quorate layout stage join n4=10.0.0.4:7400
+  quorate layout apply --version 2
+  quorate layout show                       how far it is")]
 pub(crate) enum LayoutCommand {
-    /// Show the layout, what is staged, and what stands against applying it
+    /// Show the layout, how far a change is, what is staged, and what stands against applying it
     Show(LayoutArgs),
     /// Show the layouts that a node still knows, and how each differs from the one before
     ///
@@ -514,11 +517,10 @@ pub(crate) enum LayoutCommand {
     Revert(LayoutArgs),
     /// Make what is staged the cluster's layout
     ///
-    /// So far this is for the first layout only; what is staged on a layout in force can be looked at and not applied.
-    ///
     /// A layout after the first one is decided by a majority of the members of the newest layout. Of several operators who apply
     /// at the same time one wins; the others are told what was decided, and by whom. When too few members can be reached the
-    /// command says whether the layout may yet be decided. To repeat it is safe.
+    /// command says whether the layout may yet be decided. To repeat it is safe. Then nodes copy what they own now, and everything
+    /// stays readable and writable meanwhile; `layout show` says how far that is.
     #[command(
         after_help = "Examples:\n  quorate layout apply --version 1\n  quorate layout apply --version 2 --on n1:7400"
     )]
