@@ -282,7 +282,7 @@ impl Plan {
         let (old, late) = (cast.owners(), any(rng, &cast.newcomers()));
         let at_ms = rng.random_range(2_500..3_500);
         let change_ms = at_ms + rng.random_range(500..1_500);
-        let cut_ms = change_ms + rng.random_range(3_000..5_000);
+        let cut_ms = change_ms + rng.random_range(4_000..6_000);
         let end_ms = cut_ms + rng.random_range(5_000..7_000);
         // One that comes lacks what it has to take over, so that the change goes on for as long as that.
         self.fault(at_ms, end_ms, FaultKind::Apart { one: old.clone(), other: [late].into() });
@@ -291,6 +291,7 @@ impl Plan {
         self.fault(cut_ms, end_ms, FaultKind::Partition(cast.newcomers()));
         let operator = any(rng, &cast.bystanders());
         self.change(change_ms, operator, replaced(cast.owners(), &cast.spares));
+        self.begin_anywhere();
         self.active_ms = end_ms + rng.random_range(2_000..4_000);
     }
 
