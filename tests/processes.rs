@@ -250,6 +250,7 @@ impl Cluster {
             let (listen, http) = (cluster.addr(number), cluster.http_addr(number));
             let config = format!(
                 "node = \"n{number}\"\nlisten = \"{listen}\"\nhttp = \"{http}\"\njoin = [{seeds}]\ndata_dir = \"data-n{number}\"\n\
+                 layout_changes = \"experimental\"\n\
                  [tls]\nca = \"certs/ca.pem\"\ncert = \"certs/n{number}.pem\"\nkey = \"certs/n{number}.key\"\n"
             );
             cluster.write(&format!("n{number}.toml"), &config);

@@ -46,6 +46,8 @@ pub struct ServerConfig {
     pub tls: TlsFiles,
     /// How much of the disk of `data_dir` is kept free.
     pub disk_reserve: DiskReserve,
+    /// Whether it helps to decide on a layout after the first one; off unless said otherwise.
+    pub layout_changes: LayoutChanges,
     /// Its log.
     pub log: LogConfig,
     /// Where each value came from, by its name in the file: what is not here is a default.
@@ -122,6 +124,8 @@ pub struct ServerFlags {
     pub log_file_size: Option<ByteSize>,
     /// `--log-files`
     pub log_files: Option<FileCount>,
+    /// `--layout-changes`
+    pub layout_changes: Option<LayoutChanges>,
     /// `--disk-reserve`
     pub disk_reserve: Option<DiskReserve>,
 }
@@ -213,6 +217,7 @@ impl ServerConfig {
         let log_format = layers.one(&LOG_FORMAT, flags.log_format)?;
         let log_file = log_file(layers, flags.log_file, flags.log_file_size, flags.log_files, &mut origins)?;
         let disk_reserve = layers.one(&DISK_RESERVE, flags.disk_reserve)?;
+        let layout_changes = layers.one(&LAYOUT_CHANGES, flags.layout_changes)?;
         Ok(Self {
             node: node.value,
             listen: listen.value,
@@ -230,6 +235,7 @@ impl ServerConfig {
                 file: log_file,
             },
             disk_reserve: disk_reserve.map_or_else(DiskReserve::default, |given| given.noted(&mut origins)),
+            layout_changes: layout_changes.map_or(LayoutChanges::Off, |given| given.noted(&mut origins)),
             origins,
         })
     }
@@ -255,6 +261,7 @@ impl ServerConfig {
             (REQUEST_MEMORY, (self.request_memory.bytes() >> 20).to_string()),
             (HTTP, self.http.as_ref().map_or_else(none, ToString::to_string)),
             (DISK_RESERVE, disk_reserve),
+            (LAYOUT_CHANGES, self.layout_changes.to_string()),
             (CA, path(&self.tls.ca)),
             (CERT, path(&self.tls.cert)),
             (KEY, path(&self.tls.key)),
@@ -421,6 +428,36 @@ impl fmt::Display for Endpoint {
         } else {
             write!(f, "{}:{}", self.host, self.port)
         }
+    }
+}
+
+/// Whether a node helps to decide on a layout after the first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayoutChanges {
+    /// It does not.
+    Off,
+    /// It does, though too little is proven yet for data that matters.
+    Experimental,
+}
+
+impl FromStr for LayoutChanges {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "experimental" => Ok(Self::Experimental),
+            _ => Err(format!("{text:?} is nothing that layout changes can be: off or experimental")),
+        }
+    }
+}
+
+impl fmt::Display for LayoutChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Off => "off",
+            Self::Experimental => "experimental",
+        })
     }
 }
 
@@ -612,6 +649,12 @@ const LOG_FILE_SIZE: Key = Key {
 };
 const LOG_FILES: Key =
     Key { file: "log.files", flag: "--log-files", variable: "QUORATE_SERVER_LOG_FILES", kind: Kind::TextOrInteger };
+const LAYOUT_CHANGES: Key = Key {
+    file: "layout_changes",
+    flag: "--layout-changes",
+    variable: "QUORATE_SERVER_LAYOUT_CHANGES",
+    kind: Kind::Text,
+};
 const DISK_RESERVE: Key = Key {
     file: "disk_reserve",
     flag: "--disk-reserve",

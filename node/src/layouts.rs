@@ -75,10 +75,6 @@ impl Drop for Service {
     }
 }
 
-/// Whether a layout after the first one may be decided: not before every record moves to its new owners without being lost or hidden. The
-/// simulator, and tests that ask for it, go ahead.
-pub(crate) const CHANGES_ARE_SAFE: bool = false;
-
 /// How long one question to a peer may take: operators wait for the slowest of the members, and a sync can stall.
 const PEER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many may wait for what is shown at a time; it is seldom computed, so that one is hardly ever there for long.
@@ -137,6 +133,11 @@ impl Layouts {
             let why = self.not_serving().unwrap_or_else(|| "there is no layout yet".into());
             NotApplied::NotServing { node: self.0.store.me.node, why }
         })
+    }
+
+    /// This node helps to decide on layouts after the first one from now on.
+    pub(crate) fn allow_changes(&self) {
+        self.0.store.allows_changes.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// This node's disk.

@@ -77,6 +77,8 @@ pub struct NodeConfig {
     pub mechanisms: Mechanisms,
     /// How it compares itself with others.
     pub anti_entropy: AntiEntropyConfig,
+    /// Whether it helps to decide on a layout after the first one: not before more is proven, unless whoever runs it asks for it.
+    pub layout_changes: bool,
 }
 
 /// A running node. Dropping it is a crash: its tasks end where they stand and nothing is marked as clean.
@@ -548,6 +550,9 @@ impl Cluster {
             random: random.fork(),
         });
         let layouts = Layouts::start(known, peers.clone(), &membership, random.fork());
+        if config.layout_changes {
+            layouts.allow_changes();
+        }
         layouts.vote_unless(doubts(&disk.recovery));
         Ok(Self { peers, membership, layouts, other_layouts })
     }

@@ -38,6 +38,7 @@ async fn start(dir: &std::path::Path, around: impl FnOnce(Env) -> Env) -> Node {
         sync_interval: Duration::from_secs(1),
         mechanisms: Mechanisms::default(),
         anti_entropy: AntiEntropyConfig::default(),
+        layout_changes: false,
     };
     let dir = dir.to_owned();
     let open = move || store::open(&dir, CLUSTER, name(), &Seams::system().random, &SledOptions::default());

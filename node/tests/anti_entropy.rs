@@ -146,6 +146,7 @@ impl Cluster {
                 sync_interval: Duration::from_millis(100),
                 mechanisms: Mechanisms::default(),
                 anti_entropy: AntiEntropyConfig { enabled: true, interval, ..AntiEntropyConfig::default() },
+                layout_changes: false,
             };
             let store = store.clone();
             let open = move || {

@@ -108,6 +108,7 @@ async fn start_with(
         sync_interval,
         mechanisms: Mechanisms::default(),
         anti_entropy: AntiEntropyConfig::default(),
+        layout_changes: false,
     };
     Node::start(config, Env::system(Arc::new(open))).await.expect("starts")
 }

@@ -146,6 +146,7 @@ async fn cluster_of_one(store: &FaultyStore) -> (Node, Client) {
         sync_interval: Duration::from_millis(100),
         mechanisms: Mechanisms::default(),
         anti_entropy: AntiEntropyConfig::default(),
+        layout_changes: false,
     };
     let store = store.clone();
     let open = move || {

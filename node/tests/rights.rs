@@ -55,6 +55,7 @@ impl Setup {
             sync_interval: Duration::from_millis(100),
             mechanisms: Mechanisms::default(),
             anti_entropy: AntiEntropyConfig::default(),
+            layout_changes: false,
         };
         let store = MemoryStore::new();
         let open = move || {

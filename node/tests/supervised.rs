@@ -78,6 +78,7 @@ async fn live() {
             sync_interval: Duration::from_millis(20),
             mechanisms: Mechanisms::default(),
             anti_entropy: AntiEntropyConfig::default(),
+            layout_changes: false,
         };
         let store = MemoryStore::new();
         stores.push(store.clone());

@@ -422,6 +422,7 @@ impl Machine {
                 fallbacks: self.shared.mechanisms.fallbacks && self.shared.mechanisms.hints,
                 read_repair: self.shared.mechanisms.read_repair,
             },
+            layout_changes: true,
             anti_entropy: AntiEntropyConfig {
                 enabled: self.shared.mechanisms.anti_entropy,
                 interval: ANTI_ENTROPY_EVERY,

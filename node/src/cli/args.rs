@@ -11,7 +11,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use quorate_core::layout::ZONE_LEN_MAX;
-use quorate_node::config::{ByteSize, DurabilityName, Endpoint, FileCount, LogFilter, LogFormat, Mebibytes, Time};
+use quorate_node::config::{
+    ByteSize, DurabilityName, Endpoint, FileCount, LayoutChanges, LogFilter, LogFormat, Mebibytes, Time,
+};
 use quorate_node::store::DiskReserve;
 use quorate_wire::Quorum;
 use quorate_wire::ids::NodeId;
@@ -490,8 +492,9 @@ pub(crate) struct LocateArgs {
 /// Show and change who owns what
 ///
 /// The layout names the members, and with them N and the partitions. It is staged on one node, looked at, and applied under the
-/// version that was looked at. Nodes join, leave and are replaced in the same way later, while clients read and write: `show`
-/// says how far such a change is, and whom it waits for. All layout commands go to the first seed, or to the node named with
+/// version that was looked at. Nodes join, leave and are replaced in the same way later, while clients read and write, if a
+/// majority of the members is configured with layout_changes = "experimental"; `show` says how far such a change is, and whom
+/// it waits for. All layout commands go to the first seed, or to the node named with
 /// --on; all but `show` and `history` need an administrator's certificate.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
@@ -762,6 +765,7 @@ A configuration file:
   durability = \"group\"         # always, group or interval (then also sync_interval = \"100ms\")
   request_memory_mib = 256      # what requests may take of the memory, 64 or more
   http = \"127.0.0.1:7480\"      # /livez /readyz /metrics
+  layout_changes = \"off\"       # or experimental: `quorate layout apply` works after version 1, too
   disk_reserve = \"auto\"        # kept free: 5% of the disk, at most 1GiB; or \"10%\", \"2GiB\"
   [tls]
   ca = \"ca.pem\"
@@ -804,6 +808,12 @@ pub(crate) struct ServerArgs {
     /// Time between syncs with --durability interval [env: QUORATE_SERVER_SYNC_INTERVAL]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) sync_interval: Option<Duration>,
+    /// Whether a layout after the first one can be applied: off or experimental [default: off] [env: QUORATE_SERVER_LAYOUT_CHANGES]
+    ///
+    /// The node helps to decide on such layouts only if it says "experimental"; a majority of the members has to. The simulator has looked at
+    /// too few lives with such changes yet for data that matters.
+    #[arg(long, value_name = "SWITCH")]
+    pub(crate) layout_changes: Option<LayoutChanges>,
     /// Memory that requests of clients and peers may take, in MiB, 64 to 1048576 [default: 256] [env: QUORATE_SERVER_REQUEST_MEMORY_MIB]
     ///
     /// All of it: what QUIC keeps of clients' streams, requests while they arrive and are served, what is read for them, and

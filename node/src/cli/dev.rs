@@ -310,6 +310,8 @@ impl Plan {
                 sync_interval: SYNC_INTERVAL,
                 mechanisms: Mechanisms::default(),
                 anti_entropy: AntiEntropyConfig::default(),
+                // Nothing here is data that matters.
+                layout_changes: true,
                 credentials: credentials.clone(),
             },
             request_memory: RequestMemory::default(),

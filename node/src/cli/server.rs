@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quorate_node::anti_entropy::AntiEntropyConfig;
 use quorate_node::certificate::left_s;
-use quorate_node::config::{Endpoint, ServerConfig, ServerFlags};
+use quorate_node::config::{Endpoint, LayoutChanges, ServerConfig, ServerFlags};
 use quorate_node::node::{Mechanisms, Node, NodeConfig};
 use quorate_node::store::check_ours;
 use quorate_node::store::room::space_of;
@@ -147,6 +147,7 @@ async fn serve(config: ServerConfig, credentials: Credentials, output: &Output) 
                 sync_interval: config.sync_interval,
                 mechanisms: Mechanisms::default(),
                 anti_entropy: AntiEntropyConfig::default(),
+                layout_changes: config.layout_changes == LayoutChanges::Experimental,
                 credentials,
             },
             request_memory: config.request_memory,
@@ -424,6 +425,7 @@ fn flags(args: ServerArgs) -> ServerFlags {
         data_dir: args.data_dir,
         durability: args.durability,
         sync_interval: args.sync_interval,
+        layout_changes: args.layout_changes,
         request_memory: args.request_memory_mib,
         http: args.http,
         ca: args.ca,

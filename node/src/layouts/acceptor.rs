@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::refused;
 use super::staged::StagedChanges;
-use super::store::{LATER_RELEASE, LayoutStore, State, StoredFirst, load, to_the_end};
+use super::store::{LayoutStore, SWITCHED_OFF, State, StoredFirst, load, to_the_end};
 use crate::peer_wire::{AcceptLayout, Decided, LiveLayouts, PrepareLayout, Vote};
 use crate::store::{Store, StoreError};
 use quorate_core::bootstrap::Me;
@@ -238,8 +238,8 @@ impl LayoutStore {
         if let Some(why) = self.no_vote() {
             return Err(refused(format!("{} has no vote now: {why}", me.node)));
         }
-        if !self.are_changes_safe() {
-            return Err(refused(LATER_RELEASE.into()));
+        if !self.are_changes_allowed() {
+            return Err(refused(SWITCHED_OFF.into()));
         }
         if let Some(why) = chain.full() {
             return Err(refused(why));
@@ -377,9 +377,9 @@ impl LayoutStore {
         LiveLayouts { layouts, oldest: current.live().oldest().version() }
     }
 
-    /// Whether the next layout may be decided: see [`CHANGES_ARE_SAFE`](super::CHANGES_ARE_SAFE).
-    pub(super) fn are_changes_safe(&self) -> bool {
-        self.changes_are_safe.load(std::sync::atomic::Ordering::Relaxed)
+    /// Whether this node helps to decide on the next layout.
+    pub(super) fn are_changes_allowed(&self) -> bool {
+        self.allows_changes.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 

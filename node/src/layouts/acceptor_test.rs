@@ -21,7 +21,7 @@ async fn node(i: usize, disk: &Arc<Disk>) -> Arc<LayoutStore> {
 
 async fn reopened(i: usize, disk: &Arc<Disk>) -> Arc<LayoutStore> {
     let store = open(i, disk).await;
-    store.changes_are_safe.store(true, Ordering::Relaxed);
+    store.allows_changes.store(true, Ordering::Relaxed);
     store
 }
 
@@ -153,7 +153,7 @@ async fn only_members_with_their_own_disks_vote() {
 
     let wiped = Me { disk: DiskId(77), ..me(2) };
     let wiped = Arc::new(open_with(&Arc::new(Disk::default()), Executor::Inline, wiped).await.expect("opens"));
-    wiped.changes_are_safe.store(true, Ordering::Relaxed);
+    wiped.allows_changes.store(true, Ordering::Relaxed);
     wiped.hear(id(0), Some(first()), true, keys()).await.expect("stored");
     for refused in
         [why(wiped.promise(prepare(&second, ballot(1, 0))).await), why(wiped.vote(accept(&second, ballot(1, 0))).await)]
@@ -174,8 +174,10 @@ async fn only_members_with_their_own_disks_vote() {
     assert!(refused.contains("has no vote now: its disk was rolled back"), "{refused}");
 
     let shipped = node(1, &Arc::new(Disk::default())).await;
-    shipped.changes_are_safe.store(false, Ordering::Relaxed);
-    assert!(why(shipped.promise(prepare(&second, ballot(1, 0))).await).contains("cannot be changed yet"));
+    shipped.allows_changes.store(false, Ordering::Relaxed);
+    assert!(
+        why(shipped.promise(prepare(&second, ballot(1, 0))).await).contains("in this release that is experimental")
+    );
 }
 
 #[tokio::test]
@@ -331,10 +333,10 @@ async fn changes_are_staged_on_the_newest_layout_and_kept() {
     assert_eq!((report.problems, moves.replicas, moves.all_owners_change), (vec![], 64, 0));
     assert_eq!((moves.gets.len(), moves.gets[0].from, moves.gets[0].to), (1, Some(id(2)), id(3)));
     assert_eq!((moves.balance_before, moves.balance_after, report.live), (1.0, 1.0, vec![LayoutVersion(1)]));
-    store.changes_are_safe.store(false, Ordering::Relaxed);
+    store.allows_changes.store(false, Ordering::Relaxed);
     let refused = store.to_apply_next(LayoutVersion(2)).await.map(drop).expect_err("shipped").to_string();
-    assert!(refused.contains("cannot be changed yet"), "{refused}");
-    store.changes_are_safe.store(true, Ordering::Relaxed);
+    assert!(refused.contains("in this release that is experimental"), "{refused}");
+    store.allows_changes.store(true, Ordering::Relaxed);
 
     // What was staged is forgotten once it is in force, and only then.
     store.learn(chosen(&[&wanted], 1)).await.expect("it follows");

@@ -129,7 +129,7 @@ async fn open(i: u16, disk: &MemoryStore, bare: &Bare, up: &watch::Receiver<Arc<
     let failed = Arc::new(|why: String| panic!("{why}"));
     let executors = (Executor::Inline, Executor::Inline);
     let store = LayoutStore::open(Arc::new(disk.clone()), executors, me, failed).await.expect("readable");
-    store.changes_are_safe.store(true, Ordering::Relaxed);
+    store.allows_changes.store(true, Ordering::Relaxed);
     let random = Random::from_seed(u64::from(i));
     Layouts::start(Arc::new(store), bare.peers.clone(), &Membership::told(up.clone()), random)
 }

@@ -7,7 +7,7 @@ use quorate_wire::{Applied, NotApplied, codec};
 use serde::{Deserialize, Serialize};
 
 use super::refused;
-use super::store::{LATER_RELEASE, LayoutStore, State, load, to_the_end};
+use super::store::{LayoutStore, SWITCHED_OFF, State, load, to_the_end};
 use crate::store::{Store, StoreError};
 use quorate_core::chain::Chain;
 use quorate_core::changes::{self, Change, difference, layout_after};
@@ -139,8 +139,8 @@ impl LayoutStore {
             let lost = !staged.is_empty() && staged.after.0 + 1 == version.0;
             return Ok(Next::Known(if lost { self.another_in(&state, version, None) } else { Applied::Before }));
         }
-        if !self.are_changes_safe() {
-            return Err(refused(LATER_RELEASE.into()));
+        if !self.are_changes_allowed() {
+            return Err(refused(SWITCHED_OFF.into()));
         }
         if let Some(why) = chain.full() {
             return Err(refused(why));

@@ -20,7 +20,7 @@ use tracing::Instrument;
 use super::acceptor::Later;
 use super::current::Current;
 use super::gossip::Task;
-use super::{CHANGES_ARE_SAFE, refused, said};
+use super::{refused, said};
 use crate::membership::Liveness;
 use crate::peer_wire::LayoutState;
 use crate::showing::Showing;
@@ -52,8 +52,8 @@ pub(crate) struct LayoutStore {
     said_before: Said,
     pub(super) sync_failed: SyncFailed,
     pub(super) showing: Showing,
-    /// See [`CHANGES_ARE_SAFE`].
-    pub(super) changes_are_safe: AtomicBool,
+    /// Whether this node helps to decide on a layout after the first one.
+    pub(super) allows_changes: AtomicBool,
     /// See [`Layouts::vote_unless`](super::Layouts::vote_unless).
     pub(super) no_vote: OnceLock<Obstacle>,
     /// See [`Abstention`](super::acceptor::Abstention).
@@ -168,7 +168,7 @@ impl LayoutStore {
             said_before,
             sync_failed: failed,
             showing: Showing::new(computing),
-            changes_are_safe: AtomicBool::new(CHANGES_ARE_SAFE || cfg!(feature = "simulation")),
+            allows_changes: AtomicBool::new(false),
             no_vote: OnceLock::new(),
             is_behind: watch::Sender::new(is_behind),
         };
@@ -606,8 +606,8 @@ pub(super) enum Stages {
     Next,
 }
 
-pub(super) const LATER_RELEASE: &str =
-    "a layout that is in force cannot be changed yet: no node joins, leaves or is replaced in this release";
+pub(super) const SWITCHED_OFF: &str = "a layout that is in force is not changed here: in this release that is experimental, and works where a \
+     majority of the members has layout_changes = \"experimental\" in its configuration";
 const NO_KEY: &str = "it came without a context key, so that nobody could tell whose contexts are genuine";
 
 impl LayoutStore {

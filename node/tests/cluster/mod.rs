@@ -63,6 +63,7 @@ impl Cluster {
             sync_interval: Duration::from_millis(100),
             mechanisms: Mechanisms::default(),
             anti_entropy: AntiEntropyConfig::default(),
+            layout_changes: true,
         };
         self.boots[at] += 1;
         let (store, boot) = (self.stores[at].clone(), self.boots[at]);
