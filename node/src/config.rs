@@ -682,6 +682,7 @@ pub const SERVER_KEYS: &[&Key] = &[
     &LOG_FILE_SIZE,
     &LOG_FILES,
     &DISK_RESERVE,
+    &LAYOUT_CHANGES,
 ];
 
 #[cfg(test)]
@@ -878,6 +879,7 @@ mod tests {
             "QUORATE_SERVER_LOG_FILE_SIZE" => Some("1048576".to_owned()),
             "QUORATE_SERVER_DISK_RESERVE" => Some("10%".to_owned()),
             "QUORATE_SERVER_REQUEST_MEMORY_MIB" => Some("64".to_owned()),
+            "QUORATE_SERVER_LAYOUT_CHANGES" => Some("experimental".to_owned()),
             _ => None,
         };
         let rows = parse_with(MINIMAL, ServerFlags::default(), &variables).expect("legal").rows();
@@ -887,6 +889,7 @@ mod tests {
         assert_eq!(of("log.file_size"), Some(("1MiB", "QUORATE_SERVER_LOG_FILE_SIZE")));
         assert_eq!(of("log.files"), Some(("5", "default")));
         assert_eq!(of("disk_reserve"), Some(("10%", "QUORATE_SERVER_DISK_RESERVE")));
+        assert_eq!(of("layout_changes"), Some(("experimental", "QUORATE_SERVER_LAYOUT_CHANGES")));
         assert_eq!(of("request_memory_mib"), Some(("64", "QUORATE_SERVER_REQUEST_MEMORY_MIB")));
         assert_eq!(origins.len(), SERVER_KEYS.len());
     }

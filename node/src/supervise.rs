@@ -46,6 +46,7 @@ pub const TASKS: &[&str] = &[
     "recovery",
     "recovery: a partition",
     "layout change",
+    "votes after a set-back",
     "scrub",
     "sync",
     "sync by the clock",

@@ -538,7 +538,10 @@ async fn a_copy_that_is_dropped_while_a_read_waits_does_not_answer_that_there_is
             Answer::ToPeer(PeerReply::Refused(NotApplied::StaleLayout { need, had })) => {
                 assert_eq!((need, had), (LayoutVersion(2), at), "{way}");
             }
-            Answer::ToClient(Err(Failure::NotApplied(NotApplied::Unavailable { .. }))) => {}
+            // Nobody else answers, and there was little room.
+            Answer::ToClient(Err(Failure::NotApplied(
+                NotApplied::Unavailable { .. } | NotApplied::Overloaded { .. },
+            ))) => {}
             said => panic!("{way}: {said:?}"),
         }
     }
@@ -583,8 +586,9 @@ async fn a_monotonic_read_does_not_count_what_its_own_node_holds_of_writes_under
         let request = Request { layout: LayoutVersion(1), request_id: 7, body: RequestBody::Read(read) };
         nodes[0].coordinator.handle(&request, PATIENCE, Origin::Client, room).await
     };
-    let Ok(Reply::Found(found)) = in_the_midst_of(reads, newer).await else { panic!("two others hold it") };
-    assert_eq!(found.values, held.values(), "an older layout's replicas do not hold the other one for sure");
+    // Every owner must hold what such a read returns, and what it names must be refused by none.
+    let answer = in_the_midst_of(reads, newer).await;
+    assert!(matches!(answer, Err(Failure::NotApplied(_))), "its own copy counts, though the others do not refuse it");
 }
 
 /// The record of a key as a newer release has written it, which lies at a node as if that had run there.
