@@ -613,7 +613,7 @@ impl Inner {
             Place::Hint { .. } => self.stored_at(place, &key).ok().flatten().unwrap_or_default().context,
         };
         let old_digest = digest_of(&held, &key);
-        let elsewhere = self.has_minted_elsewhere(partition, &key, &held);
+        let elsewhere = self.has_minted_elsewhere(partition, place, &key, &held);
         sometimes!("mint: the actor had minted for the key elsewhere", elsewhere);
         let minting = self.partitions.with(partition, |state, _| {
             if elsewhere || buggify!("replica: a new actor for no reason") {
@@ -821,10 +821,12 @@ impl Inner {
     /// Rule V1: whether this node's actor has minted for a key in a record that is not part of `held`, its own or a hint. Its next dot there
     /// would cover those of that record as well, without holding their values. That can be when the owners of the partition have changed:
     /// who keeps hints of a key now has owned it before, or the other way round.
-    fn has_minted_elsewhere(&self, partition: Partition, key: &[u8], held: &Record) -> bool {
+    fn has_minted_elsewhere(&self, partition: Partition, place: &Place, key: &[u8], held: &Record) -> bool {
         let Some(actor) = self.partitions.look(partition, partition::PartitionState::actor) else { return false };
+        // What is minted in its own record is all of that: `held` is what was read of it just now.
+        let data = matches!(place, Place::Hint { .. }).then_some(Place::Data);
         let hints = self.hint_targets().into_iter().map(|target| Place::Hint { target, since_ms: 0 });
-        std::iter::once(Place::Data).chain(hints).any(|place| match self.stored_at(&place, key) {
+        data.into_iter().chain(hints).any(|place| match self.stored_at(&place, key) {
             Ok(record) => record.unwrap_or_default().context.highest(&actor) > held.context.highest(&actor),
             // What cannot be read may show it.
             Err(_) => true,
