@@ -149,3 +149,28 @@ fn seed_792_a_failed_sync_of_the_layout_did_not_end_the_node() {
 fn seed_1234_each_stand_in_admits_as_many_siblings_as_an_owner() {
     must_be_good_as_drawn(1234);
 }
+
+/// An owner of both layouts lost its disk when a former owner had handed its copy over: nobody could push to it any more, it was never ready
+/// again, and the change did not end. (Seed 641 at the time.)
+#[test]
+fn a_change_ends_though_an_owner_was_emptied_in_the_midst_of_it() {
+    must_be_good_by_plan(include_str!("plans/an-owner-is-emptied-in-a-change.json"));
+}
+
+/// The same with three live layouts, where a node had dropped its copy under the second one and was an owner again under the third. (Seed 323.)
+#[test]
+fn an_owner_is_restored_by_its_peers_where_those_who_had_pushed_are_gone() {
+    must_be_good_by_plan(include_str!("plans/an-owner-is-restored-by-its-peers.json"));
+}
+
+/// Two of three old owners lost their copies one after the other, and got them back; they counted as if they had nothing. (Seed 485.)
+#[test]
+fn copies_that_were_lost_in_a_change_and_brought_back_are_sources_again() {
+    must_be_good_by_plan(include_str!("plans/two-copies-are-lost-in-a-change.json"));
+}
+
+/// What was brought back while a change was under way stayed "partly recovered", so that reads of all owners were refused. (Seed 585.)
+#[test]
+fn a_recovery_in_a_change_is_complete_once_every_owner_was_asked() {
+    must_be_good_by_plan(include_str!("plans/a-recovery-in-a-change-is-complete.json"));
+}
