@@ -200,7 +200,7 @@ impl Beacons {
         self.0.committer.pass_beacon(ahead);
     }
 
-    /// Stores what is not stored yet; it survives with the next sync. Blocking.
+    /// Stores what is not stored yet; it survives a power cut with the next sync. Blocking.
     ///
     /// # Errors
     /// When the store does not take it; it is tried again then.

@@ -31,6 +31,7 @@ pub const POINTS: &[Point] = &[
     point("coordinator: the answer is due early", Refuses),
     point("change: a pause before the fence is raised", Slows),
     point("change: a pause before a push ends", Slows),
+    point("change: one partition is taken over in a round", Slows),
     point("coordinator: few requests go on after their reply", Slows),
     point("write: a pause before the mint", Slows),
     point("write: a pause between the mint and a replica", Slows),
@@ -85,6 +86,7 @@ pub const MARKS: &[&str] = &[
     "change: a push is held durably",
     "change: a push came too late",
     "change: an owner was restored from other owners of the same version",
+    "change: an owner had started anew before it synced",
     "change: an older owner had lost something",
     "change: a copy was lost in the midst of it",
     "change: a node had lost its memory of one",
@@ -165,6 +167,7 @@ pub const MARKS: &[&str] = &[
     "recovery: a partition is whole again",
     "recovery: one owner was not enough",
     "recovery: an owner could not be asked",
+    "recovery: a node had yet to learn of a change",
     "store: writes shared a sync",
     "store: a sync failed",
     // Fallbacks, hints and their handoff, read repair.

@@ -304,7 +304,7 @@ asks! {
     PrepareLayout(PrepareLayout), CONTROL => Vote;
     AcceptLayout(AcceptLayout), CONTROL => Vote;
     LearnLayouts(LearnLayouts), CONTROL => LayoutsLearned;
-    GetLayouts(GetLayouts), CONTROL => LiveLayouts;
+    GetLayouts(GetLayouts), CONTROL => KnownLayouts;
 }
 
 impl PeerBody {
@@ -432,8 +432,8 @@ pub enum PeerReply {
     Vote(Vote),
     /// See [`LayoutsLearned`].
     LayoutsLearned(LayoutsLearned),
-    /// See [`LiveLayouts`].
-    LiveLayouts(LiveLayouts),
+    /// See [`KnownLayouts`].
+    KnownLayouts(KnownLayouts),
     /// Nothing was acknowledged, and why. What was asked for may have been done in part: a merge whose sync failed.
     Refused(wire::NotApplied),
 }
@@ -527,10 +527,20 @@ pub struct LayoutsLearned {
 
 /// To [`GetLayouts`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KnownLayouts {
+    /// Those after the version that was named.
+    pub chain: LiveLayouts,
+    /// The newest version for which the answering node has accepted a layout, which may have been chosen without its knowledge; 0 if there is
+    /// none.
+    pub accepted: LayoutVersion,
+}
+
+/// Layouts that were chosen and are live.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LiveLayouts {
-    /// Those that were asked for, oldest first; all of them were chosen.
+    /// Oldest first.
     pub layouts: Vec<Layout>,
-    /// The oldest live version: every change up to it is over. 0 if the answering node knows no layout.
+    /// The oldest live version: every change up to it is over. 0 if the node that says this knows no layout.
     pub oldest: LayoutVersion,
 }
 
@@ -568,7 +578,7 @@ answers! {
     ContextKeys(KnownKeys);
     Vote(Vote);
     LayoutsLearned(LayoutsLearned);
-    LiveLayouts(LiveLayouts);
+    KnownLayouts(KnownLayouts);
 }
 
 impl<A: Into<PeerReply>> From<Result<A, wire::NotApplied>> for PeerReply {
@@ -605,7 +615,7 @@ impl PeerReply {
             | Self::ContextKeys(_)
             | Self::Vote(_)
             | Self::LayoutsLearned(_)
-            | Self::LiveLayouts(_) => "answered".to_owned(),
+            | Self::KnownLayouts(_) => "answered".to_owned(),
         }
     }
 }

@@ -32,6 +32,7 @@ struct Odd {
     /// No note is taken.
     no_notes: AtomicBool,
     no_syncs: AtomicBool,
+    syncs: AtomicU64,
     /// No record can be read.
     no_reads: Arc<AtomicBool>,
     no_removes: AtomicBool,
@@ -94,7 +95,11 @@ impl Store for Odd {
         self.memory.keys(tree, from, to, limit)
     }
     fn sync(&self) -> Result<(), StoreError> {
-        if self.no_syncs.load(Ordering::Relaxed) { Err(gone()) } else { self.memory.sync() }
+        if self.no_syncs.load(Ordering::Relaxed) {
+            return Err(gone());
+        }
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.memory.sync()
     }
     fn writes(&self) -> Option<Writes> {
         self.memory.writes()
@@ -118,6 +123,7 @@ fn setup(partitions: u16) -> Setup {
         inserts: Mutex::new(Inserts::Well),
         no_notes: AtomicBool::new(false),
         no_syncs: AtomicBool::new(false),
+        syncs: AtomicU64::new(0),
         no_reads: Arc::default(),
         no_removes: AtomicBool::new(false),
         meanwhile: Mutex::default(),
@@ -706,17 +712,24 @@ async fn a_start_is_judged_and_its_doubt_settled() {
 
 /// Whoever remembers may crash, too, just before the disk that it remembers is set back.
 #[tokio::test(start_paused = true)]
-async fn what_is_heard_of_other_disks_is_stored_within_seconds() {
+async fn what_is_heard_of_other_disks_is_durable_within_seconds() {
     let one = setup(1);
     let (disk, store) = (quorate_wire::ids::DiskId(1), &*one.store);
     let open = |life| crate::beacons::Beacons::open(store, life, one.replica.0.committer.clone());
     let beacons = open(7);
     let task = tokio::spawn(crate::beacons::remember(beacons.clone(), one.replica.clone()));
     for beacon in [12, 13] {
+        let (syncs, own) = (one.store.syncs.load(Ordering::Relaxed), beacons.durable());
         beacons.heard(crate::beacons::Speaker { node: target(), disk, life: 3 }, beacon);
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         assert_eq!(open(8).of(target())[0].beacon, beacon);
+        assert!(one.store.syncs.load(Ordering::Relaxed) > syncs, "a power cut does not take it");
+        assert_eq!(beacons.durable(), own, "it is no news to others, who would store it in their turn");
     }
+    one.store.no_syncs.store(true, Ordering::Relaxed);
+    beacons.heard(crate::beacons::Speaker { node: target(), disk, life: 3 }, 14);
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(lock(&one.told)[0].contains("a sync failed"), "which ends the node");
     task.abort();
 }
 

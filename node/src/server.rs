@@ -248,7 +248,7 @@ impl Services {
                 PeerBody::PrepareLayout(ask) => self.layouts.promise(from, ask, timeout).await.into(),
                 PeerBody::AcceptLayout(ask) => self.layouts.vote(from, ask, timeout).await.into(),
                 PeerBody::LearnLayouts(ask) => self.layouts.learn(from, ask).await.into(),
-                PeerBody::GetLayouts(GetLayouts { after }) => self.layouts.live_after(after).into(),
+                PeerBody::GetLayouts(GetLayouts { after }) => self.layouts.known_after(after).await.into(),
                 PeerBody::Hello(_) => PeerReply::Refused(NotApplied::Unsupported {
                     why: "hello is said once, at the beginning of a connection".into(),
                 }),

@@ -36,7 +36,8 @@ pub struct Part {
     pub closed: LayoutVersion,
     /// The complete pushes that it holds.
     pub got: BTreeSet<Got>,
-    /// The version that it has passed over for ever, if any.
+    /// The version that it has passed over for ever, if any. Said until the version after the next one is settled: who learns late that the
+    /// next one is, finds by this that nothing was to be had from the one that was passed over.
     pub passed_over: Option<LayoutVersion>,
     /// It has confirmed a push for the version of its fence to an owner that cannot do without.
     pub helped: bool,
@@ -113,7 +114,7 @@ impl Said {
             if part.closed <= version {
                 (part.closed, part.dropped, part.lost) = (LayoutVersion::NONE, false, false);
             }
-            part.passed_over = part.passed_over.filter(|passed| *passed > version);
+            part.passed_over = part.passed_over.filter(|passed| passed.0.saturating_add(1) >= version.0);
             part.restored = if part.restored <= version { LayoutVersion::NONE } else { part.restored };
             part.ready = if part.ready <= version { LayoutVersion::NONE } else { part.ready };
         }
@@ -741,12 +742,37 @@ mod tests {
         );
         let before = said.digest();
         said.settle(V2);
-        let left = Part { got: [newer].into(), ..Part::default() };
+        let left = Part { got: [newer].into(), passed_over: Some(V2), ..Part::default() };
         assert_eq!((said.settled, said.part(P)), (V2, left));
         assert_ne!(said.digest(), before);
         said.settle(V1);
         assert_eq!(said.settled, V2, "it never goes back");
         said.settle(LayoutVersion(3));
+        assert_eq!(said.part(P), Part { passed_over: Some(V2), ..Part::default() }, "it was passed over for this one");
+        said.settle(LayoutVersion(4));
         assert!(said.partitions.is_empty());
+    }
+
+    #[test]
+    fn who_hears_late_that_a_version_was_passed_over_is_ready_for_the_one_after_it() {
+        let replaced = replacing();
+        let back = Layout {
+            version: LayoutVersion(3),
+            previous: replaced.newest().layout.hash(),
+            ..replaced.oldest().layout.clone()
+        };
+        let mut versions = replaced.versions.clone();
+        versions.push(Arc::new(Placed::new(back).expect("possible")));
+        let mut live = Live::new(versions, BTreeMap::new());
+        for node in [1, 2, 3] {
+            says(&mut live, node, |said| said.fence = LayoutVersion(3));
+            assert!(!live.partition(P).is_ready(id(node), LayoutVersion(3)), "what n4 holds may be needed");
+        }
+        // Two of three pass version 2 over, and the change is over for them.
+        for node in [2, 3] {
+            changes(&mut live, node, |part| part.passed_over = Some(V2));
+            says(&mut live, node, |said| said.settle(LayoutVersion(3)));
+        }
+        assert!(live.partition(P).is_ready(id(1), LayoutVersion(3)));
     }
 }

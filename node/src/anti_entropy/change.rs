@@ -20,7 +20,7 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use quorate_wire::NotApplied;
 use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
-use quorate_wire::{dawdle, sometimes};
+use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -60,14 +60,22 @@ async fn follow(desk: &Desk) {
 }
 
 async fn move_data(desk: &Arc<Desk>) {
-    let (mut layouts, mut swept) = (desk.layouts.watch(), Swept::default());
+    let (mut layouts, mut round) = (desk.layouts.watch(), Round::default());
     loop {
         layouts.mark_unchanged();
-        let more = desk.move_data(&mut swept).await;
+        let more = desk.move_data(&mut round).await;
         if !desk.pause(&mut layouts, more, PAUSE_MIN).await {
             return;
         }
     }
+}
+
+/// How far the moving of data has come.
+#[derive(Debug, Default)]
+struct Round {
+    swept: Swept,
+    /// The partition that was the last one to be taken over, or to be tried.
+    pulled: Option<Partition>,
 }
 
 /// The partitions of which nothing lies here that belongs to others, as far as this version goes.
@@ -122,13 +130,13 @@ impl Desk {
     }
 
     /// Takes over what this node lacks and can get now, and hands over what belongs to others; tells whether more is to come.
-    async fn move_data(self: &Arc<Self>, swept: &mut Swept) -> bool {
+    async fn move_data(self: &Arc<Self>, round: &mut Round) -> bool {
         if self.replica.recovery().is_in_doubt() {
             return true;
         }
-        self.pull().await;
+        self.pull(&mut round.pulled).await;
         let Some(current) = self.layouts.current() else { return false };
-        self.sweep(&current, swept).await || current.live().is_changing()
+        self.sweep(&current, &mut round.swept).await || current.live().is_changing()
     }
 
     /// Raises the fence to the newest version that is known here, and says so.
@@ -173,19 +181,35 @@ impl Desk {
         Ok(())
     }
 
+    /// Whether this disk is the one that this node has always lived on, or it is known what it lacks of what these layouts gave to it.
+    pub(super) fn is_judged(&self, current: &Current) -> bool {
+        let judged = self.replica.recovery().judged();
+        let is_other = |disk| disk != self.layouts.disk();
+        let names_another = |placed: &Placed| placed.layout.member(self.me).is_some_and(|me| is_other(me.disk));
+        let is_suspect = judged.is_some() || current.live().versions().iter().any(|placed| names_another(placed));
+        !is_suspect || judged >= Some(self.suspect_up_to(current))
+    }
+
+    /// The newest layout that this node may have known before its disk was set back or exchanged: what was chosen after enough members had
+    /// told it which layouts there are, it has not.
+    fn suspect_up_to(&self, current: &Current) -> LayoutVersion {
+        let known = self.layouts.known_when_caught_up();
+        known.map_or(current.version(), |known| known.min(current.version()))
+    }
+
     /// A disk that was set back or exchanged lacks what the node has taken under layouts that it has yet to learn, too: of each of them, before
     /// it is acted on.
     async fn judge_disk(&self, current: &Current) -> Result<(), StoreError> {
-        let (version, judged, live) = (current.version(), self.replica.recovery().judged(), current.live());
-        let is_other = |disk| disk != self.layouts.disk();
-        let exchanged =
-            live.versions().iter().any(|placed| placed.layout.member(self.me).is_some_and(|me| is_other(me.disk)));
-        if judged >= Some(version) || (judged.is_none() && !exchanged) {
+        if self.is_judged(current) {
             return Ok(());
         }
-        let known = judged.unwrap_or_default();
+        let (version, live) = (current.version(), current.live());
+        // Until enough members have said which layouts there are, each one that is learned may be one that the node knew before.
+        self.layouts.abstain().await?;
+        let (known, suspect) = (self.replica.recovery().judged().unwrap_or_default(), self.suspect_up_to(current));
         let owned = |placed: &Placed| placed.ring().owned_by(self.me);
-        let (judged, learned): (Vec<_>, Vec<_>) = live.versions().iter().partition(|placed| placed.version() <= known);
+        let suspects = live.versions().iter().filter(|placed| placed.version() <= suspect);
+        let (judged, learned): (Vec<_>, Vec<_>) = suspects.partition(|placed| placed.version() <= known);
         let judged: BTreeSet<Partition> = judged.into_iter().flat_map(|placed| owned(placed)).collect();
         let learned: BTreeSet<Partition> = learned.into_iter().flat_map(|placed| owned(placed)).collect();
         let lost: Vec<Partition> = learned.difference(&judged).copied().collect();
@@ -265,11 +289,14 @@ impl Desk {
         self.layouts.say(lose).await.map(drop)
     }
 
-    /// Takes over what this node lacks of the partitions that it owns now.
-    async fn pull(self: &Arc<Self>) {
+    /// Takes over what this node lacks of the partitions that it owns now: first those that it is not ready for, and of these in turn, so
+    /// that an older owner that does not give holds up no other partition.
+    async fn pull(self: &Arc<Self>, last: &mut Option<Partition>) {
         let Some(current) = self.layouts.current() else { return };
         let (mut calls, mut begun, mut under_way) = (Calls::new(), 0, 0);
-        for partition in current.live().owned_by(self.me) {
+        let is_ready = |partition: Partition| current.live().partition(partition).is_ready(self.me, current.version());
+        let most = buggify!("change: one partition is taken over in a round", PULLS_AT_ONCE, 1);
+        for partition in in_turn(current.live().owned_by(self.me), *last, is_ready) {
             let moving = current.live().partition(partition);
             let from = self.reachable(&moving.lacks(self.me));
             // Nobody is left who could push; but others are ready.
@@ -278,10 +305,11 @@ impl Desk {
             if (from.is_empty() && !restore) || !self.replica.recovery().recovering(partition).is_empty() {
                 continue;
             }
-            if begun == PULLS_AT_ONCE {
+            if begun == most {
                 break;
             }
             begun += 1;
+            *last = Some(partition);
             if under_way == AT_ONCE {
                 calls.next().await;
                 under_way -= 1;
@@ -454,10 +482,6 @@ impl Desk {
     async fn hand_over(&self, current: &Arc<Current>, partition: Partition) -> Result<(), String> {
         let refused = |refusal: NotApplied| refusal.to_string();
         let former = current.live().partition(partition).is_former_owner(self.me);
-        // A former owner that holds nothing now may still be sent what names an older layout.
-        if !former && !self.replica.holds_any(partition).await.map_err(refused)? {
-            return Ok(());
-        }
         let version = current.version();
         let drop_copy = move |said: &mut Said, current: &Current| {
             let mut part = said.part(partition);
@@ -466,16 +490,25 @@ impl Desk {
             said.set(partition, part);
             news
         };
-        self.layouts.say(drop_copy).await.map_err(|error| error.to_string())?;
-        // Nothing comes in from here on, so that what is handed over is all that goes.
+        if former || self.replica.holds_any(partition).await.map_err(refused)? {
+            self.layouts.say(drop_copy).await.map_err(|error| error.to_string())?;
+        }
+        // Nothing comes in from here on, so that what is handed over is all that goes: not even what a former owner is still sent under an
+        // older layout, or an exchange under way brings.
         self.replica.give_up(partition, version).await;
         if !self.replica.holds_any(partition).await.map_err(refused)? {
             return Ok(());
         }
         self.replica.rebuild(partition).await.map_err(refused)?;
         for owner in current.primaries(partition) {
+            let before = self.ask(current, *owner, GetReadiness { partition }).await?.losses;
             self.exchange_all(current, partition, *owner, true).await?.unsettled()?;
             self.have_synced(current, *owner).await?;
+            // Another process of it may sync what the first one has lost.
+            if self.ask(current, *owner, GetReadiness { partition }).await?.losses != before {
+                sometimes!("change: an owner had started anew before it synced");
+                return Err(format!("{owner} has lost something since, or has started anew"));
+            }
         }
         let layouts = self.layouts.clone();
         let still = move || layouts.current().is_some_and(|current| current.version() == version);
@@ -506,8 +539,9 @@ impl Desk {
         };
         // Of the same moment as what was looked at.
         let fence = current.live().said().get(&self.me).map_or(LayoutVersion::NONE, |said| said.fence);
-        let lost = LeafSet(self.replica.withholds(partition));
-        Ok(PushBegun { fence, strong, lost, losses: self.losses(partition) })
+        // Counted first: what is found to be lost in between makes the push void.
+        let losses = self.losses(partition);
+        Ok(PushBegun { fence, strong, lost: LeafSet(self.replica.withholds(partition)), losses })
     }
 
     /// Changes whenever something of the partition is lost, and with every start.
@@ -547,9 +581,21 @@ impl Desk {
     pub(super) fn readiness(&self, partition: Partition) -> Result<Readiness, NotApplied> {
         let current = self.layouts.known()?;
         let ready = current.live().partition(partition).held_for(self.me);
-        let lost = LeafSet(self.replica.withholds(partition));
-        Ok(Readiness { ready, lost, losses: self.losses(partition) })
+        // Counted first, as for a push.
+        let losses = self.losses(partition);
+        Ok(Readiness { ready, lost: LeafSet(self.replica.withholds(partition)), losses })
     }
+}
+
+/// Partitions in the order in which they are taken over: those that the node is not ready for come first, and of these the ones after the
+/// last one that was tried.
+fn in_turn(
+    mut partitions: Vec<Partition>,
+    last: Option<Partition>,
+    is_ready: impl Fn(Partition) -> bool,
+) -> Vec<Partition> {
+    partitions.sort_by_cached_key(|partition| (is_ready(*partition), Some(*partition) <= last));
+    partitions
 }
 
 /// Partitions that are taken over at a time.

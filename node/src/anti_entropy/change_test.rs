@@ -96,11 +96,11 @@ fn live(node: &Node) -> Vec<u64> {
     node.layouts.current().expect("in force").live().versions().iter().map(|placed| placed.version().0).collect()
 }
 
-async fn step(node: &Node, swept: &mut BTreeMap<NodeId, Swept>) -> bool {
-    let of_node = swept.entry(node.id).or_default();
+async fn step(node: &Node, moves: &mut BTreeMap<NodeId, Round>) -> bool {
+    let round = moves.entry(node.id).or_default();
     let desk = node.anti_entropy.desk();
     desk.follow().await.expect("it goes on");
-    desk.move_data(of_node).await
+    desk.move_data(round).await
 }
 
 #[tokio::test]
@@ -113,14 +113,14 @@ async fn every_owner_may_change_at_once_while_clients_read_and_write() {
     }
     all_is_found(&nodes, written).await;
     let next = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
-    let mut swept = BTreeMap::new();
+    let mut moves = BTreeMap::new();
     // They learn of it one after the other; after every step everything is still found, and something is written.
     for node in nodes.iter().rev() {
         node.layouts.adopt(next.clone()).await;
     }
-    written = while_clients_work(&nodes, &mut swept, 2, written).await;
+    written = while_clients_work(&nodes, &mut moves, 2, written).await;
     for node in &nodes[..3] {
-        while step(node, &mut swept).await {}
+        while step(node, &mut moves).await {}
         assert!(held(node, written).await.is_empty(), "{} has dropped its copy", node.id);
         assert_eq!(node.anti_entropy.of_others(), Some(0), "{} says so", node.id);
     }
@@ -139,7 +139,7 @@ async fn every_owner_may_change_at_once_while_clients_read_and_write() {
 /// written is found at every node. How much was written.
 async fn while_clients_work(
     nodes: &[Node],
-    swept: &mut BTreeMap<NodeId, Swept>,
+    moves: &mut BTreeMap<NodeId, Round>,
     version: u64,
     mut written: u32,
 ) -> u32 {
@@ -148,7 +148,7 @@ async fn while_clients_work(
         rounds += 1;
         assert!(rounds < 20, "{:#?}", said(nodes));
         for node in nodes {
-            step(node, swept).await;
+            step(node, moves).await;
             written += 1;
             put(&nodes[written as usize % nodes.len()], written).await.expect("written");
             all_is_found(nodes, written).await;
@@ -162,17 +162,17 @@ fn said<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Vec<(NodeId, Vec<u64>,
 }
 
 /// Steps of these nodes until the change is over for all of them.
-async fn to_the_end(nodes: &[&Node], swept: &mut BTreeMap<NodeId, Swept>, version: u64) {
+async fn to_the_end(nodes: &[&Node], moves: &mut BTreeMap<NodeId, Round>, version: u64) {
     let mut rounds = 0;
     while nodes.iter().any(|node| live(node) != [version]) {
         rounds += 1;
         assert!(rounds < 20, "{:#?}", said(nodes.iter().copied()));
         for node in nodes {
-            step(node, swept).await;
+            step(node, moves).await;
         }
     }
     for node in nodes {
-        while step(node, swept).await {}
+        while step(node, moves).await {}
     }
 }
 
@@ -188,12 +188,12 @@ async fn a_dead_member_is_replaced_without_it_and_hands_over_what_it_has_when_it
     nodes[0].is(Manner::Refuses);
     nodes[1..].iter().for_each(|node| node.believes_down(&[nodes[0].id]));
     let next = after(&nodes[1], &[replace(0, 3, &nodes)]);
-    let mut swept = BTreeMap::new();
+    let mut moves = BTreeMap::new();
     let (dead, others) = (&nodes[0], [&nodes[1], &nodes[2], &nodes[3]]);
     for node in others {
         node.layouts.adopt(next.clone()).await;
     }
-    to_the_end(&others, &mut swept, 2).await;
+    to_the_end(&others, &mut moves, 2).await;
     all_is_found(&nodes[1..], 20).await;
     assert!(held(&nodes[3], 20).await.len() == 20, "all of it came from the others");
 
@@ -203,7 +203,7 @@ async fn a_dead_member_is_replaced_without_it_and_hands_over_what_it_has_when_it
     get(dead, 1).await.map(drop).unwrap_or_else(|error| assert!(format!("{error:?}").contains("layout"), "{error:?}"));
     dead.layouts.adopt(next).await;
     assert_eq!(dead.anti_entropy.of_others(), None, "it has not looked yet");
-    to_the_end(&[dead], &mut swept, 2).await;
+    to_the_end(&[dead], &mut moves, 2).await;
     assert!(held(dead, 20).await.is_empty() && dead.held(&alone.clone().into()).await.is_none());
     for node in others {
         assert_eq!(node.held(&alone.clone().into()).await.as_ref(), Some(&record), "{}", node.id);
@@ -235,7 +235,7 @@ async fn a_copy_that_is_lost_in_the_midst_of_a_change_counts_again_when_it_was_b
             put(&nodes[0], number).await.expect("written");
         }
         let next = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
-        let mut swept = BTreeMap::new();
+        let mut moves = BTreeMap::new();
         for node in &nodes {
             node.layouts.adopt(next.clone()).await;
         }
@@ -244,18 +244,18 @@ async fn a_copy_that_is_lost_in_the_midst_of_a_change_counts_again_when_it_was_b
         let lost = &nodes[..lose];
         for node in lost {
             lose_everything(node, 20).await;
-            step(node, &mut swept).await;
+            step(node, &mut moves).await;
             let said = node.layouts.said();
             assert!(said.partitions.values().all(|part| part.lost && part.closed == LayoutVersion(2)));
         }
         for node in &nodes[lose..] {
-            step(node, &mut swept).await;
+            step(node, &mut moves).await;
             let mut got = node.layouts.said().partitions.into_values().flat_map(|part| part.got);
             assert!(!got.any(|got| lost.iter().any(|node| node.id == got.from)), "what is lost is no push");
         }
         for _ in 0..4 {
             for node in &nodes {
-                step(node, &mut swept).await;
+                step(node, &mut moves).await;
             }
         }
         // One of them may be left out for ever, two may not.
@@ -267,7 +267,7 @@ async fn a_copy_that_is_lost_in_the_midst_of_a_change_counts_again_when_it_was_b
             }
         }
         let all: Vec<&Node> = nodes.iter().collect();
-        to_the_end(&all, &mut swept, 2).await;
+        to_the_end(&all, &mut moves, 2).await;
         all_is_found(&nodes, 20).await;
         for node in &nodes[3..] {
             assert_eq!(held(node, 20).await.len(), 20, "{}", node.id);
@@ -282,12 +282,12 @@ async fn an_owner_without_a_copy_is_restored_from_others_when_the_former_owners_
         put(&nodes[0], number).await.expect("written");
     }
     let next = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes), replace(2, 5, &nodes)]);
-    let (mut swept, version, late) = (BTreeMap::new(), LayoutVersion(2), &nodes[5]);
+    let (mut moves, version, late) = (BTreeMap::new(), LayoutVersion(2), &nodes[5]);
     for node in &nodes {
         node.layouts.adopt(next.clone()).await;
     }
     for node in nodes[..5].iter().chain(&nodes[..5]) {
-        step(node, &mut swept).await;
+        step(node, &mut moves).await;
     }
     // As if it had been ready once, which is forgotten.
     for node in &nodes[..3] {
@@ -305,12 +305,12 @@ async fn an_owner_without_a_copy_is_restored_from_others_when_the_former_owners_
         current.owned_by(node.id).into_iter().all(|partition| of(partition).is_ok())
     };
     assert!(reads(&nodes[3]) && reads(&nodes[4]) && !reads(late));
-    step(late, &mut swept).await;
+    step(late, &mut moves).await;
     assert_eq!(held(late, 20).await.len(), 20);
     let said = late.layouts.said();
     assert!(said.settled == version || said.partitions.values().all(|part| part.restored == version), "{said:?}");
     let all: Vec<&Node> = nodes.iter().collect();
-    to_the_end(&all, &mut swept, 2).await;
+    to_the_end(&all, &mut moves, 2).await;
     all_is_found(&nodes[3..], 20).await;
 }
 
@@ -321,7 +321,7 @@ async fn a_disk_that_is_not_what_it_was_has_lost_what_each_newer_layout_gave_to_
         for number in 1..=20 {
             put(&nodes[0], number).await.expect("written");
         }
-        let (new, mut swept, v2) = (&nodes[3], BTreeMap::new(), LayoutVersion(2));
+        let (new, mut moves, v2) = (&nodes[3], BTreeMap::new(), LayoutVersion(2));
         let changes::Change::Replace { old, new: name, addr, .. } = replace(0, 3, &nodes) else { unreachable!() };
         // It is set back to when it knew layout 1, or the layout names the disk that it had before.
         if set_back {
@@ -333,20 +333,175 @@ async fn a_disk_that_is_not_what_it_was_has_lost_what_each_newer_layout_gave_to_
             node.layouts.adopt(next.clone()).await;
         }
         for node in nodes[..3].iter().chain(&nodes[..3]) {
-            step(node, &mut swept).await;
+            step(node, &mut moves).await;
         }
-        step(new, &mut swept).await;
+        step(new, &mut moves).await;
         let owned = new.layouts.current().expect("in force").owned_by(new.id);
         assert_eq!(new.replica.recovery().partitions(), owned, "what it took in another life is lost");
         assert!(new.layouts.said().partitions.values().all(|part| part.got.is_empty()), "no push makes up for that");
         assert_eq!(new.replica.recovery().judged(), Some(v2));
         recover_everything(new).await;
-        step(new, &mut swept).await;
+        step(new, &mut moves).await;
         assert_eq!(new.replica.recovery().partitions(), [], "it is lost once");
         let all: Vec<&Node> = nodes.iter().collect();
-        to_the_end(&all, &mut swept, 2).await;
+        to_the_end(&all, &mut moves, 2).await;
         all_is_found(&nodes, 20).await;
     }
+}
+
+#[tokio::test]
+async fn a_node_on_another_disk_loses_nothing_to_layouts_that_were_chosen_after_it_had_asked_for_them() {
+    let nodes = three_and(1).await;
+    for number in 1..=20 {
+        put(&nodes[0], number).await.expect("written");
+    }
+    let (other, mut moves) = (&nodes[3], BTreeMap::new());
+    // The layout names the disk that the node had before, and gives it some of the partitions; then more, and then all of them.
+    let changes::Change::Join { node, addr, zone, .. } = join(3, &nodes) else { unreachable!() };
+    let second = after(&nodes[0], &[changes::Change::Join { node, disk: DiskId(99), addr, zone, weight: 1 }]);
+    let adopt = async |layout: Layout| {
+        for node in &nodes {
+            node.layouts.adopt(layout.clone()).await;
+        }
+    };
+    let lost = || other.replica.recovery().partitions();
+    let owned = || other.layouts.current().expect("in force").owned_by(other.id);
+    let all: Vec<&Node> = nodes.iter().collect();
+    adopt(second).await;
+    other.anti_entropy.desk().follow().await.expect("it goes on");
+    assert_eq!((lost(), owned().is_empty()), (owned(), false));
+    for node in &nodes[..3] {
+        step(node, &mut moves).await;
+    }
+    recover_everything(other).await;
+    to_the_end(&all, &mut moves, 2).await;
+
+    let before = owned();
+    adopt(after(&nodes[0], &[changes::Change::Leave(nodes[0].id)])).await;
+    assert!(owned().len() > before.len());
+    let current = other.layouts.current().expect("in force");
+    assert!(!other.anti_entropy.desk().is_judged(&current), "it may have known this one in its other life");
+    // It has asked before it was learned: enough members said that there is none after it.
+    assert!(other.layouts.has_caught_up(LayoutVersion(3)).await);
+    assert!(!other.anti_entropy.desk().is_judged(&current), "but not before this one");
+    other.anti_entropy.desk().follow().await.expect("it goes on");
+    assert!(!lost().is_empty() && lost().len() < owned().len(), "{:?}", lost());
+    for node in &nodes[..3] {
+        step(node, &mut moves).await;
+    }
+    recover_everything(other).await;
+    to_the_end(&all, &mut moves, 3).await;
+    // It was asked for anew by what it did not know.
+    assert!(other.layouts.has_caught_up(LayoutVersion(3)).await);
+
+    let two = changes::Change::Replicas { n: Some(2), r: None, w: None };
+    let three = changes::Change::Replicas { n: Some(3), r: None, w: None };
+    for (version, settings) in [(4, two), (5, three)] {
+        let before = owned();
+        adopt(after(&nodes[1], &[settings])).await;
+        assert_eq!(version == 5, owned().len() > before.len());
+        assert!(other.anti_entropy.desk().is_judged(&other.layouts.current().expect("in force")));
+        other.anti_entropy.desk().follow().await.expect("it goes on");
+        assert_eq!(lost(), [], "layout {version} is news to it, whatever its disk");
+        to_the_end(&all, &mut moves, version).await;
+    }
+    all_is_found(&nodes[1..], 20).await;
+}
+
+#[tokio::test]
+async fn what_was_lost_comes_back_only_when_the_node_acts_on_the_newest_layout() {
+    let nodes = three_and(1).await;
+    for number in 1..=20 {
+        put(&nodes[0], number).await.expect("written");
+    }
+    let (lost, version, mut moves) = (&nodes[1], LayoutVersion(2), BTreeMap::new());
+    let next = after(&nodes[0], &[replace(0, 3, &nodes)]);
+    for node in &nodes {
+        node.layouts.adopt(next.clone()).await;
+    }
+    for node in [&nodes[0], &nodes[2], &nodes[3]] {
+        step(node, &mut moves).await;
+    }
+    lose_everything(lost, 20).await;
+    let current = lost.layouts.current().expect("in force");
+    let partitions = lost.replica.recovery().partitions();
+    for partition in &partitions {
+        super::super::recover::recover(lost.anti_entropy.desk(), &current, *partition).await;
+    }
+    assert_eq!((held(lost, 20).await, lost.replica.recovery().partitions()), (vec![], partitions));
+    // It says what becomes of a copy that is lost, while it is.
+    step(lost, &mut moves).await;
+    let said = lost.layouts.said();
+    assert!(said.fence == version && said.partitions.values().all(|part| part.lost && part.closed == version));
+    recover_everything(lost).await;
+    assert_eq!(held(lost, 20).await.len(), 20);
+    let all: Vec<&Node> = nodes.iter().collect();
+    to_the_end(&all, &mut moves, 2).await;
+    all_is_found(&nodes, 20).await;
+}
+
+#[tokio::test]
+async fn nothing_comes_into_a_partition_of_others_once_a_node_has_looked_at_it() {
+    let nodes = three_and(1).await;
+    let (late, others) = (&nodes[0], [&nodes[1], &nodes[2], &nodes[3]]);
+    let (mut moves, next) = (BTreeMap::new(), after(&nodes[0], &[replace(0, 3, &nodes)]));
+    for node in others {
+        node.layouts.adopt(next.clone()).await;
+    }
+    to_the_end(&others, &mut moves, 2).await;
+    // It hears of the change when that is over, and holds nothing.
+    late.layouts.adopt(next).await;
+    late.layouts.settle(LayoutVersion(2)).await.expect("stored");
+    while step(late, &mut moves).await {}
+    // An exchange under layout 1 was under way, and brings this only now.
+    let current = late.layouts.current().expect("in force");
+    let merged = late.replica.merge(current.partition_of(&key(1)), &key(1).into(), by_hand::record(1, "late")).await;
+    let refused = merged.map(drop).expect_err("it would lie there for ever").to_string();
+    assert!(refused.contains("owns nothing of partition"), "{refused}");
+    assert_eq!(late.held(&key(1).into()).await, None);
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_is_yet_to_be_judged_is_no_source_of_what_others_have_lost() {
+    let nodes = three_and(1).await;
+    for number in 1..=20 {
+        put(&nodes[0], number).await.expect("written");
+    }
+    let (other, victim) = (&nodes[3], &nodes[2]);
+    let changes::Change::Replace { old, new, addr, .. } = replace(0, 3, &nodes) else { unreachable!() };
+    let next = after(&nodes[0], &[changes::Change::Replace { old, new, disk: DiskId(99), addr }]);
+    for node in &nodes {
+        node.layouts.adopt(next.clone()).await;
+        node.layouts.settle(LayoutVersion(2)).await.expect("stored");
+    }
+    lose_everything(victim, 20).await;
+    victim.believes_down(&[nodes[1].id]);
+    let current = victim.layouts.current().expect("in force");
+    let recover = async || {
+        for partition in victim.replica.recovery().partitions() {
+            super::super::recover::recover(victim.anti_entropy.desk(), &current, partition).await;
+        }
+        victim.replica.recovery().partitions().len()
+    };
+    let all = current.owned_by(victim.id).len();
+    assert_eq!(recover().await, all, "the only one that can be asked does not know yet what it lacks");
+    // It knows now, and lacks everything.
+    other.anti_entropy.desk().judge_disk(&other.layouts.current().expect("in force")).await.expect("stored");
+    assert_eq!(recover().await, all);
+    victim.believes_down(&[]);
+    assert_eq!(recover().await, 0, "nobody is left who could hold more");
+}
+
+#[test]
+fn partitions_that_cannot_be_had_hold_up_no_others() {
+    let partitions = || (0..6).map(Partition).collect::<Vec<_>>();
+    let is_ready = |partition: Partition| [1, 4].contains(&partition.0);
+    let order = |last: Option<u16>| -> Vec<u16> {
+        in_turn(partitions(), last.map(Partition), is_ready).into_iter().map(|partition| partition.0).collect()
+    };
+    assert_eq!(order(None), [0, 2, 3, 5, 1, 4]);
+    assert_eq!(order(Some(2)), [3, 5, 0, 2, 4, 1]);
+    assert_eq!(order(Some(5)), [0, 2, 3, 5, 1, 4], "and from the beginning");
 }
 
 #[tokio::test]
@@ -369,7 +524,7 @@ async fn what_a_node_has_lost_is_judged_by_the_layouts_that_it_acts_on() {
         assert!(said.partitions.values().all(|part| part.passed_over.is_none()));
     }
     // What it settles is what it has looked at: who knows nothing of the layout before has lost what that gave to it.
-    let (emptied, mut swept) = (&nodes[5], BTreeMap::new());
+    let (emptied, mut moves) = (&nodes[5], BTreeMap::new());
     let before = known(emptied);
     emptied.layouts.adopt(there.clone()).await;
     emptied.layouts.settle(v2).await.expect("stored");
@@ -382,13 +537,13 @@ async fn what_a_node_has_lost_is_judged_by_the_layouts_that_it_acts_on() {
         node.layouts.adopt(there.clone()).await;
     }
     for node in nodes[1..4].iter().chain(&nodes[1..4]) {
-        step(node, &mut swept).await;
+        step(node, &mut moves).await;
     }
     let current = known(ready);
     let desk = ready.anti_entropy.desk();
     desk.learn(&current).await.expect("stored");
     desk.hear(&current).await;
-    desk.pull().await;
+    desk.pull(&mut None).await;
     let owned = known(ready).owned_by(ready.id);
     assert!(owned.iter().all(|partition| ready.layouts.said().part(*partition).ready < v2));
     ready.layouts.settle(v2).await.expect("stored");
@@ -404,18 +559,18 @@ async fn a_change_that_is_taken_back_leaves_everything_where_it_was() {
     }
     let there = after(&nodes[0], &[replace(0, 3, &nodes), replace(1, 4, &nodes)]);
     let back = Layout { version: LayoutVersion(3), previous: there.hash(), ..(*nodes[0].current.layout).clone() };
-    let mut swept = BTreeMap::new();
+    let mut moves = BTreeMap::new();
     for node in &nodes {
         node.layouts.adopt(there.clone()).await;
-        step(node, &mut swept).await;
+        step(node, &mut moves).await;
         all_is_found(&nodes, 20).await;
     }
     for node in &nodes {
         node.layouts.adopt(back.clone()).await;
     }
-    let written = while_clients_work(&nodes, &mut swept, 3, 20).await;
+    let written = while_clients_work(&nodes, &mut moves, 3, 20).await;
     for node in &nodes[3..] {
-        while step(node, &mut swept).await {}
+        while step(node, &mut moves).await {}
         assert!(held(node, written).await.is_empty(), "{}", node.id);
     }
     all_is_found(&nodes, written).await;
@@ -428,7 +583,7 @@ async fn a_node_that_joins_speaks_only_when_it_holds_what_it_must() {
         put(&nodes[0], number).await.expect("written");
     }
     let next = after(&nodes[0], &[join(3, &nodes)]);
-    let mut swept = BTreeMap::new();
+    let mut moves = BTreeMap::new();
     for node in &nodes {
         node.layouts.adopt(next.clone()).await;
     }
@@ -440,19 +595,19 @@ async fn a_node_that_joins_speaks_only_when_it_holds_what_it_must() {
         assert!(matches!(speaks, Err(NotApplied::NotServing { why, .. }) if why.contains("has not yet received")));
     }
     // Nobody has raised a fence yet: what it takes over does not count.
-    step(&nodes[3], &mut swept).await;
+    step(&nodes[3], &mut moves).await;
     assert!(nodes[3].layouts.said().partitions.is_empty());
     let mut rounds = 0;
     while nodes.iter().any(|node| live(node) != [2]) {
         rounds += 1;
         assert!(rounds < 20);
         for node in &nodes {
-            step(node, &mut swept).await;
+            step(node, &mut moves).await;
             all_is_found(&nodes, 40).await;
         }
     }
     for node in &nodes {
-        while step(node, &mut swept).await {}
+        while step(node, &mut moves).await {}
     }
     // Exactly three copies of each.
     let mut copies = BTreeMap::new();
@@ -617,13 +772,13 @@ async fn what_a_newer_release_has_written_is_neither_counted_as_taken_over_nor_d
             newer = written_by_a_newer_release(node, number).await;
         }
         let next = after(&nodes[0], &[replace(0, 3, &nodes)]);
-        let mut swept = BTreeMap::new();
+        let mut moves = BTreeMap::new();
         for node in &nodes {
             node.layouts.adopt(next.clone()).await;
         }
         for _ in 0..10 {
             for node in &nodes {
-                step(node, &mut swept).await;
+                step(node, &mut moves).await;
             }
         }
         for node in have {
@@ -668,18 +823,18 @@ async fn what_is_corrupt_is_dropped_with_the_rest() {
 async fn a_copy_goes_only_when_its_owners_have_synced_theirs_in_the_mode_interval_as_well() {
     let nodes = by_hand::start(Kind { spare: 1, durability: Durability::Interval, ..Kind::of(3) }).await;
     let next = after(&nodes[0], &[replace(0, 3, &nodes)]);
-    let mut swept = BTreeMap::new();
+    let mut moves = BTreeMap::new();
     for node in &nodes {
         node.layouts.adopt(next.clone()).await;
     }
-    to_the_end(&nodes[1..].iter().collect::<Vec<_>>(), &mut swept, 2).await;
+    to_the_end(&nodes[1..].iter().collect::<Vec<_>>(), &mut moves, 2).await;
     let key = Blob::from(key(1));
     // All hold it already, so that nothing is sent.
     for node in &nodes {
         node.hold(&key, &by_hand::record(1, "v")).await;
     }
     let synced: Vec<u64> = nodes.iter().map(|node| node.committer.beacon()).collect();
-    while step(&nodes[0], &mut swept).await {}
+    while step(&nodes[0], &mut moves).await {}
     assert_eq!(nodes[0].held(&key).await, None);
     for (node, before) in nodes.iter().zip(synced).skip(1) {
         assert!(node.committer.beacon() > before, "{} holds it durably", node.id);
@@ -729,7 +884,7 @@ async fn a_quorum_is_below_the_floor_if_it_is_below_that_of_any_layout_that_it_i
     }
     // Reads are made under the older layout still, writes under both.
     assert_eq!((below(2).await, below(3).await, reads_below().await, scans_below().await), (true, false, false, false));
-    let mut swept = BTreeMap::new();
-    to_the_end(&nodes.iter().collect::<Vec<_>>(), &mut swept, 2).await;
+    let mut moves = BTreeMap::new();
+    to_the_end(&nodes.iter().collect::<Vec<_>>(), &mut moves, 2).await;
     assert_eq!((below(2).await, reads_below().await, scans_below().await), (false, true, true));
 }

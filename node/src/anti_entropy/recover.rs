@@ -126,6 +126,11 @@ pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Part
 /// names one of them names an owned one as well, or did not come here. Or all owners, whatever they have lost: nobody holds more. All of
 /// that in one round.
 async fn recover_in_a_change(desk: &Desk, current: &Arc<Current>, partition: Partition) {
+    if desk.layouts.said().fence < current.version() {
+        // What this node says of a lost copy depends on the layout that it acts on, and on the copy being lost: it learns first.
+        sometimes!("recovery: a node had yet to learn of a change");
+        return;
+    }
     // Said before anything makes up for the loss.
     if let Err(error) = desk.lost_copies().await {
         tracing::warn!(%partition, "it cannot be noted that a copy is lost: {error}");

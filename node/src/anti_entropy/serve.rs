@@ -13,7 +13,7 @@ use crate::peer_wire::heal::{
     LeafSet, List, Listed, OFFERS_MAX, Offer, ROOTS_MAX, Recount, Recounting, Roots, RootsCompared, SaidNow, Sum,
 };
 use crate::peer_wire::{Label, Refused};
-use quorate_core::merkle;
+use quorate_core::merkle::{self, Leaves};
 use quorate_core::ownership::Role;
 use quorate_core::record::Record;
 
@@ -40,7 +40,12 @@ impl Desk {
     ) -> Result<HealReply, NotApplied> {
         self.check(label, &request.partitions())?;
         let trees = self.replica.partitions();
-        let recovering = |partition| LeafSet(self.replica.recovery().recovering(partition));
+        let is_judged = self.layouts.current().is_some_and(|current| self.is_judged(&current));
+        let recovering = |partition| match is_judged {
+            true => LeafSet(self.replica.recovery().recovering(partition)),
+            // Nobody may take what is here for complete.
+            false => LeafSet(Leaves::ALL),
+        };
         match request {
             HealRequest::Roots(Roots { roots }) => {
                 at_most("partitions", ROOTS_MAX, roots.len())?;

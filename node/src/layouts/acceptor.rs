@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::refused;
 use super::staged::StagedChanges;
 use super::store::{LayoutStore, SWITCHED_OFF, State, StoredFirst, load, to_the_end};
-use crate::peer_wire::{AcceptLayout, Decided, LiveLayouts, PrepareLayout, Vote};
+use crate::peer_wire::{AcceptLayout, Decided, KnownLayouts, LiveLayouts, PrepareLayout, Vote};
 use crate::store::{Store, StoreError};
 use quorate_core::bootstrap::Me;
 use quorate_core::chain::{Acceptor, Ballot, Chain, Outrun, may_vote, problems_after};
@@ -79,6 +79,11 @@ pub(super) struct Abstention {
 }
 
 impl Abstention {
+    /// See [`Layouts::known_when_caught_up`](super::Layouts::known_when_caught_up).
+    pub(super) fn known(self) -> Option<LayoutVersion> {
+        (!self.is_behind && self.up_to > LayoutVersion::NONE).then(|| LayoutVersion(self.up_to.0 - 1))
+    }
+
     /// Why there is no vote on a version, if there is none.
     fn forbids(self, version: LayoutVersion) -> Option<String> {
         const WHY: &str = "its disk was set back, and what it has promised may be lost";
@@ -259,9 +264,10 @@ impl LayoutStore {
         .await
     }
 
-    /// So many members of the layout `known` have said since this disk was set back that they know no newer one that every majority that this
-    /// node was part of shares one with them. What it has voted on was that layout or the one after it at the latest: who votes on a version
-    /// knows the one before. It votes on those after that again. Tells whether that is so, durably: not if it knows a newer layout by now.
+    /// So many members of the layout `known` have said since this disk was set back that they have accepted no newer one that every majority
+    /// shares one with them: none was chosen before. What this node has voted on was that layout or the one after it at the latest: who votes
+    /// on a version knows the one before. It votes on those after that again. Tells whether that is so, durably: not if it knows a newer layout
+    /// by now.
     pub(super) async fn has_caught_up(self: &Arc<Self>, known: LayoutVersion) -> Result<bool, StoreError> {
         let store = Arc::clone(self);
         to_the_end(async move {
@@ -271,7 +277,7 @@ impl LayoutStore {
             }
             let up_to = LayoutVersion(known.0.saturating_add(1)).max(state.later.abstention.up_to);
             store.keep_abstention(&mut state, Abstention { up_to, is_behind: false }).await?;
-            tracing::warn!(node = %store.me.node, %up_to, "its disk was set back: it has no vote on layouts up to this one");
+            tracing::warn!(node = %store.me.node, %up_to, "its disk was set back or exchanged: it has no vote on layouts up to this one");
             Ok(true)
         })
         .await
@@ -285,6 +291,7 @@ impl LayoutStore {
             self.keep(state, ABSTENTION_KEY, codec::encode(&abstention)).await?;
             state.later.abstention = abstention;
             self.is_behind.send_replace(abstention.is_behind);
+            self.caught_up.send_replace(abstention.known());
         }
         Ok(())
     }
@@ -375,6 +382,14 @@ impl LayoutStore {
         let newer = current.live().versions().iter().filter(|placed| placed.version() > version);
         let layouts = newer.map(|placed| placed.layout.clone()).collect();
         LiveLayouts { layouts, oldest: current.live().oldest().version() }
+    }
+
+    /// The live layouts after a version, and the newest one that this node has accepted.
+    pub(super) async fn known_after(&self, version: LayoutVersion) -> KnownLayouts {
+        let state = self.state.lock().await;
+        let accepted = state.later.acceptor.as_ref().and_then(Acceptor::accepted);
+        let accepted = accepted.map_or(LayoutVersion::NONE, |accepted| accepted.layout.version);
+        KnownLayouts { chain: self.live_after(version), accepted }
     }
 
     /// Whether this node helps to decide on the next layout.

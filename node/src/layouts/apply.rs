@@ -19,7 +19,8 @@ use super::staged::Next;
 use super::store::Obstacle;
 use super::{Layouts, PEER_TIMEOUT, list, refused};
 use crate::peer_wire::{
-    AcceptLayout, Ask, Decided, GetLayouts, LayoutsLearned, LearnLayouts, LiveLayouts, PrepareLayout, Vote,
+    AcceptLayout, Ask, Decided, GetLayouts, KnownLayouts, LayoutsLearned, LearnLayouts, LiveLayouts, PrepareLayout,
+    Vote,
 };
 use crate::store::StoreError;
 use quorate_core::chain::{Ballot, Outrun, Proposer, Step};
@@ -69,13 +70,19 @@ impl Layouts {
         self.0.store.abstain().await
     }
 
+    /// The newest layout that there was when enough members had last said so, after this disk was set back or exchanged; nothing if that
+    /// never was or they still are to be asked. Each one after it was chosen later.
+    pub(crate) fn known_when_caught_up(&self) -> Option<LayoutVersion> {
+        *self.0.store.caught_up.borrow()
+    }
+
     /// Whether this node has no vote at all until it has caught up.
     pub(crate) fn watch_behind(&self) -> watch::Receiver<bool> {
         self.0.store.is_behind.subscribe()
     }
 
-    /// Asks the members of the newest layout for newer ones. Tells whether enough of them have answered, so that this node, whose disk was set
-    /// back, votes again on versions on which it cannot have voted.
+    /// Asks the members of the newest layout for newer ones. Tells whether enough of them have answered and none has accepted a newer one, so
+    /// that this node, whose disk was set back, votes again on versions on which it cannot have voted.
     ///
     /// # Errors
     /// When that cannot be noted.
@@ -89,7 +96,10 @@ impl Layouts {
         let mut answered = 0;
         for (node, answer) in ask(&self.0.peers, &self.0.random, &others, &GetLayouts { after: known }).await {
             match answer {
-                Ok(heard) => match store.learn(heard).await {
+                Ok(KnownLayouts { chain, accepted }) => match store.learn(chain).await {
+                    Ok(_) if accepted > known => {
+                        tracing::debug!(peer = %node, %accepted, "the peer has accepted a layout that may have been chosen")
+                    }
                     Ok(_) => answered += 1,
                     Err(why) => tracing::debug!(peer = %node, "no layouts are learned from the peer: {why}"),
                 },
@@ -135,8 +145,8 @@ impl Layouts {
     }
 
     /// Answers a peer's [`GetLayouts`].
-    pub(crate) fn live_after(&self, version: LayoutVersion) -> LiveLayouts {
-        self.0.store.live_after(version)
+    pub(crate) async fn known_after(&self, version: LayoutVersion) -> KnownLayouts {
+        self.0.store.known_after(version).await
     }
 
     fn known_version(&self) -> LayoutVersion {
@@ -153,7 +163,7 @@ impl Layouts {
         let ask = GetLayouts { after: self.known_version() };
         let answer = self.0.peers.ask(node, self.0.random.u64(), ask, timeout).await;
         let learned = match answer {
-            Ok(heard) => self.0.store.learn(heard).await.map_err(|error| error.to_string()),
+            Ok(heard) => self.0.store.learn(heard.chain).await.map_err(|error| error.to_string()),
             Err(error) => Err(reason(error)),
         };
         if let Err(why) = learned {

@@ -68,7 +68,7 @@ impl Machine {
                         PeerBody::PrepareLayout(ask) => layouts.promise(from, ask, timeout).await.into(),
                         PeerBody::AcceptLayout(ask) => layouts.vote(from, ask, timeout).await.into(),
                         PeerBody::LearnLayouts(ask) => layouts.learn(from, ask).await.into(),
-                        PeerBody::GetLayouts(GetLayouts { after }) => layouts.live_after(after).into(),
+                        PeerBody::GetLayouts(GetLayouts { after }) => layouts.known_after(after).await.into(),
                         _ => refusal(node),
                     }
                 })
@@ -331,6 +331,38 @@ async fn a_member_whose_disk_was_set_back_does_not_help_another_layout_of_the_sa
     nodes[2].is(Manner::Refuses);
     nodes[0].stage_weight("n2", 3).await;
     assert_eq!(nodes[0].apply(4).await.applied, Some(Applied::AsStaged));
+}
+
+#[tokio::test]
+async fn a_disk_that_was_set_back_has_not_caught_up_while_a_member_has_accepted_what_it_does_not_know() {
+    let nodes = three().await;
+    nodes[0].stage_weight("n1", 2).await;
+    nodes[2].is(Manner::Refuses);
+    assert_eq!(nodes[0].apply(2).await.applied, Some(Applied::AsStaged), "n1 and n2 have chosen it");
+    // n2 loses its memory of all that, and n1 of having heard that it was chosen: it knows that it has accepted it.
+    for key in [&b"layout/chain"[..], b"layout/acceptor"] {
+        nodes[1].disk.remove(Tree::Meta, key).expect("memory takes it");
+    }
+    nodes[0].disk.remove(Tree::Meta, b"layout/chain").expect("memory takes it");
+    nodes[0].restart(1).await;
+    nodes[1].restart(2).await;
+    nodes[2].is(Manner::Answers);
+    assert!(nodes.iter().all(|node| node.live().0 == [1]));
+    let layouts = nodes[1].layouts();
+    layouts.abstain().await.expect("stored");
+    for _ in 0..3 {
+        assert!(!layouts.catch_up_to_vote().await.expect("stored"), "it may have voted on layout 3, too");
+    }
+    assert_eq!(layouts.known_when_caught_up(), None);
+    // What was chosen is found by the next who asks for a decision, and it is told of that.
+    nodes[2].stage_weight("n3", 5).await;
+    assert!(matches!(nodes[2].apply(2).await.applied, Some(Applied::Another { .. })));
+    let mut rounds = 0;
+    while !layouts.catch_up_to_vote().await.expect("stored") {
+        rounds += 1;
+        assert!(rounds < 5, "it learns layout 2 and asks once more");
+    }
+    assert_eq!(layouts.known_when_caught_up(), Some(LayoutVersion(2)));
 }
 
 #[tokio::test]

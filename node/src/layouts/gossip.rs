@@ -135,7 +135,7 @@ impl LayoutGossip {
         let (mut news, mut answers) = (false, 0);
         for (node, answer) in ask(&self.peers, &self.random, nodes, &GetLayouts { after: known }).await {
             match answer {
-                Ok(heard) => match self.store.learn(heard).await {
+                Ok(heard) => match self.store.learn(heard.chain).await {
                     Ok(learned) => {
                         sometimes!("layouts: a newer one was learned from a peer", learned);
                         answers += 1;

@@ -45,6 +45,12 @@ impl Layouts {
         self.0.store.learn(chosen).await.expect("it follows");
     }
 
+    /// Enough members have said that they know no layout after this one.
+    #[cfg(test)]
+    pub(crate) async fn has_caught_up(&self, known: LayoutVersion) -> bool {
+        self.0.store.has_caught_up(known).await.expect("memory takes it")
+    }
+
     /// What a peer says.
     pub(crate) fn hear_said(&self, node: NodeId, said: Said) {
         self.0.store.change_said(|known| {

@@ -58,6 +58,8 @@ pub(crate) struct LayoutStore {
     pub(super) no_vote: OnceLock<Obstacle>,
     /// See [`Abstention`](super::acceptor::Abstention).
     pub(super) is_behind: watch::Sender<bool>,
+    /// See [`Layouts::known_when_caught_up`](super::Layouts::known_when_caught_up).
+    pub(super) caught_up: watch::Sender<Option<LayoutVersion>>,
 }
 
 /// Tells why something must not be done now, if it must not.
@@ -151,7 +153,7 @@ impl LayoutStore {
                 Ok::<_, StoreError>((first, staged.unwrap_or_default(), later, said))
             })
             .await?;
-        let is_behind = later.abstention.is_behind;
+        let (is_behind, caught_up) = (later.abstention.is_behind, later.abstention.known());
         let (first, keys) = first.map(|first| ((first.layout, first.chosen), first.keys)).unzip();
         let bootstrap = Bootstrap::new(me, first);
         let keys = keys.filter(|_| bootstrap.accepted().is_some()).unwrap_or_default();
@@ -171,6 +173,7 @@ impl LayoutStore {
             allows_changes: AtomicBool::new(false),
             no_vote: OnceLock::new(),
             is_behind: watch::Sender::new(is_behind),
+            caught_up: watch::Sender::new(caught_up),
         };
         let state = opened.state.lock().await;
         opened.tell(&state).await;

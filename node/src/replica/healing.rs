@@ -81,11 +81,15 @@ impl Replica {
         self.0.executor.run(job).await
     }
 
-    /// Stores what is remembered of other nodes' disks.
+    /// Stores what is remembered of other nodes' disks, durably: nothing else may be written for hours. It is no write for which this node's
+    /// own beacon would grow, or nodes would have news for each other for ever.
     pub(crate) async fn save_beacons(&self, beacons: &Beacons) {
         let (inner, beacons) = (self.0.clone(), beacons.clone());
-        let saved = self.0.executor.run(move || beacons.save(&*inner.store)).await;
-        if let Err(error) = saved {
+        let save = move || {
+            beacons.save(&*inner.store)?;
+            inner.store.sync().inspect_err(|error| inner.check_engine(error))
+        };
+        if let Err(error) = self.0.executor.run(save).await {
             tracing::debug!("how far other disks are is not stored: {error}");
         }
     }
