@@ -71,6 +71,12 @@ pub(super) trait Engine: Send + Sync + fmt::Debug + Sized + 'static {
     /// Nobody knows what is on disk then; it is not called again.
     fn sync(&self) -> Result<(), EngineError>;
 
+    /// What the engine has met on a thread of its own, if anything: a [`sync`](Self::sync) that was under way then may never come back.
+    ///
+    /// # Errors
+    /// That. No call after it writes anything.
+    fn check(&self) -> Result<(), EngineError>;
+
     /// Bytes in files.
     fn disk_bytes(&self) -> u64;
 }

@@ -81,7 +81,10 @@ impl<E: Engine> DiskStore<E> {
         for _ in 0..SYNC_WAITS_MAX {
             match result.recv_timeout(SYNC_WAIT) {
                 Ok(result) => return result,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => self.core.check_failed()?,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    self.core.check_failed()?;
+                    self.core.check_engine()?;
+                }
             }
         }
         let waited = SYNC_WAIT * SYNC_WAITS_MAX;
@@ -259,6 +262,12 @@ impl<E: Engine> Core<E> {
 
     fn check_failed(&self) -> Result<(), StoreError> {
         self.failed.get().cloned().map_or(Ok(()), Err)
+    }
+
+    /// Whether the engine has failed by itself, so that a sync may wait for it in vain.
+    fn check_engine(&self) -> Result<(), StoreError> {
+        let what = || format!("syncing {}", self.dir.display());
+        self.engine.check().map_err(|error| self.fail(error.into_store_error(&what())))
     }
 
     fn check_writable(&self) -> Result<(), StoreError> {

@@ -6,7 +6,9 @@ use std::fs;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::thread;
 
 use bytes::Bytes;
 
@@ -18,6 +20,8 @@ use super::sidecar;
 pub(super) struct PlainEngine {
     file: PathBuf,
     trees: Mutex<Trees>,
+    /// It fails by itself at the next sync, as sled can: that never comes back.
+    fails: AtomicBool,
 }
 
 /// By the number of the tree and the key.
@@ -53,7 +57,7 @@ impl Engine for PlainEngine {
             Err(error) => return Err(failed(error)),
         };
         sidecar::sync_dir(dir).map_err(failed)?;
-        Ok(Self { file, trees: Mutex::new(trees) })
+        Ok(Self { file, trees: Mutex::new(trees), fails: AtomicBool::new(false) })
     }
 
     fn get(&self, tree: EngineTree, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -61,6 +65,7 @@ impl Engine for PlainEngine {
     }
 
     fn insert(&self, tree: EngineTree, key: &[u8], value: Vec<u8>) -> Result<bool, EngineError> {
+        self.fails.fetch_or(key == FAILS_KEY, Ordering::SeqCst);
         Ok(self.trees().insert((tree.index(), key.to_vec()), value).is_some())
     }
 
@@ -91,6 +96,9 @@ impl Engine for PlainEngine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
+        while self.fails.load(Ordering::SeqCst) {
+            thread::park();
+        }
         let bytes = rmp_serde::to_vec(&*self.trees()).expect("maps of bytes have a form");
         let new = self.file.with_extension("new");
         fs::write(&new, bytes)
@@ -99,10 +107,20 @@ impl Engine for PlainEngine {
             .map_err(EngineError::Io)
     }
 
+    fn check(&self) -> Result<(), EngineError> {
+        match self.fails.load(Ordering::SeqCst) {
+            true => Err(EngineError::Io(io::ErrorKind::StorageFull.into())),
+            false => Ok(()),
+        }
+    }
+
     fn disk_bytes(&self) -> u64 {
         fs::metadata(&self.file).map_or(0, |file| file.len())
     }
 }
+
+/// Whoever writes it makes the engine fail.
+const FAILS_KEY: &[u8] = b"fails";
 
 mod tests {
     use quorate_wire::ids::{ClusterId, NodeId};
@@ -124,6 +142,17 @@ mod tests {
     #[test]
     fn another_engine_keeps_the_contract() {
         contract::check(&mut || Box::new(OnDisk::<PlainEngine>::new(STAMP_BYTES)));
+    }
+
+    #[test]
+    fn a_sync_that_never_comes_back_ends_with_what_the_engine_has_met_meanwhile() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let opened = open_in(dir.path());
+        opened.store.insert(Tree::Meta, FAILS_KEY, b"").expect("room");
+        let error = opened.store.sync().expect_err("it never comes back");
+        assert!(matches!(error, StoreError::Full(_)), "{error}");
+        let refused = opened.store.insert(Tree::Data, b"k", b"v").expect_err("after a failed sync");
+        assert!(matches!(refused, StoreError::Full(_)), "{refused}");
     }
 
     #[test]

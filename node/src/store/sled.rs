@@ -14,6 +14,8 @@
 //! - Transactions and batches take one lock for the whole process and cost 45 times the bytes: never used here.
 //! - When the write of a blob fails, sled leaves a writer counted for ever, and the next `flush()`, and the one in its `Drop`,
 //!   hang: the store over it (`on_disk.rs`) waits with a bound.
+//! - When one of sled's threads fails to write a buffer that its last writer has left (`Log::exit_reservation`), it notes the error and wakes
+//!   nobody: a flush that waits for that buffer then waits for ever, while [`Engine::check`] says what has happened.
 //! - An insert that fails is in the log or not by the time it returns, and what is read afterwards says which: sled (`PageCache::link`) claims
 //!   its place in a log buffer, which is where a full disk is met; links the page in memory; and only then completes the entry in the
 //!   buffer. An entry that was never completed fails its checksum at the next start. Whoever still reads the old value therefore knows
@@ -111,6 +113,8 @@ pub fn check_ours(dir: &Path) -> Result<(), StoreError> {
 pub(super) struct SledEngine {
     trees: [sled::Tree; EngineTree::COUNT],
     db: sled::Db,
+    /// As it was opened: knows of an error that sled's own threads have met.
+    config: sled::Config,
     /// For syncs that report what became of the log.
     db_file: File,
     blobs_dir: PathBuf,
@@ -179,6 +183,7 @@ impl Engine for SledEngine {
         Ok(Self {
             trees: trees.try_into().expect("one of each"),
             db,
+            config,
             db_file: names().map_err(failed)?,
             blobs_dir: dir.join("blobs"),
             blobs: Mutex::default(),
@@ -222,6 +227,10 @@ impl Engine for SledEngine {
         self.db_file.sync_data().map_err(EngineError::Io)?;
         // A blob that was there before the flush is complete after it, for the flush waits for its writer.
         with_descriptors(|| blobs.sync(&self.blobs_dir, new.clone())).map_err(EngineError::Io)
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        Ok(self.config.global_error()?)
     }
 
     fn disk_bytes(&self) -> u64 {
