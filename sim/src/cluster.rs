@@ -347,7 +347,14 @@ impl Machine {
         self.shared.state().process.clone()
     }
 
-    /// How many bytes its requests take, and how many there are; nothing while no process serves.
+    /// Whether a process serves.
+    pub(crate) fn serves(&self) -> bool {
+        let state = self.shared.state();
+        state.metrics.is_some() && state.process == Process::Running
+    }
+
+    /// How many bytes its requests take, and how many there are; nothing while no process [serves](Self::serves). Every counter of the node
+    /// is read for it, which takes its time.
     pub(crate) fn requests(&self) -> Option<(u64, u64)> {
         let state = self.shared.state();
         let metrics = state.metrics.as_ref().filter(|_| state.process == Process::Running)?;

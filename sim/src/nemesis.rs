@@ -174,7 +174,7 @@ impl Nemesis {
         for node in 0..nodes {
             // A disk that has lost something has not got it back as soon as it is whole.
             let ails = self.ever_destroyed.contains(&node) || active.iter().copied().any(|fault| ails(fault, node));
-            if cluster.machines()[usize::from(node)].requests().is_none() {
+            if !cluster.machines()[usize::from(node)].serves() {
                 reach.away.insert(name(node));
             } else if !ails {
                 reach.sound.insert(name(node));
