@@ -86,24 +86,30 @@ impl Watch {
 
     /// The newest layout, if it is the only one that is live on the disk of each of its members, and of each other node that runs.
     pub fn settled(&self, cluster: &Cluster<'_>) -> Option<u64> {
-        self.unsettled(cluster).is_none().then(|| self.newest().map(|(layout, _)| layout.version.0))?
+        let (newest, _) = self.newest()?;
+        self.behind(cluster, newest).is_none().then_some(newest.version.0)
     }
 
     /// What is still to be done until the newest layout is the only one, if anything is.
     pub fn unsettled(&self, cluster: &Cluster<'_>) -> Option<String> {
         let Some((newest, _)) = self.newest() else { return Some("there is no layout".to_owned()) };
-        for machine in cluster.machines() {
+        let node = self.behind(cluster, newest)?;
+        let known: Vec<u64> = self.known(node).iter().map(|layout| layout.version.0).collect();
+        let waits = self.waits_for(cluster).map_or(String::new(), |what| format!("; {what}"));
+        Some(format!("{node} knows {known:?}, the newest is {}{waits}", newest.version))
+    }
+
+    /// A node for which the newest layout is not the only one, or that does not know it. Asked in each moment of a life's end: what is
+    /// to be told of that costs more.
+    fn behind(&self, cluster: &Cluster<'_>, newest: &Layout) -> Option<NodeId> {
+        let is_behind = |machine: &&Machine| {
             let member = newest.member(machine.node()).is_some();
             let known = self.known(machine.node());
             // A node that never was a member need not know any.
             let runs = machine.process() == Process::Running && !known.is_empty();
-            if (member || runs) && known.iter().map(|layout| layout.version).ne([newest.version]) {
-                let known: Vec<u64> = known.iter().map(|layout| layout.version.0).collect();
-                let waits = self.waits_for(cluster).map_or(String::new(), |what| format!("; {what}"));
-                return Some(format!("{} knows {known:?}, the newest is {}{waits}", machine.node(), newest.version));
-            }
-        }
-        None
+            (member || runs) && known.iter().map(|layout| layout.version).ne([newest.version])
+        };
+        cluster.machines().iter().find(is_behind).map(|machine| machine.node())
     }
 
     /// A partition that has not moved yet, and what its owners say of it, for people.
