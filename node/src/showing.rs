@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use quorate_wire::ids::{LayoutVersion, NodeId};
-use quorate_wire::{Gets, LayoutView, Load, Moves, Progress, Wait};
+use quorate_wire::{Gets, LayoutView, Load, Moves, Progress, Receiver, Wait};
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::Instrument;
 
@@ -138,7 +138,10 @@ pub(crate) fn progress(core: &progress::Progress, version: LayoutVersion, up: im
         Wait { node: *node, partitions: wait.partitions(), what: todo.join(", and "), up: up(*node) }
     };
     let waits = core.waits.iter().map(wait).collect();
-    Progress { moved: core.moved, partitions: core.partitions, waits }
+    let receiver =
+        |(node, taken): (&NodeId, &progress::Taken)| Receiver { node: *node, done: taken.done, of: taken.of };
+    let receivers = core.receivers.iter().map(receiver).collect();
+    Progress { moved: core.moved, partitions: core.partitions, waits, receivers }
 }
 
 /// The largest load of a member relative to its weight's share of all.

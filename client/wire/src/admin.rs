@@ -193,6 +193,9 @@ pub struct NodeStatus {
     /// How far the change of the layout under way is, if there is one.
     #[serde(default)]
     pub change: Option<Progress>,
+    /// What it moves because of a change of the layout, while there is anything to tell.
+    #[serde(default)]
+    pub transfers: Option<Transfers>,
 }
 
 /// A node that has accepted another layout 1 than the one who tells of it: the two belong to different layouts for ever.
@@ -358,6 +361,89 @@ pub struct Progress {
     pub partitions: u32,
     /// For whom the others wait, by name.
     pub waits: Vec<Wait>,
+    /// Who takes something over, by name.
+    #[serde(default)]
+    pub receivers: Vec<Receiver>,
+}
+
+/// How far a node is that takes something over in a change of the layout, as far as the answering node knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiver {
+    /// Who.
+    pub node: NodeId,
+    /// For so many partitions it has all that it needs.
+    pub done: u32,
+    /// So many it owns now and cannot do without what others hold.
+    pub of: u32,
+}
+
+/// What one node moves because of a change of the layout. What is counted is counted since the change began, or since the node's start if that
+/// was later.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfers {
+    /// The oldest layout that is live.
+    pub from: LayoutVersion,
+    /// The newest one; the same when the change is over.
+    pub to: LayoutVersion,
+    /// For so many partitions it has all that it needs.
+    pub done: u32,
+    /// So many it owns now and cannot do without what others hold.
+    pub of: u32,
+    /// How long what is left will take, in milliseconds, at the pace so far; unknown while nothing moves.
+    pub eta_ms: Option<u64>,
+    /// From whom it takes over, by name.
+    pub sources: Vec<Flow>,
+    /// To whom it hands over what it owns no more, by name.
+    pub targets: Vec<Flow>,
+    /// In how many partitions of other owners something may lie here still; unknown before it has been looked.
+    pub left: Option<u32>,
+    /// What has failed, and has not been made up for yet.
+    pub stopped: Vec<Stopped>,
+}
+
+/// What goes from one node to another one in a change of the layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The other one.
+    pub node: NodeId,
+    /// Partitions that it has given, or has been handed over, completely.
+    pub done: u32,
+    /// Of so many; nothing if that is not known.
+    pub of: Option<u32>,
+    /// Records that were moved.
+    pub records: u64,
+    /// Bytes of them, keys included.
+    pub bytes: u64,
+    /// Records a second over the last ten seconds.
+    pub records_per_second: u64,
+    /// Bytes a second over the last ten seconds.
+    pub bytes_per_second: u64,
+}
+
+/// Partitions that could not be moved between two nodes, and are tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// What did not succeed.
+    pub what: Transfer,
+    /// The other node; the node itself if the reason lies there.
+    pub with: NodeId,
+    /// How many partitions.
+    pub partitions: u32,
+    /// The one that failed last.
+    pub partition: Partition,
+    /// Why it did.
+    pub why: String,
+    /// How long ago that was, in milliseconds.
+    pub ago_ms: u64,
+}
+
+/// Which way data moves in a change of the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Transfer {
+    /// A new owner takes over what older ones hold.
+    TakeOver,
+    /// Who owns it no more hands it over before it drops it.
+    HandOver,
 }
 
 /// A node for which the others wait in a change of the layout.

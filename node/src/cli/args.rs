@@ -116,6 +116,7 @@ pub(crate) enum Command {
     Check(CheckCommand),
     #[command(subcommand)]
     Layout(LayoutCommand),
+    Transfers(TransfersArgs),
     #[command(subcommand)]
     Repair(RepairCommand),
     Server(Box<ServerArgs>),
@@ -507,6 +508,8 @@ Examples:
   quorate layout show                       how far it is")]
 pub(crate) enum LayoutCommand {
     /// Show the layout, how far a change is, what is staged, and what stands against applying it
+    ///
+    /// `quorate transfers` says how fast a change goes, and how long it will take.
     Show(LayoutArgs),
     /// Show the layouts that a node still knows, and how each differs from the one before
     ///
@@ -541,6 +544,28 @@ pub(crate) enum LayoutCommand {
     /// have kept are taken until three more secrets have been made, so that four rotations end the use of one that has leaked.
     #[command(after_help = "Examples:\n  quorate layout rotate-context-key")]
     RotateContextKey(LayoutArgs),
+}
+
+/// Show what moves while the layout changes, and how fast
+///
+/// Every node is asked. For each one that takes partitions over: of how many it has all that it needs, the records and bytes that
+/// have come so far and the rate of the last ten seconds, also by the node that they come from; and the time that is left at the
+/// pace so far, which is unknown while nothing moves. What is counted is counted since the change began, or since the node's last
+/// start. Then for whom the change waits, who hands over what it owns no more, and what could not be moved at the last attempt,
+/// and why.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate transfers
+  quorate transfers --watch                 until no change is under way
+  quorate transfers --watch > change.log    a line whenever something has changed
+  quorate transfers -o json | jq '.receivers[] | {node, done, of, eta_ms}'
+
+Exit codes: 0 answered; with --watch: no change is under way any more; 4 no node answers")]
+pub(crate) struct TransfersArgs {
+    /// Look again every second, and end when no change is under way
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 /// Compare replicas and bring together what differs
@@ -1108,6 +1133,7 @@ The cluster:
   node         Look at the nodes
   locate       Show where a key lives
   layout       Show and change who owns what
+  transfers    Show what moves while the layout changes, and how fast
   hints        Show what nodes keep for others that did not take it
   check        Check the cluster, for scripts and monitors
   repair       Compare replicas and bring together what differs

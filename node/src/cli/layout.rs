@@ -220,7 +220,7 @@ pub(crate) fn moved_text(Progress { moved, partitions, .. }: &Progress) -> Strin
 }
 
 /// What a change waits for.
-fn wait_text(Wait { node, partitions, what, up }: &Wait) -> String {
+pub(crate) fn wait_text(Wait { node, partitions, what, up }: &Wait) -> String {
     let (down, s) = (if *up { "" } else { "; it is down" }, if *partitions == 1 { "" } else { "s" });
     format!("{node}, which {what} ({partitions} partition{s}){down}")
 }
@@ -374,7 +374,7 @@ mod tests {
         let what = "takes over what n1, n2 hold".to_owned();
         let wait = Wait { node: n4, partitions: 7, what, up: false };
         assert_eq!(wait_text(&wait), "n4, which takes over what n1, n2 hold (7 partitions); it is down");
-        let progress = Progress { moved: 25, partitions: 32, waits: vec![wait] };
+        let progress = Progress { moved: 25, partitions: 32, waits: vec![wait], receivers: Vec::new() };
         assert_eq!(moved(&Some(progress)), ": 25 of 32 partitions have moved (78 %)");
         assert_eq!(moved(&None), "", "a node of an older release does not tell");
     }
