@@ -73,6 +73,12 @@ pub enum LayoutCommand {
         /// Must be the current version plus one: so that what was looked at is what is applied.
         version: LayoutVersion,
     },
+    /// Ends the change under way: makes a layout that is equal to the one before the newest the layout of this version. What is staged
+    /// stays staged. Without a version the report only [says](LayoutReport::abort) what that would be.
+    Abort {
+        /// The newest version plus one: so that what was looked at is what is ended.
+        version: Option<LayoutVersion>,
+    },
     /// Makes a new secret with which nodes mark the contexts that they give to clients. Contexts that were given out before are
     /// taken until three more have been made; then they are refused with [`NotApplied::BadContext`](crate::NotApplied::BadContext).
     RotateContextKey,
@@ -81,7 +87,7 @@ pub enum LayoutCommand {
 impl LayoutCommand {
     /// Whether it changes anything, be it only what is staged.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Show | Self::History)
+        !matches!(self, Self::Show | Self::History | Self::Abort { version: None })
     }
 }
 
@@ -341,7 +347,7 @@ pub struct LayoutReport {
     /// What applying the staged layout would move, if a layout is in force and the staged one is possible.
     #[serde(default)]
     pub moves: Option<Moves>,
-    /// After an apply of a later version than the first one: what has come of it.
+    /// After an apply of a later version than the first one, or an abort: what has come of it.
     #[serde(default)]
     pub applied: Option<Applied>,
     /// Answers [`LayoutCommand::History`], oldest first.
@@ -350,6 +356,24 @@ pub struct LayoutReport {
     /// How far the change under way is, if there is one.
     #[serde(default)]
     pub progress: Option<Progress>,
+    /// Answers [`LayoutCommand::Abort`] without a version.
+    #[serde(default)]
+    pub abort: Option<Abort>,
+}
+
+/// What it would be to end the change under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Abort {
+    /// The layout that it would make.
+    pub layout: LayoutView,
+    /// The version that this one is equal to.
+    pub like: LayoutVersion,
+    /// How it differs from the newest layout, for people.
+    pub what: String,
+    /// What it would move if all had moved already that the change moves.
+    pub moves: Option<Moves>,
+    /// Why it is not possible as things stand.
+    pub problems: Vec<String>,
 }
 
 /// How far a change of the layout is, as the answering node knows it.
@@ -462,7 +486,7 @@ pub struct Wait {
 /// What has come of an apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
-    /// What was staged is the layout of this version now.
+    /// What was staged, or the layout that ends a change, is the layout of this version now.
     AsStaged,
     /// This version was in force before.
     Before,

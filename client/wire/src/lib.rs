@@ -25,8 +25,8 @@ mod request;
 mod time;
 
 pub use admin::{
-    Applied, Flow, Gets, HintStatus, LayoutCommand, LayoutReport, LayoutView, Load, Located, Located1, MemberView,
-    Moves, NodeStatus, OtherLayout, PastLayout, PeerStatus, Progress, Receiver, Recovering, RepairCommand,
+    Abort, Applied, Flow, Gets, HintStatus, LayoutCommand, LayoutReport, LayoutView, Load, Located, Located1,
+    MemberView, Moves, NodeStatus, OtherLayout, PastLayout, PeerStatus, Progress, Receiver, Recovering, RepairCommand,
     RepairReport, Stopped, Transfer, Transfers, Wait,
 };
 pub use evidence::{Asked, Evidence, Role};

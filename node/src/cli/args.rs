@@ -496,7 +496,7 @@ pub(crate) struct LocateArgs {
 /// version that was looked at. Nodes join, leave and are replaced in the same way later, while clients read and write, if a
 /// majority of the members is configured with layout_changes = "experimental"; `show` says how far such a change is, and whom
 /// it waits for. All layout commands go to the first seed, or to the node named with
-/// --on; all but `show` and `history` need an administrator's certificate.
+/// --on; all but `show`, `history` and a look at an `abort` need an administrator's certificate.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -534,6 +534,23 @@ pub(crate) enum LayoutCommand {
         /// The version that `layout show` announced: what was looked at is what is applied
         #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
         version: u64,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
+    /// End the change under way, by a layout that is equal to the one before it
+    ///
+    /// Without --version the command only shows which layout that would be, how it differs from the one that the change leads to,
+    /// and what would move back; then repeat it with the version that is shown. What has moved already moves back, everything
+    /// stays readable and writable meanwhile, and what is staged stays staged. It is decided as `apply` is. Not possible are an
+    /// abort while two changes are under way (wait for the first one), and one by which a node would be a member again that does
+    /// not answer, or not with the disk that it had: stage what is wanted instead.
+    #[command(
+        after_help = "Examples:\n  quorate layout abort                      what it would do, and the version to name\n  quorate layout abort --version 3"
+    )]
+    Abort {
+        /// The version that `layout abort` announced: what was looked at is what is ended
+        #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
+        version: Option<u64>,
         #[command(flatten)]
         args: LayoutArgs,
     },

@@ -580,6 +580,7 @@ impl LayoutStore {
             applied: None,
             history: Vec::new(),
             progress: None,
+            abort: None,
         }
     }
 }
