@@ -73,6 +73,18 @@ fn a_change_that_cannot_end_is_looked_at_watched_and_aborted() {
     eventually("a line", || told().contains("; waits for n4 (down)").then_some(()));
     assert!(told().starts_with("from layout 1 to 2: ") && told().contains(", ETA unknown"), "{}", told());
 
+    let page = cluster.dir().join("layout.html");
+    run(&cluster, "layout show --report layout.html").expect(0, &["a change is under way, from layout 1 to 2"]);
+    let html = std::fs::read_to_string(&page).expect("it was written");
+    for said in
+        ["<h1>Layout 2</h1>", "n4 <em>joins</em>", &format!("<th>n4<td>0 of {of}"), "n4 does not answer", "</html>"]
+    {
+        assert!(html.contains(said), "{said}: {html}");
+    }
+    assert!(!html.contains("<script"), "{html}");
+    run(&cluster, "layout show --report certs").expect(2, &["certs is a directory"]);
+    run(&cluster, "layout show --report nowhere/layout.html").expect(2, &["cannot write nowhere/layout.html"]);
+
     // A look changes nothing, and every mistake is told.
     let look = run(&cluster, "layout abort")
         .expect(0, &["layout version 3", "equal to layout 1", "n4 leaves", "nothing was changed"]);

@@ -259,7 +259,11 @@ impl Layouts {
                 return Box::pin(self.look_at_abort()).await;
             }
             let history = if command == LayoutCommand::History { store.history().await } else { Vec::new() };
-            return Ok(LayoutReport { history, progress: self.progress(), ..store.report().await });
+            let under_way = match self.current().filter(|_| command == LayoutCommand::Show) {
+                Some(current) => store.showing.under_way(current).await,
+                None => None,
+            };
+            return Ok(LayoutReport { history, progress: self.progress(), under_way, ..store.report().await });
         }
         let _one = self.0.commands.lock().await;
         match (command, store.may_stage().await) {

@@ -359,6 +359,18 @@ pub struct LayoutReport {
     /// Answers [`LayoutCommand::Abort`] without a version.
     #[serde(default)]
     pub abort: Option<Abort>,
+    /// Answers [`LayoutCommand::Show`] while a change is under way: what it moves.
+    #[serde(default)]
+    pub under_way: Option<UnderWay>,
+}
+
+/// A change under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnderWay {
+    /// The oldest layout that is live: the change leads from it to the newest one.
+    pub from: LayoutView,
+    /// What it moves in all.
+    pub moves: Moves,
 }
 
 /// What it would be to end the change under way.

@@ -27,7 +27,7 @@ mod time;
 pub use admin::{
     Abort, Applied, Flow, Gets, HintStatus, LayoutCommand, LayoutReport, LayoutView, Load, Located, Located1,
     MemberView, Moves, NodeStatus, OtherLayout, PastLayout, PeerStatus, Progress, Receiver, Recovering, RepairCommand,
-    RepairReport, Stopped, Transfer, Transfers, Wait,
+    RepairReport, Stopped, Transfer, Transfers, UnderWay, Wait,
 };
 pub use evidence::{Asked, Evidence, Role};
 pub use failure::{Failure, NotApplied};

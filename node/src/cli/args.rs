@@ -510,7 +510,16 @@ pub(crate) enum LayoutCommand {
     /// Show the layout, how far a change is, what is staged, and what stands against applying it
     ///
     /// `quorate transfers` says how fast a change goes, and how long it will take.
-    Show(LayoutArgs),
+    #[command(
+        after_help = "Examples:\n  quorate layout show\n  quorate layout show --report layout.html     who holds how much, and what moves, as a page"
+    )]
+    Show {
+        /// Write the same as a page of HTML, too, with pictures, which needs no other file and no script
+        #[arg(long, value_name = "FILE", value_parser = parse_file)]
+        report: Option<PathBuf>,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
     /// Show the layouts that a node still knows, and how each differs from the one before
     ///
     /// These are the first layout and those that are live: the newest one, and the ones that a change under way leads away from.
@@ -1111,6 +1120,13 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Client names follow the rules of node ids.
 fn parse_client_name(text: &str) -> Result<NodeId, String> {
     NodeId::new(text).map_err(|error| error.to_string().replace("node id", "client name"))
+}
+
+fn parse_file(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" | "-" => Err("name a file: on stdout is what the command says".to_owned()),
+        _ => Ok(text.into()),
+    }
 }
 
 fn parse_zone(text: &str) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! `layout`: who owns what, staged, looked at, and applied.
 
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::Table;
 use quorate_wire::ids::{LayoutVersion, NodeId};
@@ -8,16 +9,21 @@ use quorate_wire::{Abort, Applied, LayoutCommand as Ask, LayoutReport, LayoutVie
 use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};
+use super::cert::date;
 use super::connection::{Cluster, resolve_in_time};
+use super::export::Whole;
 use super::failure::{Exit, Failure, Outcome};
+use super::layout_page;
 use super::output::{Output, table};
 use super::settings::Settings;
+use super::transfers::Report;
+use super::wall_clock;
 
 impl LayoutCommand {
     /// What all of them have.
     pub(crate) fn args(&self) -> &LayoutArgs {
         match self {
-            Self::Show(args)
+            Self::Show { args, .. }
             | Self::History(args)
             | Self::Revert(args)
             | Self::Apply { args, .. }
@@ -37,6 +43,10 @@ impl LayoutCommand {
 
 /// `layout ..`.
 pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &Output) -> Outcome {
+    let page = match command {
+        LayoutCommand::Show { report: Some(path), .. } => Some((path, Whole::create(path)?)),
+        _ => None,
+    };
     let cluster = Cluster::connect(settings).await?;
     let at = match &command.args().on {
         None => cluster.first_seed().to_owned(),
@@ -60,6 +70,15 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
         last = Some(report);
     }
     let report = last.expect("every command asks at least once");
+    if let Some((path, file)) = page {
+        let transfers = match report.under_way {
+            Some(_) => Some(Report::gather(&cluster, true).await?),
+            None => None,
+        };
+        let taken = format!("as {at} knew it at {}", date(to_the_second(wall_clock())));
+        file.finish(layout_page::page(&report, transfers.as_ref(), &taken).as_bytes())?;
+        output.hint(&format!("{} shows it as a page", path.display()));
+    }
     if output.is_json() {
         let mut json = serde_json::to_value(&report).expect("a report is plain data");
         json["schema"] = "quorate.layout.v1".into();
@@ -92,9 +111,17 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     }
 }
 
+fn to_the_second(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
 /// Whether it only looks.
 fn is_look(command: &LayoutCommand) -> bool {
-    matches!(command, LayoutCommand::Show(_) | LayoutCommand::History(_) | LayoutCommand::Abort { version: None, .. })
+    matches!(
+        command,
+        LayoutCommand::Show { .. } | LayoutCommand::History(_) | LayoutCommand::Abort { version: None, .. }
+    )
 }
 
 /// How an apply of a later version than the first one ends, or an abort. `wanted` is what the operator wants to come into force.
@@ -122,7 +149,7 @@ fn came_of(version: u64, wanted: &str, applied: &Applied) -> Outcome {
 /// What to ask the node for; several members are staged one by one.
 async fn asks(command: &LayoutCommand, cluster: Option<&Cluster>) -> Outcome<Vec<Ask>> {
     Ok(match command {
-        LayoutCommand::Show(_) => vec![Ask::Show],
+        LayoutCommand::Show { .. } => vec![Ask::Show],
         LayoutCommand::History(_) => vec![Ask::History],
         LayoutCommand::Revert(_) => vec![Ask::Revert],
         LayoutCommand::RotateContextKey(_) => vec![Ask::RotateContextKey],
@@ -224,10 +251,7 @@ fn show_abort(report: &LayoutReport, abort: &Abort, output: &Output) -> Outcome<
         report.current.version,
         moved(&report.progress)
     ))?;
-    output.line(&format!(
-        "\nto end it makes layout {}, which is equal to layout {like}: {what}",
-        settings_text(layout)
-    ))?;
+    output.line(&format!("\naborting it makes layout {}, equal to layout {like}: {what}", settings_text(layout)))?;
     output.table(&members(layout))?;
     if let Some(moves) = moves {
         output.line(&format!(
@@ -278,6 +302,9 @@ fn next_step(command: &LayoutCommand, report: &LayoutReport, output: &Output) {
             output.hint(&format!("next: quorate layout apply --version {version}"));
         }
         (_, Some(_)) => output.hint("next: stage what is missing, then `quorate layout show`"),
+        (LayoutCommand::Show { .. }, None) if report.live.len() > 1 => {
+            output.hint("next: quorate transfers --watch; or quorate layout abort, to go back");
+        }
         (_, None) if report.current.version == LayoutVersion::NONE => {
             output.hint("next: quorate layout stage join NODE=HOST:PORT ..");
         }

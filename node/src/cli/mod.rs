@@ -18,6 +18,7 @@ mod key;
 mod key_value;
 mod keys;
 mod layout;
+mod layout_page;
 mod ndjson;
 mod repair;
 mod transfers;

@@ -581,6 +581,7 @@ impl LayoutStore {
             history: Vec::new(),
             progress: None,
             abort: None,
+            under_way: None,
         }
     }
 }
