@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quorate_tests::load::Load;
-use quorate_tests::processes::{Cluster, Said, eventually_within, root};
+use quorate_tests::processes::{Cluster, Process, Said, eventually_within, root};
 use serde_json::Value;
 
 /// How large the cluster is in which the same happens.
@@ -44,6 +44,7 @@ fn grow_and_shrink(scale: &Scale) {
 
     say("n4 and n5 join, n2 is killed while they copy from it");
     let mut page = story.carry_out("Grow", 2);
+    let watch = story.watch();
     let moved = story.await_some(2);
     story.kill(2);
     assert!(moved < scale.partitions || !scale.in_the_middle, "the change was over too soon: use more records");
@@ -51,13 +52,15 @@ fn grow_and_shrink(scale: &Scale) {
     story.await_load("without n2");
     story.start(2);
     story.await_over(2);
+    story.expect_watched(watch, 2);
     story.go_on(&mut page);
     story.expect_balance(&[1, 2, 3, 4, 5]);
 
     say("n3 dies for good, n6 takes its place");
     story.kill(3);
     story.await_load("without n3");
-    story.carry_out("Replace a dead node", 3);
+    let mut page = story.carry_out("Replace a dead node", 3);
+    story.go_on(&mut page);
     story.await_over(3);
     story.expect_balance(&[1, 2, 4, 5, 6]);
 
@@ -171,9 +174,37 @@ impl<'a> Story<'a> {
     fn carry_out_line(&mut self, line: &str) {
         match line.strip_prefix("quorate server --config n").and_then(|rest| rest.strip_suffix(".toml")) {
             Some(number) => self.start(number.parse().expect("the number of a node")),
+            // It ends with the change: however long that takes, the test does not wait for ever.
+            None if line.ends_with(" --watch") => {
+                let (watch, version) = (self.watch(), self.shown()["current"]["version"].as_u64().expect("a number"));
+                self.expect_watched(watch, version);
+            }
             // A node that has just started may not be reachable yet.
             None => eventually_within(self.scale.patience, line, || (self.run(line).code == 0).then_some(())),
         }
+    }
+
+    /// Starts to look at what moves, until the change is over.
+    fn watch(&self) -> (Process, PathBuf) {
+        let path = self.cluster.write("watched", "");
+        let file = || std::fs::File::options().append(true).open(&path).expect("it was made");
+        let mut command = self.cluster.command(&["transfers", "--watch"]);
+        (Process::start(command.stdout(file()).stderr(file())), path)
+    }
+
+    /// It ends when the change is over, has said so, and nothing else than how far it was.
+    fn expect_watched(&self, (mut watch, path): (Process, PathBuf), version: u64) {
+        let running = || (!watch.runs()).then_some(());
+        eventually_within(self.scale.patience, "nobody watches a change that is over", running);
+        let said = std::fs::read_to_string(path).expect("readable");
+        assert!(watch.ended().success(), "{said}");
+        let mut lines = said.lines().rev().skip_while(|line| !line.starts_with("no change is under way"));
+        assert_eq!(lines.next(), Some(&*format!("no change is under way: layout {version} is in force")), "{said}");
+        let of = format!(" of {} partitions have moved (", self.scale.partitions);
+        let progress: Vec<&str> = lines.collect();
+        let tells = |line: &&str| line.contains(&of) && line.contains(" records (") && line.contains(", ETA ");
+        assert!(progress.iter().all(|line| tells(line)), "{said}");
+        say(&format!("   watched in {} lines; {}", progress.len(), progress.get(progress.len() / 2).unwrap_or(&"-")));
     }
 
     fn start(&mut self, number: usize) {

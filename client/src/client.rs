@@ -929,7 +929,7 @@ fn kind(body: &RequestBody) -> Kind {
         | RequestBody::Route
         | RequestBody::Locate { .. }
         | RequestBody::Status
-        | RequestBody::Layout(LayoutCommand::Show | LayoutCommand::History)
+        | RequestBody::Layout(LayoutCommand::Show | LayoutCommand::History | LayoutCommand::Abort { version: None })
         | RequestBody::Repair(_) => Kind::Read,
         RequestBody::Layout(
             LayoutCommand::StageJoin { .. }
@@ -940,6 +940,7 @@ fn kind(body: &RequestBody) -> Kind {
             | LayoutCommand::StageSettings { .. }
             | LayoutCommand::Revert
             | LayoutCommand::Apply { .. }
+            | LayoutCommand::Abort { version: Some(_) }
             | LayoutCommand::RotateContextKey,
         ) => Kind::Command,
     }

@@ -8,14 +8,15 @@
 //! ```
 //!
 //! Of two owners the one with the smaller name initiates the even partitions and the other one the odd ones. Modules in reading
-//! order: `pair` asks one peer about one partition, `serve` answers, `recover` brings back what is lost, `scrub` looks for it; here are the passes,
-//! what operators see of them, and what they can do.
+//! order: `pair` asks one peer about one partition, `serve` answers, `recover` brings back what is lost, `scrub` looks for it, `change` moves
+//! partitions when the layout changes and `transfers` counts that; here are the passes, what operators see of them, and what they can do.
 
 mod change;
 mod pair;
 mod recover;
 mod scrub;
 mod serve;
+mod transfers;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,13 +26,14 @@ use std::time::Duration;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{LayoutVersion, NodeId, Partition, key_hash};
 use quorate_wire::random::Random;
-use quorate_wire::{NotApplied, Recovering, RepairCommand, RepairReport};
+use quorate_wire::{NotApplied, Recovering, RepairCommand, RepairReport, Transfers};
 use quorate_wire::{buggify, sometimes};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use self::pair::Pair;
+use self::transfers::Ledger;
 use crate::beacons::Beacons;
 use crate::layouts::{Current, Layouts};
 use crate::membership::{Liveness, Membership};
@@ -98,6 +100,7 @@ struct Desk {
     state: Mutex<State>,
     wake: Notify,
     counters: Counters,
+    transfers: Ledger,
 }
 
 #[derive(Debug, Default)]
@@ -255,6 +258,12 @@ impl AntiEntropy {
         self.desk.state().of_others.filter(|(version, _)| *version == newest).map(|(_, partitions)| partitions)
     }
 
+    /// What is moved because of a change of the layout, if there is anything to tell.
+    pub(crate) fn transfers(&self) -> Option<Transfers> {
+        let current = self.desk.layouts.current()?;
+        self.desk.transfers.report(self.desk.me, &current, self.of_others())
+    }
+
     /// For the node's metrics.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let report = self.report();
@@ -270,7 +279,7 @@ impl AntiEntropy {
                 bytes,
             )
         };
-        vec![
+        let mut samples = vec![
             Sample::counter("repair_passes", "Passes of anti-entropy that have begun", report.pass),
             Sample::counter(
                 "repair_failed",
@@ -301,7 +310,9 @@ impl AntiEntropy {
                 "Partitions that are not served, because something of them is lost",
                 recovering.into(),
             ),
-        ]
+        ];
+        samples.extend(self.desk.transfers.samples());
+        samples
     }
 }
 
@@ -342,8 +353,8 @@ impl Desk {
     fn new(parts: Parts) -> Self {
         let Parts { me, config, layouts, membership, replica, peers, beacons, random } = parts;
         let (liveness, state) = (membership.liveness(), Mutex::default());
-        let (wake, counters) = (Notify::new(), Counters::default());
-        Self { me, config, layouts, liveness, replica, peers, beacons, random, state, wake, counters }
+        let (wake, counters, transfers) = (Notify::new(), Counters::default(), Ledger::default());
+        Self { me, config, layouts, liveness, replica, peers, beacons, random, state, wake, counters, transfers }
     }
 
     /// Sums up the trees that are not known, with pauses.
@@ -432,7 +443,7 @@ impl Desk {
                 continue;
             }
             let began = Instant::now();
-            let pair = Pair { desk: self, current, peer, partition: *partition, paced: true, one_way: false };
+            let pair = Pair { desk: self, current, peer, partition: *partition, paced: true, moves: None };
             if let Err(why) = self.repair(&pair).await {
                 failed = Err(format!("partition {partition}: {why}"));
             }

@@ -36,7 +36,7 @@ async fn sum_up(node: &Node) {
 /// The pair of two nodes, as the first one sees it.
 fn pair<'a>(node: &'a Node, peer: &Node) -> Pair<'a> {
     let desk = &node.anti_entropy.desk;
-    Pair { desk, current: &node.current, peer: peer.id, partition: PARTITION, paced: false, one_way: false }
+    Pair { desk, current: &node.current, peer: peer.id, partition: PARTITION, paced: false, moves: None }
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 //!
 //! What is here answers operators and peers. `LayoutStore` makes the rules durable and talks to nobody; a background task of `gossip`
 //! counts who holds an accepted layout until it is chosen, asks peers for it while this node has none, and offers a chosen one
-//! to members that were away. Later layouts are decided by `apply` and `acceptor`, and spread in the same way.
+//! to members that were away. Later layouts are decided by `apply` and `acceptor`, and spread in the same way; `abort` goes back to one.
 
+mod abort;
 mod acceptor;
 mod apply;
 mod ask;
@@ -254,13 +255,25 @@ impl Layouts {
             let Ok(_place) = self.0.shows.try_acquire() else {
                 return Err(NotApplied::Overloaded { retry_after_ms: RETRY_AFTER_MS });
             };
+            if matches!(command, LayoutCommand::Abort { .. }) {
+                return Box::pin(self.look_at_abort()).await;
+            }
             let history = if command == LayoutCommand::History { store.history().await } else { Vec::new() };
-            return Ok(LayoutReport { history, progress: self.progress(), ..store.report().await });
+            let under_way = match self.current().filter(|_| command == LayoutCommand::Show) {
+                Some(current) => store.showing.under_way(current).await,
+                None => None,
+            };
+            return Ok(LayoutReport { history, progress: self.progress(), under_way, ..store.report().await });
         }
         let _one = self.0.commands.lock().await;
         match (command, store.may_stage().await) {
-            (LayoutCommand::Show | LayoutCommand::History, _) => unreachable!("answered above"),
+            (LayoutCommand::Show | LayoutCommand::History | LayoutCommand::Abort { version: None }, _) => {
+                unreachable!("answered above")
+            }
             (LayoutCommand::RotateContextKey, _) => return self.rotate_context_key().await,
+            (LayoutCommand::Abort { version: Some(version) }, _) => {
+                return Box::pin(self.abort(version, until)).await;
+            }
             (LayoutCommand::Apply { version }, Ok(Stages::Next)) if !self.is_about_the_first(version) => {
                 return Box::pin(self.apply_next(version, until)).await;
             }
@@ -303,6 +316,7 @@ impl Layouts {
             LayoutCommand::Show
             | LayoutCommand::History
             | LayoutCommand::Apply { .. }
+            | LayoutCommand::Abort { .. }
             | LayoutCommand::RotateContextKey => unreachable!("it stages nothing"),
         }
     }
@@ -342,6 +356,7 @@ impl Layouts {
             LayoutCommand::Show
             | LayoutCommand::History
             | LayoutCommand::Apply { .. }
+            | LayoutCommand::Abort { .. }
             | LayoutCommand::RotateContextKey => unreachable!("it stages nothing"),
         };
         store.stage_change(change).await

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use quorate_wire::ids::{LayoutVersion, NodeId};
-use quorate_wire::{Gets, LayoutView, Load, Moves, Progress, Wait};
+use quorate_wire::{Gets, LayoutView, Load, Moves, Progress, Receiver, UnderWay, Wait};
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::Instrument;
 
+use crate::layouts::Current;
 use crate::store::Executor;
 use crate::supervise;
 use quorate_core::changes::{Movement, problems_of};
@@ -44,6 +45,19 @@ pub(crate) struct Shown {
 impl Showing {
     pub(crate) fn new(computing: Executor) -> Self {
         Self { computing, newest: Arc::default() }
+    }
+
+    /// What the change under way moves, if there is one.
+    pub(crate) async fn under_way(&self, current: Arc<Current>) -> Option<UnderWay> {
+        if !current.live().is_changing() {
+            return None;
+        }
+        let compute = move || {
+            let (oldest, newest) = (current.live().oldest(), current.live().newest());
+            let moves = moves_between((&oldest.layout, oldest.ring()), (&newest.layout, newest.ring()));
+            UnderWay { from: oldest.layout.view_of(Some(oldest.ring())), moves }
+        };
+        Some(self.computing.run(compute).await)
     }
 
     /// What is shown of a layout in force and a staged one. Whoever asks while it is computed waits for that.
@@ -102,18 +116,22 @@ impl Shown {
 
 fn moves(before: &Layout, after: &Layout) -> Option<Moves> {
     let (old, new) = (before.ring().ok()?, after.ring().ok()?);
-    let movement = Movement::between(&old, &new);
+    Some(moves_between((before, &old), (after, &new)))
+}
+
+fn moves_between((before, old): (&Layout, &Ring), (after, new): (&Layout, &Ring)) -> Moves {
+    let movement = Movement::between(old, new);
     let load = |(node, (before, after)): (&_, &_)| Load { node: *node, before: *before, after: *after };
     let gets = |((from, to), partitions): (&(_, _), &u32)| Gets { from: *from, to: *to, partitions: *partitions };
-    Some(Moves {
+    Moves {
         loads: movement.loads.iter().map(load).collect(),
         gets: movement.gets.iter().map(gets).collect(),
         replicas: movement.replicas(),
         least: movement.least(),
         all_owners_change: movement.all_owners_change,
-        balance_before: balance(before, &old),
-        balance_after: balance(after, &new),
-    })
+        balance_before: balance(before, old),
+        balance_after: balance(after, new),
+    }
 }
 
 /// How far a change to this version is, for people.
@@ -138,7 +156,10 @@ pub(crate) fn progress(core: &progress::Progress, version: LayoutVersion, up: im
         Wait { node: *node, partitions: wait.partitions(), what: todo.join(", and "), up: up(*node) }
     };
     let waits = core.waits.iter().map(wait).collect();
-    Progress { moved: core.moved, partitions: core.partitions, waits }
+    let receiver =
+        |(node, taken): (&NodeId, &progress::Taken)| Receiver { node: *node, done: taken.done, of: taken.of };
+    let receivers = core.receivers.iter().map(receiver).collect();
+    Progress { moved: core.moved, partitions: core.partitions, waits, receivers }
 }
 
 /// The largest load of a member relative to its weight's share of all.

@@ -189,6 +189,7 @@ impl Status {
             authority_left_s: Some(authority_left_s),
             other_layouts: self.other_layouts.get(),
             change: self.layouts.progress(),
+            transfers: self.anti_entropy.transfers(),
         }
     }
 }

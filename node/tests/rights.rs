@@ -110,7 +110,8 @@ async fn a_client_looks_at_everything_and_changes_data_only() {
     let zone = LayoutCommand::StageZone { node: name(), zone: "z".into() };
     let replace = LayoutCommand::StageReplace { old: name(), new: name(), addr: setup.node.addr() };
     let weight = LayoutCommand::StageWeight { node: name(), weight: 2 };
-    let changes = [LayoutCommand::StageLeave { node: name() }, replace, weight, zone].map(layout);
+    let abort = LayoutCommand::Abort { version: Some(LayoutVersion(2)) };
+    let changes = [LayoutCommand::StageLeave { node: name() }, replace, weight, zone, abort].map(layout);
     for body in forbidden.iter().chain(&changes) {
         let refused = setup.ask(&joe, body.clone()).await.expect_err("forbidden");
         let Error::NotApplied(NotApplied::Forbidden { why }) = &refused else { panic!("{body:?}: {refused:?}") };

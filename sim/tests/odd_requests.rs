@@ -260,6 +260,8 @@ fn layout_command() -> impl Strategy<Value = LayoutCommand> {
             .prop_map(|(number, zone)| LayoutCommand::StageZone { node: node(number), zone }),
         1 => select(vec![0u64, 1, 2, u64::MAX])
             .prop_map(|version| LayoutCommand::Apply { version: LayoutVersion(version) }),
+        1 => select(vec![None, Some(0u64), Some(1), Some(2), Some(u64::MAX)])
+            .prop_map(|version| LayoutCommand::Abort { version: version.map(LayoutVersion) }),
         1 => Just(LayoutCommand::RotateContextKey),
     ]
 }

@@ -73,6 +73,12 @@ pub enum LayoutCommand {
         /// Must be the current version plus one: so that what was looked at is what is applied.
         version: LayoutVersion,
     },
+    /// Ends the change under way: makes a layout that is equal to the one before the newest the layout of this version. What is staged
+    /// stays staged. Without a version the report only [says](LayoutReport::abort) what that would be.
+    Abort {
+        /// The newest version plus one: so that what was looked at is what is ended.
+        version: Option<LayoutVersion>,
+    },
     /// Makes a new secret with which nodes mark the contexts that they give to clients. Contexts that were given out before are
     /// taken until three more have been made; then they are refused with [`NotApplied::BadContext`](crate::NotApplied::BadContext).
     RotateContextKey,
@@ -81,7 +87,7 @@ pub enum LayoutCommand {
 impl LayoutCommand {
     /// Whether it changes anything, be it only what is staged.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Show | Self::History)
+        !matches!(self, Self::Show | Self::History | Self::Abort { version: None })
     }
 }
 
@@ -193,6 +199,9 @@ pub struct NodeStatus {
     /// How far the change of the layout under way is, if there is one.
     #[serde(default)]
     pub change: Option<Progress>,
+    /// What it moves because of a change of the layout, while there is anything to tell.
+    #[serde(default)]
+    pub transfers: Option<Transfers>,
 }
 
 /// A node that has accepted another layout 1 than the one who tells of it: the two belong to different layouts for ever.
@@ -338,7 +347,7 @@ pub struct LayoutReport {
     /// What applying the staged layout would move, if a layout is in force and the staged one is possible.
     #[serde(default)]
     pub moves: Option<Moves>,
-    /// After an apply of a later version than the first one: what has come of it.
+    /// After an apply of a later version than the first one, or an abort: what has come of it.
     #[serde(default)]
     pub applied: Option<Applied>,
     /// Answers [`LayoutCommand::History`], oldest first.
@@ -347,6 +356,36 @@ pub struct LayoutReport {
     /// How far the change under way is, if there is one.
     #[serde(default)]
     pub progress: Option<Progress>,
+    /// Answers [`LayoutCommand::Abort`] without a version.
+    #[serde(default)]
+    pub abort: Option<Abort>,
+    /// Answers [`LayoutCommand::Show`] while a change is under way: what it moves.
+    #[serde(default)]
+    pub under_way: Option<UnderWay>,
+}
+
+/// A change under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnderWay {
+    /// The oldest layout that is live: the change leads from it to the newest one.
+    pub from: LayoutView,
+    /// What it moves in all.
+    pub moves: Moves,
+}
+
+/// What it would be to end the change under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Abort {
+    /// The layout that it would make.
+    pub layout: LayoutView,
+    /// The version that this one is equal to.
+    pub like: LayoutVersion,
+    /// How it differs from the newest layout, for people.
+    pub what: String,
+    /// What it would move if all had moved already that the change moves.
+    pub moves: Option<Moves>,
+    /// Why it is not possible as things stand.
+    pub problems: Vec<String>,
 }
 
 /// How far a change of the layout is, as the answering node knows it.
@@ -358,6 +397,89 @@ pub struct Progress {
     pub partitions: u32,
     /// For whom the others wait, by name.
     pub waits: Vec<Wait>,
+    /// Who takes something over, by name.
+    #[serde(default)]
+    pub receivers: Vec<Receiver>,
+}
+
+/// How far a node is that takes something over in a change of the layout, as far as the answering node knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiver {
+    /// Who.
+    pub node: NodeId,
+    /// For so many partitions it has all that it needs.
+    pub done: u32,
+    /// So many it owns now and cannot do without what others hold.
+    pub of: u32,
+}
+
+/// What one node moves because of a change of the layout. What is counted is counted since the change began, or since the node's start if that
+/// was later.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfers {
+    /// The oldest layout that is live.
+    pub from: LayoutVersion,
+    /// The newest one; the same when the change is over.
+    pub to: LayoutVersion,
+    /// For so many partitions it has all that it needs.
+    pub done: u32,
+    /// So many it owns now and cannot do without what others hold.
+    pub of: u32,
+    /// How long what is left will take, in milliseconds, at the pace so far; unknown while nothing moves.
+    pub eta_ms: Option<u64>,
+    /// From whom it takes over, by name.
+    pub sources: Vec<Flow>,
+    /// To whom it hands over what it owns no more, by name.
+    pub targets: Vec<Flow>,
+    /// In how many partitions of other owners something may lie here still; unknown before it has been looked.
+    pub left: Option<u32>,
+    /// What has failed, and has not been made up for yet.
+    pub stopped: Vec<Stopped>,
+}
+
+/// What goes from one node to another one in a change of the layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The other one.
+    pub node: NodeId,
+    /// Partitions that it has given, or has been handed over, completely.
+    pub done: u32,
+    /// Of so many; nothing if that is not known.
+    pub of: Option<u32>,
+    /// Records that were moved.
+    pub records: u64,
+    /// Bytes of them, keys included.
+    pub bytes: u64,
+    /// Records a second over the last ten seconds.
+    pub records_per_second: u64,
+    /// Bytes a second over the last ten seconds.
+    pub bytes_per_second: u64,
+}
+
+/// Partitions that could not be moved between two nodes, and are tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// What did not succeed.
+    pub what: Transfer,
+    /// The other node; the node itself if the reason lies there.
+    pub with: NodeId,
+    /// How many partitions.
+    pub partitions: u32,
+    /// The one that failed last.
+    pub partition: Partition,
+    /// Why it did.
+    pub why: String,
+    /// How long ago that was, in milliseconds.
+    pub ago_ms: u64,
+}
+
+/// Which way data moves in a change of the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Transfer {
+    /// A new owner takes over what older ones hold.
+    TakeOver,
+    /// Who owns it no more hands it over before it drops it.
+    HandOver,
 }
 
 /// A node for which the others wait in a change of the layout.
@@ -376,7 +498,7 @@ pub struct Wait {
 /// What has come of an apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
-    /// What was staged is the layout of this version now.
+    /// What was staged, or the layout that ends a change, is the layout of this version now.
     AsStaged,
     /// This version was in force before.
     Before,

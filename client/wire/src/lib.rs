@@ -25,8 +25,9 @@ mod request;
 mod time;
 
 pub use admin::{
-    Applied, Gets, HintStatus, LayoutCommand, LayoutReport, LayoutView, Load, Located, Located1, MemberView, Moves,
-    NodeStatus, OtherLayout, PastLayout, PeerStatus, Progress, Recovering, RepairCommand, RepairReport, Wait,
+    Abort, Applied, Flow, Gets, HintStatus, LayoutCommand, LayoutReport, LayoutView, Load, Located, Located1,
+    MemberView, Moves, NodeStatus, OtherLayout, PastLayout, PeerStatus, Progress, Receiver, Recovering, RepairCommand,
+    RepairReport, Stopped, Transfer, Transfers, UnderWay, Wait,
 };
 pub use evidence::{Asked, Evidence, Role};
 pub use failure::{Failure, NotApplied};

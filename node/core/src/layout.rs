@@ -238,10 +238,13 @@ impl Layout {
 
     /// The layout as people look at it. Nobody is a primary of anything if no ring can be built yet.
     pub fn view(&self) -> LayoutView {
-        let loads: BTreeMap<NodeId, u32> = match self.ring() {
-            Ok(ring) => ring.members().iter().copied().zip(ring.loads()).collect(),
-            Err(_) => BTreeMap::new(),
-        };
+        self.view_of(self.ring().ok().as_ref())
+    }
+
+    /// As [`view`](Self::view), where its ring is known already.
+    pub fn view_of(&self, ring: Option<&Ring>) -> LayoutView {
+        let loads = |ring: &Ring| ring.members().iter().copied().zip(ring.loads()).collect();
+        let loads: BTreeMap<NodeId, u32> = ring.map(loads).unwrap_or_default();
         let view = |member: &Member| MemberView {
             node: member.node,
             disk: member.disk,

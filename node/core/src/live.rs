@@ -501,6 +501,25 @@ impl Moving<'_> {
         (0..self.nodes.len()).filter(wanted).map(|from| self.nodes[from]).collect()
     }
 
+    /// Whether a node owns the partition under the newest version and cannot be ready for that without something of others, however the
+    /// change goes.
+    pub fn takes_over(&self, node: NodeId) -> bool {
+        let head = self.change.head();
+        let fresh = vec![Standing { fence: head as u8, ..Standing::default() }; self.nodes.len()];
+        let owner = self.place(node).filter(|place| self.change.owns(*place, head));
+        owner.is_some_and(|place| !self.change.is_ready(&fresh, place, head))
+    }
+
+    /// Whose complete pushes for the newest version a node holds.
+    pub fn pushed(&self, me: NodeId) -> Vec<NodeId> {
+        let Some(got) =
+            self.change.head().checked_sub(1).and_then(|last| Some(self.standings[self.place(me)?].got[last]))
+        else {
+            return Vec::new();
+        };
+        got.iter().map(|from| self.nodes[from]).collect()
+    }
+
     /// Whether an owner of the newest version that is not ready may take the partition over from other owners of that version: so many of
     /// them are ready as [that takes](Change::restorers_needed).
     pub fn may_be_restored(&self, me: NodeId) -> bool {

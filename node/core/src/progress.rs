@@ -15,6 +15,17 @@ pub struct Progress {
     pub partitions: u32,
     /// For whom the others wait.
     pub waits: BTreeMap<NodeId, Wait>,
+    /// Who takes something over, and how far each of them is.
+    pub receivers: BTreeMap<NodeId, Taken>,
+}
+
+/// Of how many partitions something was taken over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Of so many it was.
+    pub done: u32,
+    /// Of so many it is to be.
+    pub of: u32,
 }
 
 /// What one node has still to do, in how many partitions.
@@ -48,13 +59,41 @@ impl Progress {
         progress
     }
 
+    /// Of whom a node takes something over, and how far it is with each of them. From whom it can do without, because it has become ready
+    /// without that, nothing more is to be taken over.
+    pub fn sources(live: &Live, me: NodeId) -> BTreeMap<NodeId, Taken> {
+        let mut sources: BTreeMap<NodeId, Taken> = BTreeMap::new();
+        for partition in live.newest().ring().owned_by(me) {
+            let moving = live.partition(partition);
+            if !moving.takes_over(me) {
+                continue;
+            }
+            let pushed = moving.pushed(me);
+            for from in &pushed {
+                let taken = sources.entry(*from).or_default();
+                (taken.done, taken.of) = (taken.done + 1, taken.of + 1);
+            }
+            if moving.is_ready(me, live.newest().version()) {
+                continue;
+            }
+            for from in moving.lacks(me).into_iter().filter(|from| !pushed.contains(from)) {
+                sources.entry(from).or_default().of += 1;
+            }
+        }
+        sources
+    }
+
     fn look_at(&mut self, live: &Live, partition: Partition) {
-        let moving = live.partition(partition);
+        let (moving, newest) = (live.partition(partition), live.newest());
+        for node in newest.ring().primaries(partition).iter().filter(|node| moving.takes_over(**node)) {
+            let taken = self.receivers.entry(*node).or_default();
+            taken.of += 1;
+            taken.done += u32::from(moving.is_ready(*node, newest.version()));
+        }
         if moving.is_over() {
             self.moved += 1;
             return;
         }
-        let newest = live.newest();
         let behind = |node: NodeId| live.said().get(&node).is_none_or(|said| said.fence < newest.version());
         let mut late = BTreeSet::new();
         for node in newest.ring().primaries(partition) {
@@ -111,8 +150,12 @@ mod tests {
     /// A node by its number, and what it says.
     type Says<'a> = (u16, &'a dyn Fn(&mut Said));
 
-    /// n4 takes the place of n1, of four partitions.
     fn progress(said: &[Says<'_>]) -> Progress {
+        Progress::of(&live(said))
+    }
+
+    /// n4 takes the place of n1, of four partitions.
+    fn live(said: &[Says<'_>]) -> Live {
         let addr = |i: u16| SocketAddr::from(([127, 0, 0, 1], 7000 + i));
         let mut staged = Staged::default();
         for i in 1..=3 {
@@ -130,7 +173,7 @@ mod tests {
             say(&mut said);
             known.insert(id(*node), Arc::new(said));
         }
-        Progress::of(&Live::new(vec![placed(first), placed(second)], known))
+        Live::new(vec![placed(first), placed(second)], known)
     }
 
     fn everywhere(said: &mut Said, change: impl Fn(&mut crate::live::Part)) {
@@ -169,5 +212,35 @@ mod tests {
         assert_eq!(waits(&progress(&[(2, &closed), (3, &closed), (4, &nothing)])), [(id(4), takes_over)]);
         let over = progress(&[(2, &closed), (3, &closed), (4, &got)]);
         assert_eq!((over.moved, waits(&over)), (4, Vec::new()));
+    }
+
+    #[test]
+    fn who_takes_over_is_counted_by_partition_and_by_source() {
+        let nothing = |_: &mut Said| {};
+        let got = |partitions: u16, from: &'static [u16]| {
+            move |said: &mut Said| {
+                for partition in (0..partitions).map(Partition) {
+                    let mut part = said.part(partition);
+                    part.got.extend(from.iter().map(|from| Got { version: V2, from: id(*from), strong: true }));
+                    said.set(partition, part);
+                }
+            }
+        };
+        let of = |said: &[Says<'_>]| {
+            let live = live(said);
+            let sources = Progress::sources(&live, id(4));
+            let sources: Vec<_> = sources.into_iter().map(|(from, taken)| (from, taken.done, taken.of)).collect();
+            (Progress::of(&live).receivers, sources)
+        };
+        let n4 = |done| BTreeMap::from([(id(4), Taken { done, of: 4 })]);
+        let (receivers, sources) = of(&[]);
+        assert_eq!(receivers, n4(0), "it is counted before n4 has heard of it");
+        assert_eq!(sources, [], "whom it asks it knows when it acts on the layout");
+        let all = |says: &dyn Fn(&mut Said)| of(&[(1, &nothing), (2, &nothing), (3, &nothing), (4, says)]);
+        assert_eq!(all(&nothing), (n4(0), vec![(id(1), 0, 4), (id(2), 0, 4), (id(3), 0, 4)]));
+        assert_eq!(all(&got(3, &[2])), (n4(0), vec![(id(1), 0, 4), (id(2), 3, 4), (id(3), 0, 4)]));
+        // Two of three are enough: what the third one has of these partitions is not waited for.
+        assert_eq!(all(&got(3, &[2, 3])), (n4(3), vec![(id(1), 0, 1), (id(2), 3, 4), (id(3), 3, 4)]));
+        assert_eq!(all(&got(4, &[1, 3])), (n4(4), vec![(id(1), 4, 4), (id(3), 4, 4)]));
     }
 }

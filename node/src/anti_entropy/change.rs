@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use quorate_wire::NotApplied;
 use quorate_wire::ids::{LayoutVersion, NodeId, Partition};
+use quorate_wire::{NotApplied, Transfer};
 use quorate_wire::{buggify, dawdle, sometimes};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -293,6 +293,7 @@ impl Desk {
     /// that an older owner that does not give holds up no other partition.
     async fn pull(self: &Arc<Self>, last: &mut Option<Partition>) {
         let Some(current) = self.layouts.current() else { return };
+        self.transfers.begin(&current);
         let (mut calls, mut begun, mut under_way) = (Calls::new(), 0, 0);
         let is_ready = |partition: Partition| current.live().partition(partition).is_ready(self.me, current.version());
         let most = buggify!("change: one partition is taken over in a round", PULLS_AT_ONCE, 1);
@@ -301,14 +302,21 @@ impl Desk {
             let from = self.reachable(&moving.lacks(self.me));
             // Nobody is left who could push; but others are ready.
             let restore = from.is_empty() && moving.may_be_restored(self.me);
+            if from.is_empty() && !restore {
+                continue;
+            }
             // What is lost first comes back from all who may hold it, or a push would count before the loss is made up for.
-            if (from.is_empty() && !restore) || !self.replica.recovery().recovering(partition).is_empty() {
+            if !self.replica.recovery().recovering(partition).is_empty() {
+                let why = "it has lost some of it and has to get that back first";
+                self.transfers.stopped(Transfer::TakeOver, self.me, partition, why);
                 continue;
             }
             if begun == most {
                 break;
             }
             begun += 1;
+            self.transfers.goes_on(self.me, partition);
+            self.transfers.takes_over();
             *last = Some(partition);
             if under_way == AT_ONCE {
                 calls.next().await;
@@ -331,13 +339,17 @@ impl Desk {
         for from in sources {
             match self.take_over_from(current, partition, from).await {
                 Ok(one) => got.push(one),
-                Err(why) => tracing::debug!(%from, %partition, "not taken over: {why}"),
+                Err(why) => {
+                    tracing::debug!(%from, %partition, "not taken over: {why}");
+                    self.transfers.stopped(Transfer::TakeOver, from, partition, &why);
+                }
             }
         }
         if got.is_empty() {
             return;
         }
         let version = current.version();
+        let sources: Vec<NodeId> = got.iter().map(|got| got.from).collect();
         // What says that something is here is synced after it.
         let note = move |said: &mut Said, _: &Current| {
             if said.fence != version {
@@ -352,10 +364,29 @@ impl Desk {
             news
         };
         match self.layouts.say(note).await {
-            Ok(true) => sometimes!("change: a push is held durably"),
+            Ok(true) => {
+                sometimes!("change: a push is held durably");
+                sources.iter().for_each(|from| self.transfers.completed(Transfer::TakeOver, *from, partition));
+                self.count_if_ready(current, partition);
+            }
             Ok(false) => sometimes!("change: a push came too late"),
-            Err(error) => tracing::warn!(%partition, "what was taken over cannot be noted: {error}"),
+            Err(error) => self.not_noted(partition, &error),
         }
+    }
+
+    /// Counts a partition for which this node was not ready, and is now.
+    fn count_if_ready(&self, before: &Current, partition: Partition) {
+        let Some(now) = self.layouts.current() else { return };
+        let is_ready = |current: &Current| current.live().partition(partition).is_ready(self.me, before.version());
+        if !is_ready(before) && is_ready(&now) && before.live().partition(partition).takes_over(self.me) {
+            self.transfers.is_ready();
+        }
+    }
+
+    fn not_noted(&self, partition: Partition, error: &StoreError) {
+        let why = format!("what was taken over cannot be noted: {error}");
+        tracing::warn!(%partition, "{why}");
+        self.transfers.stopped(Transfer::TakeOver, self.me, partition, &why);
     }
 
     /// Takes over a partition from other owners of the newest version, which are ready for it.
@@ -375,7 +406,10 @@ impl Desk {
             }
             match self.restore_from(current, partition, from).await {
                 Ok(()) => restorers += 1,
-                Err(why) => tracing::debug!(%from, %partition, "not restored: {why}"),
+                Err(why) => {
+                    tracing::debug!(%from, %partition, "not restored: {why}");
+                    self.transfers.stopped(Transfer::TakeOver, from, partition, &why);
+                }
             }
         }
         if restorers < needed {
@@ -389,8 +423,11 @@ impl Desk {
             news
         };
         match self.layouts.say(note).await {
-            Ok(_) => sometimes!("change: an owner was restored from other owners of the same version"),
-            Err(error) => tracing::warn!(%partition, "what was taken over cannot be noted: {error}"),
+            Ok(_) => {
+                sometimes!("change: an owner was restored from other owners of the same version");
+                self.count_if_ready(current, partition);
+            }
+            Err(error) => self.not_noted(partition, &error),
         }
     }
 
@@ -401,7 +438,7 @@ impl Desk {
             return Err(format!("it is not ready for layout {version}, has lost something, or cannot read something"));
         }
         self.replica.rebuild(partition).await.map_err(|refusal| refusal.to_string())?;
-        self.exchange_all(current, partition, from, false).await?;
+        self.exchange_all(current, partition, from, Transfer::TakeOver).await?;
         match self.ask(current, from, GetReadiness { partition }).await? {
             after if after == before => Ok(()),
             _ => Err("it has lost something since".into()),
@@ -423,22 +460,22 @@ impl Desk {
             );
         }
         self.replica.rebuild(partition).await.map_err(|refusal| refusal.to_string())?;
-        self.exchange_all(current, partition, from, false).await?;
+        self.exchange_all(current, partition, from, Transfer::TakeOver).await?;
         dawdle!("change: a pause before a push ends");
         let PushEnded = self.ask(current, from, EndPush { partition, version, losses }).await?;
         Ok(Got { version, from, strong })
     }
 
-    /// Afterwards both hold, durably, what either held of a partition when it began, but for what the other one's disk has refused; or
-    /// `one_way` the other one does.
+    /// Afterwards both hold, durably, what either held of a partition when it began, but for what the other one's disk has refused; or, of what
+    /// is handed over, the other one does.
     async fn exchange_all(
         &self,
         current: &Arc<Current>,
         partition: Partition,
         peer: NodeId,
-        one_way: bool,
+        moves: Transfer,
     ) -> Result<super::pair::Exchanged, String> {
-        let pair = Pair { desk: self, current, peer, partition, paced: true, one_way };
+        let pair = Pair { desk: self, current, peer, partition, paced: true, moves: Some(moves) };
         let compared = pair.compare().await?;
         let leaves = compared.differ.or(&compared.unknown);
         if leaves.is_empty() { Ok(Default::default()) } else { pair.exchange(&leaves).await }
@@ -468,9 +505,13 @@ impl Desk {
                 }
             }
             match self.hand_over(current, partition).await {
-                Ok(()) => drop(swept.partitions.insert(partition)),
-                Err(why) => {
-                    tracing::debug!(%partition, "not handed over: {why}");
+                Ok(()) => {
+                    swept.partitions.insert(partition);
+                    self.transfers.is_gone(partition);
+                }
+                Err((with, why)) => {
+                    tracing::debug!(%partition, %with, "not handed over: {why}");
+                    self.transfers.stopped(Transfer::HandOver, with, partition, &why);
                     left += 1;
                 }
             }
@@ -479,8 +520,9 @@ impl Desk {
         left > 0
     }
 
-    async fn hand_over(&self, current: &Arc<Current>, partition: Partition) -> Result<(), String> {
-        let refused = |refusal: NotApplied| refusal.to_string();
+    /// Whoever does not take it is named with the reason; this node itself if the reason lies here.
+    async fn hand_over(&self, current: &Arc<Current>, partition: Partition) -> Result<(), (NodeId, String)> {
+        let refused = |refusal: NotApplied| (self.me, refusal.to_string());
         let former = current.live().partition(partition).is_former_owner(self.me);
         let version = current.version();
         let drop_copy = move |said: &mut Said, current: &Current| {
@@ -491,7 +533,7 @@ impl Desk {
             news
         };
         if former || self.replica.holds_any(partition).await.map_err(refused)? {
-            self.layouts.say(drop_copy).await.map_err(|error| error.to_string())?;
+            self.layouts.say(drop_copy).await.map_err(|error| (self.me, error.to_string()))?;
         }
         // Nothing comes in from here on, so that what is handed over is all that goes: not even what a former owner is still sent under an
         // older layout, or an exchange under way brings.
@@ -501,23 +543,29 @@ impl Desk {
         }
         self.replica.rebuild(partition).await.map_err(refused)?;
         for owner in current.primaries(partition) {
-            let before = self.ask(current, *owner, GetReadiness { partition }).await?.losses;
-            self.exchange_all(current, partition, *owner, true).await?.unsettled()?;
-            self.have_synced(current, *owner).await?;
-            // Another process of it may sync what the first one has lost.
-            if self.ask(current, *owner, GetReadiness { partition }).await?.losses != before {
-                sometimes!("change: an owner had started anew before it synced");
-                return Err(format!("{owner} has lost something since, or has started anew"));
-            }
+            self.hand_over_to(current, partition, *owner).await.map_err(|why| (*owner, why))?;
+            self.transfers.completed(Transfer::HandOver, *owner, partition);
         }
         let layouts = self.layouts.clone();
         let still = move || layouts.current().is_some_and(|current| current.version() == version);
         let records = self.replica.drop_records(partition, still.clone()).await.map_err(refused)?;
         if !still() {
-            return Err("a newer layout came in between".into());
+            return Err((self.me, "a newer layout came in between".into()));
         }
         sometimes!("change: a former owner dropped its copy");
         tracing::debug!(%partition, records, "its owners hold all of it: dropped here");
+        Ok(())
+    }
+
+    async fn hand_over_to(&self, current: &Arc<Current>, partition: Partition, owner: NodeId) -> Result<(), String> {
+        let before = self.ask(current, owner, GetReadiness { partition }).await?.losses;
+        self.exchange_all(current, partition, owner, Transfer::HandOver).await?.unsettled()?;
+        self.have_synced(current, owner).await?;
+        // Another process of it may sync what the first one has lost.
+        if self.ask(current, owner, GetReadiness { partition }).await?.losses != before {
+            sometimes!("change: an owner had started anew before it synced");
+            return Err(format!("{owner} has lost something since, or has started anew"));
+        }
         Ok(())
     }
 

@@ -577,6 +577,83 @@ async fn a_change_that_is_taken_back_leaves_everything_where_it_was() {
 }
 
 #[tokio::test]
+async fn what_moves_is_counted_and_what_stands_in_its_way_is_told() {
+    let nodes = three_and(1).await;
+    for number in 1..=20 {
+        put(&nodes[0], number).await.expect("written");
+    }
+    let next = after(&nodes[0], &[replace(0, 3, &nodes)]);
+    let (mut moves, v1, v2) = (BTreeMap::new(), LayoutVersion(1), LayoutVersion(2));
+    let told = |node: &Node| node.anti_entropy.transfers();
+    assert_eq!(told(&nodes[0]), None, "nothing moves");
+    for node in &nodes {
+        node.layouts.adopt(next.clone()).await;
+    }
+    let (new, old) = (&nodes[3], &nodes[0]);
+    let owned = next.ring().expect("possible").owned_by(new.id).len() as u32;
+    // The others have not raised their fences.
+    step(new, &mut moves).await;
+    let early = told(new).expect("a change is under way");
+    assert_eq!((early.from, early.to, early.done, early.of, early.eta_ms), (v1, v2, 0, owned, None));
+    let others: Vec<NodeId> = nodes[..3].iter().map(|node| node.id).collect();
+    assert_eq!(early.stopped.iter().map(|stopped| stopped.with).collect::<Vec<_>>(), others);
+    for stopped in &early.stopped {
+        assert_eq!((stopped.what, stopped.partitions), (Transfer::TakeOver, owned));
+        assert!(stopped.why.contains("it acts on layout"), "{stopped:?}");
+    }
+    let sources: Vec<_> = early.sources.iter().map(|source| (source.node, source.done, source.of)).collect();
+    assert_eq!(sources, others.iter().map(|node| (*node, 0, Some(owned))).collect::<Vec<_>>());
+
+    for node in &nodes[..3] {
+        node.anti_entropy.desk().follow().await.expect("it goes on");
+    }
+    step(new, &mut moves).await;
+    let moved = told(new).expect("a change is under way");
+    assert_eq!((moved.done, moved.of, moved.eta_ms, &moved.stopped[..]), (owned, owned, Some(0), &[][..]));
+    let sum = |count: fn(&quorate_wire::Flow) -> u64| moved.sources.iter().map(count).sum::<u64>();
+    assert_eq!(held(new, 20).await.len(), 20);
+    assert_eq!(sum(|flow| flow.records), 20, "each came once: {moved:?}");
+    assert!(sum(|flow| flow.bytes) > 20 * 4 && sum(|flow| flow.records_per_second) > 0, "{moved:?}");
+    let sample = |name: &str, what: &str| {
+        let samples = new.anti_entropy.samples();
+        let found = samples.iter().find(|sample| sample.name == name && sample.label == Some(("what", what)));
+        found.map(|sample| sample.value)
+    };
+    assert_eq!(sample("transferred_records", "taken_over"), Some(20));
+    assert_eq!(sample("transferred_bytes", "taken_over"), Some(sum(|flow| flow.bytes)));
+    assert_eq!(sample("transfers_stopped", "taken_over"), Some(3 * u64::from(owned)));
+    assert_eq!(sample("transferred_records", "handed_over"), Some(0));
+
+    // The former owner hands over, and one of the others does not take it.
+    let mut rounds = 0;
+    while nodes.iter().any(|node| live(node) != [2]) {
+        rounds += 1;
+        assert!(rounds < 20, "{:#?}", said(&nodes));
+        for node in &nodes {
+            node.anti_entropy.desk().follow().await.expect("it goes on");
+        }
+    }
+    assert_eq!(told(new), None, "the change is over");
+    old.hold(&key(99).into(), &by_hand::record(1, "alone")).await;
+    nodes[1].is(Manner::Refuses);
+    step(old, &mut moves).await;
+    let stuck = told(old).expect("it still holds something");
+    assert_eq!((stuck.from, stuck.to, stuck.of), (v2, v2, 0));
+    let [stopped] = &stuck.stopped[..] else { panic!("one node: {stuck:?}") };
+    assert_eq!((stopped.what, stopped.with), (Transfer::HandOver, nodes[1].id));
+    assert_eq!(stuck.left, Some(stopped.partitions));
+    nodes[1].is(Manner::Answers);
+    step(old, &mut moves).await;
+    assert_eq!(told(old), None, "all of it is gone");
+    let given = old
+        .anti_entropy
+        .samples()
+        .into_iter()
+        .find(|sample| sample.name == "transferred_records" && sample.label == Some(("what", "handed_over")));
+    assert_eq!(given.map(|sample| sample.value), Some(3), "what it alone had went to each of the three");
+}
+
+#[tokio::test]
 async fn a_node_that_joins_speaks_only_when_it_holds_what_it_must() {
     let nodes = three_and(1).await;
     for number in 1..=40 {

@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_wire::NotApplied;
 use quorate_wire::codec::Blob;
 use quorate_wire::ids::{NodeId, Partition};
+use quorate_wire::{NotApplied, Transfer};
 use quorate_wire::{buggify, sometimes};
 use tokio::time::Instant;
 
@@ -30,8 +30,8 @@ pub(super) struct Pair<'a> {
     pub(super) partition: Partition,
     /// Whether to pause after each step for as long as it took: everything but a recovery does.
     pub(super) paced: bool,
-    /// Nothing is taken in here: this node hands over what it owns no more.
-    pub(super) one_way: bool,
+    /// If it moves the partition because of a change of the layout: which way. Of what is handed over nothing is taken in here.
+    pub(super) moves: Option<Transfer>,
 }
 
 /// What the trees say.
@@ -69,6 +69,18 @@ impl Exchanged {
 }
 
 impl Pair<'_> {
+    /// Nothing is taken in here: this node hands over what it owns no more.
+    fn is_one_way(&self) -> bool {
+        self.moves == Some(Transfer::HandOver)
+    }
+
+    /// Counts what has moved because of a change of the layout, if that is what this one is about.
+    fn count(&self, what: Transfer, records: u64, bytes: usize) {
+        if self.moves == Some(what) {
+            self.desk.transfers.moved(what, self.peer, records, bytes as u64);
+        }
+    }
+
     /// Compares the trees down to the leaves.
     pub(super) async fn compare(&self) -> Result<Compared, String> {
         let trees = self.desk.replica.partitions();
@@ -168,7 +180,7 @@ impl Pair<'_> {
                 && let Some((difference, tried)) = queue.pop_front()
             {
                 let Difference { key, ours, theirs } = difference;
-                if self.one_way && ours.is_none() {
+                if self.is_one_way() && ours.is_none() {
                     continue;
                 }
                 let held = match ours {
@@ -222,10 +234,16 @@ impl Pair<'_> {
             }
             found.refused.0 += refused.keys.len();
             let refused: BTreeSet<Blob> = refused.keys.into_iter().collect();
+            let taken = offers.iter().filter(|offer| offer.record.is_some() && !refused.contains(&offer.key));
+            let (sent, bytes) = taken.fold((0, 0), |(records, bytes), offer| {
+                (records + 1, bytes + offer.key.len() + offer.record.as_ref().map_or(0, |record| record.len()))
+            });
+            self.count(Transfer::HandOver, sent, bytes);
+            let (mut received, mut bytes_received) = (0, 0);
             let mut ticket: Option<Ticket> = None;
             for (key, record) in records {
                 let Some(tried) = tried(&key) else { return Err("it answers for a key that was not asked for".into()) };
-                let Some(record) = record.filter(|_| !self.one_way) else { continue };
+                let Some(record) = record.filter(|_| !self.is_one_way()) else { continue };
                 let bytes = key.len() + record.len();
                 self.desk.counters.add(&self.desk.counters.bytes_received, bytes as u64);
                 let Some(record) = found.refused_here.decode(&key, &record)? else { continue };
@@ -237,6 +255,7 @@ impl Pair<'_> {
                         continue;
                     }
                 };
+                (received, bytes_received) = (received + 1, bytes_received + bytes);
                 // An end that has refused much would not take it either.
                 let full = found.refused.0 >= REFUSED_MAX || refused.contains(&key);
                 if merged.digest != theirs && tried < TRIES_MAX && !full {
@@ -250,6 +269,7 @@ impl Pair<'_> {
                 // Syncs are in order: the last one's covers all before it.
                 ticket.durable().await.map_err(|error| error.to_string())?;
             }
+            self.count(Transfer::TakeOver, received, bytes_received);
             self.pause(began).await;
         }
         // They are in order, but for those that went back, which come last.

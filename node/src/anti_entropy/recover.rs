@@ -98,7 +98,7 @@ pub(super) async fn recover(desk: &Desk, current: &Arc<Current>, partition: Part
     let mut told = Vec::new();
     for peer in desk.reachable(&others) {
         let Some(lost) = desk.replica.recovery().to_ask(partition, peer) else { continue };
-        let pair = Pair { desk, current, peer, partition, paced: false, one_way: false };
+        let pair = Pair { desk, current, peer, partition, paced: false, moves: None };
         match exchange(&pair, &lost.leaves).await {
             Ok(recovering) => told.push((peer, lost, recovering)),
             Err(why) => {
@@ -159,7 +159,7 @@ async fn recover_in_a_change(desk: &Desk, current: &Arc<Current>, partition: Par
     let mut last = None;
     for peer in desk.reachable(&others) {
         let Ok(Readiness { ready, .. }) = desk.ask(current, peer, GetReadiness { partition }).await else { continue };
-        let pair = Pair { desk, current, peer, partition, paced: false, one_way: false };
+        let pair = Pair { desk, current, peer, partition, paced: false, moves: None };
         match exchange(&pair, &lost.leaves).await {
             Ok(recovering) => {
                 last = Some(peer);

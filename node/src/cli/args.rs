@@ -116,6 +116,7 @@ pub(crate) enum Command {
     Check(CheckCommand),
     #[command(subcommand)]
     Layout(LayoutCommand),
+    Transfers(TransfersArgs),
     #[command(subcommand)]
     Repair(RepairCommand),
     Server(Box<ServerArgs>),
@@ -495,7 +496,7 @@ pub(crate) struct LocateArgs {
 /// version that was looked at. Nodes join, leave and are replaced in the same way later, while clients read and write, if a
 /// majority of the members is configured with layout_changes = "experimental"; `show` says how far such a change is, and whom
 /// it waits for. All layout commands go to the first seed, or to the node named with
-/// --on; all but `show` and `history` need an administrator's certificate.
+/// --on; all but `show`, `history` and a look at an `abort` need an administrator's certificate.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -507,7 +508,18 @@ Examples:
   quorate layout show                       how far it is")]
 pub(crate) enum LayoutCommand {
     /// Show the layout, how far a change is, what is staged, and what stands against applying it
-    Show(LayoutArgs),
+    ///
+    /// `quorate transfers` says how fast a change goes, and how long it will take.
+    #[command(
+        after_help = "Examples:\n  quorate layout show\n  quorate layout show --report layout.html     who holds how much, and what moves, as a page"
+    )]
+    Show {
+        /// Write the same as a page of HTML, too, with pictures, which needs no other file and no script
+        #[arg(long, value_name = "FILE", value_parser = parse_file)]
+        report: Option<PathBuf>,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
     /// Show the layouts that a node still knows, and how each differs from the one before
     ///
     /// These are the first layout and those that are live: the newest one, and the ones that a change under way leads away from.
@@ -534,6 +546,23 @@ pub(crate) enum LayoutCommand {
         #[command(flatten)]
         args: LayoutArgs,
     },
+    /// End the change under way, by a layout that is equal to the one before it
+    ///
+    /// Without --version the command only shows which layout that would be, how it differs from the one that the change leads to,
+    /// and what would move back; then repeat it with the version that is shown. What has moved already moves back, everything
+    /// stays readable and writable meanwhile, and what is staged stays staged. It is decided as `apply` is. Not possible are an
+    /// abort while two changes are under way (wait for the first one), and one by which a node would be a member again that does
+    /// not answer, or not with the disk that it had: stage what is wanted instead.
+    #[command(
+        after_help = "Examples:\n  quorate layout abort                      what it would do, and the version to name\n  quorate layout abort --version 3"
+    )]
+    Abort {
+        /// The version that `layout abort` announced: what was looked at is what is ended
+        #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
+        version: Option<u64>,
+        #[command(flatten)]
+        args: LayoutArgs,
+    },
     /// Make a new secret for the contexts that clients get
     ///
     /// Nodes take a context only if one of them has issued it, which they know by a secret that no client has. A new one
@@ -541,6 +570,28 @@ pub(crate) enum LayoutCommand {
     /// have kept are taken until three more secrets have been made, so that four rotations end the use of one that has leaked.
     #[command(after_help = "Examples:\n  quorate layout rotate-context-key")]
     RotateContextKey(LayoutArgs),
+}
+
+/// Show what moves while the layout changes, and how fast
+///
+/// Every node is asked. For each one that takes partitions over: of how many it has all that it needs, the records and bytes that
+/// have come so far and the rate of the last ten seconds, also by the node that they come from; and the time that is left at the
+/// pace so far, which is unknown while nothing moves. What is counted is counted since the change began, or since the node's last
+/// start. Then for whom the change waits, who hands over what it owns no more, and what could not be moved at the last attempt,
+/// and why.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate transfers
+  quorate transfers --watch                 until no change is under way
+  quorate transfers --watch > change.log    a line whenever something has changed
+  quorate transfers -o json | jq '.receivers[] | {node, done, of, eta_ms}'
+
+Exit codes: 0 answered; with --watch: no change is under way any more; 4 no node answers")]
+pub(crate) struct TransfersArgs {
+    /// Look again every second, and end when no change is under way
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 /// Compare replicas and bring together what differs
@@ -1071,6 +1122,13 @@ fn parse_client_name(text: &str) -> Result<NodeId, String> {
     NodeId::new(text).map_err(|error| error.to_string().replace("node id", "client name"))
 }
 
+fn parse_file(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" | "-" => Err("name a file: on stdout is what the command says".to_owned()),
+        _ => Ok(text.into()),
+    }
+}
+
 fn parse_zone(text: &str) -> Result<String, String> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.is_empty() || text.len() > ZONE_LEN_MAX || !text.chars().all(legal) {
@@ -1108,6 +1166,7 @@ The cluster:
   node         Look at the nodes
   locate       Show where a key lives
   layout       Show and change who owns what
+  transfers    Show what moves while the layout changes, and how fast
   hints        Show what nodes keep for others that did not take it
   check        Check the cluster, for scripts and monitors
   repair       Compare replicas and bring together what differs

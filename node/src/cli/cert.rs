@@ -206,7 +206,7 @@ impl Shown {
 }
 
 /// As RFC 3339 has it.
-fn date(time: SystemTime) -> String {
+pub(super) fn date(time: SystemTime) -> String {
     let format = &time::format_description::well_known::Rfc3339;
     time::OffsetDateTime::from(time).format(format).unwrap_or_else(|_| "beyond all dates".to_owned())
 }

@@ -285,6 +285,7 @@ pub(crate) mod tests {
             authority_left_s: None,
             other_layouts: Vec::new(),
             change: None,
+            transfers: None,
         }
     }
 

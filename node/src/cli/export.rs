@@ -247,6 +247,25 @@ struct Target {
     file: BufWriter<tempfile::NamedTempFile>,
 }
 
+/// Where a whole file goes that another command makes: as an export's, it appears under its name only when it is complete.
+pub(super) struct Whole(Sink);
+
+impl Whole {
+    /// Refuses what cannot be written before anything else is done.
+    pub(super) fn create(path: &Path) -> Outcome<Self> {
+        // On stdout is what the command says.
+        Sink::named(path).map(Self).map_err(|failure| {
+            let hint = failure.hint.replace(", or - for stdout", "");
+            Failure { hint, ..failure }
+        })
+    }
+
+    pub(super) fn finish(mut self, bytes: &[u8]) -> Outcome<()> {
+        self.0.line(&[], bytes)?;
+        self.0.finish()
+    }
+}
+
 impl Sink {
     fn create(file: &str, sort: bool) -> Outcome<Self> {
         let target = if file == "-" { Self::Stream(Stream::stdout()) } else { Self::named(Path::new(file))? };

@@ -1,26 +1,33 @@
 //! `layout`: who owns what, staged, looked at, and applied.
 
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::Table;
 use quorate_wire::ids::{LayoutVersion, NodeId};
-use quorate_wire::{Applied, LayoutCommand as Ask, LayoutReport, LayoutView, Moves, PastLayout, Progress, Wait};
+use quorate_wire::{Abort, Applied, LayoutCommand as Ask, LayoutReport, LayoutView, Moves, PastLayout, Progress, Wait};
 use tokio::task::JoinSet;
 
 use super::args::{LayoutArgs, LayoutCommand, Member, StageCommand};
+use super::cert::date;
 use super::connection::{Cluster, resolve_in_time};
+use super::export::Whole;
 use super::failure::{Exit, Failure, Outcome};
+use super::layout_page;
 use super::output::{Output, table};
 use super::settings::Settings;
+use super::transfers::Report;
+use super::wall_clock;
 
 impl LayoutCommand {
     /// What all of them have.
     pub(crate) fn args(&self) -> &LayoutArgs {
         match self {
-            Self::Show(args)
+            Self::Show { args, .. }
             | Self::History(args)
             | Self::Revert(args)
             | Self::Apply { args, .. }
+            | Self::Abort { args, .. }
             | Self::RotateContextKey(args) => args,
             Self::Stage(
                 StageCommand::Join { args, .. }
@@ -36,6 +43,10 @@ impl LayoutCommand {
 
 /// `layout ..`.
 pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &Output) -> Outcome {
+    let page = match command {
+        LayoutCommand::Show { report: Some(path), .. } => Some((path, Whole::create(path)?)),
+        _ => None,
+    };
     let cluster = Cluster::connect(settings).await?;
     let at = match &command.args().on {
         None => cluster.first_seed().to_owned(),
@@ -48,11 +59,7 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     for ask in asks(command, Some(&cluster)).await? {
         let staging = last.is_some();
         let report = cluster.layout_at(&at, ask).await.map_err(|error| {
-            let failure = if matches!(command, LayoutCommand::Show(_) | LayoutCommand::History(_)) {
-                Failure::of_read(error)
-            } else {
-                error.into()
-            };
+            let failure = if is_look(command) { Failure::of_read(error) } else { error.into() };
             if !staging {
                 return Failure { message: format!("{at}: {}", failure.message), ..failure };
             }
@@ -63,20 +70,35 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
         last = Some(report);
     }
     let report = last.expect("every command asks at least once");
+    if let Some((path, file)) = page {
+        let transfers = match report.under_way {
+            Some(_) => Some(Report::gather(&cluster, true).await?),
+            None => None,
+        };
+        let taken = format!("as {at} knew it at {}", date(to_the_second(wall_clock())));
+        file.finish(layout_page::page(&report, transfers.as_ref(), &taken).as_bytes())?;
+        output.hint(&format!("{} shows it as a page", path.display()));
+    }
     if output.is_json() {
         let mut json = serde_json::to_value(&report).expect("a report is plain data");
         json["schema"] = "quorate.layout.v1".into();
         output.json(&json)?;
     } else if matches!(command, LayoutCommand::History(_)) {
         output.table(&history(&report.history))?;
+    } else if let Some(abort) = &report.abort {
+        show_abort(&report, abort, output)?;
     } else {
         show(&report, output)?;
         next_step(command, &report, output);
     }
     match command {
         LayoutCommand::Apply { version, .. } if report.applied.is_some() => {
-            came_of(*version, report.applied.as_ref().expect("seen above"))
+            came_of(*version, "what is staged", report.applied.as_ref().expect("seen above"))
         }
+        LayoutCommand::Abort { version: Some(version), .. } => match &report.applied {
+            Some(applied) => came_of(*version, "what ends the change", applied),
+            None => Ok(Exit::Done),
+        },
         LayoutCommand::Apply { version, .. } if report.current.version.0 < *version => Err(Failure {
             exit: Exit::Unknown,
             may_have_applied: true,
@@ -89,24 +111,35 @@ pub(crate) async fn run(command: &LayoutCommand, settings: &Settings, output: &O
     }
 }
 
-/// How an apply of a later version than the first one ends.
-fn came_of(version: u64, applied: &Applied) -> Outcome {
+fn to_the_second(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+/// Whether it only looks.
+fn is_look(command: &LayoutCommand) -> bool {
+    matches!(
+        command,
+        LayoutCommand::Show { .. } | LayoutCommand::History(_) | LayoutCommand::Abort { version: None, .. }
+    )
+}
+
+/// How an apply of a later version than the first one ends, or an abort. `wanted` is what the operator wants to come into force.
+fn came_of(version: u64, wanted: &str, applied: &Applied) -> Outcome {
     match applied {
         Applied::AsStaged | Applied::Before => Ok(Exit::Done),
         Applied::Another { by, what } => {
             let by = by.map_or_else(|| "another operator's".to_owned(), |by| format!("proposed by {by}"));
             Err(Failure::new(
-                format!(
-                    "layout {version} is another one than what is staged, {by}: {what}; what is staged was not applied"
-                ),
-                "`quorate layout show` tells what applying it to the newest layout would do; `quorate layout revert` forgets it",
+                format!("layout {version} is another one than {wanted}, {by}: {what}; {wanted} was not applied"),
+                "`quorate layout show` tells what is under way now, and what applying what is staged to that would do",
             ))
         }
         Applied::Undecided { why } => Err(Failure {
             exit: Exit::Unknown,
             may_have_applied: true,
             ..Failure::new(
-                format!("layout {version} is not decided: {why}; what is staged may yet come into force"),
+                format!("layout {version} is not decided: {why}; {wanted} may yet come into force"),
                 "repeat the command when more members can be reached: it finishes what was begun, so that this is safe",
             )
         }),
@@ -116,11 +149,12 @@ fn came_of(version: u64, applied: &Applied) -> Outcome {
 /// What to ask the node for; several members are staged one by one.
 async fn asks(command: &LayoutCommand, cluster: Option<&Cluster>) -> Outcome<Vec<Ask>> {
     Ok(match command {
-        LayoutCommand::Show(_) => vec![Ask::Show],
+        LayoutCommand::Show { .. } => vec![Ask::Show],
         LayoutCommand::History(_) => vec![Ask::History],
         LayoutCommand::Revert(_) => vec![Ask::Revert],
         LayoutCommand::RotateContextKey(_) => vec![Ask::RotateContextKey],
         LayoutCommand::Apply { version, .. } => vec![Ask::Apply { version: LayoutVersion(*version) }],
+        LayoutCommand::Abort { version, .. } => vec![Ask::Abort { version: version.map(LayoutVersion) }],
         LayoutCommand::Stage(StageCommand::Settings { replicas, partitions, floor_r, floor_w, .. }) => {
             vec![Ask::StageSettings { n: *replicas, partitions: *partitions, r: *floor_r, w: *floor_w }]
         }
@@ -209,6 +243,37 @@ fn show(report: &LayoutReport, output: &Output) -> Outcome<()> {
     Ok(())
 }
 
+/// What an abort would do.
+fn show_abort(report: &LayoutReport, abort: &Abort, output: &Output) -> Outcome<()> {
+    let Abort { layout, like, what, moves, problems } = abort;
+    output.line(&format!(
+        "a change is under way, from layout {like} to {}{}",
+        report.current.version,
+        moved(&report.progress)
+    ))?;
+    output.line(&format!("\naborting it makes layout {}, equal to layout {like}: {what}", settings_text(layout)))?;
+    output.table(&members(layout))?;
+    if let Some(moves) = moves {
+        output.line(&format!(
+            "\nwhat has moved moves back, {} replicas of partitions at most; everything stays readable and writable meanwhile",
+            moves.replicas
+        ))?;
+        if !moves.gets.is_empty() {
+            output.table(&moves_table(moves))?;
+        }
+    }
+    problems.iter().try_for_each(|problem| output.line(&format!("stands against it: {problem}")))?;
+    if report.staged.is_some() {
+        output.line("what is staged stays staged, for the layout after that")?;
+    }
+    if problems.is_empty() {
+        output.line(&format!("nothing was changed: `quorate layout abort --version {}` does it", layout.version))?;
+    } else {
+        output.line("nothing was changed: stage what is wanted instead (`quorate layout stage --help`)")?;
+    }
+    Ok(())
+}
+
 fn moved(progress: &Option<Progress>) -> String {
     progress.as_ref().map_or_else(String::new, |progress| format!(": {}", moved_text(progress)))
 }
@@ -220,7 +285,7 @@ pub(crate) fn moved_text(Progress { moved, partitions, .. }: &Progress) -> Strin
 }
 
 /// What a change waits for.
-fn wait_text(Wait { node, partitions, what, up }: &Wait) -> String {
+pub(crate) fn wait_text(Wait { node, partitions, what, up }: &Wait) -> String {
     let (down, s) = (if *up { "" } else { "; it is down" }, if *partitions == 1 { "" } else { "s" });
     format!("{node}, which {what} ({partitions} partition{s}){down}")
 }
@@ -228,15 +293,18 @@ fn wait_text(Wait { node, partitions, what, up }: &Wait) -> String {
 fn next_step(command: &LayoutCommand, report: &LayoutReport, output: &Output) {
     let staged = report.staged.as_ref().map(|staged| staged.version);
     match (command, staged) {
-        (LayoutCommand::Apply { .. }, _) if report.live.len() > 1 => {
-            output.hint("next: quorate layout show, until no change is under way");
+        (LayoutCommand::Apply { .. } | LayoutCommand::Abort { .. }, _) if report.live.len() > 1 => {
+            output.hint("next: quorate transfers --watch");
         }
-        (LayoutCommand::Apply { .. }, _) => output.hint("next: quorate status"),
+        (LayoutCommand::Apply { .. } | LayoutCommand::Abort { .. }, _) => output.hint("next: quorate status"),
         (LayoutCommand::RotateContextKey(_) | LayoutCommand::History(_), _) => {}
         (_, Some(version)) if report.problems.is_empty() => {
             output.hint(&format!("next: quorate layout apply --version {version}"));
         }
         (_, Some(_)) => output.hint("next: stage what is missing, then `quorate layout show`"),
+        (LayoutCommand::Show { .. }, None) if report.live.len() > 1 => {
+            output.hint("next: quorate transfers --watch; or quorate layout abort, to go back");
+        }
         (_, None) if report.current.version == LayoutVersion::NONE => {
             output.hint("next: quorate layout stage join NODE=HOST:PORT ..");
         }
@@ -318,6 +386,8 @@ mod tests {
     async fn commands_become_what_a_node_is_asked_for() {
         assert_eq!(asked("quorate layout show").await, [Ask::Show]);
         assert_eq!(asked("quorate layout revert").await, [Ask::Revert]);
+        assert_eq!(asked("quorate layout abort").await, [Ask::Abort { version: None }]);
+        assert_eq!(asked("quorate layout abort --version 3").await, [Ask::Abort { version: Some(LayoutVersion(3)) }]);
         assert_eq!(asked("quorate layout rotate-context-key").await, [Ask::RotateContextKey]);
         assert_eq!(asked("quorate layout apply --version 1").await, [Ask::Apply { version: LayoutVersion(1) }]);
         assert_eq!(
@@ -354,17 +424,23 @@ mod tests {
 
     #[test]
     fn what_came_of_an_apply_is_told_by_message_and_exit_code() {
-        assert_eq!(came_of(2, &Applied::AsStaged).expect("done"), Exit::Done);
-        assert_eq!(came_of(2, &Applied::Before).expect("done"), Exit::Done);
+        assert_eq!(came_of(2, "what is staged", &Applied::AsStaged).expect("done"), Exit::Done);
+        assert_eq!(came_of(2, "what is staged", &Applied::Before).expect("done"), Exit::Done);
         let by = "n3".parse().ok();
-        let lost = came_of(2, &Applied::Another { by, what: "n5 joins".into() }).expect_err("another one");
+        let lost =
+            came_of(2, "what is staged", &Applied::Another { by, what: "n5 joins".into() }).expect_err("another one");
         let text =
             "layout 2 is another one than what is staged, proposed by n3: n5 joins; what is staged was not applied";
         assert_eq!((lost.message.as_str(), lost.exit, lost.may_have_applied), (text, Exit::Failed, false));
-        let unknown = came_of(2, &Applied::Another { by: None, what: "n5 joins".into() }).expect_err("another one");
+        let unknown = came_of(2, "what is staged", &Applied::Another { by: None, what: "n5 joins".into() })
+            .expect_err("another one");
         assert!(unknown.message.contains("another operator's: n5 joins"));
-        let open = came_of(2, &Applied::Undecided { why: "1 of 3".into() }).expect_err("it may yet be");
+        let open =
+            came_of(2, "what is staged", &Applied::Undecided { why: "1 of 3".into() }).expect_err("it may yet be");
         assert_eq!((open.exit, open.may_have_applied), (Exit::Unknown, true));
+        let lost = came_of(3, "what ends the change", &Applied::Another { by, what: "n5 joins".into() });
+        let text = lost.expect_err("another one").message;
+        assert!(text.contains("another one than what ends the change, proposed by n3: n5 joins"), "{text}");
         assert!(open.message.contains("1 of 3; what is staged may yet come into force"), "{}", open.message);
     }
 
@@ -374,7 +450,7 @@ mod tests {
         let what = "takes over what n1, n2 hold".to_owned();
         let wait = Wait { node: n4, partitions: 7, what, up: false };
         assert_eq!(wait_text(&wait), "n4, which takes over what n1, n2 hold (7 partitions); it is down");
-        let progress = Progress { moved: 25, partitions: 32, waits: vec![wait] };
+        let progress = Progress { moved: 25, partitions: 32, waits: vec![wait], receivers: Vec::new() };
         assert_eq!(moved(&Some(progress)), ": 25 of 32 partitions have moved (78 %)");
         assert_eq!(moved(&None), "", "a node of an older release does not tell");
     }

@@ -18,8 +18,10 @@ mod key;
 mod key_value;
 mod keys;
 mod layout;
+mod layout_page;
 mod ndjson;
 mod repair;
+mod transfers;
 mod value;
 
 mod cert;
@@ -154,6 +156,9 @@ fn run(cli: Cli) -> (Output, Outcome) {
         }
         Command::Layout(command) => {
             client(&common, None, None, async |settings, output| layout::run(&command, settings, output).await)
+        }
+        Command::Transfers(args) => {
+            client(&common, None, None, async |settings, output| transfers::transfers(&args, settings, output).await)
         }
         Command::Repair(command) => {
             client(&common, None, None, async |settings, output| repair::run(&command, settings, output).await)

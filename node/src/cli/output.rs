@@ -85,6 +85,33 @@ impl Output {
         self.line(&fitted(table, self.widths[0]))
     }
 
+    /// A table as text for stdout.
+    pub(crate) fn laid_out(&self, table: &Table) -> String {
+        fitted(table, self.widths[0])
+    }
+
+    /// Whether what was printed can be replaced: a person looks at it.
+    pub(crate) fn redraws(&self) -> bool {
+        self.stdout_is_terminal && !self.is_json()
+    }
+
+    /// Lines in the place of the last `drawn` ones, as many of them and as much of each as the terminal has room for; returns how many.
+    pub(crate) fn redraw(&self, lines: &[String], drawn: usize) -> io::Result<usize> {
+        // It may have been made larger or smaller since.
+        let (columns, rows) = terminal_size_of(io::stdout())
+            .map_or((80, 24), |(Width(columns), Height(rows))| (usize::from(columns), usize::from(rows)));
+        let shown = cut(lines, columns.max(1), rows.saturating_sub(1).max(1));
+        let mut text = if drawn > 0 { format!("\x1b[{drawn}F\x1b[J") } else { String::new() };
+        for line in &shown {
+            text += line;
+            text.push('\n');
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+        Ok(shown.len())
+    }
+
     /// A table as text for [`say`](Self::say).
     pub(crate) fn rendered(&self, table: &Table) -> String {
         fitted(table, self.widths[1])
@@ -184,6 +211,15 @@ fn fitted(table: &Table, width: Option<usize>) -> String {
     table.row_iter().map(block).collect::<Vec<_>>().join("\n\n")
 }
 
+/// So much of some lines as a window has room for.
+fn cut(lines: &[String], columns: usize, rows: usize) -> Vec<String> {
+    let mut shown: Vec<String> = lines.iter().take(rows).map(|line| line.chars().take(columns).collect()).collect();
+    if let (Some(last), true) = (shown.last_mut(), lines.len() > rows) {
+        *last = format!("({} more lines)", lines.len() - rows + 1).chars().take(columns).collect();
+    }
+    shown
+}
+
 /// A table of names and values.
 pub(crate) fn facts<'a>(rows: impl IntoIterator<Item = (&'a str, String)>) -> Table {
     let mut table = table(&[]);
@@ -250,6 +286,16 @@ mod tests {
         let line = |name: &str, value: &str| format!("{name:18}{value}");
         let narrow = [&line("NODE:", "n1"), &line("LAST WHOLE PASS:", "4 s ago"), "", &line("NODE:", "n2")].join("\n");
         assert_eq!(fitted(&shown, Some(20)), narrow);
+    }
+
+    #[test]
+    fn what_is_redrawn_fits_the_window() {
+        let lines = ["one", "two words", "three"].map(str::to_owned);
+        assert_eq!(cut(&lines, 80, 3), lines);
+        assert_eq!(cut(&lines, 5, 3), ["one", "two w", "three"]);
+        assert_eq!(cut(&lines, 80, 2), ["one", "(2 more lines)"]);
+        assert_eq!(cut(&lines, 4, 1), ["(3 m"]);
+        assert_eq!(cut(&[], 80, 2), [""; 0]);
     }
 
     #[test]

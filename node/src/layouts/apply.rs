@@ -1,7 +1,7 @@
 //! Deciding the next layout among the members of the newest one (rule L13): what a proposer and an acceptor ask and answer.
 //!
-//! The arithmetic is [`quorate_core::chain`]'s, what an acceptor holds is `acceptor`'s. An operator's `apply` proposes what is staged, and
-//! completes what another one may have begun.
+//! The arithmetic is [`quorate_core::chain`]'s, what an acceptor holds is `acceptor`'s. An operator's `apply` proposes what is staged, their
+//! `abort` the layout before the newest one, and either completes what another one may have begun.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -181,6 +181,20 @@ impl Layouts {
             Next::Decide { parent, wanted } => (parent, wanted),
             Next::Known(applied) => return Ok(LayoutReport { applied: Some(applied), ..store.report().await }),
         };
+        self.decide(parent, wanted, until).await
+    }
+
+    /// Has the members of `parent` decide the layout after it, which is to be `wanted`.
+    ///
+    /// # Errors
+    /// Why this command has changed nothing.
+    pub(super) async fn decide(
+        &self,
+        parent: Layout,
+        wanted: Layout,
+        until: Instant,
+    ) -> Result<LayoutReport, NotApplied> {
+        let (store, version) = (&self.0.store, wanted.version);
         for member in parent.members.iter().chain(&wanted.members) {
             self.0.peers.learn(member.node, member.addr);
         }
@@ -232,7 +246,7 @@ impl Layouts {
         );
         if !known.proposed {
             return Err(refused(format!(
-                "layout {version} is not decided: {why}. Nobody was asked to accept what is staged; repeating the command is safe"
+                "layout {version} is not decided: {why}. Nobody was asked to accept it; repeating the command is safe"
             )));
         }
         Ok(self.undecided(why).await)

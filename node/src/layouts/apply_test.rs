@@ -421,3 +421,105 @@ async fn what_an_operator_may_not_stage_is_refused_with_its_reason() {
     let early = blank.command(LayoutCommand::StageLeave { node: n1 }).await.expect_err("too early").to_string();
     assert!(early.contains("there is no layout in force that it could change"), "{early}");
 }
+
+fn abort(version: impl Into<Option<u64>>) -> LayoutCommand {
+    LayoutCommand::Abort { version: version.into().map(LayoutVersion) }
+}
+
+#[tokio::test]
+async fn a_change_under_way_is_ended_by_the_layout_before_it() {
+    let nodes = three().await;
+    let newcomer = newcomer(&nodes[0]).await;
+    newcomer.knows(1).await;
+    let refused =
+        async |node: &Machine, command: LayoutCommand| node.command(command).await.expect_err("refused").to_string();
+    for command in [abort(None), abort(1), abort(2)] {
+        assert!(refused(&nodes[0], command).await.contains("no change is under way: layout 1 alone is live"));
+    }
+    assert!(refused(&bare_machine().await, abort(None)).await.contains("there is no layout in force yet"));
+    nodes[0].command(join(&newcomer, newcomer.bare.addr)).await.expect("staged");
+    nodes[0].apply(2).await;
+
+    let report = nodes[1].command(abort(None)).await.expect("a look");
+    let look = report.abort.expect("what it would be");
+    assert_eq!((look.like.0, look.layout.version.0, look.what.as_str()), (1, 3, "n4 leaves"));
+    assert_eq!((look.layout.members.len(), look.problems.len(), look.moves.expect("it moves").replicas), (3, 0, 6));
+    assert!(report.progress.is_some() && nodes[1].live().0 == [1, 2], "nothing was changed");
+    for (version, why) in [
+        (1, "layout 1 is decided already: to end the change to layout 2 makes layout 3"),
+        (2, "layout 2 is decided already"),
+        (4, "only version 3 can end the change"),
+        (u64::MAX, "only version 3 can end the change"),
+    ] {
+        let said = refused(&nodes[1], abort(version)).await;
+        assert!(said.contains(why), "{why}: {said}");
+    }
+
+    // What is staged has nothing to do with it.
+    nodes[2].stage_weight("n1", 2).await;
+    let report = nodes[2].command(abort(3)).await.expect("decided");
+    assert_eq!((report.applied, report.current.version.0), (Some(Applied::AsStaged), 3));
+    assert_eq!(report.holding, ["n1", "n2", "n3", "n4"].map(id));
+    let staged = report.staged.expect("it stays staged");
+    assert_eq!((staged.version.0, staged.members[0].weight), (4, 2));
+    let decided = nodes[2].live();
+    assert_eq!(decided.0, [1, 2, 3]);
+    assert!(nodes.iter().chain([&newcomer]).all(|node| node.live() == decided));
+    let current = nodes[0].layouts().current().expect("in force");
+    let before = &current.live().versions()[0].layout;
+    assert_eq!((&current.layout.members, current.layout.n), (&before.members, before.n));
+
+    assert_eq!(nodes[0].command(abort(3)).await.expect("again").applied, Some(Applied::Before));
+    for command in [abort(None), abort(4)] {
+        assert!(refused(&nodes[0], command).await.contains("layouts 1 to 3 are live, and 3 at most can be"));
+    }
+}
+
+#[tokio::test]
+async fn an_abort_that_comes_second_is_told_what_came_first() {
+    let nodes = three().await;
+    nodes[0].stage_weight("n1", 2).await;
+    nodes[0].apply(2).await;
+    nodes[0].stage_weight("n2", 5).await;
+    nodes[1].command(abort(None)).await.expect("a look");
+    nodes[0].apply(3).await;
+    let told = nodes[1].command(abort(3)).await.expect("a report").applied;
+    assert_eq!(told, Some(Applied::Another { by: Some(id("n1")), what: "the weight of n2 is 5".into() }));
+
+    // Where layouts are not changed an abort is not either.
+    let nodes = three().await;
+    nodes[0].stage_weight("n1", 2).await;
+    nodes[0].apply(2).await;
+    nodes[0].layouts().0.store.allows_changes.store(false, Ordering::Relaxed);
+    let refused = nodes[0].command(abort(3)).await.expect_err("switched off").to_string();
+    assert!(refused.contains("layout_changes"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_node_that_would_be_a_member_again_has_to_be_there_with_its_disk() {
+    let nodes = three().await;
+    let newcomer = newcomer(&nodes[0]).await;
+    let replace = LayoutCommand::StageReplace { old: id("n3"), new: newcomer.id, addr: newcomer.bare.addr };
+    nodes[0].command(replace).await.expect("staged");
+    nodes[0].apply(2).await;
+    let expect = async |why: &str| {
+        let look = nodes[0].command(abort(None)).await.expect("a look").abort.expect("what it would be");
+        assert_eq!((look.what.as_str(), look.problems.len()), ("n3 takes the place of n4", 1));
+        assert!(look.problems[0].contains(why), "{:?}", look.problems);
+        let refused = nodes[0].command(abort(3)).await.expect_err("refused").to_string();
+        assert!(refused.contains("layout 1 cannot be taken up again: n3 ") && refused.contains(why), "{refused}");
+        assert_eq!(nodes[0].live().0, [1, 2], "nothing was changed");
+    };
+    // Every node of the pool says the disk of n4.
+    expect("has not the disk that it had as a member").await;
+    // It knows its own.
+    let report = nodes[2].command(abort(None)).await.expect("a look");
+    assert_eq!(report.abort.expect("what it would be").problems, [""; 0]);
+    nodes[2].bare.peers.shutdown();
+    expect("does not answer at").await;
+}
+
+/// It has no layout.
+async fn bare_machine() -> Machine {
+    Machine::start(5, None, bare(5), Liveness::default()).await
+}

@@ -10,7 +10,7 @@ use crate::recovery::Reading;
 use quorate_core::layout::{Layout, LayoutHash, Member};
 use quorate_core::live::{Live, Placed, Said};
 use quorate_core::ownership::{Label, Role, View};
-use quorate_core::progress::Progress;
+use quorate_core::progress::{Progress, Taken};
 
 /// The live layout versions and what follows from them, as this node knows them at one moment.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Current {
     views: Vec<OnceLock<Arc<View>>>,
     /// How far the change is, found when it is first asked for.
     progress: OnceLock<Progress>,
+    /// From whom this node takes over, likewise.
+    sources: OnceLock<BTreeMap<NodeId, Taken>>,
 }
 
 impl Current {
@@ -50,8 +52,8 @@ impl Current {
         let newest = versions.last().expect("a layout is in force");
         let table = Arc::new(newest.layout.table_of(newest.ring()));
         let (layout, hash) = (Arc::new(newest.layout.clone()), newest.hash);
-        let progress = OnceLock::new();
-        Ok(Self { layout, hash, table, views: unlooked(newest), progress, live: Live::new(versions, said) })
+        let (progress, sources) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { layout, hash, table, views: unlooked(newest), progress, sources, live: Live::new(versions, said) })
     }
 
     /// The same layouts, and what the nodes have said since.
@@ -60,15 +62,15 @@ impl Current {
         if let Some(over) = self.live.known_over() {
             live = live.over(over);
         }
-        let (views, progress) = (unlooked(live.newest()), OnceLock::new());
-        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views, progress }
+        let (views, progress, sources) = (unlooked(live.newest()), OnceLock::new(), OnceLock::new());
+        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views, progress, sources }
     }
 
     /// Every change up to this version is over, as a peer has said.
     pub(super) fn over(&self, version: LayoutVersion) -> Self {
         let live = self.live.clone().over(version);
-        let (views, progress) = (unlooked(live.newest()), OnceLock::new());
-        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views, progress }
+        let (views, progress, sources) = (unlooked(live.newest()), OnceLock::new(), OnceLock::new());
+        Self { layout: self.layout.clone(), hash: self.hash, live, table: self.table.clone(), views, progress, sources }
     }
 
     /// The live versions, and what the nodes have said of their part.
@@ -84,6 +86,11 @@ impl Current {
     /// How far the change under way is, if there is one.
     pub fn progress(&self) -> Option<&Progress> {
         self.live.is_changing().then(|| self.progress.get_or_init(|| Progress::of(&self.live)))
+    }
+
+    /// Of whom this node, which is always the same, takes something over, found when it is first asked for.
+    pub(crate) fn sources(&self, me: NodeId) -> &BTreeMap<NodeId, Taken> {
+        self.sources.get_or_init(|| Progress::sources(&self.live, me))
     }
 
     /// The newest version.

@@ -115,7 +115,7 @@ impl LayoutStore {
         Ok(())
     }
 
-    fn newest<'a>(&self, state: &'a State) -> Result<&'a Chain, NotApplied> {
+    pub(super) fn newest<'a>(&self, state: &'a State) -> Result<&'a Chain, NotApplied> {
         if let Some(error) = &state.failed {
             return Err(self.storage(error));
         }
@@ -159,7 +159,7 @@ impl LayoutStore {
         self.another_in(&*self.state.lock().await, version, by)
     }
 
-    fn another_in(&self, state: &State, version: LayoutVersion, by: Option<NodeId>) -> Applied {
+    pub(super) fn another_in(&self, state: &State, version: LayoutVersion, by: Option<NodeId>) -> Applied {
         let layouts = state.later.chain.as_ref().map(Chain::layouts).unwrap_or_default();
         let Some(place) = layouts.iter().position(|layout| layout.version == version) else {
             return Applied::Another { by, what: "it is known no more".into() };

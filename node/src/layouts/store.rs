@@ -583,6 +583,8 @@ impl LayoutStore {
             applied: None,
             history: Vec::new(),
             progress: None,
+            abort: None,
+            under_way: None,
         }
     }
 }
