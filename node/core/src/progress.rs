@@ -149,6 +149,9 @@ mod tests {
         assert_eq!((none.moved, none.partitions), (0, 4));
         assert_eq!(waits(&none), [learns(2), learns(3), learns(4)], "nobody has heard of it");
 
+        let early = progress(&[(2, &|_: &mut Said| {})]);
+        assert_eq!(waits(&early), [learns(3), learns(4)], "one of the new owners can answer: nobody has to close yet");
+
         // n4 waits for two of the three, of which one does not say anything.
         let nothing = |_: &mut Said| {};
         let takes_over = Wait { takes_over: 4, from: [1, 2, 3].map(id).into(), ..Wait::default() };
@@ -169,5 +172,12 @@ mod tests {
         assert_eq!(waits(&progress(&[(2, &closed), (3, &closed), (4, &nothing)])), [(id(4), takes_over)]);
         let over = progress(&[(2, &closed), (3, &closed), (4, &got)]);
         assert_eq!((over.moved, waits(&over)), (4, Vec::new()));
+    }
+
+    #[test]
+    fn a_node_is_waited_for_in_as_many_partitions_as_its_longest_task_has() {
+        for (learns, takes_over, closes) in [(3, 1, 2), (1, 3, 2), (1, 2, 3)] {
+            assert_eq!(Wait { learns, takes_over, closes, ..Wait::default() }.partitions(), 3);
+        }
     }
 }
