@@ -594,6 +594,7 @@ mod tests {
     const P: Partition = Partition(0);
     const V1: LayoutVersion = LayoutVersion(1);
     const V2: LayoutVersion = LayoutVersion(2);
+    const V3: LayoutVersion = LayoutVersion(3);
 
     fn id(i: u16) -> NodeId {
         NodeId::new(&format!("n{i}")).expect("legal")
@@ -603,19 +604,28 @@ mod tests {
         SocketAddr::from(([127, 0, 0, 1], 7000 + i))
     }
 
-    /// n1 to n3 own everything, and then n4 takes the place of n1.
-    fn replacing() -> Live {
+    /// Three layouts: n1 to n3 own everything, then n4 takes the place of n1, then that is taken back.
+    fn layouts(r: u8, w: u8) -> Vec<Arc<Placed>> {
         let mut staged = Staged::default();
         for i in 1..=3 {
             let zone = format!("z{i}");
             staged.join(id(i), StagedMember { disk: DiskId(i.into()), addr: addr(i), zone, weight: 1 });
         }
-        staged.settings(Some(3), Some(4), None, None);
+        staged.settings(Some(3), Some(4), Some(r), Some(w));
         let first = staged.layout(ClusterId(7));
         let replace = changes::Change::Replace { old: id(1), new: id(4), disk: DiskId(4), addr: addr(4) };
         let second = layout_after(&first, &[replace]).expect("possible");
-        let placed = |layout| Arc::new(Placed::new(layout).expect("possible"));
-        Live::new(vec![placed(first), placed(second)], BTreeMap::new())
+        let third = Layout { version: V3, previous: second.hash(), ..first.clone() };
+        [first, second, third].map(|layout| Arc::new(Placed::new(layout).expect("possible"))).to_vec()
+    }
+
+    /// n1 to n3 own everything, and then n4 takes the place of n1.
+    fn replacing() -> Live {
+        live_of(&layouts(2, 2)[..2])
+    }
+
+    fn live_of(layouts: &[Arc<Placed>]) -> Live {
+        Live::new(layouts.to_vec(), BTreeMap::new())
     }
 
     /// With what one node says now.
@@ -739,6 +749,198 @@ mod tests {
         gets(&mut live, 2, &[1, 3]);
         assert!(live.partition(P).is_ready(id(2), V2));
         assert_eq!(live.may_serve(id(2), P, Role::Reads(V1)), Err(NotApplied::StaleLayout { need: V2, had: V1 }));
+    }
+
+    #[test]
+    fn layouts_follow_on_each_other_and_three_are_live_at_most() {
+        let of = |versions: &[usize]| {
+            let all = layouts(2, 2);
+            let versions: Vec<_> = versions.iter().map(|at| all[*at].clone()).collect();
+            std::panic::catch_unwind(|| live_of(&versions)).is_ok()
+        };
+        assert!(of(&[0]) && of(&[1, 2]) && of(&[0, 1, 2]));
+        assert!(!of(&[]) && !of(&[0, 2]) && !of(&[1, 0]) && !of(&[0, 0]));
+        let live = replacing();
+        let owners = live.owners(P);
+        assert_eq!((&owners[..3], &owners[3..]), (live.newest().ring().primaries(P), &[id(1)][..]), "newer ones first");
+        assert_eq!(live.members(), (1..=4).map(id).collect());
+        assert_eq!((live.owned_by(id(1)).len(), live.owned_by(id(9)).len()), (4, 0));
+    }
+
+    #[test]
+    fn a_change_that_a_peer_knows_to_be_over_is_named_by_nothing_whatever_is_known_here() {
+        let all = layouts(2, 2);
+        let over =
+            |versions: &[u64]| versions.iter().fold(live_of(&all), |live, version| live.over(LayoutVersion(*version)));
+        assert_eq!(over(&[]).partition(P).view().label, Label { low: V1, high: V3 });
+        for (told, known) in [(&[1][..], None), (&[4], None), (&[2], Some(V2)), (&[3], Some(V3)), (&[3, 2], Some(V3))] {
+            assert_eq!(over(told).known_over(), known, "{told:?}");
+        }
+        let view = over(&[2]).partition(P).view();
+        assert_eq!((view.label, view.read_version()), (Label { low: V2, high: V3 }, V2));
+        let view = over(&[2, 3]).partition(P).view();
+        assert_eq!((view.label, view.read_version()), (Label::of(V3), V3));
+    }
+
+    #[test]
+    fn who_owns_what_an_older_change_gave_to_it_and_never_found_itself_ready_has_forgotten_that() {
+        let all = layouts(2, 2);
+        let mut said = Said::default();
+        let every: Vec<Partition> = (0..4).map(Partition).collect();
+        assert_eq!(said.forgotten(id(4), &all[1]), every);
+        assert_eq!((said.forgotten(id(1), &all[1]), said.forgotten(id(3), &all[0])), (vec![], vec![]));
+        said.set(P, Part { ready: V1, ..Part::default() });
+        assert_eq!(said.forgotten(id(4), &all[1]), every, "that was for an older one");
+        said.set(P, Part { ready: V2, ..Part::default() });
+        assert_eq!(said.forgotten(id(4), &all[1]), every[1..]);
+        said.settle(V1);
+        assert_eq!(said.forgotten(id(4), &all[1]), every[1..]);
+        said.settle(V2);
+        assert_eq!(said.forgotten(id(4), &all[1]), [], "it has been asked for");
+        assert_eq!(said.forgotten(id(3), &all[2]), every);
+    }
+
+    #[test]
+    fn a_node_that_has_yet_to_look_at_what_the_oldest_layout_gave_to_it_neither_speaks_nor_gives() {
+        let all = layouts(2, 2);
+        let mut live = live_of(&all[1..]);
+        let reads = |live: &Live, node: u16| live.may_serve(id(node), P, Role::Reads(V2));
+        let silent = |live: &Live, node: u16| {
+            let moving = live.partition(P);
+            assert_eq!((moving.held_for(id(node)), moving.pushes(id(node))), (vec![], None));
+            matches!(reads(live, node), Err(NotApplied::NotServing { why, .. }) if why.contains("has yet to look"))
+        };
+        assert!(silent(&live, 2) && silent(&live, 4), "nothing is known of them");
+        for node in [2, 4] {
+            says(&mut live, node, |said| (said.fence, said.settled) = (V3, V1));
+        }
+        assert!(silent(&live, 2) && silent(&live, 4));
+        changes(&mut live, 2, |part| part.ready = V2);
+        says(&mut live, 4, |said| said.settled = V2);
+        for node in [2, 4] {
+            assert_eq!((reads(&live, node), live.partition(P).pushes(id(node))), (Ok(()), Some(true)), "n{node}");
+        }
+        assert_eq!(live.partition(P).held_for(id(4)), [V2], "it owns nothing of the newest one");
+        assert_eq!(live.partition(P).held_for(id(2)), [V2, V3]);
+        let older = live.may_serve(id(2), P, Role::Reads(V1));
+        assert_eq!(older, Err(NotApplied::StaleLayout { need: V2, had: V1 }));
+    }
+
+    #[test]
+    fn a_node_holds_what_it_is_ready_for_until_it_drops_its_copy() {
+        let mut live = replacing();
+        let held = |live: &Live, node: u16| live.partition(P).held_for(id(node));
+        assert_eq!(
+            (held(&live, 1), held(&live, 2), held(&live, 4), held(&live, 9)),
+            (vec![V1], vec![V1], vec![], vec![])
+        );
+        fences(&mut live, &[1, 2, 4]);
+        assert_eq!((held(&live, 1), held(&live, 2), held(&live, 4)), (vec![V1], vec![V1, V2], vec![]));
+        gets(&mut live, 4, &[1, 2]);
+        assert_eq!(held(&live, 4), [V2]);
+        changes(&mut live, 1, |part| (part.closed, part.dropped) = (V2, true));
+        assert_eq!(held(&live, 1), []);
+        let former = |node: u16| live.partition(P).is_former_owner(id(node));
+        assert!(former(1) && former(2) && !former(4) && !former(9));
+    }
+
+    #[test]
+    fn what_is_said_of_layouts_and_nodes_that_are_not_known_here_counts_for_nothing() {
+        let mut live = replacing();
+        fences(&mut live, &[1, 2, 3, 4]);
+        let got = |version: u64, from: u16| Got { version: LayoutVersion(version), from: id(from), strong: true };
+        changes(&mut live, 4, |part| {
+            part.got = [got(1, 1), got(1, 2), got(3, 1), got(3, 2), got(2, 9), got(2, 1)].into()
+        });
+        assert!(!live.partition(P).is_ready(id(4), V2), "one push is of this change and of an owner");
+        changes(&mut live, 4, |part| part.got.extend([got(2, 3)]));
+        assert!(live.partition(P).is_ready(id(4), V2));
+
+        // What names no newer version than is known here is refused by one that acts on a newer one, and so is every read.
+        says(&mut live, 2, |said| said.fence = LayoutVersion(5));
+        changes(&mut live, 2, |part| part.closed = LayoutVersion(5));
+        let writes = live.may_serve(id(2), P, Role::Writes(Label::of(V1)));
+        assert_eq!(writes, Err(NotApplied::StaleLayout { need: V2, had: V1 }));
+        let reads = live.may_serve(id(2), P, Role::Reads(V2));
+        assert_eq!(reads, Err(NotApplied::StaleLayout { need: LayoutVersion(5), had: V2 }));
+    }
+
+    #[test]
+    fn reads_follow_one_that_has_closed_what_is_older_unless_it_has_lost_its_copy() {
+        let mut live = replacing();
+        fences(&mut live, &[2]);
+        assert_eq!(live.partition(P).view().read_version(), V1, "one owner is known to be ready");
+        changes(&mut live, 2, |part| part.closed = V2);
+        assert_eq!(live.partition(P).view().read_version(), V2, "it has seen enough of them ready");
+        changes(&mut live, 2, |part| part.lost = true);
+        assert_eq!(live.partition(P).view().read_version(), V1, "it has closed because it had lost its copy");
+        changes(&mut live, 2, |part| (part.lost, part.dropped) = (false, true));
+        assert_eq!(live.partition(P).view().read_version(), V1, "or had none");
+    }
+
+    #[test]
+    fn an_owner_is_restored_from_as_many_ready_owners_as_a_read_and_a_write_take() {
+        for (r, w, sources, restorers) in [(2, 2, 2, 2), (3, 2, 2, 3), (1, 3, 1, 1), (3, 1, 3, 3)] {
+            let live = live_of(&layouts(r, w)[..2]);
+            for version in [V1, V2] {
+                let needed = (live.partition(P).sources_needed(version), live.partition(P).restorers_needed(version));
+                assert_eq!(needed, (sources, restorers), "R {r}, W {w}");
+            }
+            assert_eq!(live.partition(P).sources_needed(V3), usize::MAX);
+            assert_eq!(live.partition(P).restorers_needed(V3), usize::MAX);
+        }
+        let mut live = replacing();
+        let may = |live: &Live, node: u16| live.partition(P).may_be_restored(id(node));
+        fences(&mut live, &[1, 2, 3]);
+        assert!(!may(&live, 4), "it still takes what names layout 1 only");
+        fences(&mut live, &[4]);
+        assert!(may(&live, 4));
+        assert!(!may(&live, 1) && !may(&live, 2) && !may(&live, 9), "one that leaves, one that is ready, a stranger");
+        let mut fewer = replacing();
+        fences(&mut fewer, &[1, 2, 4]);
+        assert!(!may(&fewer, 4), "one other owner is ready");
+        gets(&mut live, 4, &[1, 2]);
+        assert!(!may(&live, 4), "it is ready");
+        assert!((1..=3).all(|node| !may(&live_of(&layouts(2, 2)[..1]), node)), "nothing changes");
+    }
+
+    #[test]
+    fn only_an_owner_that_kept_nothing_cannot_do_without_a_push() {
+        let live = replacing();
+        let needs = |node: u16, version| live.partition(P).needs(id(node), version);
+        assert!(needs(4, V2));
+        assert!(!needs(1, V2) && !needs(2, V2) && !needs(4, V1) && !needs(4, V3) && !needs(9, V2));
+    }
+
+    #[test]
+    fn a_version_that_is_taken_back_is_passed_over_by_owners_that_have_done_nothing_for_it() {
+        let mut live = live_of(&layouts(2, 2));
+        let passes = |live: &Live, node: u16| live.partition(P).passes_over(id(node));
+        assert_eq!([1, 2, 4, 9].map(|node| passes(&live, node)), [Some(V2), Some(V2), None, None]);
+        assert_eq!(replacing().partition(P).passes_over(id(1)), None, "nothing is taken back");
+        fences(&mut live, &[1, 2, 3]);
+        assert_eq!([1, 2, 3].map(|node| passes(&live, node)), [Some(V2); 3]);
+        changes(&mut live, 1, |part| part.helped = true);
+        changes(&mut live, 2, |part| part.closed = V2);
+        changes(&mut live, 3, |part| part.passed_over = Some(V2));
+        assert_eq!([1, 2, 3].map(|node| passes(&live, node)), [None; 3]);
+        let mut live = live_of(&layouts(2, 2));
+        says(&mut live, 1, |said| said.fence = V3);
+        assert_eq!(passes(&live, 1), None, "it has made up its mind");
+    }
+
+    #[test]
+    fn a_version_that_too_many_have_passed_over_is_read_by_nobody() {
+        let mut live = live_of(&layouts(2, 2));
+        for node in [1, 2, 3] {
+            says(&mut live, node, |said| said.fence = V3);
+            changes(&mut live, node, |part| part.passed_over = Some(V2));
+        }
+        let view = live.partition(P).view();
+        assert_eq!(view.label, Label { low: V1, high: V3 });
+        assert_eq!(view.owners.iter().map(|owners| owners.version).collect::<Vec<_>>(), [V3, V1]);
+        assert!([V1, V3].contains(&view.read_version()));
+        assert_eq!(live.partition(P).named(), [V1, V3]);
     }
 
     #[test]

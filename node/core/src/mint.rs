@@ -194,6 +194,39 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_is_disputed_where_it_names_what_was_not_minted_and_for_own_values_that_it_says_to_be_replaced() {
+        let mut minter = Minter::new(dot(0, 1).actor);
+        let own = minter.next_dot();
+        let mut record = one(own, 1);
+        record.merge(&one(dot(1, 1), 2), &|_| false);
+        let claims = |own_up_to: u64| {
+            let mut claims = Record::default();
+            claims.context.advance(own.actor, own_up_to);
+            claims.context.advance(dot(1, 1).actor, 1);
+            claims
+        };
+        assert_eq!(disputed(&minter, &record, &claims(own.counter)), None, "that was minted, and may be replaced");
+        let kept = disputed(&minter, &record, &claims(own.counter + 1)).expect("nobody can know of it");
+        assert_eq!(kept, [record.siblings[&own].clone()], "another actor's value is no matter of this one");
+        let mut live = claims(own.counter + 1);
+        live.siblings.insert(own, record.siblings[&own].clone());
+        assert_eq!(disputed(&minter, &record, &live), Some(Vec::new()), "it holds that value as well");
+        let mut gap = Record::default();
+        gap.context.insert(dot(0, 3));
+        assert_eq!(disputed(&minter, &record, &gap), Some(Vec::new()), "it says nothing of that value");
+    }
+
+    #[test]
+    fn a_writer_has_seen_its_own_write_by_name_as_well() {
+        let op_id = OpId::new(5, 5);
+        let other = one(dot(1, 1), 7);
+        let written = mint(other, dot(0, 1), op_id, Some(blob("v")), &Context::new());
+        assert!(written.context.names().contains(&op_id), "also where something else stands beside it");
+        let deleted = mint(written.record.clone(), dot(0, 2), OpId::new(6, 6), None, &written.record.seen());
+        assert!(deleted.context.names().contains(&OpId::new(6, 6)), "a delete shows no value");
+    }
+
+    #[test]
     fn a_minter_is_ahead_of_what_it_has_minted_and_of_nothing_later() {
         let mut minter = Minter::new(dot(0, 1).actor);
         let record = one(dot(0, 1), 1);

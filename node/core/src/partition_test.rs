@@ -581,6 +581,95 @@ fn a_disputed_claim_stays_disputed_until_its_merge_is_written() {
     assert!(!third.disputed && third.record.value_count() == 0, "the actor of the claim is gone");
 }
 
+#[test]
+fn what_was_superseded_here_is_kept_out_of_this_record_and_of_no_other_one() {
+    let (mut state, record) = with_everything();
+    let (name, other_name) = (data_key(0), data_key(2));
+    // Another mint of the operation that was replaced.
+    let peer = Actor { node: NodeId::new("n2").expect("legal"), incarnation: 7 };
+    let minted = |counter, op| {
+        let (dot, value) = (Dot { actor: peer, counter }, Some(Blob::copy_from(b"v")));
+        mint::mint(Record::default(), dot, OpId(op), value, &Context::new()).record
+    };
+    let mut merge = |at: &RecordAt<'_>, held: &Record, other: &Record| {
+        let merging = state.merge(me(), at, held.clone(), other, seconds(9), &mut || 1);
+        (merging.kept_out, merging.record.dots_of(&OpId(1)).len(), merging.record.value_count())
+    };
+    let (own, hint) = (at(0, false, &name), at(0, true, &name));
+    assert_eq!(merge(&own, &record, &minted(1, 1)), (true, 0, 1));
+    assert_eq!(merge(&own, &record, &minted(1, 3)), (false, 0, 2), "another operation");
+    let (second, value) = (Dot { actor: peer, counter: 2 }, Some(Blob::copy_from(b"w")));
+    let both = mint::mint(minted(1, 1), second, OpId(3), value, &Context::new()).record;
+    assert_eq!(merge(&own, &record, &both), (true, 0, 2), "one of the two");
+    let mut seen = record.clone();
+    seen.context.advance(peer, 1);
+    assert_eq!(merge(&own, &seen, &minted(1, 1)).0, false, "it is covered anyhow");
+    // A record that does not hold what has replaced it must not say so.
+    assert_eq!(merge(&hint, &Record::default(), &minted(1, 1)), (false, 1, 1));
+    assert_eq!(merge(&at(2, false, &other_name), &record, &minted(1, 1)), (false, 1, 2), "another key");
+    let first = mint(&mut PartitionState::default(), Record::default(), 1, &Context::new(), 1).fresh.record;
+    assert_eq!(merge(&own, &first, &minted(1, 1)), (false, 2, 1), "here it is still there");
+}
+
+#[test]
+fn what_a_newer_release_has_written_is_told_once_a_leaf() {
+    let mut state = PartitionState::default();
+    assert_eq!([3, 3, 4, 3].map(|leaf| state.found_newer(leaf)), [true, false, true, false]);
+    assert_eq!(state.newer(), [3, 4].into_iter().collect());
+}
+
+#[test]
+fn an_actor_that_is_given_up_mints_no_more() {
+    let (mut state, record) = with_everything();
+    let before = state.actor().expect("it has minted");
+    assert_eq!(mint(&mut state, record.clone(), 3, &Context::new(), 2).dot.actor, before);
+    state.give_up_actor();
+    assert_eq!(state.actor(), None);
+    let next = mint(&mut state, record, 4, &Context::new(), 2);
+    assert_eq!((next.dot.actor.incarnation, state.actor()), (2, Some(next.dot.actor)));
+    // Which is told, with whether an earlier one is known by the record, whoever else has written it.
+    assert_eq!(next.events, [Event::ActorDrawn { beside_an_earlier_one: true }]);
+    let mut foreign = Record::default();
+    for (node, earlier) in [("n2", false), ("n1", true), ("n3", true)] {
+        foreign.context.advance(Actor { node: NodeId::new(node).expect("legal"), incarnation: 5 }, 1);
+        let next = mint(&mut PartitionState::default(), foreign.clone(), 1, &Context::new(), 2);
+        assert_eq!(next.events, [Event::ActorDrawn { beside_an_earlier_one: earlier }], "{node}");
+    }
+}
+
+#[test]
+fn a_corrupt_record_is_known_until_something_takes_its_place_or_it_goes() {
+    let name = data_key(0);
+    let (own, hint) = (at(0, false, &name), at(0, true, &name));
+    let known = |state: &PartitionState| (state.corrupt(), state.is_corrupt(&own), state.is_corrupt(&hint));
+    let both = || {
+        let (mut state, _) = with_everything();
+        for place in [&own, &hint] {
+            state.found_corrupt(place, seconds(9)).expect("for the first time");
+            state.noted_corrupt(place, true);
+        }
+        assert_eq!(known(&state), (2, true, true));
+        state
+    };
+    let mut state = both();
+    state.written(&own, Change::Nothing, Dropped::default(), seconds(9), 10);
+    assert_eq!(known(&state), (2, true, true), "nothing was written");
+    state.written(&own, Change::Replaced(None, Some(1)), Dropped::default(), seconds(9), 10);
+    assert_eq!(known(&state), (1, false, true));
+    state.hint_gone(&hint, seconds(9));
+    assert_eq!(known(&state), (0, false, false));
+    let mut state = both();
+    state.insert_unknown(&own, There::No, seconds(9), 10);
+    assert_eq!(known(&state), (1, false, true), "one that is found afterwards is another loss");
+    // The copy that takes its place may be one in which the actor has minted since.
+    let mut state = both();
+    mint(&mut state, Record::default(), 9, &Context::new(), 3);
+    state.replace_corrupt(&own, seconds(9));
+    assert!(!state.has_actor());
+    let found = |at: &RecordAt<'_>| with_everything().0.found_corrupt(at, seconds(9)).expect("it was not known").again;
+    assert_eq!((found(&own), found(&hint)), (false, false), "nothing else of the leaf is being recovered");
+}
+
 /// A made-up time, mostly of a far future, would crowd out the names of its record.
 #[test]
 fn the_operation_that_a_disputed_value_gets_tells_no_time() {

@@ -192,6 +192,9 @@ mod tests {
         assert_eq!((none.moved, none.partitions), (0, 4));
         assert_eq!(waits(&none), [learns(2), learns(3), learns(4)], "nobody has heard of it");
 
+        let early = progress(&[(2, &|_: &mut Said| {})]);
+        assert_eq!(waits(&early), [learns(3), learns(4)], "one of the new owners can answer: nobody has to close yet");
+
         // n4 waits for two of the three, of which one does not say anything.
         let nothing = |_: &mut Said| {};
         let takes_over = Wait { takes_over: 4, from: [1, 2, 3].map(id).into(), ..Wait::default() };
@@ -242,5 +245,12 @@ mod tests {
         // Two of three are enough: what the third one has of these partitions is not waited for.
         assert_eq!(all(&got(3, &[2, 3])), (n4(3), vec![(id(1), 0, 1), (id(2), 3, 4), (id(3), 3, 4)]));
         assert_eq!(all(&got(4, &[1, 3])), (n4(4), vec![(id(1), 4, 4), (id(3), 4, 4)]));
+    }
+
+    #[test]
+    fn a_node_is_waited_for_in_as_many_partitions_as_its_longest_task_has() {
+        for (learns, takes_over, closes) in [(3, 1, 2), (1, 3, 2), (1, 2, 3)] {
+            assert_eq!(Wait { learns, takes_over, closes, ..Wait::default() }.partitions(), 3);
+        }
     }
 }

@@ -448,6 +448,59 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_merge_tells_of_everything_that_it_has_dropped_and_that_it_has() {
+        // What the other side knows to be superseded goes, and nothing else shows that.
+        let first = minted(dot(0, 1), OpId(1), "a", &Record::default(), &Context::new());
+        let mut dropped = first.clone();
+        dropped.drop_operations(|_| true);
+        assert_eq!(merged(&first, &dropped), dropped);
+
+        // A dot that is not taken drops the other dot of its operation here, whose name is too old to stay.
+        let (old, new) = (op(1), op(2 + NAMES_WINDOW_MS));
+        let mut ours = minted(
+            dot(2, 1),
+            new,
+            "b",
+            &minted(dot(1, 1), old, "a", &Record::default(), &Context::new()),
+            &Context::new(),
+        );
+        ours.context.advance(dot(0, 1).actor, 1);
+        let theirs = minted(dot(0, 1), old, "a", &Record::default(), &Context::new());
+        let after = merged(&ours, &theirs);
+        assert_eq!((after.values(), after.superseded(&old)), (vec![blob("b")], None));
+        let (told, _) = ours.clone().merge(&theirs, NOTHING);
+        assert_eq!(told.writes, [(dot(0, 1), old), (dot(1, 1), old)]);
+    }
+
+    #[test]
+    fn a_name_goes_when_a_merge_brings_an_operation_that_began_so_much_later() {
+        let first = minted(dot(0, 1), op(1), "a", &Record::default(), &Context::new());
+        let next = minted(dot(0, 2), op(2), "b", &first, &first.seen());
+        for (later, stays) in [(NAMES_WINDOW_MS, true), (NAMES_WINDOW_MS + 1, false)] {
+            let newest = minted(dot(1, 1), op(later), "c", &Record::default(), &Context::new());
+            assert_eq!(merged(&next, &newest).superseded(&op(1)).is_some(), stays, "{later}");
+            assert_eq!(merged(&newest, &next), merged(&next, &newest));
+        }
+    }
+
+    #[test]
+    fn a_write_that_its_own_cause_names_lives() {
+        let first = minted(dot(0, 1), op(1), "a", &Record::default(), &Context::new());
+        let again = minted(dot(1, 1), op(1), "a", &Record::default(), &first.seen());
+        assert_eq!((again.superseded(&op(1)), again.values()), (None, vec![blob("a")]));
+        assert_eq!(merged(&again, &Record::default()).values(), [blob("a")]);
+    }
+
+    #[test]
+    fn a_value_that_lives_on_under_another_dot_is_covered_by_the_context() {
+        let mut record = minted(dot(0, 1), op(1), "a", &Record::default(), &Context::new());
+        let sibling = record.siblings.remove(&dot(0, 1)).expect("it was minted");
+        record.keep(dot(1, 1), sibling);
+        assert!(record.context.covers(&dot(1, 1)));
+        assert_eq!(Record::decode(&record.encode()), Ok(record));
+    }
+
+    #[test]
     fn a_second_dot_of_a_write_that_was_replaced_is_dropped_by_its_name_wherever_it_comes_from() {
         let nothing = Record::default();
         let first = minted(dot(0, 1), op(1), "a", &nothing, &Context::new());
