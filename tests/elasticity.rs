@@ -203,7 +203,7 @@ impl<'a> Story<'a> {
         let of = format!(" of {} partitions have moved (", self.scale.partitions);
         let progress: Vec<&str> = lines.collect();
         let tells = |line: &&str| line.contains(&of) && line.contains(" records (") && line.contains(", ETA ");
-        assert!(progress.iter().all(|line| tells(line)), "{said}");
+        assert!(progress.iter().all(tells), "{said}");
         say(&format!("   watched in {} lines; {}", progress.len(), progress.get(progress.len() / 2).unwrap_or(&"-")));
     }
 

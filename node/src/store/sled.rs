@@ -15,7 +15,7 @@
 //! - When the write of a blob fails, sled leaves a writer counted for ever, and the next `flush()`, and the one in its `Drop`,
 //!   hang: the store over it (`on_disk.rs`) waits with a bound.
 //! - When one of sled's threads fails to write a buffer that its last writer has left (`Log::exit_reservation`), it notes the error and wakes
-//!   nobody: a flush that waits for that buffer then waits for ever, while [`Engine::check`] says what has happened.
+//!   nobody: a flush that waits for that buffer then waits for ever, while `Engine::check()` says what has happened.
 //! - An insert that fails is in the log or not by the time it returns, and what is read afterwards says which: sled (`PageCache::link`) claims
 //!   its place in a log buffer, which is where a full disk is met; links the page in memory; and only then completes the entry in the
 //!   buffer. An entry that was never completed fails its checksum at the next start. Whoever still reads the old value therefore knows
