@@ -580,13 +580,16 @@ impl Desk {
     /// What an older owner says before a new one takes over what it holds.
     pub(super) fn begins_push(&self, partition: Partition) -> Result<PushBegun, NotApplied> {
         let current = self.layouts.known()?;
-        let moving = current.live().partition(partition);
+        let (moving, newest) = (current.live().partition(partition), current.version());
+        // Of the same moment as what is looked at.
+        let fence = current.live().said().get(&self.me).map_or(LayoutVersion::NONE, |said| said.fence);
         let Some(strong) = moving.pushes(self.me) else {
-            let why = format!("it holds nothing of partition {partition} that an older layout gave to it");
+            let why = match fence < newest {
+                true => format!("it acts on layout {fence}, and has yet to follow to {newest}"),
+                false => format!("it holds nothing of partition {partition} that an older layout gave to it"),
+            };
             return Err(NotApplied::NotServing { node: self.me, why });
         };
-        // Of the same moment as what was looked at.
-        let fence = current.live().said().get(&self.me).map_or(LayoutVersion::NONE, |said| said.fence);
         // Counted first: what is found to be lost in between makes the push void.
         let losses = self.losses(partition);
         Ok(PushBegun { fence, strong, lost: LeafSet(self.replica.withholds(partition)), losses })
